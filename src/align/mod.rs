@@ -1,0 +1,1 @@
+//! Reward alignment, one method per file: costs, penalties, lean adjoint, matching, truncation.

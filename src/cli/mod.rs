@@ -1,0 +1,1 @@
+//! Commands: parse, call, print one error, exit code. Nothing here computes.

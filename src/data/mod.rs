@@ -1,0 +1,1 @@
+//! Prompts and the shapes world: scenes, captions, and the oracle that knows the truth.

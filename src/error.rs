@@ -1,0 +1,131 @@
+//! The one error type: what kind, what was expected and what came, and what to try.
+//!
+//! Messages read `<function>: <what must hold>, got <what came>`, lower case, no full stop, names in backticks.
+//! The place in the script is added once, at the edge, by `cli::report`.
+
+use std::fmt;
+
+/// The class of a mistake; scripts see it as `e.kind` in `catch (e)`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Shape,
+    Dtype,
+    Device,
+    Type,
+    Value,
+    Option,
+    Name,
+    Missing,
+    Numeric,
+    Limit,
+    File,
+    Interrupt,
+    Internal,
+}
+
+impl Kind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Shape => "shape",
+            Kind::Dtype => "dtype",
+            Kind::Device => "device",
+            Kind::Type => "type",
+            Kind::Value => "value",
+            Kind::Option => "option",
+            Kind::Name => "name",
+            Kind::Missing => "missing",
+            Kind::Numeric => "numeric",
+            Kind::Limit => "limit",
+            Kind::File => "file",
+            Kind::Interrupt => "interrupt",
+            Kind::Internal => "internal",
+        }
+    }
+}
+
+/// A mistake with its kind and, where one is known, a hint: one imperative sentence.
+#[derive(Debug, Clone)]
+pub struct Error {
+    pub kind: Kind,
+    pub message: String,
+    pub hint: Option<String>,
+}
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), hint: None }
+    }
+
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Names the function or file in front of the message.
+    pub fn within(mut self, place: impl fmt::Display) -> Self {
+        self.message = format!("{place}: {}", self.message);
+        self
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        match &self.hint {
+            Some(hint) => write!(f, "\nhint: {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// candle's errors keep their operation and shapes; its backtrace is dropped.
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        use candle_core::Error as C;
+        match error {
+            C::WithBacktrace { inner, .. } => Error::from(*inner),
+            C::Wrapped(inner) => match inner.to_string().strip_prefix(CARRIED) {
+                Some(text) => Error::new(Kind::Internal, text),
+                None => Error::new(Kind::Internal, inner.to_string()),
+            },
+            e @ (C::ShapeMismatch { .. }
+            | C::ShapeMismatchBinaryOp { .. }
+            | C::UnexpectedShape { .. }
+            | C::UnexpectedNumberOfDims { .. }
+            | C::DimOutOfRange { .. }
+            | C::MatMulUnexpectedStriding(_)) => Error::new(Kind::Shape, e.to_string()),
+            e @ (C::DTypeMismatchBinaryOp { .. } | C::UnsupportedDTypeForOp(..) | C::UnexpectedDType { .. }) => {
+                Error::new(Kind::Dtype, e.to_string())
+            }
+            e @ (C::DeviceMismatchBinaryOp { .. } | C::Cuda(_) | C::NotCompiledWithCudaSupport) => {
+                Error::new(Kind::Device, e.to_string())
+            }
+            e => Error::new(Kind::Internal, e.to_string()),
+        }
+    }
+}
+
+/// Marks an error of ours that crossed candle's backward pass.
+const CARRIED: &str = "amscript: ";
+
+/// Lets our errors leave a candle custom op.
+impl From<Error> for candle_core::Error {
+    fn from(error: Error) -> Self {
+        candle_core::Error::Wrapped(format!("{CARRIED}{error}").into())
+    }
+}
+
+/// Returns early with an [`Error`]: `bail!(Shape, "linear: ...")`, optionally `; hint: "..."`.
+#[macro_export]
+macro_rules! bail {
+    ($kind:ident, $($format:expr),+; hint: $($hint:expr),+) => {
+        return Err($crate::error::Error::new($crate::error::Kind::$kind, format!($($format),+)).hint(format!($($hint),+)))
+    };
+    ($kind:ident, $($format:expr),+ $(,)?) => {
+        return Err($crate::error::Error::new($crate::error::Kind::$kind, format!($($format),+)))
+    };
+}

@@ -1,0 +1,19 @@
+//! amscript: a scripting host that aligns flow-matching image models to rewards.
+//!
+//! Dependencies point one way: `cli > script > align, reward, metric, run > model, flow, optim, data > nn > tensor > error`.
+
+pub mod align;
+pub mod cli;
+pub mod data;
+pub mod error;
+pub mod flow;
+pub mod metric;
+pub mod model;
+pub mod nn;
+pub mod optim;
+pub mod reward;
+pub mod run;
+pub mod script;
+pub mod tensor;
+
+pub use error::{Error, Kind, Result};

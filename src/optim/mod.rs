@@ -1,0 +1,1 @@
+//! AdamW with readable state and learning-rate schedules.

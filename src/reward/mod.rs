@@ -1,0 +1,1 @@
+//! Rewards: images and prompts to one number per image, differentiable to the pixels.

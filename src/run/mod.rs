@@ -1,0 +1,1 @@
+//! The run directory: settings, log, images, checkpoints, plots, provenance.

@@ -1,0 +1,8 @@
+//! Tensors: device and dtype, seeded random streams, differentiable ops, vector-Jacobian products, gradient check.
+
+pub mod grad;
+pub mod op;
+pub mod random;
+
+pub use candle_core::{D, DType, Device, Tensor};
+pub use random::Rng;
