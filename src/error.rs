@@ -115,7 +115,7 @@ const CARRIED: &str = "amscript: ";
 /// Lets our errors leave a candle custom op.
 impl From<Error> for candle_core::Error {
     fn from(error: Error) -> Self {
-        candle_core::Error::Wrapped(format!("{CARRIED}{error}").into())
+        candle_core::Error::Wrapped(Box::new(format!("{CARRIED}{error}")))
     }
 }
 
