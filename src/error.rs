@@ -119,6 +119,16 @@ impl From<Error> for candle_core::Error {
     }
 }
 
+/// The candidate most like `name`, if one is close enough to be meant: "did you mean `..`".
+pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    candidates
+        .into_iter()
+        .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
+        .filter(|(likeness, _)| *likeness > 0.8)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| candidate)
+}
+
 /// Returns early with an [`Error`]: `bail!(Shape, "linear: ...")`, optionally `; hint: "..."`.
 #[macro_export]
 macro_rules! bail {

@@ -1,1 +1,4 @@
 //! The only copies of the building blocks; models are written with these and `tensor::op` only.
+
+pub mod archive;
+pub mod weights;

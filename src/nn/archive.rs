@@ -1,0 +1,341 @@
+//! Files of named tensors, opened by their headers: safetensors (also embedded ones) and PyTorch zip pickles.
+//!
+//! Sizes, names and offsets are checked against the file before memory is spent on a tensor.
+
+use crate::bail;
+use crate::error::{Error, Kind, Result};
+use candle_core::pickle::PthTensors;
+use candle_core::{DType, Device, Tensor};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::sync::Mutex;
+
+const MAX_HEADER: u64 = 16 << 20;
+const MAX_TENSORS: usize = 20_000;
+
+/// Type and shape of a stored tensor.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub dtype: DType,
+    pub shape: Vec<usize>,
+    /// Bytes from the start of the file; unused for pickles.
+    begin: u64,
+    end: u64,
+}
+
+enum Body {
+    File(Mutex<File>),
+    Embedded(&'static [u8]),
+    Pickle(Box<PthTensors>),
+}
+
+/// One open file of tensors; tensors are read when asked for.
+pub struct Archive {
+    origin: String,
+    body: Body,
+    entries: BTreeMap<String, Entry>,
+}
+
+impl Archive {
+    /// Opens a safetensors file, or a PyTorch zip pickle when the name ends in `.pt`, `.pth`, `.bin` or `.ckpt`.
+    pub fn open(path: &Path) -> Result<Self> {
+        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+        let pickle = matches!(extension, "pt" | "pth" | "bin" | "ckpt");
+        if pickle { Self::open_pickle(path) } else { Self::open_safetensors(path) }
+    }
+
+    fn open_safetensors(path: &Path) -> Result<Self> {
+        let origin = path.display().to_string();
+        let refused = |e: std::io::Error| Error::new(Kind::File, format!("{origin}: {e}"));
+        let mut file = File::open(path).map_err(refused)?;
+        let size = file.metadata().map_err(refused)?.len();
+        let mut start = Vec::with_capacity(8);
+        (&file).take(8).read_to_end(&mut start).map_err(refused)?;
+        let length = header_length(&start, size).map_err(|e| e.within(&origin))?;
+        let mut header = vec![0; length as usize];
+        file.read_exact(&mut header).map_err(refused)?;
+        let entries = parse_header(&header, size).map_err(|e| e.within(&origin))?;
+        Ok(Self { origin, body: Body::File(Mutex::new(file)), entries })
+    }
+
+    /// Opens safetensors bytes that live in the binary.
+    pub fn embedded(origin: &str, bytes: &'static [u8]) -> Result<Self> {
+        let size = bytes.len() as u64;
+        let entries = header_length(bytes, size)
+            .and_then(|length| parse_header(&bytes[8..8 + length as usize], size))
+            .map_err(|e| e.within(origin))?;
+        Ok(Self { origin: origin.to_string(), body: Body::Embedded(bytes), entries })
+    }
+
+    /// A bare state dict, or one under `ema`, `state_dict` or `model`, the first that holds tensors.
+    fn open_pickle(path: &Path) -> Result<Self> {
+        let origin = path.display().to_string();
+        let size = path.metadata().map_err(|e| Error::new(Kind::File, format!("{origin}: {e}")))?.len();
+        let refused = |e: candle_core::Error| {
+            Error::new(Kind::File, format!("{origin}: not a PyTorch zip file ({e})"))
+                .hint("save it with a current torch.save, or convert it to safetensors")
+        };
+        let mut pickle = PthTensors::new(path, None).map_err(refused)?;
+        for key in ["ema", "state_dict", "model"] {
+            if pickle.tensor_infos().is_empty() {
+                // a missing key is an error there, and means: try the next
+                pickle = PthTensors::new(path, Some(key)).unwrap_or(pickle);
+            }
+        }
+        if pickle.tensor_infos().is_empty() {
+            bail!(File, "{origin}: expected a state dict (bare, or under `ema`, `state_dict` or `model`), got none");
+        }
+        let mut entries = BTreeMap::new();
+        for (name, info) in pickle.tensor_infos() {
+            let shape = info.layout.dims().to_vec();
+            let bytes = byte_size(&shape, info.dtype).filter(|&bytes| bytes <= size);
+            let Some(bytes) = bytes else {
+                bail!(File, "{origin}: tensor `{name}` of shape {shape:?} does not fit a file of {size} bytes");
+            };
+            entries.insert(name.clone(), Entry { dtype: info.dtype, shape, begin: 0, end: bytes });
+        }
+        check_count(entries.len()).map_err(|e| e.within(&origin))?;
+        Ok(Self { origin, body: Body::Pickle(Box::new(pickle)), entries })
+    }
+
+    /// The file, for messages.
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+
+    pub fn entries(&self) -> &BTreeMap<String, Entry> {
+        &self.entries
+    }
+
+    /// Reads one tensor, in its stored type, into host memory.
+    pub fn read(&self, name: &str) -> Result<Tensor> {
+        let Some(entry) = self.entries.get(name) else {
+            bail!(Missing, "{}: no tensor `{name}`", self.origin);
+        };
+        let place =
+            |e: &dyn std::fmt::Display| Error::new(Kind::File, format!("{}: tensor `{name}`: {e}", self.origin));
+        match &self.body {
+            Body::Embedded(bytes) => raw(&bytes[entry.begin as usize..entry.end as usize], entry),
+            Body::File(file) => {
+                let mut file = file.lock().map_err(|e| place(&e))?;
+                let mut bytes = vec![0; (entry.end - entry.begin) as usize];
+                file.seek(SeekFrom::Start(entry.begin)).map_err(|e| place(&e))?;
+                file.read_exact(&mut bytes).map_err(|e| place(&e))?;
+                raw(&bytes, entry)
+            }
+            Body::Pickle(pickle) => match pickle.get(name).map_err(|e| place(&e))? {
+                Some(tensor) => Ok(tensor.contiguous()?),
+                None => Err(place(&"not readable")),
+            },
+        }
+    }
+}
+
+fn raw(bytes: &[u8], entry: &Entry) -> Result<Tensor> {
+    Ok(Tensor::from_raw_buffer(bytes, entry.dtype, &entry.shape, &Device::Cpu)?)
+}
+
+fn header_length(start: &[u8], size: u64) -> Result<u64> {
+    if start.starts_with(b"PK") {
+        bail!(File, "expected a safetensors file, got a zip file"; hint: "name a PyTorch file `.pt`");
+    }
+    if start.starts_with(b"version ") {
+        bail!(File, "expected a safetensors file, got a Git LFS pointer"; hint: "fetch the file itself with `git lfs pull`");
+    }
+    let Some(Ok(length)) = start.get(..8).map(|bytes| <[u8; 8]>::try_from(bytes).map(u64::from_le_bytes)) else {
+        bail!(File, "expected a safetensors file, got {size} bytes");
+    };
+    if length > MAX_HEADER {
+        bail!(File, "expected a safetensors header of at most {MAX_HEADER} bytes, got {length}";
+            hint: "the file is damaged or not a safetensors file");
+    }
+    if length + 8 > size {
+        bail!(File, "the header needs {} bytes, got a file of {size}", length + 8; hint: "the file is cut off; fetch it again");
+    }
+    Ok(length)
+}
+
+#[derive(Deserialize)]
+struct Field {
+    dtype: String,
+    shape: Vec<usize>,
+    data_offsets: [u64; 2],
+}
+
+fn parse_header(header: &[u8], size: u64) -> Result<BTreeMap<String, Entry>> {
+    let unreadable =
+        |e: serde_json::Error| Error::new(Kind::File, format!("the safetensors header is not valid ({e})"));
+    let fields: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(header).map_err(unreadable)?;
+    check_count(fields.len())?;
+    let start = 8 + header.len() as u64;
+    let mut entries = BTreeMap::new();
+    for (name, value) in fields.into_iter().filter(|(name, _)| name != "__metadata__") {
+        let field: Field = serde_json::from_value(value)
+            .map_err(|e| Error::new(Kind::File, format!("tensor `{name}`: the header entry is not valid ({e})")))?;
+        let [begin, end] = field.data_offsets;
+        let dtype = dtype_of(&field.dtype).map_err(|e| e.within(format!("tensor `{name}`")))?;
+        if end > size - start {
+            bail!(File, "tensor `{name}` ends at byte {} of a file of {size} bytes", start.saturating_add(end);
+                hint: "the file is cut off; fetch it again");
+        }
+        if end.checked_sub(begin).is_none() || end.checked_sub(begin) != byte_size(&field.shape, dtype) {
+            bail!(
+                File,
+                "tensor `{name}`: shape {:?} of {} does not fill bytes {begin}..{end}",
+                field.shape,
+                field.dtype
+            );
+        }
+        entries.insert(name, Entry { dtype, shape: field.shape, begin: start + begin, end: start + end });
+    }
+    check_cover(&entries, start, size)?;
+    Ok(entries)
+}
+
+/// The tensors lie one after the other and fill the file.
+fn check_cover(entries: &BTreeMap<String, Entry>, start: u64, size: u64) -> Result<()> {
+    let mut order: Vec<(&String, &Entry)> = entries.iter().collect();
+    order.sort_by_key(|(_, entry)| (entry.begin, entry.end));
+    let mut reached = start;
+    for (name, entry) in order {
+        if entry.begin != reached {
+            bail!(File, "tensor `{name}` starts at byte {} where {reached} was expected", entry.begin);
+        }
+        reached = entry.end;
+    }
+    if reached != size {
+        bail!(File, "the tensors end at byte {reached} of a file of {size} bytes");
+    }
+    Ok(())
+}
+
+fn check_count(count: usize) -> Result<()> {
+    if count > MAX_TENSORS {
+        bail!(Limit, "expected at most {MAX_TENSORS} tensors, got {count}");
+    }
+    Ok(())
+}
+
+fn byte_size(shape: &[usize], dtype: DType) -> Option<u64> {
+    shape.iter().try_fold(dtype.size_in_bytes() as u64, |bytes, &n| bytes.checked_mul(n as u64))
+}
+
+const DTYPES: [(&str, DType); 10] = [
+    ("F32", DType::F32),
+    ("F16", DType::F16),
+    ("BF16", DType::BF16),
+    ("F64", DType::F64),
+    ("F8_E4M3", DType::F8E4M3),
+    ("I64", DType::I64),
+    ("I32", DType::I32),
+    ("I16", DType::I16),
+    ("U32", DType::U32),
+    ("U8", DType::U8),
+];
+
+fn dtype_of(name: &str) -> Result<DType> {
+    match DTYPES.iter().find(|(known, _)| *known == name) {
+        Some((_, dtype)) => Ok(*dtype),
+        None => bail!(Dtype, "type {name} is not supported"),
+    }
+}
+
+/// Writes a safetensors file: to a temporary name beside it, synced, then renamed. Equal tensors give equal bytes.
+pub fn write<'a>(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
+    metadata: &BTreeMap<String, String>,
+) -> Result<()> {
+    let refused = |e: std::io::Error| Error::new(Kind::File, format!("{}: {e}", path.display()));
+    let tensors: BTreeMap<&str, &Tensor> = tensors.into_iter().collect();
+    let mut header = serde_json::Map::new();
+    if !metadata.is_empty() {
+        header.insert("__metadata__".into(), serde_json::json!(metadata));
+    }
+    let mut offset = 0;
+    for (name, tensor) in &tensors {
+        let Some((dtype, _)) = DTYPES.iter().find(|(_, dtype)| *dtype == tensor.dtype()) else {
+            bail!(Dtype, "{}: tensor `{name}` of type {:?} cannot be saved", path.display(), tensor.dtype());
+        };
+        let end = offset + tensor.elem_count() * tensor.dtype().size_in_bytes();
+        let entry = serde_json::json!({"dtype": dtype, "shape": tensor.dims(), "data_offsets": [offset, end]});
+        header.insert(name.to_string(), entry);
+        offset = end;
+    }
+    let mut header = serde_json::Value::Object(header).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(refused)?;
+    file.write_all(&(header.len() as u64).to_le_bytes()).map_err(refused)?;
+    file.write_all(&header).map_err(refused)?;
+    for tensor in tensors.values() {
+        let tensor = tensor.detach().to_device(&Device::Cpu)?;
+        file.write_all(&safetensors::View::data(&&tensor)).map_err(refused)?;
+    }
+    file.as_file().sync_all().map_err(refused)?;
+    file.persist(path).map_err(|e| refused(e.error))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(bytes: &[u8]) -> tempfile::TempPath {
+        let mut file = tempfile::Builder::new().suffix(".safetensors").tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        file.into_temp_path()
+    }
+
+    fn refusal(bytes: &[u8]) -> String {
+        let path = file(bytes);
+        let message = Archive::open(&path).err().expect("refused").to_string();
+        message.replace(&path.display().to_string(), "F")
+    }
+
+    fn with_header(header: &str, body: usize) -> Vec<u8> {
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.resize(bytes.len() + body, 0);
+        bytes
+    }
+
+    #[test]
+    fn written_tensors_come_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.safetensors");
+        let a = Tensor::new(&[[1f32, 2.0], [3.0, 4.0]], &Device::Cpu).unwrap();
+        let b = a.flatten_all().unwrap().to_dtype(DType::F16).unwrap();
+        let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+        write(&path, [("b", &b), ("a", &a.t().unwrap())], &metadata).unwrap();
+        let archive = Archive::open(&path).unwrap();
+        assert_eq!(archive.read("a").unwrap().to_vec2::<f32>().unwrap(), [[1.0, 3.0], [2.0, 4.0]]);
+        assert_eq!(archive.read("b").unwrap().dtype(), DType::F16);
+        let read = safetensors::SafeTensors::deserialize(&std::fs::read(&path).unwrap()).map(|s| s.len());
+        assert_eq!(read.unwrap(), 2);
+    }
+
+    #[test]
+    fn damaged_files_are_refused_by_name() {
+        let one = r#"{"x":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}}"#;
+        assert!(Archive::open(&file(&with_header(one, 16))).is_ok());
+        assert!(refusal(&with_header(one, 12)).contains("F: tensor `x` ends at byte 81 of a file of 77 bytes"));
+        assert!(refusal(&with_header(one, 20)).contains("the tensors end at byte"));
+        let shape = one.replace("[2,2]", "[2,3]");
+        assert!(
+            refusal(&with_header(&shape, 16)).contains("tensor `x`: shape [2, 3] of F32 does not fill bytes 0..16")
+        );
+        let huge = one.replace("[2,2]", "[4294967296,4294967296]");
+        assert!(refusal(&with_header(&huge, 16)).contains("does not fill"));
+        let two = r#"{"x":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"y":{"dtype":"U8","shape":[4],"data_offsets":[2,6]}}"#;
+        assert!(refusal(&with_header(two, 6)).contains("tensor `y` starts at byte"));
+        assert!(refusal(b"PK\x03\x04 zip").contains("got a zip file"));
+        assert!(refusal(b"version https://git-lfs").contains("Git LFS"));
+        assert!(refusal(&u64::MAX.to_le_bytes()).contains("at most 16777216 bytes"));
+        assert!(refusal(b"abc").contains("got 3 bytes"));
+        assert!(refusal(&with_header("{\"x\": 3}", 0)).contains("tensor `x`: the header entry is not valid"));
+    }
+}

@@ -1,0 +1,320 @@
+//! `Weights`: the named tensors of one network, loaded or made at random, from which a model is (re)built.
+//!
+//! A model takes each tensor by name and shape. Rebuilding it is cheap: tensors are shared, not copied.
+
+use crate::bail;
+use crate::error::{Error, Kind, Result, nearest};
+use crate::nn::archive::{self, Archive};
+use crate::tensor::{DType, Device, Rng, Tensor};
+use candle_core::Var;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// How a tensor begins in a random network.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    Zeros,
+    Ones,
+    /// Normal with this deviation.
+    Normal(f64),
+    /// Uniform in plus or minus this bound.
+    Uniform(f64),
+}
+
+/// Named tensors below a prefix; clones share them.
+#[derive(Clone)]
+pub struct Weights {
+    shared: Arc<Shared>,
+    prefix: String,
+}
+
+struct Shared {
+    origin: String,
+    archives: Vec<Archive>,
+    /// Makes tensors that are not there; one stream per name.
+    random: Option<Rng>,
+    dtype: DType,
+    device: Device,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    tensors: BTreeMap<String, Tensor>,
+    used: BTreeSet<String>,
+}
+
+impl Weights {
+    fn new(origin: &str, archives: Vec<Archive>, random: Option<Rng>, dtype: DType, device: &Device) -> Self {
+        let origin = origin.to_string();
+        let shared = Shared { origin, archives, random, dtype, device: device.clone(), state: Mutex::default() };
+        Self { shared: Arc::new(shared), prefix: String::new() }
+    }
+
+    /// Tensors of open files, read when first asked for and converted to `dtype` on `device`.
+    pub fn open(archives: Vec<Archive>, dtype: DType, device: &Device) -> Self {
+        let origin = archives.first().map_or("no file", Archive::origin).to_string();
+        Self::new(&origin, archives, None, dtype, device)
+    }
+
+    /// A safetensors or PyTorch file.
+    pub fn load(path: &Path, dtype: DType, device: &Device) -> Result<Self> {
+        Ok(Self::open(vec![Archive::open(path)?], dtype, device))
+    }
+
+    /// A random network: every tensor a model asks for is drawn from the stream split by the tensor's name.
+    pub fn random(rng: &Rng, dtype: DType, device: &Device) -> Self {
+        Self::new("random weights", Vec::new(), Some(rng.clone()), dtype, device)
+    }
+
+    /// Tensors in memory, as they are; `origin` names them in messages.
+    pub fn from_tensors(origin: &str, tensors: BTreeMap<String, Tensor>) -> Self {
+        let (dtype, device) = match tensors.values().next() {
+            Some(tensor) => (tensor.dtype(), tensor.device().clone()),
+            None => (DType::F32, Device::Cpu),
+        };
+        let weights = Self::new(origin, Vec::new(), None, dtype, &device);
+        weights.state().tensors = tensors;
+        weights
+    }
+
+    /// The same weights seen from below `name`.
+    pub fn pp(&self, name: impl std::fmt::Display) -> Self {
+        Self { shared: self.shared.clone(), prefix: self.full(&name.to_string()) }
+    }
+
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    pub fn dtype(&self) -> DType {
+        self.shared.dtype
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.shared.device
+    }
+
+    /// File or description these weights came from.
+    pub fn origin(&self) -> &str {
+        &self.shared.origin
+    }
+
+    fn full(&self, name: &str) -> String {
+        match (self.prefix.as_str(), name) {
+            ("", name) => name.to_string(),
+            (prefix, "") => prefix.to_string(),
+            (prefix, name) => format!("{prefix}.{name}"),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Shape of a stored tensor, to read sizes from; `None` when there is no such tensor.
+    pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        let name = self.full(name);
+        let held = self.state().tensors.get(&name).map(|tensor| tensor.dims().to_vec());
+        held.or_else(|| self.shared.archives.iter().find_map(|a| a.entries().get(&name).map(|e| e.shape.clone())))
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.shape(name).is_some()
+    }
+
+    /// All full names, in order.
+    pub fn names(&self) -> Vec<String> {
+        let mut names: BTreeSet<String> = self.state().tensors.keys().cloned().collect();
+        names.extend(self.shared.archives.iter().flat_map(|a| a.entries().keys().cloned()));
+        names.into_iter().collect()
+    }
+
+    /// The tensor `name` of this shape; `init` says how it begins in a random network.
+    pub fn get(&self, name: &str, shape: &[usize], init: Init) -> Result<Tensor> {
+        let full = self.full(name);
+        let found = self.shape(name);
+        if let Some(found) = &found
+            && found != shape
+        {
+            bail!(Shape, "{}: tensor `{full}` must have shape {shape:?}, got {found:?}", self.shared.origin);
+        }
+        let tensor = match (&found, &self.shared.random) {
+            (Some(_), _) => self.fetch(&full)?,
+            (None, Some(rng)) => {
+                let tensor = self.shared.draw(rng, &full, shape, init)?;
+                self.state().tensors.insert(full.clone(), tensor.clone());
+                tensor
+            }
+            (None, None) => return Err(self.missing(&full)),
+        };
+        self.state().used.insert(full);
+        Ok(tensor)
+    }
+
+    /// Marks a tensor as known though no model reads it.
+    pub fn skip(&self, name: &str) {
+        let name = self.full(name);
+        self.state().used.insert(name);
+    }
+
+    fn fetch(&self, full: &str) -> Result<Tensor> {
+        if let Some(tensor) = self.state().tensors.get(full) {
+            return Ok(tensor.clone());
+        }
+        let shared = &self.shared;
+        let Some(archive) = shared.archives.iter().find(|a| a.entries().contains_key(full)) else {
+            return Err(self.missing(full));
+        };
+        let tensor = archive.read(full)?.to_dtype(shared.dtype)?.to_device(&shared.device)?;
+        self.state().tensors.insert(full.to_string(), tensor.clone());
+        Ok(tensor)
+    }
+
+    fn missing(&self, full: &str) -> Error {
+        let names = self.names();
+        let error = Error::new(Kind::Missing, format!("{}: tensor `{full}` is missing", self.shared.origin));
+        match nearest(full, names.iter().map(String::as_str)) {
+            Some(name) => error.hint(format!("the nearest name in the file is `{name}`")),
+            None => error,
+        }
+    }
+
+    /// Stored tensors that no model asked for.
+    pub fn unused(&self) -> Vec<String> {
+        let names = self.names();
+        let state = self.state();
+        names.into_iter().filter(|name| !state.used.contains(name)).collect()
+    }
+
+    /// Refuses stored tensors that no model asked for.
+    pub fn finish(&self) -> Result<()> {
+        let unused = self.unused();
+        let Some(first) = unused.first() else { return Ok(()) };
+        bail!(File, "{}: {} of {} tensors are not part of this model, the first is `{first}`",
+            self.shared.origin, unused.len(), self.names().len();
+            hint: "check that the config beside the weights belongs to them")
+    }
+
+    /// Every tensor by full name, read if it was not yet.
+    pub fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
+        self.names().into_iter().map(|name| Ok((name.clone(), self.fetch(&name)?))).collect()
+    }
+
+    /// The same names with other tensors: `change(name, tensor)`.
+    pub fn map(&self, mut change: impl FnMut(&str, &Tensor) -> Result<Tensor>) -> Result<Self> {
+        let mut tensors = self.tensors()?;
+        for (name, tensor) in tensors.iter_mut() {
+            *tensor = change(name, tensor)?;
+        }
+        let mut out = Self::from_tensors(&self.shared.origin, tensors);
+        out.prefix = self.prefix.clone();
+        Ok(out)
+    }
+
+    /// A copy whose chosen tensors are variables that an optimizer can change.
+    pub fn trainable(&self, chosen: impl Fn(&str) -> bool) -> Result<Self> {
+        self.map(|name, tensor| match chosen(name) {
+            true => Ok(Var::from_tensor(&tensor.detach())?.into_inner()),
+            false => Ok(tensor.detach()),
+        })
+    }
+
+    /// The variables among the tensors, by full name, in order.
+    pub fn params(&self) -> Vec<(String, Tensor)> {
+        let state = self.state();
+        state.tensors.iter().filter(|(_, t)| t.is_variable()).map(|(name, t)| (name.clone(), t.clone())).collect()
+    }
+
+    /// Writes all tensors as safetensors, in `dtype` if one is given.
+    pub fn save(&self, path: &Path, dtype: Option<DType>) -> Result<()> {
+        let mut tensors = self.tensors()?;
+        for tensor in tensors.values_mut() {
+            *tensor = tensor.detach().to_dtype(dtype.unwrap_or(tensor.dtype()))?;
+        }
+        let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+        archive::write(path, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), &metadata)
+    }
+}
+
+impl Shared {
+    fn draw(&self, rng: &Rng, name: &str, shape: &[usize], init: Init) -> Result<Tensor> {
+        let mut stream = rng.split(name);
+        Ok(match init {
+            Init::Zeros => Tensor::zeros(shape, self.dtype, &self.device)?,
+            Init::Ones => Tensor::ones(shape, self.dtype, &self.device)?,
+            Init::Normal(std) => (stream.normal(shape, DType::F64, &Device::Cpu)? * std)?
+                .to_dtype(self.dtype)?
+                .to_device(&self.device)?,
+            Init::Uniform(bound) => stream
+                .uniform(shape, DType::F64, &Device::Cpu)?
+                .affine(2.0 * bound, -bound)?
+                .to_dtype(self.dtype)?
+                .to_device(&self.device)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn two() -> Weights {
+        let weights = Weights::random(&Rng::new(0), DType::F32, &Device::Cpu).pp("block.0");
+        weights.get("proj.weight", &[3, 4], Init::Normal(0.5)).unwrap();
+        weights.get("norm.weight", &[4], Init::Ones).unwrap();
+        weights
+    }
+
+    fn values(tensor: &Tensor) -> Vec<f32> {
+        tensor.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn random_weights_depend_on_seed_and_name_only() {
+        let again = Weights::random(&Rng::new(0), DType::F32, &Device::Cpu).pp("block").pp(0);
+        let norm = again.get("norm.weight", &[4], Init::Ones).unwrap();
+        let proj = again.get("proj.weight", &[3, 4], Init::Normal(0.5)).unwrap();
+        let first = two().get("proj.weight", &[3, 4], Init::Zeros).unwrap();
+        assert_eq!(values(&proj), values(&first));
+        assert_eq!(values(&norm), [1.0; 4]);
+        let other = again.get("proj2.weight", &[3, 4], Init::Uniform(0.5)).unwrap();
+        assert!(values(&other).iter().all(|v| v.abs() <= 0.5));
+        assert_ne!(values(&proj), values(&other));
+    }
+
+    #[test]
+    fn saved_weights_load_with_names_and_shapes_checked() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        two().save(&path, Some(DType::F64)).unwrap();
+        let loaded = Weights::load(&path, DType::F32, &Device::Cpu).unwrap();
+        let block = loaded.pp("block.0");
+        let proj = block.get("proj.weight", &[3, 4], Init::Zeros).unwrap();
+        assert_eq!(values(&proj), values(&two().get("proj.weight", &[3, 4], Init::Zeros).unwrap()));
+        let missing = block.get("prj.weight", &[3, 4], Init::Zeros).unwrap_err();
+        assert_eq!(missing.kind, Kind::Missing);
+        assert!(missing.to_string().ends_with("nearest name in the file is `block.0.proj.weight`"), "{missing}");
+        let misshaped = block.get("norm.weight", &[5], Init::Zeros).unwrap_err().to_string();
+        assert!(misshaped.ends_with("tensor `block.0.norm.weight` must have shape [5], got [4]"), "{misshaped}");
+        assert!(loaded.finish().unwrap_err().message.contains("1 of 2 tensors are not part of this model"));
+        block.skip("norm.weight");
+        loaded.finish().unwrap();
+    }
+
+    #[test]
+    fn trainable_makes_variables_of_the_chosen() {
+        let weights = two().trainable(|name| name.ends_with("norm.weight")).unwrap();
+        let params = weights.params();
+        assert_eq!(params.len(), 1);
+        assert_eq!(params[0].0, "block.0.norm.weight");
+        let seen = weights.get("norm.weight", &[4], Init::Zeros).unwrap();
+        Var::from_tensor(&params[0].1)
+            .unwrap()
+            .set(&Tensor::new(&[1f32, 2.0, 3.0, 4.0], &Device::Cpu).unwrap())
+            .unwrap();
+        assert_eq!(values(&seen), [1.0, 2.0, 3.0, 4.0]);
+        assert_eq!(values(&two().get("norm.weight", &[4], Init::Zeros).unwrap()), [1.0; 4]);
+    }
+}
