@@ -2,6 +2,8 @@
 //!
 //! Conventions of one model (time direction, sign, token order) are converted in that model's file and nowhere else.
 
+pub mod source;
+
 use crate::error::Result;
 use candle_core::Tensor;
 
