@@ -43,19 +43,34 @@ impl Kind {
     }
 }
 
+/// A place in a script that an error passed through.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The script function or closure that was running; `None` at the top level.
+    pub function: Option<String>,
+    /// The script's name as given; empty for text without a file.
+    pub source: String,
+    /// From 1; 0 when unknown.
+    pub line: usize,
+    /// From 1; 0 when unknown.
+    pub column: usize,
+}
+
 /// A mistake with its kind and, where one is known, a hint: one imperative sentence.
 #[derive(Debug, Clone)]
 pub struct Error {
     pub kind: Kind,
     pub message: String,
     pub hint: Option<String>,
+    /// Where it happened when a script closure was running, innermost first.
+    pub trace: Vec<Place>,
 }
 
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), hint: None }
+        Self { kind, message: message.into(), hint: None, trace: Vec::new() }
     }
 
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -88,9 +103,9 @@ impl From<candle_core::Error> for Error {
         use candle_core::Error as C;
         match error {
             C::WithBacktrace { inner, .. } => Error::from(*inner),
-            C::Wrapped(inner) => match inner.to_string().strip_prefix(CARRIED) {
-                Some(text) => Error::new(Kind::Internal, text),
-                None => Error::new(Kind::Internal, inner.to_string()),
+            C::WrappedContext { wrapped, context } => match wrapped.downcast::<Error>() {
+                Ok(ours) => *ours,
+                Err(other) => Error::new(Kind::Internal, format!("{context}: {other}")),
             },
             e @ (C::ShapeMismatch { .. }
             | C::ShapeMismatchBinaryOp { .. }
@@ -109,13 +124,10 @@ impl From<candle_core::Error> for Error {
     }
 }
 
-/// Marks an error of ours that crossed candle's backward pass.
-const CARRIED: &str = "amscript: ";
-
-/// Lets our errors leave a candle custom op.
+/// Lets our errors leave a candle custom op whole.
 impl From<Error> for candle_core::Error {
     fn from(error: Error) -> Self {
-        candle_core::Error::Wrapped(Box::new(format!("{CARRIED}{error}")))
+        candle_core::Error::WrappedContext { wrapped: Box::new(error), context: String::new() }
     }
 }
 

@@ -1,1 +1,139 @@
 //! The only folder that knows Rhai: one file per manual chapter, and what reads the chapters back as help.
+//!
+//! How to add a chapter `<name>`:
+//! 1. `src/script/<name>.rs` with `#[export_module(manifest)] pub mod <name> { use super::*; .. }` (see `language.rs`), and one
+//!    line here in [`CHAPTERS`].
+//! 2. Each function is `pub fn` with `#[rhai_fn(return_raw)]` when it returns `RhaiResultOf<T>`; core errors pass with `?`.
+//!    The doc comment is the manual: one sentence, blank line, details, a `rhai` fence with `//=> value` or
+//!    `//=> error: part of the message` behind the lines it checks.
+//! 3. Parameters: `Tensor` and other handles by value, `f64`, `i64`, `bool`, `Array`, `Map`, `FnPtr`, `ImmutableString`,
+//!    `Dynamic`. An integer is accepted for every `f64`; a last parameter `options: Map` may be left out by scripts. Neither
+//!    needs an overload. A first parameter `context: NativeCallContext` gives [`Session::of`]`(&context)`: device, seed,
+//!    folders, interrupt.
+//! 4. Types that scripts hold: `pub type Grid = crate::flow::Grid;` inside the module names it; give it `Display` and
+//!    `script_value!(Grid, "a time grid such as `uniform(20)`")` so that it can be an option; add
+//!    `#[rhai_fn(global, name = "to_string", name = "to_debug", pure)] pub fn show_grid(grid: &mut Grid) -> String`.
+//!    Properties: `#[rhai_fn(get = "times", pure, return_raw)] pub fn times(grid: &mut Grid) -> ..`.
+//! 5. Options: an [`crate::options!`] struct, `RolloutOptions::parse("rollout", options)?` in the body, and
+//!    `("rollout", RolloutOptions::fields)` in the chapter's line of the table.
+//! 6. Closures: [`Callback::new`]`(&context, "scripted_reward", closure)`, then `callback.call::<Tensor>((x, t))`, also later,
+//!    from other threads and inside a backward pass.
+//! 7. Arrays and other values: [`option::list`], [`option::convert`].
+
+pub mod callback;
+pub mod fault;
+mod guard;
+pub mod language;
+pub mod option;
+pub mod session;
+
+pub use callback::Callback;
+pub use fault::RhaiResultOf;
+pub use session::{Request, Session};
+
+use crate::error::{Error, Kind, Result};
+use option::Field;
+use rhai::plugin::*;
+use rhai::{AST, OptimizationLevel, Scope};
+use std::sync::Arc;
+
+/// The options of one function, for the manual.
+pub type OptionTable = (&'static str, fn() -> Vec<Field>);
+
+/// One chapter of the manual: its name, its natives, the options of its functions.
+pub struct Chapter {
+    pub name: &'static str,
+    pub manifest: &'static ModuleManifest,
+    pub options: &'static [OptionTable],
+}
+
+const fn chapter(name: &'static str, manifest: &'static ModuleManifest, options: &'static [OptionTable]) -> Chapter {
+    Chapter { name, manifest, options }
+}
+
+/// All chapters, in the order of the manual.
+pub const CHAPTERS: &[Chapter] = &[chapter("language", exported_manifest!(language::language), &[])];
+
+/// An engine with every chapter, and the session its natives see.
+pub struct Host {
+    engine: Arc<Engine>,
+    session: Arc<Session>,
+}
+
+impl Host {
+    pub fn new(session: Session) -> Self {
+        let session = Arc::new(session);
+        let mut engine = Engine::new();
+        limit(&mut engine);
+        engine.set_default_tag(Dynamic::from(session.clone()));
+        let manifests: Vec<_> = CHAPTERS.iter().map(|c| c.manifest).collect();
+        let mut natives = guard::widen(&manifests);
+        language::arithmetic(&mut natives);
+        engine.register_global_module(natives.into());
+        connect(&mut engine, &session);
+        let engine = Arc::new(engine);
+        session.attach(&engine);
+        Self { engine, session }
+    }
+
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    pub fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+
+    /// Parses a script; `name` stands in errors.
+    pub fn compile(&self, name: &str, text: &str) -> Result<AST> {
+        self.session.add_source(name, text);
+        let mut ast = self.engine.compile(text).map_err(|e| fault::from_script(e.into(), name))?;
+        ast.set_source(name);
+        Ok(ast)
+    }
+
+    /// Runs a script and returns its last value.
+    pub fn run(&self, name: &str, text: &str) -> Result<Dynamic> {
+        let ast = self.compile(name, text)?;
+        let result = self.engine.eval_ast_with_scope::<Dynamic>(&mut Scope::new(), &ast);
+        result.map_err(|e| fault::from_script(*e, name))
+    }
+
+    /// Runs a script file.
+    pub fn run_file(&self, path: &std::path::Path) -> Result<Dynamic> {
+        let name = path.display().to_string();
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| Error::new(Kind::File, format!("{name}: a script to read is needed, got \"{e}\"")))?;
+        self.run(&name, &text)
+    }
+}
+
+/// Bounds on what a script may use, and strictness that finds typing mistakes early.
+fn limit(engine: &mut Engine) {
+    engine.set_optimization_level(OptimizationLevel::None);
+    engine.set_fast_operators(false); // so that `/` on integers is ours
+    engine.set_strict_variables(true);
+    engine.set_fail_on_invalid_map_property(true);
+    engine.set_max_call_levels(64);
+    engine.set_max_expr_depths(128, 64);
+    engine.set_max_string_size(16 << 20);
+    engine.set_max_array_size(1 << 22);
+    engine.set_max_map_size(1 << 16);
+    engine.disable_symbol("eval");
+}
+
+/// Output, interrupt and deadline.
+fn connect(engine: &mut Engine, session: &Arc<Session>) {
+    let printer = session.clone();
+    engine.on_print(move |text| printer.print(text));
+    let printer = session.clone();
+    engine.on_debug(move |text, _, _| printer.print(text));
+    let watched = session.clone();
+    engine.on_progress(move |_| watched.check().err().map(Dynamic::from));
+}
+
+/// `amscript::flow::Grid` as `Grid`.
+pub(crate) fn short_type(name: &str) -> &str {
+    let head = name.split('<').next().unwrap_or(name);
+    head.rsplit("::").next().unwrap_or(head)
+}

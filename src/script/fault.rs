@@ -1,0 +1,100 @@
+//! Errors across the border: ours become a map that scripts can catch, Rhai's become ours with every place they passed.
+
+use crate::error::{Error, Kind, Place};
+use rhai::{Dynamic, EvalAltResult, Map, Position};
+
+/// What a fallible native returns; the definition writer knows this spelling.
+pub type RhaiResultOf<T> = Result<T, Box<EvalAltResult>>;
+
+/// Scripts see `#{kind, message, hint}` in `catch (e)`; an interrupt cannot be caught.
+impl From<Error> for Box<EvalAltResult> {
+    fn from(error: Error) -> Self {
+        if error.kind == Kind::Interrupt {
+            return EvalAltResult::ErrorTerminated(Dynamic::from(error), Position::NONE).into();
+        }
+        let mut map = Map::new();
+        map.insert("kind".into(), error.kind.name().into());
+        map.insert("message".into(), error.message.clone().into());
+        map.insert("hint".into(), error.hint.clone().map_or(Dynamic::UNIT, Dynamic::from));
+        map.insert(CARRIED.into(), Dynamic::from(error));
+        EvalAltResult::ErrorRuntime(map.into(), Position::NONE).into()
+    }
+}
+
+/// The key under which the whole [`Error`] travels through a script.
+const CARRIED: &str = "error";
+
+/// Rhai's error as ours; `source` names the script that was running at the outermost level.
+pub fn from_script(error: EvalAltResult, source: &str) -> Error {
+    let mut outer = vec![];
+    let inner = unwind(error, source.to_string(), None, &mut outer);
+    let mut error = inner;
+    error.trace.extend(outer.into_iter().rev());
+    error
+}
+
+/// Walks to the innermost error, noting the place of each call on the way.
+fn unwind(error: EvalAltResult, source: String, function: Option<String>, outer: &mut Vec<Place>) -> Error {
+    let place = |position: Position| Place {
+        function: function.clone(),
+        source: source.clone(),
+        line: position.line().unwrap_or(0),
+        column: position.position().unwrap_or(0),
+    };
+    match error {
+        EvalAltResult::ErrorInFunctionCall(name, callee, inner, position) => {
+            outer.push(place(position));
+            let source = if callee.is_empty() { source } else { callee };
+            let name = if name.starts_with("anon$") { "closure".into() } else { format!("`{name}`") };
+            unwind(*inner, source, Some(name), outer)
+        }
+        EvalAltResult::ErrorInModule(name, inner, position) => {
+            outer.push(place(position));
+            unwind(*inner, name, None, outer)
+        }
+        other => {
+            let position = other.position();
+            let mut error = plain(other);
+            error.trace.push(place(position));
+            error
+        }
+    }
+}
+
+/// An error without its place.
+fn plain(error: EvalAltResult) -> Error {
+    match error {
+        EvalAltResult::ErrorRuntime(value, _) | EvalAltResult::ErrorTerminated(value, _) => thrown(value),
+        EvalAltResult::ErrorFunctionNotFound(call, _) => Error::new(Kind::Name, format!("no function {call}")),
+        EvalAltResult::ErrorVariableNotFound(name, _) => Error::new(Kind::Name, format!("no variable `{name}`")),
+        EvalAltResult::ErrorPropertyNotFound(name, _) => Error::new(Kind::Name, format!("no property `{name}`")),
+        other => Error::new(kind(&other), without_position(other)),
+    }
+}
+
+/// What `throw` was given: one of our errors on its way on, or any value.
+fn thrown(value: Dynamic) -> Error {
+    if let Some(error) = value.clone().try_cast::<Error>() {
+        return error;
+    }
+    let carried = value.read_lock::<Map>().and_then(|map| map.get(CARRIED)?.clone().try_cast::<Error>());
+    carried.unwrap_or_else(|| Error::new(Kind::Value, value.to_string()))
+}
+
+fn kind(error: &EvalAltResult) -> Kind {
+    use EvalAltResult as E;
+    match error {
+        E::ErrorMismatchDataType(..) | E::ErrorMismatchOutputType(..) | E::ErrorIndexingType(..) => Kind::Type,
+        E::ErrorModuleNotFound(..) => Kind::Missing,
+        E::ErrorTooManyOperations(_) | E::ErrorStackOverflow(_) | E::ErrorDataTooLarge(..) => Kind::Limit,
+        _ => Kind::Value,
+    }
+}
+
+/// Rhai's own wording in our form: lower case, no place.
+fn without_position(mut error: EvalAltResult) -> String {
+    error.clear_position();
+    let text = error.to_string();
+    let mut letters = text.chars();
+    letters.next().map_or(String::new(), |first| first.to_lowercase().chain(letters).collect())
+}

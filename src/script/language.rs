@@ -1,0 +1,93 @@
+//! Chapter `language`: help, checks, timing, and the arithmetic of plain numbers.
+
+use super::*;
+use rhai::{FuncRegistration, Position};
+
+/// Help, checks and timing; beside these stands the whole of Rhai: `let`, `if`, `for`, `fn`, closures, arrays, object maps, `print`.
+#[export_module(manifest)]
+pub mod language {
+    use super::*;
+
+    /// Errors unless two numbers differ by at most `tolerance`.
+    ///
+    /// ```rhai
+    /// assert_close(0.1 + 0.2, 0.3, 1e-12)   //=> ()
+    /// assert_close(1.0, 1.5, 0.1)           //=> error: differ by 0.5
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn assert_close(a: f64, b: f64, tolerance: f64) -> RhaiResultOf<()> {
+        let difference = (a - b).abs();
+        if difference <= tolerance {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::Value,
+            format!("assert_close: {a} and {b} may differ by {tolerance}, they differ by {difference}"),
+        )
+        .into())
+    }
+}
+
+/// Division and powers of integers as people expect them in a recipe: `1 / 4` is 0.25 and `2 ** -1` is 0.5, while `8 / 4`
+/// stays the integer 2.
+pub(super) fn arithmetic(module: &mut Module) {
+    FuncRegistration::new("/").set_into_module(module, divide);
+    FuncRegistration::new("**").set_into_module(module, power);
+    assign(module, "/=", divide);
+    assign(module, "**=", power);
+}
+
+/// An assigning operator that may change the variable from integer to float.
+fn assign(module: &mut Module, name: &str, operator: fn(i64, i64) -> RhaiResultOf<Dynamic>) {
+    let func = RhaiFunc::Method {
+        func: Arc::new(move |_: Option<NativeCallContext>, args: &mut [&mut Dynamic]| {
+            *args[0] = operator(args[0].as_int().unwrap_or_default(), args[1].as_int().unwrap_or_default())?;
+            Ok(Dynamic::UNIT)
+        }),
+        has_context: false,
+        is_pure: false,
+        is_volatile: false,
+    };
+    module.set_fn_raw_with_options(FuncRegistration::new(name), [TypeId::of::<i64>(); 2], func);
+}
+
+fn divide(a: i64, b: i64) -> RhaiResultOf<Dynamic> {
+    if b == 0 {
+        return Err(EvalAltResult::ErrorArithmetic(format!("division by zero: {a} / 0"), Position::NONE).into());
+    }
+    Ok(if a % b == 0 { Dynamic::from(a / b) } else { Dynamic::from(a as f64 / b as f64) })
+}
+
+fn power(a: i64, b: i64) -> RhaiResultOf<Dynamic> {
+    match u32::try_from(b) {
+        Ok(b) => a.checked_pow(b).map(Dynamic::from).ok_or_else(|| {
+            EvalAltResult::ErrorArithmetic(format!("integer overflow: {a} ** {b}"), Position::NONE).into()
+        }),
+        Err(_) => Ok(Dynamic::from((a as f64).powf(b as f64))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(text: &str) -> Result<String> {
+        let host = Host::new(Session::new(Request::default(), Box::new(|_| ())));
+        host.run("test", text).map(|v| option::show(&v))
+    }
+
+    #[test]
+    fn integer_division_gives_a_float_when_it_does_not_go_out() -> Result<()> {
+        assert_eq!(run("[1 / 4, 8 / 4, 2 ** -1, 2 ** 3, 7 % 2]")?, "[0.25, 2, 0.5, 8, 1]");
+        assert_eq!(run("let x = 7; x /= 2; x")?, "3.5");
+        assert!(run("1 / 0").err().unwrap().message.contains("division by zero"));
+        Ok(())
+    }
+
+    #[test]
+    fn natives_take_integers_for_floats() -> Result<()> {
+        run("assert_close(1, 1.0, 0)")?;
+        assert_eq!(run("let f = |x| assert_close(x, 2, 0); f.call(3)").err().unwrap().trace.len(), 2);
+        Ok(())
+    }
+}

@@ -1,0 +1,344 @@
+//! Script values as Rust values: single ones by [`FromScript`], object maps of options by [`crate::options!`].
+
+use crate::bail;
+use crate::error::{Error, Kind, Result};
+use crate::tensor::Tensor;
+use rhai::{Array, Blob, Dynamic, FnPtr, ImmutableString, Map};
+
+/// A Rust type that a script value can become.
+pub trait FromScript: Sized {
+    /// What is expected, for errors and the manual: "a number", "a time grid such as `uniform(20)`".
+    fn expected() -> String;
+    /// `None` when the value is of another kind.
+    fn from_script(value: Dynamic) -> Option<Self>;
+    /// The value as a script would show it, for the manual.
+    fn show(&self) -> String;
+}
+
+/// Makes types that scripts hold by value usable as options: `script_value!(Grid, "a time grid such as `uniform(20)`")`.
+/// The type needs `Clone`, `Display`, `Send`, `Sync`.
+#[macro_export]
+macro_rules! script_value {
+    ($type:ty, $expected:expr) => {
+        impl $crate::script::option::FromScript for $type {
+            fn expected() -> String {
+                $expected.into()
+            }
+            fn from_script(value: rhai::Dynamic) -> Option<Self> {
+                value.flatten().try_cast()
+            }
+            fn show(&self) -> String {
+                self.to_string()
+            }
+        }
+    };
+}
+
+script_value!(bool, "true or false");
+script_value!(i64, "an integer");
+script_value!(ImmutableString, "text");
+
+impl FromScript for f64 {
+    fn expected() -> String {
+        "a number".into()
+    }
+    fn from_script(value: Dynamic) -> Option<Self> {
+        let value = value.flatten();
+        value.as_float().ok().or_else(|| value.as_int().ok().map(|i| i as f64))
+    }
+    fn show(&self) -> String {
+        format!("{self:?}")
+    }
+}
+
+impl FromScript for usize {
+    fn expected() -> String {
+        "a count (an integer, 0 or more)".into()
+    }
+    fn from_script(value: Dynamic) -> Option<Self> {
+        value.flatten().as_int().ok()?.try_into().ok()
+    }
+    fn show(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl FromScript for u64 {
+    fn expected() -> String {
+        usize::expected()
+    }
+    fn from_script(value: Dynamic) -> Option<Self> {
+        usize::from_script(value).map(|n| n as u64)
+    }
+    fn show(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl FromScript for String {
+    fn expected() -> String {
+        "text".into()
+    }
+    fn from_script(value: Dynamic) -> Option<Self> {
+        value.flatten().into_string().ok()
+    }
+    fn show(&self) -> String {
+        format!("{self:?}")
+    }
+}
+
+impl FromScript for Tensor {
+    fn expected() -> String {
+        "a tensor".into()
+    }
+    fn from_script(value: Dynamic) -> Option<Self> {
+        value.flatten().try_cast()
+    }
+    fn show(&self) -> String {
+        crate::tensor::show::show(self)
+    }
+}
+
+impl FromScript for FnPtr {
+    fn expected() -> String {
+        "a closure such as `|x| x`".into()
+    }
+    fn from_script(value: Dynamic) -> Option<Self> {
+        value.flatten().try_cast()
+    }
+    fn show(&self) -> String {
+        "|..| ..".into()
+    }
+}
+
+impl FromScript for Map {
+    fn expected() -> String {
+        "an object map such as `#{}`".into()
+    }
+    fn from_script(value: Dynamic) -> Option<Self> {
+        value.flatten().try_cast()
+    }
+    fn show(&self) -> String {
+        show(&Dynamic::from(self.clone()))
+    }
+}
+
+impl FromScript for Dynamic {
+    fn expected() -> String {
+        "a value".into()
+    }
+    fn from_script(value: Dynamic) -> Option<Self> {
+        Some(value.flatten())
+    }
+    fn show(&self) -> String {
+        show(self)
+    }
+}
+
+impl<T: FromScript> FromScript for Option<T> {
+    fn expected() -> String {
+        T::expected()
+    }
+    fn from_script(value: Dynamic) -> Option<Self> {
+        if value.is_unit() { Some(None) } else { T::from_script(value).map(Some) }
+    }
+    fn show(&self) -> String {
+        self.as_ref().map_or("()".into(), T::show)
+    }
+}
+
+impl<T: FromScript> FromScript for Vec<T> {
+    fn expected() -> String {
+        format!("an array, each item {}", T::expected())
+    }
+    fn from_script(value: Dynamic) -> Option<Self> {
+        value.flatten().into_array().ok()?.into_iter().map(T::from_script).collect()
+    }
+    fn show(&self) -> String {
+        format!("[{}]", self.iter().map(T::show).collect::<Vec<_>>().join(", "))
+    }
+}
+
+/// A script value as `T`, or `<place>: expected a number, got "many"`.
+pub fn convert<T: FromScript>(value: Dynamic, place: &str) -> Result<T> {
+    let shown = show(&value);
+    match T::from_script(value) {
+        Some(value) => Ok(value),
+        None => bail!(Type, "{place}: expected {}, got {shown}", T::expected()),
+    }
+}
+
+/// A script array as a vector of `T`; the error names the first item that does not fit.
+pub fn list<T: FromScript>(values: Array, place: &str) -> Result<Vec<T>> {
+    values.into_iter().enumerate().map(|(i, v)| convert(v, &format!("{place}: item {i}"))).collect()
+}
+
+/// A value as an error or the manual shows it: short, and naming what it is.
+pub fn show(value: &Dynamic) -> String {
+    let value = value.flatten_clone();
+    if let Some(text) = value.read_lock::<ImmutableString>() {
+        return format!("{:?}", &**text);
+    }
+    if let Some(tensor) = value.read_lock::<Tensor>() {
+        return crate::tensor::show::brief(&tensor);
+    }
+    if let Some(items) = value.read_lock::<Array>() {
+        let shown: Vec<_> = items.iter().take(8).map(show).collect();
+        return format!("[{}{}]", shown.join(", "), if items.len() > 8 { ", .." } else { "" });
+    }
+    if value.is_unit() {
+        return "()".into();
+    }
+    if value.is::<FnPtr>() {
+        return "a closure".into();
+    }
+    if value.is_map() || value.is::<Blob>() || value.is_int() || value.is_float() || value.is_bool() || value.is_char()
+    {
+        return value.to_string();
+    }
+    format!("a {}", super::short_type(value.type_name()))
+}
+
+/// `<place>: unknown option `step`; did you mean `steps`?`, with all known names as the hint.
+pub fn unknown<'a>(place: &str, what: &str, key: &str, known: impl Iterator<Item = &'a str>) -> Error {
+    let known: Vec<&str> = known.collect();
+    let suggestion = nearest(key, known.iter().copied()).map_or(String::new(), |n| format!("; did you mean `{n}`?"));
+    let hint =
+        if known.is_empty() { format!("there is no {what} here") } else { format!("known: {}", known.join(", ")) };
+    Error::new(Kind::Option, format!("{place}: unknown {what} `{key}`{suggestion}")).hint(hint)
+}
+
+/// The most similar of `known`, when one is similar enough to be meant.
+pub fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let score = |name: &str| strsim::jaro_winkler(&word.to_lowercase(), &name.to_lowercase());
+    let best = known.map(|name| (score(name), name)).max_by(|a, b| a.0.total_cmp(&b.0))?;
+    (best.0 > 0.8).then_some(best.1)
+}
+
+/// One option of a function, for the manual.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Field {
+    pub name: &'static str,
+    pub expected: String,
+    pub default: String,
+    pub meaning: String,
+}
+
+/// Takes one option out of the map, or its default.
+pub fn take<T: FromScript>(map: &mut Map, function: &str, key: &str, default: impl FnOnce() -> T) -> Result<T> {
+    match map.remove(key) {
+        Some(value) => convert(value, &format!("{function}: option `{key}`")),
+        None => Ok(default()),
+    }
+}
+
+/// A struct of options with its defaults, its parser from an object map, and its table for the manual.
+///
+/// ```ignore
+/// options! {
+///     /// How to draw a trajectory.
+///     pub struct RolloutOptions {
+///         /// The times.
+///         grid: Grid = Grid::uniform(20),
+///         /// Guidance scale; 1 means none.
+///         guidance: f64 = 1.0,
+///     }
+/// }
+/// let options = RolloutOptions::parse("rollout", map)?;
+/// ```
+#[macro_export]
+macro_rules! options {
+    (
+        $(#[$meta:meta])*
+        $vis:vis struct $name:ident {
+            $( $(#[doc = $doc:literal])* $field:ident : $type:ty = $default:expr ),* $(,)?
+        }
+    ) => {
+        $(#[$meta])*
+        #[derive(Clone)]
+        $vis struct $name {
+            $( $(#[doc = $doc])* pub $field: $type ),*
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $( $field: $default ),* }
+            }
+        }
+
+        impl $name {
+            /// Reads an object map; an unknown or ill-typed key is an error that names it.
+            #[allow(dead_code)]
+            pub fn parse(function: &str, mut map: rhai::Map) -> $crate::error::Result<Self> {
+                let parsed = Self {
+                    $( $field: $crate::script::option::take::<$type>(&mut map, function, stringify!($field), || $default)? ),*
+                };
+                match map.keys().next() {
+                    Some(key) => Err($crate::script::option::unknown(
+                        function, "option", key, [$( stringify!($field) ),*].into_iter(),
+                    )),
+                    None => Ok(parsed),
+                }
+            }
+
+            /// The options as the manual shows them.
+            pub fn fields() -> Vec<$crate::script::option::Field> {
+                use $crate::script::option::FromScript;
+                let defaults = Self::default();
+                vec![$( $crate::script::option::Field {
+                    name: stringify!($field),
+                    expected: <$type as FromScript>::expected(),
+                    default: defaults.$field.show(),
+                    meaning: [$( $doc ),*].map(str::trim).join(" "),
+                } ),*]
+            }
+        }
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    options! {
+        /// How to draw.
+        struct DrawOptions {
+            /// Number of steps.
+            steps: usize = 4,
+            /// Weight of the
+            /// guide.
+            guidance: f64 = 1.0,
+            /// Where to stop.
+            until: Option<f64> = None,
+        }
+    }
+
+    fn parse(pairs: &[(&str, Dynamic)]) -> Result<DrawOptions> {
+        DrawOptions::parse("draw", pairs.iter().map(|(k, v)| ((*k).into(), v.clone())).collect())
+    }
+
+    #[test]
+    fn options_take_integers_for_numbers_and_defaults() -> Result<()> {
+        let o = parse(&[("guidance", 2_i64.into())])?;
+        assert_eq!((o.steps, o.guidance, o.until), (4, 2.0, None));
+        assert_eq!(parse(&[("until", 0.5.into())])?.until, Some(0.5));
+        Ok(())
+    }
+
+    #[test]
+    fn unknown_and_ill_typed_options_are_named() {
+        let unknown = parse(&[("step", 3_i64.into())]).err().unwrap();
+        assert_eq!(unknown.message, "draw: unknown option `step`; did you mean `steps`?");
+        assert_eq!(unknown.hint.unwrap(), "known: steps, guidance, until");
+        let wrong = parse(&[("steps", "many".into())]).err().unwrap();
+        assert_eq!(wrong.message, "draw: option `steps`: expected a count (an integer, 0 or more), got \"many\"");
+        assert!(parse(&[("steps", (-1_i64).into())]).is_err());
+    }
+
+    #[test]
+    fn fields_carry_defaults_and_meaning() {
+        let fields = DrawOptions::fields();
+        assert_eq!((fields[1].default.as_str(), fields[1].meaning.as_str()), ("1.0", "Weight of the guide."));
+        assert_eq!(fields[2].default, "()");
+    }
+}

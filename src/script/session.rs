@@ -1,0 +1,181 @@
+//! What one run of a script was asked for, shared by all natives: overrides, seed, device, folders, interrupt.
+
+use super::{fault, option};
+use crate::error::{Error, Kind, Result};
+use crate::{bail, tensor::Device};
+use rhai::{Dynamic, Engine, EvalAltResult, Map, NativeCallContext, ParseErrorType};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::Instant;
+
+/// What the command line decided.
+#[derive(Clone)]
+pub struct Request {
+    /// The script's path as given; `None` for text.
+    pub script: Option<PathBuf>,
+    /// `--set key=value`, in order.
+    pub overrides: Vec<(String, String)>,
+    /// `--seed`: replaces the recipe's `seed` setting.
+    pub seed: Option<u64>,
+    /// `--device`: where tensors and models are made.
+    pub device: Device,
+    /// `--out`: the run directory.
+    pub out: Option<PathBuf>,
+    /// `--models`: looked in first for weights.
+    pub models: Option<PathBuf>,
+    /// Nothing runs past this.
+    pub deadline: Option<Instant>,
+}
+
+impl Default for Request {
+    fn default() -> Self {
+        Self {
+            script: None,
+            overrides: Vec::new(),
+            seed: None,
+            device: Device::Cpu,
+            out: None,
+            models: None,
+            deadline: None,
+        }
+    }
+}
+
+/// Where `print` goes.
+pub type Printer = Box<dyn Fn(&str) + Send + Sync>;
+
+/// The state of one run; natives reach it with [`Session::of`].
+pub struct Session {
+    pub request: Request,
+    print: Printer,
+    interrupt: Arc<AtomicBool>,
+    engine: OnceLock<Weak<Engine>>,
+    sources: Mutex<BTreeMap<String, String>>,
+    settings: Mutex<Option<Map>>,
+}
+
+impl Session {
+    pub fn new(request: Request, print: Printer) -> Self {
+        Self {
+            request,
+            print,
+            interrupt: Arc::default(),
+            engine: OnceLock::new(),
+            sources: Mutex::default(),
+            settings: Mutex::default(),
+        }
+    }
+
+    /// The session a native is called in.
+    pub fn of(context: &NativeCallContext) -> Arc<Session> {
+        Session::on(context.engine())
+    }
+
+    /// The session of an engine made by [`super::Host`].
+    pub fn on(engine: &Engine) -> Arc<Session> {
+        engine
+            .default_tag()
+            .clone()
+            .try_cast()
+            .unwrap_or_else(|| Arc::new(Self::new(Request::default(), Box::new(drop_text))))
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.request.device
+    }
+
+    /// Writes one line for the user.
+    pub fn print(&self, line: &str) {
+        (self.print)(line);
+    }
+
+    /// Set it from a signal handler or another thread to stop the script.
+    pub fn interrupt_flag(&self) -> Arc<AtomicBool> {
+        self.interrupt.clone()
+    }
+
+    /// Errs when the user interrupted or the deadline passed; long native loops call it once per step.
+    pub fn check(&self) -> Result<()> {
+        if self.interrupt.load(Ordering::Relaxed) {
+            bail!(Interrupt, "interrupted");
+        }
+        if self.request.deadline.is_some_and(|deadline| Instant::now() > deadline) {
+            bail!(Limit, "the script ran past its time limit");
+        }
+        Ok(())
+    }
+
+    pub(super) fn attach(&self, engine: &Arc<Engine>) {
+        self.engine.get_or_init(|| Arc::downgrade(engine));
+    }
+
+    /// The engine that runs the script, while it is alive.
+    pub fn engine(&self) -> Result<Arc<Engine>> {
+        let gone = || Error::new(Kind::Internal, "the script that made this closure has ended");
+        self.engine.get().and_then(Weak::upgrade).ok_or_else(gone)
+    }
+
+    /// Remembers a script's text so that errors can show it.
+    pub fn add_source(&self, name: &str, text: &str) {
+        lock(&self.sources).insert(name.into(), text.into());
+    }
+
+    /// The text of a script that was run or imported.
+    pub fn source(&self, name: &str) -> Option<String> {
+        lock(&self.sources).get(name).cloned()
+    }
+
+    /// The recipe's settings: `defaults` with `--set` and `--seed` applied; an unknown key is an error.
+    pub fn settle(&self, defaults: Map) -> Result<Map> {
+        let mut settings = defaults;
+        for (key, text) in &self.request.overrides {
+            let Some(default) = settings.get(key.as_str()) else {
+                return Err(option::unknown("--set", "setting", key, settings.keys().map(|k| k.as_str())));
+            };
+            let value = self.parse(key, text, default)?;
+            settings.insert(key.as_str().into(), value);
+        }
+        if let (Some(seed), true) = (self.request.seed, settings.contains_key("seed")) {
+            settings.insert("seed".into(), Dynamic::from(seed as i64));
+        }
+        *lock(&self.settings) = Some(settings.clone());
+        Ok(settings)
+    }
+
+    /// What [`Session::settle`] returned last; `None` when the script declares no settings.
+    pub fn settings(&self) -> Option<Map> {
+        lock(&self.settings).clone()
+    }
+
+    /// `--set` text as a value: an expression, or plain text such as `tiny/flux2`.
+    fn parse(&self, key: &str, text: &str, default: &Dynamic) -> Result<Dynamic> {
+        let plain = || Dynamic::from(text.to_string());
+        let quoted = text.starts_with('"');
+        if default.is_string() && !quoted {
+            return Ok(plain());
+        }
+        match self.engine()?.eval_expression::<Dynamic>(text) {
+            Ok(value) => Ok(value),
+            Err(e) if is_plain_text(&e) => {
+                bail!(Option, "--set: `{key}` must be a value such as {}, got \"{text}\"", option::show(default))
+            }
+            Err(e) => Err(fault::from_script(*e, "").within(format_args!("--set {key}={text}"))),
+        }
+    }
+}
+
+fn drop_text(_: &str) {}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn is_plain_text(error: &EvalAltResult) -> bool {
+    match error {
+        EvalAltResult::ErrorVariableNotFound(..) => true,
+        EvalAltResult::ErrorParsing(kind, _) => !matches!(kind, ParseErrorType::BadInput(_)),
+        _ => false,
+    }
+}
