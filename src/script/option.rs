@@ -1,7 +1,7 @@
 //! Script values as Rust values: single ones by [`FromScript`], object maps of options by [`crate::options!`].
 
 use crate::bail;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, nearest};
 use crate::tensor::Tensor;
 use rhai::{Array, Blob, Dynamic, FnPtr, ImmutableString, Map};
 
@@ -206,13 +206,6 @@ pub fn unknown<'a>(place: &str, what: &str, key: &str, known: impl Iterator<Item
     let hint =
         if known.is_empty() { format!("there is no {what} here") } else { format!("known: {}", known.join(", ")) };
     Error::new(Kind::Option, format!("{place}: unknown {what} `{key}`{suggestion}")).hint(hint)
-}
-
-/// The most similar of `known`, when one is similar enough to be meant.
-pub fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let score = |name: &str| strsim::jaro_winkler(&word.to_lowercase(), &name.to_lowercase());
-    let best = known.map(|name| (score(name), name)).max_by(|a, b| a.0.total_cmp(&b.0))?;
-    (best.0 > 0.8).then_some(best.1)
 }
 
 /// One option of a function, for the manual.
