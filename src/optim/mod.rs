@@ -1,1 +1,12 @@
-//! AdamW with readable state and learning-rate schedules.
+//! AdamW with readable state, learning-rate schedules, moving averages of parameters.
+
+mod adamw;
+mod ema;
+mod param;
+mod schedule;
+mod update;
+
+pub use adamw::{AdamW, OptimizerOptions, StepReport};
+pub use ema::Ema;
+pub use param::Params;
+pub use schedule::{Schedule, constant_rate, cosine};

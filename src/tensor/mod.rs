@@ -3,6 +3,7 @@
 pub mod grad;
 pub mod op;
 pub mod random;
+pub mod sample;
 pub mod show;
 
 pub use candle_core::{D, DType, Device, Tensor};

@@ -1,0 +1,199 @@
+//! Rollouts of a velocity field and what is kept of them.
+
+use super::grid::Grid;
+use super::sample::{Euler, Solver};
+use crate::bail;
+use crate::error::Result;
+use crate::model::{Condition, Velocity};
+use crate::tensor::sample::first_non_finite;
+use crate::tensor::{DType, Tensor};
+use std::sync::Arc;
+
+/// Called before step `k` of `n` with the two numbers; an error ends the rollout.
+pub type OnStep = Arc<dyn Fn(usize, usize) -> Result<()> + Send + Sync>;
+
+/// How to roll out and what to keep.
+#[derive(Clone)]
+pub struct RolloutOptions {
+    pub grid: Grid,
+    pub solver: Arc<dyn Solver>,
+    /// How many last steps are kept: their states, velocities, and the end state.
+    pub keep: usize,
+    /// Keep the graph from the kept velocities to the parameters (never to the states).
+    pub track: bool,
+    pub on_step: Option<OnStep>,
+}
+
+impl RolloutOptions {
+    /// Euler's method, every step kept, no graph.
+    pub fn new(grid: Grid) -> Self {
+        Self { keep: grid.steps(), grid, solver: Arc::new(Euler), track: false, on_step: None }
+    }
+}
+
+/// The kept window of a rollout: steps `first..N`. States are constants; only `velocities` may carry a graph.
+#[derive(Clone)]
+pub struct Trajectory {
+    pub grid: Grid,
+    /// Index of the first kept state.
+    pub first: usize,
+    /// `X_first ..= X_N`.
+    pub states: Vec<Tensor>,
+    /// `v(X_k, t_k)` for `k` in `first..N`.
+    pub velocities: Vec<Tensor>,
+    pub condition: Condition,
+}
+
+impl Trajectory {
+    /// Number of steps N of the whole rollout.
+    pub fn steps(&self) -> usize {
+        self.grid.steps()
+    }
+
+    /// The kept steps.
+    pub fn window(&self) -> std::ops::Range<usize> {
+        self.first..self.steps()
+    }
+
+    /// `X_k` of a kept `k`.
+    pub fn state(&self, k: usize) -> Result<&Tensor> {
+        match k.checked_sub(self.first).and_then(|i| self.states.get(i)) {
+            Some(state) => Ok(state),
+            None => bail!(Value, "trajectory: the state must be one of {}..={}, got {k}", self.first, self.steps()),
+        }
+    }
+
+    /// The end state `X_N`.
+    pub fn last(&self) -> &Tensor {
+        &self.states[self.states.len() - 1]
+    }
+
+    /// Times `t_first ..= t_N` of the kept states.
+    pub fn times(&self) -> &[f64] {
+        &self.grid.times()[self.first..]
+    }
+
+    /// `t_k` as the `[batch]` tensor that velocities take.
+    pub fn time(&self, k: usize) -> Result<Tensor> {
+        time_tensor(self.grid.times()[k], self.last())
+    }
+}
+
+/// The number `t` for every sample of `x`: `[batch]` in `x`'s dtype.
+pub fn time_tensor(t: f64, x: &Tensor) -> Result<Tensor> {
+    Ok(Tensor::full(t, x.dim(0)?, x.device())?.to_dtype(x.dtype())?)
+}
+
+/// Integrates `dX = v(X, t) dt` from `x0` at time 0 to time 1.
+///
+/// No graph is kept outside the window, and none from one state to the next.
+pub fn rollout(
+    velocity: &dyn Velocity,
+    x0: &Tensor,
+    condition: &Condition,
+    options: &RolloutOptions,
+) -> Result<Trajectory> {
+    if !matches!(x0.dtype(), DType::F32 | DType::F64) || x0.rank() < 2 {
+        let (dtype, shape) = (x0.dtype(), x0.dims());
+        bail!(Shape, "rollout: x0 must be f32 or f64 of shape [batch, ..], got {dtype:?} of shape {shape:?}");
+    }
+    let (n, times) = (options.grid.steps(), options.grid.times());
+    if options.keep > n {
+        bail!(Value, "rollout: keep must be at most the {n} steps of the grid, got {}", options.keep);
+    }
+    let first = n - options.keep;
+    let mut field = |x: &Tensor, t: f64| {
+        let v = velocity.velocity(x, &time_tensor(t, x)?, condition)?;
+        match v.dims() == x.dims() {
+            true => Ok(v.to_dtype(x.dtype())?),
+            false => {
+                bail!(Shape, "rollout: the velocity must have the state's shape {:?}, got {:?}", x.dims(), v.dims())
+            }
+        }
+    };
+    let mut x = x0.detach();
+    let (mut states, mut velocities) = (Vec::with_capacity(n - first + 1), Vec::with_capacity(n - first));
+    for k in 0..n {
+        if let Some(on_step) = &options.on_step {
+            on_step(k, n)?;
+        }
+        let v = field(&x, times[k])?;
+        let constant = v.detach();
+        if k >= first {
+            states.push(x.clone());
+            velocities.push(if options.track { v } else { constant.clone() });
+        } else {
+            drop(v);
+        }
+        x = options.solver.step(&mut field, &x, &constant, (times[k], times[k + 1]))?.detach();
+        if let Some(sample) = first_non_finite(&x)? {
+            bail!(
+                Numeric,
+                "rollout: states must be finite, got NaN or infinity in sample {sample} after step {k} (t = {:.4})",
+                times[k + 1]
+            );
+        }
+    }
+    states.push(x);
+    Ok(Trajectory { grid: options.grid.clone(), first, states, velocities, condition: condition.clone() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::{Heun, uniform};
+    use crate::tensor::Device;
+
+    /// v = w (t - x), with w a variable.
+    struct Pull(candle_core::Var);
+
+    impl Velocity for Pull {
+        fn velocity(&self, x: &Tensor, t: &Tensor, _: &Condition) -> Result<Tensor> {
+            Ok(t.reshape((t.elem_count(), 1))?.broadcast_sub(x)?.broadcast_mul(&self.0)?)
+        }
+    }
+
+    fn pull(w: f64) -> Pull {
+        Pull(candle_core::Var::new(&[[w]], &Device::Cpu).unwrap())
+    }
+
+    #[test]
+    fn only_the_window_is_kept_and_tracked() {
+        let x0 = Tensor::new(&[[1f64], [2.0]], &Device::Cpu).unwrap();
+        let mut options = RolloutOptions::new(uniform(5).unwrap());
+        let whole = rollout(&pull(0.7), &x0, &Condition::default(), &options).unwrap();
+        assert_eq!((whole.states.len(), whole.velocities.len(), whole.window()), (6, 5, 0..5));
+        options.keep = 2;
+        options.track = true;
+        let path = rollout(&pull(0.7), &x0, &Condition::default(), &options).unwrap();
+        assert_eq!((path.states.len(), path.velocities.len(), path.first), (3, 2, 3));
+        assert_eq!(path.times(), &whole.times()[3..]);
+        assert!(path.state(2).is_err());
+        for k in 3..=5 {
+            let same = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+            assert_eq!(same(path.state(k).unwrap()), same(whole.state(k).unwrap()));
+        }
+        assert!(path.velocities.iter().all(|v| v.track_op()) && path.states.iter().all(|x| !x.track_op()));
+        assert!(whole.velocities.iter().all(|v| !v.track_op()));
+    }
+
+    #[test]
+    fn a_state_that_explodes_is_named() {
+        let x0 = Tensor::new(&[[0f64], [1e150]], &Device::Cpu).unwrap();
+        let options = RolloutOptions { solver: Arc::new(Heun), ..RolloutOptions::new(uniform(4).unwrap()) };
+        let error = rollout(&pull(1e100), &x0, &Condition::default(), &options).map(|_| ()).unwrap_err();
+        assert_eq!(
+            error.message,
+            "rollout: states must be finite, got NaN or infinity in sample 1 after step 0 (t = 0.2500)"
+        );
+    }
+
+    #[test]
+    fn a_callback_can_end_it() {
+        let stop: OnStep = Arc::new(|k, n| if k == 2 { bail!(Interrupt, "stopped at {k} of {n}") } else { Ok(()) });
+        let options = RolloutOptions { on_step: Some(stop), ..RolloutOptions::new(uniform(4).unwrap()) };
+        let x0 = Tensor::new(&[[1f64]], &Device::Cpu).unwrap();
+        let error = rollout(&pull(1.0), &x0, &Condition::default(), &options).map(|_| ()).unwrap_err();
+        assert_eq!(error.message, "stopped at 2 of 4");
+    }
+}
