@@ -199,10 +199,7 @@ pub fn pullback(value: &Tensor, v: &Tensor, wanted: &[Tensor]) -> Result<Vec<Ten
 /// Runs `f` without keeping its graph and runs it again in the backward: memory for compute.
 ///
 /// Gradients flow to `inputs` and to nothing else, so trainable parameters used by `f` must be among them.
-pub fn segment(
-    inputs: &[&Tensor],
-    f: impl Fn(&[Tensor]) -> Result<Tensor> + Send + Sync + 'static,
-) -> Result<Tensor> {
+pub fn segment(inputs: &[&Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor> + Send + Sync + 'static) -> Result<Tensor> {
     let detached: Vec<Tensor> = inputs.iter().map(|x| x.detach()).collect();
     let output = f(&detached)?.detach().copy()?;
     custom_vjp(inputs, output, move |grad, wanted| {
@@ -224,7 +221,8 @@ pub fn gradcheck(f: impl Fn(&Tensor) -> Result<Tensor>, x: &Tensor, seed: u64) -
     let x = x.detach().contiguous()?;
     let w = Rng::new(seed).normal(f(&x)?.dims(), x.dtype(), x.device())?;
     let (_, analytic) = vjp(&f, &x, &w)?;
-    let to_vec = |t: &Tensor| -> Result<Vec<f64>> { Ok(t.flatten_all()?.to_dtype(candle_core::DType::F64)?.to_vec1()?) };
+    let to_vec =
+        |t: &Tensor| -> Result<Vec<f64>> { Ok(t.flatten_all()?.to_dtype(candle_core::DType::F64)?.to_vec1()?) };
     let (analytic, values) = (to_vec(&analytic)?, to_vec(&x)?);
     let step = if x.dtype() == candle_core::DType::F64 { 1e-5 } else { 1e-2 };
     let value_at = |i: usize, delta: f64| -> Result<f64> {

@@ -1,0 +1,171 @@
+//! Elementwise nonlinearities and the gated one.
+
+use crate::bail;
+use crate::error::Result;
+use crate::tensor::grad::custom_vjp;
+use crate::tensor::kernel::{Real, data, grain, on_cpu};
+use candle_core::{D, Tensor};
+use num_traits::Float;
+use rayon::prelude::*;
+
+/// One elementwise function: its value and its derivative, both from the input.
+trait Pointwise: Send + Sync + 'static {
+    fn value<T: Real>(x: T) -> T;
+    fn slope<T: Real>(x: T) -> T;
+}
+
+fn pointwise<P: Pointwise, T: Real>(x: &Tensor) -> Result<Tensor> {
+    let input = x.detach().contiguous()?;
+    let values = map::<T>(&input, P::value)?;
+    custom_vjp(&[x], Tensor::from_vec(values, x.dims(), x.device())?, move |grad, _| {
+        let (grad, shape) = (grad.contiguous()?, input.dims());
+        let (g, x) = (data::<T>(&grad)?, data::<T>(&input)?);
+        let mut out = vec![T::zero(); g.len()];
+        out.par_iter_mut().with_min_len(16384).enumerate().for_each(|(i, o)| *o = g[i] * P::slope(x[i]));
+        Ok(vec![Some(Tensor::from_vec(out, shape, input.device())?)])
+    })
+}
+
+fn map<T: Real>(x: &Tensor, f: impl Fn(T) -> T + Send + Sync) -> Result<Vec<T>> {
+    let x = data::<T>(x)?;
+    let mut out = vec![T::zero(); x.len()];
+    out.par_iter_mut().with_min_len(16384).enumerate().for_each(|(i, o)| *o = f(x[i]));
+    Ok(out)
+}
+
+macro_rules! pointwise {
+    ($doc:literal, $name:ident, $type:ident, |$x:ident| $value:expr, $slope:expr, composed $composed:expr) => {
+        struct $type;
+        impl Pointwise for $type {
+            fn value<T: Real>($x: T) -> T {
+                $value
+            }
+            fn slope<T: Real>($x: T) -> T {
+                $slope
+            }
+        }
+        #[doc = $doc]
+        pub fn $name(x: &Tensor) -> Result<Tensor> {
+            fn run<T: Real>(x: &Tensor) -> Result<Tensor> {
+                pointwise::<$type, T>(x)
+            }
+            let composed: fn(&Tensor) -> candle_core::Result<Tensor> = $composed;
+            on_cpu!(x, run(x), Ok(composed(x)?))
+        }
+    };
+}
+
+fn logistic<T: Real>(x: T) -> T {
+    T::one() / (T::one() + (-x).exp())
+}
+
+pointwise!(
+    "`1 / (1 + exp(-x))`.",
+    sigmoid,
+    Sigmoid,
+    |x| logistic(x),
+    logistic(x) * (T::one() - logistic(x)),
+    composed | x | (x.neg()?.exp()? + 1.0)?.recip()
+);
+pointwise!(
+    "`x sigmoid(x)`.",
+    silu,
+    Silu,
+    |x| x * logistic(x),
+    logistic(x) * (T::one() + x * (T::one() - logistic(x))),
+    composed | x | x * (x.neg()?.exp()? + 1.0)?.recip()?
+);
+pointwise!(
+    "`log(1 + exp(x))`; `softplus(-x)` is the logistic loss.",
+    softplus,
+    Softplus,
+    |x| Float::max(x, T::zero()) + (-Float::abs(x)).exp().ln_1p(),
+    logistic(x),
+    composed | x | x.relu()? + ((x.abs()?.neg()?.exp()? + 1.0)?.log()?)
+);
+pointwise!(
+    "`x sigmoid(1.702 x)`, the GELU of the OpenAI CLIPs.",
+    quick_gelu,
+    QuickGelu,
+    |x| x * logistic(T::of(1.702) * x),
+    {
+        let s = logistic(T::of(1.702) * x);
+        s * (T::one() + T::of(1.702) * x * (T::one() - s))
+    },
+    composed | x | x * ((x * -1.702)?.exp()? + 1.0)?.recip()?
+);
+pointwise!(
+    "GELU, exact (error function).",
+    gelu_erf,
+    GeluErf,
+    |x| x * normal_cdf(x),
+    normal_cdf(x) + x * T::of(0.398_942_280_401_432_7) * (-x * x / T::of(2.0)).exp(),
+    composed | x | x.gelu_erf()
+);
+pointwise!(
+    "GELU, tanh approximation.",
+    gelu_tanh,
+    GeluTanh,
+    |x| {
+        let u = T::of(0.797_884_560_802_865_4) * (x + T::of(0.044715) * x * x * x);
+        T::of(0.5) * x * (T::one() + u.tanh())
+    },
+    {
+        let u = (T::of(0.797_884_560_802_865_4) * (x + T::of(0.044715) * x * x * x)).tanh();
+        let du = T::of(0.797_884_560_802_865_4) * (T::one() + T::of(3.0 * 0.044715) * x * x);
+        T::of(0.5) * (T::one() + u) + T::of(0.5) * x * (T::one() - u * u) * du
+    },
+    composed | x | x.gelu()
+);
+
+fn normal_cdf<T: Real>(x: T) -> T {
+    T::of(0.5 * (1.0 + candle_core::cpu::erf::erf_f64(x.to_f64() * std::f64::consts::FRAC_1_SQRT_2)))
+}
+
+/// Gated unit `silu(first half) * second half` over the last dimension: `[.., 2 h]` to `[.., h]`.
+pub fn swiglu(x: &Tensor) -> Result<Tensor> {
+    let width = x.dim(D::Minus1)?;
+    if width % 2 != 0 {
+        bail!(Shape, "swiglu: expected an even last dimension, got shape {:?}", x.dims());
+    }
+    let half = width / 2;
+    on_cpu!(x, swiglu_cpu(x, half), {
+        let (a, b) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);
+        Ok((silu(&a)? * b)?)
+    })
+}
+
+fn swiglu_cpu<T: Real>(x: &Tensor, half: usize) -> Result<Tensor> {
+    let input = x.detach().contiguous()?;
+    let mut dims = x.dims().to_vec();
+    dims[x.rank() - 1] = half;
+    let mut out = vec![T::zero(); x.elem_count() / 2];
+    {
+        let x = data::<T>(&input)?;
+        out.par_chunks_mut(half).with_min_len(grain(half)).zip(x.par_chunks(2 * half)).for_each(|(o, x)| {
+            let (a, b) = x.split_at(half);
+            for i in 0..half {
+                o[i] = a[i] * logistic(a[i]) * b[i];
+            }
+        });
+    }
+    custom_vjp(&[x], Tensor::from_vec(out, dims, x.device())?, move |grad, _| {
+        let grad = grad.contiguous()?;
+        let (g, x) = (data::<T>(&grad)?, data::<T>(&input)?);
+        let mut out = vec![T::zero(); x.len()];
+        let rows = out.par_chunks_mut(2 * half).with_min_len(grain(half));
+        rows.zip(x.par_chunks(2 * half)).zip(g.par_chunks(half)).for_each(|((o, x), g)| {
+            for i in 0..half {
+                let (a, b, s) = (x[i], x[half + i], logistic(x[i]));
+                o[i] = g[i] * b * s * (T::one() + a * (T::one() - s));
+                o[half + i] = g[i] * a * s;
+            }
+        });
+        Ok(vec![Some(Tensor::from_vec(out, input.dims(), input.device())?)])
+    })
+}
+
+/// Clamp whose gradient passes unchanged, so that an out-of-range pixel can still be pulled back.
+pub fn clamp_through(x: &Tensor, low: f64, high: f64) -> Result<Tensor> {
+    custom_vjp(&[x], x.detach().clamp(low, high)?, |grad, _| Ok(vec![Some(grad.clone())]))
+}

@@ -1,0 +1,211 @@
+//! 2-D convolution (one small matrix product per image, patches unrolled per thread) and nearest upsampling.
+
+use crate::bail;
+use crate::error::Result;
+use crate::tensor::grad::custom_vjp;
+use crate::tensor::kernel::{Data, Matrix, Real, Shared, data, on_cpu, product};
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+/// Sizes of one convolution: `x [batch, inner, h, w]`, `weight [outer, inner, kh, kw]`, output `oh x ow`.
+#[derive(Clone, Copy)]
+struct Sizes {
+    batch: usize,
+    inner: usize,
+    h: usize,
+    w: usize,
+    outer: usize,
+    kh: usize,
+    kw: usize,
+    stride: usize,
+    padding: usize,
+    oh: usize,
+    ow: usize,
+}
+
+/// Cross-correlation of `x [batch, in, h, w]` with `weight [out, in, kh, kw]`, zero padding on all sides.
+pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, stride: usize, padding: usize) -> Result<Tensor> {
+    let ((batch, inner, h, w), (outer, wi, kh, kw)) = (x.dims4()?, weight.dims4()?);
+    if wi != inner || h + 2 * padding < kh || w + 2 * padding < kw || stride == 0 {
+        bail!(
+            Shape,
+            "conv2d: weight {:?} with padding {padding} and stride {stride} does not fit input {:?}",
+            weight.dims(),
+            x.dims()
+        );
+    }
+    let (oh, ow) = ((h + 2 * padding - kh) / stride + 1, (w + 2 * padding - kw) / stride + 1);
+    let z = Sizes { batch, inner, h, w, outer, kh, kw, stride, padding, oh, ow };
+    on_cpu!(x, conv2d_cpu(x, weight, bias, z), {
+        let y = x.conv2d(weight, padding, stride, 1, 1)?;
+        match bias {
+            Some(b) => Ok(y.broadcast_add(&b.reshape((1, outer, 1, 1))?)?),
+            None => Ok(y),
+        }
+    })
+}
+
+fn conv2d_cpu<T: Real>(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, z: Sizes) -> Result<Tensor> {
+    let input = x.detach().contiguous()?;
+    let kernel = weight.detach().contiguous()?;
+    let offsets = bias.map(|b| b.detach().contiguous()).transpose()?;
+    let offsets = offsets.as_ref().map(data::<T>).transpose()?;
+    let out = forward(&data::<T>(&input)?, &data::<T>(&kernel)?, offsets.as_deref(), z);
+    let out = Tensor::from_vec(out, (z.batch, z.outer, z.oh, z.ow), x.device())?;
+    let mut inputs = vec![x, weight];
+    inputs.extend(bias);
+    custom_vjp(&inputs, out, move |grad, wanted| {
+        let grad = grad.contiguous()?;
+        let g = data::<T>(&grad)?;
+        let mut gradients = vec![None; wanted.len()];
+        if wanted[0] {
+            let gx = input_gradient(&g, &data::<T>(&kernel)?, z);
+            gradients[0] = Some(Tensor::from_vec(gx, input.dims(), input.device())?);
+        }
+        if wanted[1] {
+            let gw = weight_gradient(&g, &data::<T>(&input)?, z);
+            gradients[1] = Some(Tensor::from_vec(gw, kernel.dims(), input.device())?);
+        }
+        if wanted.get(2) == Some(&true) {
+            gradients[2] = Some(grad.sum((0, 2, 3))?);
+        }
+        Ok(gradients)
+    })
+}
+
+impl Sizes {
+    fn patch(&self) -> usize {
+        self.inner * self.kh * self.kw
+    }
+
+    fn pixels(&self) -> usize {
+        self.oh * self.ow
+    }
+
+    /// 1 x 1 kernels read the image itself as their patches.
+    fn plain(&self) -> bool {
+        self.kh * self.kw * self.stride == 1 && self.padding == 0
+    }
+
+    /// Calls `f(row of the unrolled patches, its first element, first input element, count)` for each run of output
+    /// pixels whose input lies inside the image.
+    fn runs(&self, mut f: impl FnMut(usize, usize, usize)) {
+        let (p, s) = (self.padding, self.stride);
+        for row in 0..self.patch() {
+            let (c, i, j) = (row / (self.kh * self.kw), row / self.kw % self.kh, row % self.kw);
+            let first = p.saturating_sub(j).div_ceil(s);
+            let last = if self.w + p > j { ((self.w + p - j - 1) / s + 1).min(self.ow) } else { 0 };
+            for y in 0..self.oh {
+                let line = y * s + i;
+                if line >= p && line - p < self.h && first < last {
+                    let input = (c * self.h + line - p) * self.w + first * s + j - p;
+                    f(row * self.pixels() + y * self.ow + first, input, last - first);
+                }
+            }
+        }
+    }
+
+    /// Patches of one image as columns: `[patch, pixels]`.
+    fn unroll<T: Real>(&self, image: &[T], columns: &mut [T]) {
+        columns.fill(T::zero());
+        let s = self.stride;
+        self.runs(|out, input, n| {
+            if s == 1 {
+                columns[out..out + n].copy_from_slice(&image[input..input + n]);
+            } else {
+                columns[out..out + n].iter_mut().zip(image[input..].iter().step_by(s)).for_each(|(c, x)| *c = *x);
+            }
+        });
+    }
+
+    /// Adds patch gradients back to the image: the transpose of `unroll`.
+    fn roll<T: Real>(&self, columns: &[T], image: &mut [T]) {
+        let s = self.stride;
+        self.runs(|at, input, n| {
+            if s == 1 {
+                image[input..input + n].iter_mut().zip(&columns[at..at + n]).for_each(|(x, c)| *x += *c);
+            } else {
+                image[input..].iter_mut().step_by(s).zip(&columns[at..at + n]).for_each(|(x, c)| *x += *c);
+            }
+        });
+    }
+}
+
+fn forward<T: Real>(x: &Data<T>, weight: &[T], bias: Option<&[T]>, z: Sizes) -> Vec<T> {
+    let (patch, pixels, image) = (z.patch(), z.pixels(), z.inner * z.h * z.w);
+    let mut out = vec![T::zero(); z.batch * z.outer * pixels];
+    out.par_chunks_mut(z.outer * pixels).enumerate().for_each_init(
+        || vec![T::zero(); if z.plain() { 0 } else { patch * pixels }],
+        |columns, (b, out)| {
+            let x = &x[b * image..(b + 1) * image];
+            if !z.plain() {
+                z.unroll(x, columns);
+            }
+            if let Some(bias) = bias {
+                out.chunks_mut(pixels).zip(bias).for_each(|(o, b)| o.fill(*b));
+            }
+            let columns = Matrix::rows(if z.plain() { x } else { columns }, pixels);
+            // SAFETY: weight is [outer, patch], columns [patch, pixels], out [outer, pixels].
+            unsafe {
+                let c = (out.as_mut_ptr(), pixels);
+                product((z.outer, patch, pixels), Matrix::rows(weight, patch), columns, c, bias.is_some(), 1.0);
+            }
+        },
+    );
+    out
+}
+
+fn input_gradient<T: Real>(grad: &[T], weight: &[T], z: Sizes) -> Vec<T> {
+    let (patch, pixels, image) = (z.patch(), z.pixels(), z.inner * z.h * z.w);
+    let mut out = vec![T::zero(); z.batch * image];
+    out.par_chunks_mut(image).enumerate().for_each_init(
+        || vec![T::zero(); if z.plain() { 0 } else { patch * pixels }],
+        |columns, (b, out)| {
+            let g = Matrix::rows(&grad[b * z.outer * pixels..], pixels);
+            let target = if z.plain() { out.as_mut_ptr() } else { columns.as_mut_ptr() };
+            // SAFETY: weight^T is [patch, outer], g [outer, pixels], the target [patch, pixels].
+            unsafe {
+                product((patch, z.outer, pixels), Matrix::columns(weight, patch), g, (target, pixels), false, 1.0);
+            }
+            if !z.plain() {
+                z.roll(columns, out);
+            }
+        },
+    );
+    out
+}
+
+/// Summed over fixed groups of images, so that the result does not depend on the number of threads.
+fn weight_gradient<T: Real>(grad: &[T], x: &[T], z: Sizes) -> Vec<T> {
+    let (patch, pixels, image) = (z.patch(), z.pixels(), z.inner * z.h * z.w);
+    let groups = z.batch.min(8);
+    let mut partial = vec![T::zero(); groups * z.outer * patch];
+    partial.par_chunks_mut(z.outer * patch).enumerate().for_each(|(group, sum)| {
+        let mut columns = vec![T::zero(); if z.plain() { 0 } else { patch * pixels }];
+        let sum = Shared(sum.as_mut_ptr());
+        for b in (group..z.batch).step_by(groups) {
+            let x = &x[b * image..(b + 1) * image];
+            if !z.plain() {
+                z.unroll(x, &mut columns);
+            }
+            let columns = Matrix::columns(if z.plain() { x } else { &columns }, pixels);
+            let g = Matrix::rows(&grad[b * z.outer * pixels..], pixels);
+            // SAFETY: g is [outer, pixels], columns^T [pixels, patch], the sum [outer, patch].
+            unsafe { product((z.outer, pixels, patch), g, columns, (sum.at(0), patch), true, 1.0) };
+        }
+    });
+    let mut parts = partial.chunks(z.outer * patch);
+    let mut total = parts.next().map(<[T]>::to_vec).unwrap_or_default();
+    parts.for_each(|part| total.iter_mut().zip(part).for_each(|(t, p)| *t += *p));
+    total
+}
+
+/// Doubles height and width of `x [batch, channels, h, w]` by repeating pixels.
+pub fn upsample_nearest2x(x: &Tensor) -> Result<Tensor> {
+    let (b, c, h, w) = x.dims4()?;
+    let repeated = x.detach().reshape((b, c, h, 1, w, 1))?.expand((b, c, h, 2, w, 2))?.contiguous()?;
+    custom_vjp(&[x], repeated.reshape((b, c, 2 * h, 2 * w))?, move |grad, _| {
+        let rows = grad.contiguous()?.reshape((b * c * h, 2, 2 * w))?.sum(1)?;
+        Ok(vec![Some(rows.reshape((b, c, h, w, 2))?.sum(4)?)])
+    })
+}

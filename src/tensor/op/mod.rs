@@ -1,0 +1,18 @@
+//! Differentiable ops. Each is one node with a hand-written backward (`custom_vjp`), in f32 or f64 on the CPU; elsewhere the
+//! same composition of candle ops that the tests compare with.
+
+mod activation;
+mod attention;
+mod conv;
+mod linear;
+mod norm;
+mod resize;
+mod rope;
+
+pub use activation::{clamp_through, gelu_erf, gelu_tanh, quick_gelu, sigmoid, silu, softplus, swiglu};
+pub use attention::{attention, softmax};
+pub use conv::{conv2d, upsample_nearest2x};
+pub use linear::{Lora, linear};
+pub use norm::{gated_add, group_norm, layer_norm, modulate, rms_norm};
+pub use resize::{Filter, resize};
+pub use rope::{rope_halves, rope_pairs};

@@ -1,0 +1,200 @@
+//! Normalisations and the modulations that follow them.
+
+use crate::bail;
+use crate::error::Result;
+use crate::tensor::grad::custom_vjp;
+use crate::tensor::kernel::{Real, data, grain, on_cpu};
+use candle_core::{D, Tensor};
+use rayon::prelude::*;
+
+/// Layer normalisation over the last dimension, with optional weight and bias.
+pub fn layer_norm(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {
+    let width = x.dim(D::Minus1)?;
+    affine(&normalise(x, width, true, eps)?, weight, bias)
+}
+
+/// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension.
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    let width = x.dim(D::Minus1)?;
+    affine(&normalise(x, width, false, eps)?, Some(weight), None)
+}
+
+/// Group normalisation of `x [batch, channels, ..]` with weight and bias per channel.
+pub fn group_norm(x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    let channels = x.dim(1)?;
+    if groups == 0 || channels % groups != 0 {
+        bail!(Shape, "group_norm: {groups} groups must divide {channels} channels");
+    }
+    let x = x.contiguous()?;
+    let width = x.elem_count() / (x.dim(0)? * groups).max(1);
+    let y = normalise(&x, width, true, eps)?;
+    let spread = |w: &Tensor| -> Result<Tensor> {
+        let mut shape = vec![1; x.rank()];
+        shape[1] = channels;
+        Ok(w.reshape(shape)?)
+    };
+    Ok(y.broadcast_mul(&spread(weight)?)?.broadcast_add(&spread(bias)?)?)
+}
+
+fn affine(y: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>) -> Result<Tensor> {
+    let y = match weight {
+        Some(w) => scale_rows(y, w)?,
+        None => y.clone(),
+    };
+    match bias {
+        Some(b) => Ok(y.broadcast_add(b)?),
+        None => Ok(y),
+    }
+}
+
+/// `y * w` over the last dimension; the gradient of `w` only where it is wanted.
+fn scale_rows(y: &Tensor, w: &Tensor) -> Result<Tensor> {
+    let (plain, weight) = (y.detach(), w.detach());
+    custom_vjp(&[y, w], plain.broadcast_mul(&weight)?, move |grad, wanted| {
+        let gy = wanted[0].then(|| grad.broadcast_mul(&weight)).transpose()?;
+        let width = weight.elem_count();
+        let gw = wanted[1].then(|| (grad * &plain)?.reshape(((), width))?.sum(0)).transpose()?;
+        Ok(vec![gy, gw])
+    })
+}
+
+/// Chunks of `width` numbers to zero mean (if `centre`) and unit mean square, without weights.
+fn normalise(x: &Tensor, width: usize, centre: bool, eps: f64) -> Result<Tensor> {
+    on_cpu!(x, normalise_cpu(x, width, centre, eps), {
+        let rows = x.reshape(((), width))?;
+        let rows = if centre { rows.broadcast_sub(&rows.mean_keepdim(1)?)? } else { rows };
+        let size = (rows.sqr()?.mean_keepdim(1)? + eps)?.sqrt()?;
+        Ok(rows.broadcast_div(&size)?.reshape(x.dims())?)
+    })
+}
+
+fn normalise_cpu<T: Real>(x: &Tensor, width: usize, centre: bool, eps: f64) -> Result<Tensor> {
+    let input = x.detach().contiguous()?;
+    let (count, zero) = (T::of(width as f64), T::zero());
+    let mut out = data::<T>(&input)?.to_vec();
+    let mut sizes = vec![zero; out.len() / width.max(1)]; // 1 / root mean square of each row
+    out.par_chunks_mut(width).with_min_len(grain(width)).zip(&mut sizes).for_each(|(row, size)| {
+        let mean = if centre { sum(row, |v| v) / count } else { zero };
+        let square = sum(row, |v| (v - mean) * (v - mean)) / count;
+        *size = T::one() / (square + T::of(eps)).sqrt();
+        row.iter_mut().for_each(|v| *v = (*v - mean) * *size);
+    });
+    let output = Tensor::from_vec(out, x.dims(), x.device())?;
+    let y = if x.track_op() { output.copy()? } else { output.clone() };
+    custom_vjp(&[x], output, move |grad, _| {
+        // dx = (g - mean(g) - y mean(g y)) / size
+        let mut out = data::<T>(&grad.contiguous()?)?.to_vec();
+        let y = data::<T>(&y)?;
+        let rows = out.par_chunks_mut(width).with_min_len(grain(width));
+        rows.zip(y.par_chunks(width)).zip(&sizes).for_each(|((g, y), size)| {
+            let mean = if centre { sum(g, |v| v) / count } else { zero };
+            let along = dot(g, y) / count;
+            g.iter_mut().zip(y).for_each(|(g, y)| *g = (*g - mean - *y * along) * *size);
+        });
+        Ok(vec![Some(Tensor::from_vec(out, grad.dims(), grad.device())?)])
+    })
+}
+
+/// Sum in eight lanes, which the compiler can keep in one register.
+fn sum<T: Real>(row: &[T], f: impl Fn(T) -> T) -> T {
+    let chunks = row.chunks_exact(8);
+    let rest = chunks.remainder().iter().fold(T::zero(), |s, v| s + f(*v));
+    let lanes = chunks.fold([T::zero(); 8], |mut s, c| {
+        s.iter_mut().zip(c).for_each(|(s, v)| *s += f(*v));
+        s
+    });
+    lanes.iter().fold(rest, |s, v| s + *v)
+}
+
+fn dot<T: Real>(a: &[T], b: &[T]) -> T {
+    let (ca, cb) = (a.chunks_exact(8), b.chunks_exact(8));
+    let rest = ca.remainder().iter().zip(cb.remainder()).fold(T::zero(), |s, (a, b)| s + *a * *b);
+    let lanes = ca.zip(cb).fold([T::zero(); 8], |mut s, (a, b)| {
+        s.iter_mut().zip(a.iter().zip(b)).for_each(|(s, (a, b))| *s += *a * *b);
+        s
+    });
+    lanes.iter().fold(rest, |s, v| s + *v)
+}
+
+/// `x (1 + scale) + shift` for `x [batch, tokens, d]` and `shift, scale [batch, d]`.
+pub fn modulate(x: &Tensor, shift: &Tensor, scale: &Tensor) -> Result<Tensor> {
+    on_cpu!(x, modulate_cpu(x, shift, scale), {
+        Ok(x.broadcast_mul(&(scale.unsqueeze(1)? + 1.0)?)?.broadcast_add(&shift.unsqueeze(1)?)?)
+    })
+}
+
+fn modulate_cpu<T: Real>(x: &Tensor, shift: &Tensor, scale: &Tensor) -> Result<Tensor> {
+    let [input, by, plus] = contiguous([x, scale, shift])?;
+    let (tokens, width) = check_rows(x, &[scale, shift])?;
+    let mut out = data::<T>(&input)?.to_vec();
+    {
+        let (by, plus) = (data::<T>(&by)?, data::<T>(&plus)?);
+        out.par_chunks_mut(width).with_min_len(grain(width)).enumerate().for_each(|(i, row)| {
+            let at = i / tokens * width;
+            let (by, plus) = (&by[at..at + width], &plus[at..at + width]);
+            row.iter_mut().zip(by.iter().zip(plus)).for_each(|(x, (b, p))| *x = *x * (T::one() + *b) + *p);
+        });
+    }
+    custom_vjp(&[x, shift, scale], Tensor::from_vec(out, x.dims(), x.device())?, move |grad, wanted| {
+        let gx = wanted[0].then(|| scaled_rows::<T>(grad, &by, T::one(), tokens)).transpose()?;
+        let gshift = wanted[1].then(|| grad.sum(1)).transpose()?;
+        let gscale = wanted[2].then(|| (grad * &input)?.sum(1)).transpose()?;
+        Ok(vec![gx, gshift, gscale])
+    })
+}
+
+/// `x + gate y` for `x, y [batch, tokens, d]` and `gate [batch, d]`.
+pub fn gated_add(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor> {
+    on_cpu!(x, gated_add_cpu(x, gate, y), Ok((x + y.broadcast_mul(&gate.unsqueeze(1)?)?)?))
+}
+
+fn gated_add_cpu<T: Real>(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor> {
+    let [base, by, change] = contiguous([x, gate, y])?;
+    let (tokens, width) = check_rows(x, &[gate])?;
+    let mut out = data::<T>(&base)?.to_vec();
+    {
+        let (by, change) = (data::<T>(&by)?, data::<T>(&change)?);
+        let rows = out.par_chunks_mut(width).with_min_len(grain(width));
+        rows.zip(change.par_chunks(width)).enumerate().for_each(|(i, (row, change))| {
+            let by = &by[i / tokens * width..][..width];
+            row.iter_mut().zip(by.iter().zip(change)).for_each(|(x, (b, y))| *x += *b * *y);
+        });
+    }
+    custom_vjp(&[x, gate, y], Tensor::from_vec(out, x.dims(), x.device())?, move |grad, wanted| {
+        let gx = wanted[0].then(|| grad.clone());
+        let ggate = wanted[1].then(|| (grad * &change)?.sum(1)).transpose()?;
+        let gy = wanted[2].then(|| scaled_rows::<T>(grad, &by, T::zero(), tokens)).transpose()?;
+        Ok(vec![gx, ggate, gy])
+    })
+}
+
+/// `x (offset + by)` for `x [batch, tokens, d]`, `by [batch, d]`.
+fn scaled_rows<T: Real>(x: &Tensor, by: &Tensor, offset: T, tokens: usize) -> Result<Tensor> {
+    let width = x.dim(D::Minus1)?;
+    let mut out = data::<T>(&x.contiguous()?)?.to_vec();
+    let by = data::<T>(by)?;
+    out.par_chunks_mut(width).with_min_len(grain(width)).enumerate().for_each(|(i, row)| {
+        let by = &by[i / tokens * width..][..width];
+        row.iter_mut().zip(by).for_each(|(x, b)| *x *= offset + *b);
+    });
+    Ok(Tensor::from_vec(out, x.dims(), x.device())?)
+}
+
+fn contiguous<const N: usize>(tensors: [&Tensor; N]) -> Result<[Tensor; N]> {
+    let mut out = tensors.map(Tensor::detach);
+    for x in &mut out {
+        *x = x.contiguous()?;
+    }
+    Ok(out)
+}
+
+/// Tokens and width of `x [batch, tokens, width]`, with every vector `[batch, width]`.
+fn check_rows(x: &Tensor, vectors: &[&Tensor]) -> Result<(usize, usize)> {
+    let (batch, tokens, width) = x.dims3()?;
+    for v in vectors {
+        if v.dims() != [batch, width] {
+            bail!(Shape, "modulation: expected [{batch}, {width}], got {:?}", v.dims());
+        }
+    }
+    Ok((tokens, width))
+}

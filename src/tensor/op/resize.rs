@@ -1,0 +1,79 @@
+//! Image resizing as two matrix products, so that it has a gradient; the weights are those of torch.
+
+use crate::bail;
+use crate::error::Result;
+use candle_core::{DType, Device, Tensor};
+
+/// Interpolation and whether shrinking averages (antialias).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Filter {
+    Bilinear { antialias: bool },
+    Bicubic { antialias: bool },
+}
+
+/// Resizes `x [batch, channels, height, width]` to `height x width`; bicubic values may leave the input's range.
+pub fn resize(x: &Tensor, height: usize, width: usize, filter: Filter) -> Result<Tensor> {
+    let (b, c, h, w) = x.dims4()?;
+    if h * w * height * width == 0 {
+        bail!(Shape, "resize: expected at least one pixel, got {h} x {w} to {height} x {width}");
+    }
+    let across = weights(w, width, filter, x.dtype(), x.device())?.t()?.contiguous()?; // [w, width]
+    let down = weights(h, height, filter, x.dtype(), x.device())?; // [height, h]
+    let y = x.contiguous()?.reshape((b * c * h, w))?.matmul(&across)?.reshape((b * c, h, width))?;
+    let y = down.expand((b * c, height, h))?.contiguous()?.matmul(&y)?;
+    Ok(y.reshape((b, c, height, width))?)
+}
+
+/// Interpolation matrix `[to, from]`, rows summing to one (align_corners false).
+fn weights(from: usize, to: usize, filter: Filter, dtype: DType, device: &Device) -> Result<Tensor> {
+    let scale = from as f64 / to as f64;
+    let mut matrix = vec![0f64; to * from];
+    for (i, row) in matrix.chunks_mut(from).enumerate() {
+        match filter {
+            Filter::Bilinear { antialias: true } => antialiased(row, scale, i, 1.0, triangle),
+            Filter::Bicubic { antialias: true } => antialiased(row, scale, i, 2.0, |x| cubic(x, -0.5)),
+            Filter::Bilinear { antialias: false } => {
+                point(row, (scale * (i as f64 + 0.5) - 0.5).max(0.0), 0..2, triangle);
+            }
+            Filter::Bicubic { antialias: false } => {
+                point(row, scale * (i as f64 + 0.5) - 0.5, -1..3, |x| cubic(x, -0.75));
+            }
+        }
+    }
+    Ok(Tensor::from_vec(matrix, (to, from), &Device::Cpu)?.to_dtype(dtype)?.to_device(device)?)
+}
+
+fn antialiased(row: &mut [f64], scale: f64, i: usize, radius: f64, kernel: impl Fn(f64) -> f64) {
+    let (stretch, centre) = (scale.max(1.0), scale * (i as f64 + 0.5));
+    let support = radius * stretch;
+    let first = ((centre - support + 0.5) as i64).max(0) as usize;
+    let last = ((centre + support + 0.5) as usize).min(row.len());
+    for (j, w) in row.iter_mut().enumerate().take(last).skip(first) {
+        *w = kernel((j as f64 - centre + 0.5) / stretch);
+    }
+    let sum: f64 = row.iter().sum();
+    row.iter_mut().for_each(|w| *w /= sum);
+}
+
+fn point(row: &mut [f64], centre: f64, taps: std::ops::Range<i64>, kernel: impl Fn(f64) -> f64) {
+    let base = centre.floor();
+    for tap in taps {
+        let j = (base as i64 + tap).clamp(0, row.len() as i64 - 1) as usize;
+        row[j] += kernel(base + tap as f64 - centre);
+    }
+}
+
+fn triangle(x: f64) -> f64 {
+    (1.0 - x.abs()).max(0.0)
+}
+
+fn cubic(x: f64, a: f64) -> f64 {
+    let x = x.abs();
+    if x < 1.0 {
+        ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0
+    } else if x < 2.0 {
+        ((a * x - 5.0 * a) * x + 8.0 * a) * x - 4.0 * a
+    } else {
+        0.0
+    }
+}
