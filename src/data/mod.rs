@@ -1,7 +1,23 @@
 //! Prompts and the shapes world: scenes, captions, and the oracle that knows the truth.
 
 pub mod caption;
+pub mod distort;
+pub mod font;
+pub mod image;
+pub mod oracle;
 pub mod prompts;
 pub mod shapes;
 
 pub use prompts::Prompts;
+
+use std::{io::Write, path::Path};
+
+/// Writes a file under a temporary name in the same folder, syncs it, and renames it: readers see all of it or nothing.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
+}

@@ -6,6 +6,7 @@ use crate::{
     tensor::{Device, Rng, Tensor},
 };
 use rayon::prelude::*;
+use std::f64::consts::{PI, TAU};
 
 /// Side of an image in pixels.
 pub const SIDE: usize = 64;
@@ -74,7 +75,22 @@ pub const RADIUS_JITTER: f64 = 0.06;
 /// Hole of a ring over its radius.
 const HOLE: f64 = 0.52;
 
-/// What can be drawn: the four shapes, and two damaged ones that no caption asks for.
+/// Half side of a square, which has about the area of its circle.
+const HALF_SIDE: f64 = 0.886;
+
+impl Shape {
+    /// Area at radius 1.
+    pub fn area(self) -> f64 {
+        match self {
+            Shape::Circle => PI,
+            Shape::Square => 4.0 * HALF_SIDE * HALF_SIDE,
+            Shape::Ring => PI * (1.0 - HOLE * HOLE),
+            Shape::Triangle => 1.05 * 1.9,
+        }
+    }
+}
+
+/// What can be drawn: the four shapes, and damaged ones that no caption asks for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Outline {
     Whole(Shape),
@@ -82,27 +98,30 @@ pub enum Outline {
     Rounded(f64),
     /// A ring open over that angle, from `.0` to `.1` radians.
     Open(f64, f64),
+    /// A triangle whose top is cut off at that share of its height.
+    Blunt(f64),
 }
 
 impl Outline {
     /// Signed distance to the outline in radii, negative inside, for a point `(x, y)` in radii from the middle (y down).
-    fn distance(self, x: f64, y: f64) -> f64 {
+    pub fn distance(self, x: f64, y: f64) -> f64 {
         match self {
-            Outline::Whole(Shape::Circle) => x.hypot(y) - 1.0,
-            Outline::Whole(Shape::Square) => x.abs().max(y.abs()) - 0.886,
+            Outline::Whole(Shape::Circle) => (x * x + y * y).sqrt() - 1.0,
+            Outline::Whole(Shape::Square) => x.abs().max(y.abs()) - HALF_SIDE,
             Outline::Whole(Shape::Ring) => {
-                let r = x.hypot(y);
+                let r = (x * x + y * y).sqrt();
                 (r - 1.0).max(HOLE - r)
             }
             // corners (0, -0.95), (-1.05, 0.95), (1.05, 0.95); (0.87524, -0.48369) is the unit normal of the right side
             Outline::Whole(Shape::Triangle) => (y - 0.95).max(0.87524 * x.abs() - 0.48369 * (y + 0.95)),
+            Outline::Blunt(share) => Outline::Whole(Shape::Triangle).distance(x, y).max(1.9 * share - 0.95 - y),
             Outline::Rounded(share) => {
-                let (corner, flat) = (0.886 * share, 0.886 * (1.0 - share));
+                let (corner, flat) = (HALF_SIDE * share, HALF_SIDE * (1.0 - share));
                 let (dx, dy) = (x.abs() - flat, y.abs() - flat);
                 dx.max(0.0).hypot(dy.max(0.0)) + dx.max(dy).min(0.0) - corner
             }
             Outline::Open(from, to) => {
-                let angle = y.atan2(x).rem_euclid(std::f64::consts::TAU);
+                let angle = y.atan2(x).rem_euclid(TAU);
                 let ring = Outline::Whole(Shape::Ring).distance(x, y);
                 if angle > from && angle < to { ring.max(1.0) } else { ring }
             }
@@ -258,21 +277,17 @@ mod tests {
 
     #[test]
     fn areas_match_their_formulas() {
-        let pi = std::f64::consts::PI;
-        for (shape, unit) in [
-            (Shape::Circle, pi),
-            (Shape::Square, (2.0f64 * 0.886).powi(2)),
-            (Shape::Ring, pi * (1.0 - HOLE * HOLE)),
-            (Shape::Triangle, 1.05 * 1.9),
-        ] {
+        for &shape in Shape::ALL {
             for radius in [7.0, 12.5] {
-                let (got, want) = (area(Outline::Whole(shape), radius), unit * radius * radius);
+                let (got, want) = (area(Outline::Whole(shape), radius), shape.area() * radius * radius);
                 assert!((got / want - 1.0).abs() < 0.01, "{shape:?} {radius}: {got} {want}");
             }
         }
         assert!((area(Outline::Rounded(0.0), 12.5) - area(Outline::Whole(Shape::Square), 12.5)).abs() < 1.0);
-        assert!((area(Outline::Rounded(1.0), 12.5) / (pi * (0.886f64 * 12.5).powi(2)) - 1.0).abs() < 0.01);
-        let half = area(Outline::Open(0.0, pi), 12.5) / area(Outline::Whole(Shape::Ring), 12.5);
+        assert!((area(Outline::Rounded(1.0), 12.5) / (PI * (HALF_SIDE * 12.5).powi(2)) - 1.0).abs() < 0.01);
+        let top = area(Outline::Blunt(0.5), 12.5) / area(Outline::Whole(Shape::Triangle), 12.5);
+        assert!((top - 0.75).abs() < 0.01, "{top}");
+        let half = area(Outline::Open(0.0, PI), 12.5) / area(Outline::Whole(Shape::Ring), 12.5);
         assert!((half - 0.5).abs() < 0.03, "{half}");
     }
 
