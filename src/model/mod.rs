@@ -2,7 +2,9 @@
 //!
 //! Conventions of one model (time direction, sign, token order) are converted in that model's file and nowhere else.
 
+pub mod qwen3;
 pub mod source;
+pub mod tokenizer;
 
 use crate::error::Result;
 use candle_core::Tensor;

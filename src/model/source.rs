@@ -202,7 +202,7 @@ impl Sources {
         places.push("the embedded tiny family".into());
         let known = self.known();
         let published = PUBLISHED.iter().any(|(_, r)| *r == repository);
-        let hint = match nearest(name, known.iter().map(|(name, _)| name.as_str())) {
+        let hint = match nearest(name, known.keys().map(String::as_str)) {
             _ if published => format!("fetch it with `hf download {repository}`, or give its folder with --models"),
             Some(near) => format!("the nearest name is `{near}`; `models()` lists all"),
             None => format!("known here: {}", known.into_keys().collect::<Vec<_>>().join(", ")),

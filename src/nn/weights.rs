@@ -5,6 +5,7 @@
 use crate::bail;
 use crate::error::{Error, Kind, Result, nearest};
 use crate::nn::archive::{self, Archive};
+use crate::tensor::op::Lora;
 use crate::tensor::{DType, Device, Rng, Tensor};
 use candle_core::Var;
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub enum Init {
     Zeros,
     Ones,
+    Constant(f64),
     /// Normal with this deviation.
     Normal(f64),
     /// Uniform in plus or minus this bound.
@@ -36,19 +38,24 @@ struct Shared {
     random: Option<Rng>,
     dtype: DType,
     device: Device,
+    /// Low-rank changes by module name; see [`crate::nn::linear`].
+    adapters: BTreeMap<String, Lora>,
     state: Mutex<State>,
 }
 
-#[derive(Default)]
-struct State {
+#[derive(Clone, Default)]
+pub(super) struct State {
     tensors: BTreeMap<String, Tensor>,
     used: BTreeSet<String>,
+    /// Linear modules seen so far: `[out, in]`.
+    pub(super) linears: BTreeMap<String, [usize; 2]>,
 }
 
 impl Weights {
     fn new(origin: &str, archives: Vec<Archive>, random: Option<Rng>, dtype: DType, device: &Device) -> Self {
         let origin = origin.to_string();
-        let shared = Shared { origin, archives, random, dtype, device: device.clone(), state: Mutex::default() };
+        let (device, adapters, state) = (device.clone(), BTreeMap::new(), Mutex::default());
+        let shared = Shared { origin, archives, random, dtype, device, adapters, state };
         Self { shared: Arc::new(shared), prefix: String::new() }
     }
 
@@ -109,7 +116,7 @@ impl Weights {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -208,9 +215,26 @@ impl Weights {
         for (name, tensor) in tensors.iter_mut() {
             *tensor = change(name, tensor)?;
         }
-        let mut out = Self::from_tensors(&self.shared.origin, tensors);
-        out.prefix = self.prefix.clone();
-        Ok(out)
+        self.replaced(tensors, self.shared.adapters.clone())
+    }
+
+    /// These weights with other tensors and adapters.
+    fn replaced(&self, tensors: BTreeMap<String, Tensor>, adapters: BTreeMap<String, Lora>) -> Result<Self> {
+        let state = Mutex::new(State { tensors, ..self.state().clone() });
+        let (origin, device) = (self.origin().to_string(), self.device().clone());
+        let shared =
+            Shared { origin, archives: Vec::new(), random: None, dtype: self.dtype(), device, adapters, state };
+        Ok(Self { shared: Arc::new(shared), prefix: self.prefix.clone() })
+    }
+
+    /// Low-rank changes by module name.
+    pub fn adapters(&self) -> &BTreeMap<String, Lora> {
+        &self.shared.adapters
+    }
+
+    /// The same tensors with these adapters instead; a model built from the result applies them.
+    pub fn with_adapters(&self, adapters: BTreeMap<String, Lora>) -> Result<Self> {
+        self.replaced(self.tensors()?, adapters)
     }
 
     /// A copy whose chosen tensors are variables that an optimizer can change.
@@ -221,10 +245,13 @@ impl Weights {
         })
     }
 
-    /// The variables among the tensors, by full name, in order.
+    /// The variables among the tensors and adapters, by full name, in order.
     pub fn params(&self) -> Vec<(String, Tensor)> {
-        let state = self.state();
-        state.tensors.iter().filter(|(_, t)| t.is_variable()).map(|(name, t)| (name.clone(), t.clone())).collect()
+        let adapters = self.adapters().iter().flat_map(|(name, lora)| {
+            [(format!("{name}.lora_A.weight"), lora.a.clone()), (format!("{name}.lora_B.weight"), lora.b.clone())]
+        });
+        let tensors = self.state().tensors.clone().into_iter().chain(adapters).filter(|(_, t)| t.is_variable());
+        tensors.collect::<BTreeMap<_, _>>().into_iter().collect()
     }
 
     /// Writes all tensors as safetensors, in `dtype` if one is given.
@@ -244,6 +271,7 @@ impl Shared {
         Ok(match init {
             Init::Zeros => Tensor::zeros(shape, self.dtype, &self.device)?,
             Init::Ones => Tensor::ones(shape, self.dtype, &self.device)?,
+            Init::Constant(value) => Tensor::ones(shape, self.dtype, &self.device)?.affine(value, 0.0)?,
             Init::Normal(std) => (stream.normal(shape, DType::F64, &Device::Cpu)? * std)?
                 .to_dtype(self.dtype)?
                 .to_device(&self.device)?,

@@ -1,0 +1,149 @@
+//! Text to token ids through published `tokenizer.json` files, and small byte-level BPEs trained on captions.
+
+use crate::error::{Error, Kind, Result};
+use crate::model::source::Folder;
+use serde_json::{Value, json};
+use std::path::Path;
+use tokenizers::models::bpe::BpeTrainerBuilder;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::{AddedToken, models::TrainerWrapper};
+
+/// Qwen2's word pattern.
+const QWEN_WORDS: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// CLIP's word pattern; what lies between the words is dropped.
+const CLIP_WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+
+/// A tokenizer without padding or truncation of its own.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+}
+
+impl Tokenizer {
+    /// `tokenizer.json` in a folder.
+    pub fn open(folder: &Folder) -> Result<Self> {
+        Self::parse(&folder.bytes("tokenizer.json")?)
+            .map_err(|e| e.within(format!("{}/tokenizer.json", folder.origin())))
+    }
+
+    /// The text of a `tokenizer.json`.
+    pub fn parse(json: &[u8]) -> Result<Self> {
+        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(refused)?;
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(refused)?;
+        Ok(Self { inner })
+    }
+
+    /// Ids of a text; `wrap` adds what the tokenizer puts around a text (CLIP: start and end).
+    pub fn ids(&self, text: &str, wrap: bool) -> Result<Vec<u32>> {
+        Ok(self.inner.encode_fast(text, wrap).map_err(refused)?.get_ids().to_vec())
+    }
+
+    /// The id of one token such as `<|endoftext|>`.
+    pub fn id(&self, token: &str) -> Result<u32> {
+        self.inner
+            .token_to_id(token)
+            .ok_or_else(|| Error::new(Kind::Missing, format!("tokenizer: token `{token}` is missing")))
+    }
+
+    /// One more than the largest id.
+    pub fn size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// A byte-level BPE in Qwen's form: any text has ids, the words of `texts` get one each (with their leading space).
+    pub fn train_qwen(texts: &[String]) -> Result<Self> {
+        let mut words: Vec<&str> = texts.iter().map(String::as_str).collect();
+        words.extend(["user\n", "assistant\n", "\n\n"]); // pieces of the chat template
+        let split = json!({"type": "Split", "pattern": {"Regex": QWEN_WORDS}, "behavior": "Isolated", "invert": false});
+        let mut inner = train(&words, json!({"type": "NFC"}), split)?;
+        let special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"].map(|token| AddedToken::from(token, true));
+        let plain = ["<think>", "</think>"].map(|token| AddedToken::from(token, false).normalized(false));
+        inner.add_special_tokens(special).map_err(refused)?;
+        inner.add_tokens(plain).map_err(refused)?;
+        Ok(Self { inner })
+    }
+
+    /// A byte-level BPE in CLIP's form: lower case, start and end tokens around the text, the end token the largest id.
+    pub fn train_clip(texts: &[String]) -> Result<Self> {
+        let words: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let normalizer = json!({"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]});
+        let split = json!({"type": "Split", "pattern": {"Regex": CLIP_WORDS}, "behavior": "Removed", "invert": true});
+        let mut inner = train(&words, normalizer, split)?;
+        let ends = ["<|startoftext|>", "<|endoftext|>"];
+        inner.add_special_tokens(ends.map(|token| AddedToken::from(token, true))).map_err(refused)?;
+        let id = |token| inner.token_to_id(token);
+        let wrap = json!({"type": "RobertaProcessing", "trim_offsets": false, "add_prefix_space": false,
+            "cls": [ends[0], id(ends[0])], "sep": [ends[1], id(ends[1])]});
+        with_field(&inner, "post_processor", wrap).map(|inner| Self { inner })
+    }
+
+    /// Writes `tokenizer.json` into a folder on disk.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        let path = folder.join("tokenizer.json");
+        let text = self.inner.to_string(false).map_err(refused)?;
+        std::fs::write(&path, text).map_err(|e| Error::new(Kind::File, format!("{}: {e}", path.display())))
+    }
+}
+
+/// Trains until every word that occurs twice is one token; the alphabet is all bytes.
+fn train(texts: &[&str], normalizer: Value, split: Value) -> Result<tokenizers::Tokenizer> {
+    let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    let skeleton = json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+        "normalizer": normalizer, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, bytes]},
+        "post_processor": null, "decoder": bytes, "model": {"type": "BPE", "vocab": {}, "merges": []}});
+    let mut inner = tokenizers::Tokenizer::from_bytes(skeleton.to_string()).map_err(refused)?;
+    let trainer = BpeTrainerBuilder::new()
+        .show_progress(false)
+        .vocab_size(1000)
+        .min_frequency(2)
+        .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
+        .build();
+    // each text twice, so that a word in one text only still counts as occurring
+    inner.train(&mut TrainerWrapper::from(trainer), texts.iter().chain(texts)).map_err(refused)?;
+    Ok(inner)
+}
+
+fn with_field(inner: &tokenizers::Tokenizer, field: &str, value: Value) -> Result<tokenizers::Tokenizer> {
+    let unreadable = |e: serde_json::Error| Error::new(Kind::Internal, format!("tokenizer: {e}"));
+    let mut json: Value = serde_json::from_str(&inner.to_string(false).map_err(refused)?).map_err(unreadable)?;
+    json[field] = value;
+    tokenizers::Tokenizer::from_bytes(json.to_string()).map_err(refused)
+}
+
+fn refused(error: tokenizers::Error) -> Error {
+    Error::new(Kind::File, format!("tokenizer: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn captions() -> Vec<String> {
+        ["a small red ring at the left", "a large blue square on cream"].map(String::from).to_vec()
+    }
+
+    #[test]
+    fn known_words_are_one_token_and_any_text_has_ids() {
+        let qwen = Tokenizer::train_qwen(&captions()).unwrap();
+        assert_eq!(qwen.ids("a large red ring on cream", true).unwrap().len(), 6);
+        assert_eq!(qwen.ids("<|im_start|>user\n", true).unwrap().len(), 3);
+        assert_eq!(qwen.ids("<think>\n\n</think>\n\n", true).unwrap().len(), 4);
+        assert!(qwen.ids("Zyx: 北京", true).unwrap().len() > 6);
+        let same = Tokenizer::train_qwen(&captions()).unwrap();
+        assert_eq!(qwen.inner.to_string(false).unwrap(), same.inner.to_string(false).unwrap());
+    }
+
+    #[test]
+    fn clip_form_wraps_and_survives_its_file() {
+        let clip = Tokenizer::train_clip(&captions()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        clip.save(folder.path()).unwrap();
+        let read = Tokenizer::open(&Folder::disk(folder.path())).unwrap();
+        let ids = read.ids("A Red  ring", true).unwrap();
+        assert_eq!(ids, clip.ids("a red ring", true).unwrap());
+        assert_eq!(ids.len(), 5);
+        assert_eq!(ids[0] as usize, read.size() - 2);
+        assert_eq!(ids[4] as usize, read.size() - 1);
+    }
+}

@@ -1,0 +1,485 @@
+//! CLIP in the open_clip layout: an image tower, differentiable to the pixels, and a text tower.
+
+use crate::bail;
+use crate::error::Result;
+use crate::nn::linear::Linear;
+use crate::nn::weights::{Init, Weights};
+use crate::tensor::op::{self, Filter};
+use crate::tensor::{D, DType, Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+const EPS: f64 = 1e-5;
+
+/// `open_clip_config.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Config {
+    pub model_cfg: ModelConfig,
+    #[serde(default)]
+    pub preprocess_cfg: Preprocess,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelConfig {
+    pub embed_dim: usize,
+    /// `x sigmoid(1.702 x)` in place of the exact GELU.
+    #[serde(default)]
+    pub quick_gelu: bool,
+    pub vision_cfg: VisionConfig,
+    pub text_cfg: TextConfig,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VisionConfig {
+    pub image_size: usize,
+    pub layers: usize,
+    pub width: usize,
+    #[serde(default = "VisionConfig::head_width")]
+    pub head_width: usize,
+    pub patch_size: usize,
+    #[serde(default = "mlp_ratio")]
+    pub mlp_ratio: f64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TextConfig {
+    pub context_length: usize,
+    pub vocab_size: usize,
+    pub width: usize,
+    pub heads: usize,
+    pub layers: usize,
+    #[serde(default = "mlp_ratio")]
+    pub mlp_ratio: f64,
+}
+
+impl VisionConfig {
+    fn head_width() -> usize {
+        64
+    }
+}
+
+fn mlp_ratio() -> f64 {
+    4.0
+}
+
+/// How images become the tower's pixels; open_clip's defaults.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Preprocess {
+    pub mean: [f64; 3],
+    pub std: [f64; 3],
+    /// `bicubic` or `bilinear`, both with antialias.
+    pub interpolation: String,
+    /// `shortest`: shorter side to the input size, then centre crop; `squash`: both sides.
+    pub resize_mode: String,
+}
+
+impl Default for Preprocess {
+    fn default() -> Self {
+        Self {
+            mean: [0.48145466, 0.4578275, 0.40821073],
+            std: [0.26862954, 0.26130258, 0.27577711],
+            interpolation: "bicubic".into(),
+            resize_mode: "shortest".into(),
+        }
+    }
+}
+
+impl Config {
+    /// ViT-H-14, the size of the published HPSv2 and PickScore.
+    pub fn vit_h_14() -> Self {
+        let (image_size, patch_size, mlp_ratio) = (224, 14, 4.0);
+        let vision_cfg = VisionConfig { image_size, layers: 32, width: 1280, head_width: 80, patch_size, mlp_ratio };
+        let text_cfg =
+            TextConfig { context_length: 77, vocab_size: 49408, width: 1024, heads: 16, layers: 24, mlp_ratio };
+        let model_cfg = ModelConfig { embed_dim: 1024, quick_gelu: false, vision_cfg, text_cfg };
+        Self { model_cfg, preprocess_cfg: Preprocess::default() }
+    }
+
+    fn check(&self) -> Result<()> {
+        let (vision, text) = (&self.model_cfg.vision_cfg, &self.model_cfg.text_cfg);
+        let divides = |a: usize, b: usize| b > 0 && a > 0 && a.is_multiple_of(b);
+        if !divides(vision.width, vision.head_width) || !divides(text.width, text.heads) {
+            bail!(Value, "clip: expected widths divisible by heads, got {vision:?} and {text:?}");
+        }
+        if !divides(vision.image_size, vision.patch_size) {
+            bail!(
+                Value,
+                "clip: expected an image size divisible by the patch size, got {} and {}",
+                vision.image_size,
+                vision.patch_size
+            );
+        }
+        let preprocess = &self.preprocess_cfg;
+        if !["shortest", "squash"].contains(&preprocess.resize_mode.as_str()) {
+            bail!(Value, "clip: expected resize mode `shortest` or `squash`, got `{}`", preprocess.resize_mode);
+        }
+        if !["bicubic", "bilinear"].contains(&preprocess.interpolation.as_str()) {
+            bail!(Value, "clip: expected interpolation `bicubic` or `bilinear`, got `{}`", preprocess.interpolation);
+        }
+        Ok(())
+    }
+}
+
+struct Norm {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Norm {
+    fn new(w: &Weights, width: usize) -> Result<Self> {
+        Ok(Self { weight: w.get("weight", &[width], Init::Ones)?, bias: w.get("bias", &[width], Init::Zeros)? })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        op::layer_norm(x, Some(&self.weight), Some(&self.bias), EPS)
+    }
+}
+
+/// One pre-norm transformer block.
+struct Block {
+    norm_1: Norm,
+    norm_2: Norm,
+    /// Queries, keys and values in one, `[3 width, width]`.
+    qkv: Linear,
+    out: Linear,
+    grow: Linear,
+    shrink: Linear,
+    heads: usize,
+    quick: bool,
+}
+
+/// Sizes of a tower of blocks.
+struct Sizes {
+    width: usize,
+    layers: usize,
+    heads: usize,
+    hidden: usize,
+    quick: bool,
+}
+
+impl Block {
+    fn new(w: &Weights, z: &Sizes) -> Result<Self> {
+        let (d, hidden) = (z.width, z.hidden);
+        // open_clip's beginnings: residual branches shrink with depth
+        let attention = (d as f64).powf(-0.5);
+        let residual = attention * (2.0 * z.layers as f64).powf(-0.5);
+        let (attn, mlp) = (w.pp("attn"), w.pp("mlp"));
+        let qkv = Linear {
+            weight: attn.get("in_proj_weight", &[3 * d, d], Init::Normal(attention))?,
+            bias: Some(attn.get("in_proj_bias", &[3 * d], Init::Zeros)?),
+            lora: None,
+        };
+        Ok(Self {
+            norm_1: Norm::new(&w.pp("ln_1"), d)?,
+            norm_2: Norm::new(&w.pp("ln_2"), d)?,
+            qkv,
+            out: attn.pp("out_proj").linear_from(d, d, true, Init::Normal(residual))?,
+            grow: mlp.pp("c_fc").linear_from(d, hidden, true, Init::Normal((2.0 * d as f64).powf(-0.5)))?,
+            shrink: mlp.pp("c_proj").linear_from(hidden, d, true, Init::Normal(residual))?,
+            heads: z.heads,
+            quick: z.quick,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+        let (batch, tokens, width) = x.dims3()?;
+        let qkv = self.qkv.forward(&self.norm_1.forward(x)?)?;
+        let part = |i: usize| -> Result<Tensor> {
+            let y = qkv.narrow(2, i * width, width)?.contiguous()?;
+            Ok(y.reshape((batch, tokens, self.heads, width / self.heads))?)
+        };
+        let scale = ((width / self.heads) as f64).powf(-0.5);
+        let attended = op::attention(&part(0)?, &part(1)?, &part(2)?, scale, mask)?.reshape((batch, tokens, width))?;
+        let x = (x + self.out.forward(&attended)?)?;
+        let h = self.grow.forward(&self.norm_2.forward(&x)?)?;
+        let h = if self.quick { op::quick_gelu(&h)? } else { op::gelu_erf(&h)? };
+        Ok((&x + self.shrink.forward(&h)?)?)
+    }
+}
+
+fn tower(w: &Weights, sizes: &Sizes) -> Result<Vec<Block>> {
+    (0..sizes.layers).map(|i| Block::new(&w.pp("transformer.resblocks").pp(i), sizes)).collect()
+}
+
+struct Vision {
+    /// `[width, 3, patch, patch]`
+    patches: Tensor,
+    class: Tensor,
+    positions: Tensor,
+    norm_pre: Norm,
+    norm_post: Norm,
+    blocks: Vec<Block>,
+    /// `[width, embed]`, multiplied from the right
+    projection: Tensor,
+}
+
+struct Text {
+    embedding: Tensor,
+    positions: Tensor,
+    norm: Norm,
+    blocks: Vec<Block>,
+    /// `[width, embed]`, multiplied from the right
+    projection: Tensor,
+}
+
+/// Both towers; features are as projected, not normalised.
+pub struct Clip {
+    pub config: Config,
+    vision: Vision,
+    text: Text,
+    logit_scale: Tensor,
+}
+
+impl Clip {
+    /// From open_clip's tensor names; refuses tensors that are not part of the model.
+    pub fn new(w: &Weights, config: &Config) -> Result<Self> {
+        config.check()?;
+        let m = &config.model_cfg;
+        let clip = Self {
+            config: config.clone(),
+            vision: Vision::new(&w.pp("visual"), m)?,
+            text: Text::new(w, m)?,
+            logit_scale: w.get("logit_scale", &[], Init::Constant((1.0 / 0.07_f64).ln()))?,
+        };
+        w.finish()?;
+        Ok(clip)
+    }
+
+    /// Images `[b, 3, h, w]` in `[0, 1]` to the tower's pixels `[b, 3, size, size]`. Bicubic overshoot is not clamped.
+    pub fn preprocess(&self, images: &Tensor) -> Result<Tensor> {
+        let (_, channels, h, w) = images.dims4()?;
+        if channels != 3 {
+            bail!(Shape, "clip: expected images [b, 3, h, w], got {:?}", images.dims());
+        }
+        let (size, config) = (self.config.model_cfg.vision_cfg.image_size, &self.config.preprocess_cfg);
+        let images = images.to_dtype(self.dtype())?;
+        let (to_h, to_w) = match config.resize_mode.as_str() {
+            "squash" => (size, size),
+            _ => (size * h / h.min(w), size * w / h.min(w)),
+        };
+        let filter = match config.interpolation.as_str() {
+            "bilinear" => Filter::Bilinear { antialias: true },
+            _ => Filter::Bicubic { antialias: true },
+        };
+        let resized = if (h, w) == (to_h, to_w) { images } else { op::resize(&images, to_h, to_w, filter)? };
+        let middle = |side: usize| ((side - size) as f64 / 2.0).round_ties_even() as usize;
+        let cropped = resized.narrow(2, middle(to_h), size)?.narrow(3, middle(to_w), size)?;
+        let channel = |values: [f64; 3]| -> Result<Tensor> {
+            Ok(Tensor::new(&values, &Device::Cpu)?
+                .reshape((1, 3, 1, 1))?
+                .to_dtype(self.dtype())?
+                .to_device(cropped.device())?)
+        };
+        Ok(cropped.broadcast_sub(&channel(config.mean)?)?.broadcast_div(&channel(config.std)?)?)
+    }
+
+    /// Pixels from [`Clip::preprocess`] to features `[b, embed]`.
+    pub fn image_features(&self, pixels: &Tensor) -> Result<Tensor> {
+        self.vision.forward(pixels, self.config.model_cfg.vision_cfg.patch_size)
+    }
+
+    /// Token ids `[b, n]` to features `[b, embed]`; `ends[i]` is the position of the end token in row i, what follows is ignored.
+    pub fn text_features(&self, ids: &Tensor, ends: &[usize]) -> Result<Tensor> {
+        self.text.forward(ids, ends)
+    }
+
+    /// The factor that was trained with the features, `exp(logit_scale)`.
+    pub fn logit_scale(&self) -> Result<Tensor> {
+        Ok(self.logit_scale.exp()?)
+    }
+
+    pub fn dtype(&self) -> DType {
+        self.logit_scale.dtype()
+    }
+
+    pub fn device(&self) -> &Device {
+        self.logit_scale.device()
+    }
+}
+
+/// Rows of `x [b, n]` over their Euclidean norm.
+pub fn unit(x: &Tensor) -> Result<Tensor> {
+    Ok(x.broadcast_div(&x.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?)?)
+}
+
+impl Vision {
+    fn new(w: &Weights, m: &ModelConfig) -> Result<Self> {
+        let c = &m.vision_cfg;
+        let (d, grid) = (c.width, c.image_size / c.patch_size);
+        let std = (d as f64).powf(-0.5);
+        let hidden = (c.mlp_ratio * d as f64) as usize;
+        let sizes = Sizes { width: d, layers: c.layers, heads: d / c.head_width, hidden, quick: m.quick_gelu };
+        let inner = (3 * c.patch_size * c.patch_size) as f64;
+        Ok(Self {
+            patches: w.get("conv1.weight", &[d, 3, c.patch_size, c.patch_size], Init::Uniform(inner.powf(-0.5)))?,
+            class: w.get("class_embedding", &[d], Init::Normal(std))?,
+            positions: w.get("positional_embedding", &[grid * grid + 1, d], Init::Normal(std))?,
+            norm_pre: Norm::new(&w.pp("ln_pre"), d)?,
+            norm_post: Norm::new(&w.pp("ln_post"), d)?,
+            blocks: tower(w, &sizes)?,
+            projection: w.get("proj", &[d, m.embed_dim], Init::Normal(std))?,
+        })
+    }
+
+    fn forward(&self, pixels: &Tensor, patch: usize) -> Result<Tensor> {
+        let (batch, channels, h, w) = pixels.dims4()?;
+        let (rows, columns, width) = (h / patch, w / patch, self.class.dim(0)?);
+        let inner = channels * patch * patch;
+        // a convolution whose stride is its size is a linear map of patches
+        let cut = pixels.contiguous()?.reshape((batch, channels, rows, patch, columns, patch))?;
+        let cut = cut.permute((0, 2, 4, 1, 3, 5))?.contiguous()?.reshape((batch, rows * columns, inner))?;
+        let x = op::linear(&cut, &self.patches.reshape((width, inner))?, None, None)?;
+        let class = self.class.reshape((1, 1, width))?.expand((batch, 1, width))?.contiguous()?;
+        let x = Tensor::cat(&[&class, &x], 1)?.broadcast_add(&self.positions)?;
+        let mut x = self.norm_pre.forward(&x)?;
+        for block in &self.blocks {
+            x = block.forward(&x, None)?;
+        }
+        let class = self.norm_post.forward(&x.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?)?;
+        op::linear(&class, &self.projection.t()?, None, None)
+    }
+}
+
+impl Text {
+    fn new(w: &Weights, m: &ModelConfig) -> Result<Self> {
+        let c = &m.text_cfg;
+        let hidden = (c.mlp_ratio * c.width as f64) as usize;
+        let sizes = Sizes { width: c.width, layers: c.layers, heads: c.heads, hidden, quick: m.quick_gelu };
+        let std = (c.width as f64).powf(-0.5);
+        Ok(Self {
+            embedding: w.get("token_embedding.weight", &[c.vocab_size, c.width], Init::Normal(0.02))?,
+            positions: w.get("positional_embedding", &[c.context_length, c.width], Init::Normal(0.01))?,
+            norm: Norm::new(&w.pp("ln_final"), c.width)?,
+            blocks: tower(w, &sizes)?,
+            projection: w.get("text_projection", &[c.width, m.embed_dim], Init::Normal(std))?,
+        })
+    }
+
+    fn forward(&self, ids: &Tensor, ends: &[usize]) -> Result<Tensor> {
+        let (batch, _) = ids.dims2()?;
+        // the mask is causal, so nothing behind the last end token matters
+        let tokens = ends.iter().max().map_or(0, |end| end + 1);
+        let width = self.positions.dim(1)?;
+        let ids = ids.narrow(1, 0, tokens)?.contiguous()?.flatten_all()?;
+        let x = self.embedding.index_select(&ids, 0)?.reshape((batch, tokens, width))?;
+        let mut x = x.broadcast_add(&self.positions.narrow(0, 0, tokens)?)?;
+        let mask = causal(tokens, x.dtype(), x.device())?;
+        for block in &self.blocks {
+            x = block.forward(&x, Some(&mask))?;
+        }
+        let at: Vec<u32> = ends.iter().enumerate().map(|(row, end)| (row * tokens + end) as u32).collect();
+        let at = Tensor::new(at, x.device())?;
+        let last = self.norm.forward(&x.reshape((batch * tokens, width))?.index_select(&at, 0)?)?;
+        op::linear(&last, &self.projection.t()?, None, None)
+    }
+}
+
+/// Additive mask `[1, 1, n, n]` that hides later tokens.
+fn causal(tokens: usize, dtype: DType, device: &Device) -> Result<Tensor> {
+    let hidden = |n: usize| if n % tokens > n / tokens { f32::NEG_INFINITY } else { 0.0 };
+    let values: Vec<f32> = (0..tokens * tokens).map(hidden).collect();
+    Ok(Tensor::from_vec(values, (1, 1, tokens, tokens), &Device::Cpu)?.to_dtype(dtype)?.to_device(device)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::Rng;
+    use crate::tensor::grad::{gradcheck, value_and_grad};
+    use std::collections::HashMap;
+    use std::path::PathBuf;
+
+    fn largest(t: &Tensor) -> f64 {
+        t.abs().unwrap().max_all().unwrap().to_dtype(DType::F64).unwrap().to_scalar().unwrap()
+    }
+
+    fn assert_near(got: &Tensor, wanted: &Tensor, tolerance: f64) {
+        let error = largest(&(got - wanted).unwrap());
+        assert!(error < tolerance, "largest difference {error}");
+    }
+
+    /// Case `clip_openclip`: published HPSv2 layout, values and pixel gradients from open_clip.
+    #[test]
+    fn golden_features_scores_and_pixel_gradients() {
+        let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/clip_openclip"));
+        let config: Config =
+            serde_json::from_slice(&std::fs::read(folder.join("open_clip_config.json")).unwrap()).unwrap();
+        let weights = Weights::load(&folder.join("HPS_tiny_compressed.pt"), DType::F32, &Device::Cpu).unwrap();
+        let clip = Clip::new(&weights, &config).unwrap();
+        let golden: HashMap<String, Tensor> =
+            candle_core::safetensors::load(folder.join("expected.safetensors"), &Device::Cpu).unwrap();
+        let ids = golden["out.token_ids"].to_vec2::<i64>().unwrap();
+        let ends: Vec<usize> = ids.iter().map(|row| row.iter().position(|id| *id == 49407).unwrap()).collect();
+        let ids = golden["out.token_ids"].to_dtype(DType::U32).unwrap();
+        let text = clip.text_features(&ids, &ends).unwrap();
+        assert_near(&text, &golden["out.text_features_raw"], 1e-5);
+        let text = unit(&text).unwrap();
+        assert_near(&clip.logit_scale().unwrap().reshape(1).unwrap(), &golden["out.logit_scale_exp"], 1e-4);
+        for i in 0..3 {
+            let score = |images: &Tensor| -> Result<Tensor> {
+                let image = unit(&clip.image_features(&clip.preprocess(images)?)?)?;
+                Ok((image * text.narrow(0, i, 1)?)?.sum_all()?)
+            };
+            let image = &golden[&format!("in.image.{i}")];
+            let row = |name: &str| golden[name].narrow(0, i, 1).unwrap();
+            assert_near(&clip.preprocess(image).unwrap(), &row("out.pixels"), 1e-5);
+            let features = clip.image_features(&clip.preprocess(image).unwrap()).unwrap();
+            assert_near(&features, &row("out.image_features_raw"), 1e-5);
+            let (value, gradient) = value_and_grad(score, image).unwrap();
+            assert_near(&value.reshape(1).unwrap(), &row("out.score"), 1e-5);
+            let wanted = &golden[&format!("out.score_grad.{i}")];
+            assert_near(&gradient, wanted, 1e-4 * largest(wanted));
+        }
+    }
+
+    fn small() -> Config {
+        let vision_cfg =
+            VisionConfig { image_size: 8, layers: 2, width: 12, head_width: 6, patch_size: 4, mlp_ratio: 2.0 };
+        let text_cfg = TextConfig { context_length: 6, vocab_size: 9, width: 8, heads: 2, layers: 1, mlp_ratio: 2.0 };
+        let model_cfg = ModelConfig { embed_dim: 5, quick_gelu: true, vision_cfg, text_cfg };
+        Config { model_cfg, preprocess_cfg: Preprocess::default() }
+    }
+
+    #[test]
+    fn gradients_match_finite_differences() {
+        let weights = Weights::random(&Rng::new(0), DType::F64, &Device::Cpu);
+        let clip = Clip::new(&weights, &small()).unwrap();
+        let images = Rng::new(1).uniform(&[2, 3, 11, 9], DType::F64, &Device::Cpu).unwrap();
+        let score = |x: &Tensor| unit(&clip.image_features(&clip.preprocess(x)?)?);
+        let error = gradcheck(score, &images, 0).unwrap();
+        assert!(error < 1e-5, "{error}");
+        // towards a weight of the text tower
+        let ids = Tensor::new(&[[1u32, 2, 8, 0, 0, 0], [1, 3, 4, 5, 8, 0]], &Device::Cpu).unwrap();
+        let at = "transformer.resblocks.0.attn.in_proj_weight";
+        let loss = |x: &Tensor| {
+            let replaced = weights.map(|name, t| Ok(if name == at { x.clone() } else { t.clone() }))?;
+            Clip::new(&replaced, &small())?.text_features(&ids, &[2, 4])
+        };
+        let weight = weights.tensors().unwrap()[at].clone();
+        let error = gradcheck(loss, &weight, 0).unwrap();
+        assert!(error < 1e-5, "{error}");
+    }
+
+    #[test]
+    fn what_follows_the_end_token_is_ignored() {
+        let weights = Weights::random(&Rng::new(0), DType::F64, &Device::Cpu);
+        let clip = Clip::new(&weights, &small()).unwrap();
+        let row = |ids: [u32; 6]| clip.text_features(&Tensor::new(&[ids], &Device::Cpu).unwrap(), &[2]).unwrap();
+        assert_near(&row([1, 2, 8, 0, 0, 0]), &row([1, 2, 8, 7, 3, 8]), 1e-12);
+    }
+
+    #[test]
+    fn bad_configs_and_extra_tensors_are_refused() {
+        let weights = Weights::random(&Rng::new(0), DType::F32, &Device::Cpu);
+        Clip::new(&weights, &small()).unwrap();
+        let mut tensors = weights.tensors().unwrap();
+        tensors.insert("extra".into(), Tensor::new(0f32, &Device::Cpu).unwrap());
+        let stored = Weights::from_tensors("file", tensors);
+        assert!(Clip::new(&stored, &small()).err().unwrap().message.contains("the first is `extra`"));
+        let mut config = small();
+        config.preprocess_cfg.resize_mode = "longest".into();
+        assert!(Clip::new(&weights, &config).err().unwrap().message.contains("got `longest`"));
+        config.model_cfg.vision_cfg.patch_size = 3;
+        assert!(Clip::new(&weights, &config).err().unwrap().message.contains("divisible by the patch size"));
+    }
+}

@@ -1,0 +1,144 @@
+//! Linear layers taken from `Weights`, and the low-rank adapters (LoRA) that attach to them by module name.
+
+use crate::bail;
+use crate::error::{Result, nearest};
+use crate::nn::weights::{Init, Weights};
+use crate::tensor::op::{self, Lora};
+use crate::tensor::{DType, Device, Rng, Tensor};
+use candle_core::Var;
+use std::collections::BTreeMap;
+
+/// `y = x W^T + b`, with its adapter if it has one.
+#[derive(Clone)]
+pub struct Linear {
+    /// `[out, in]`
+    pub weight: Tensor,
+    pub bias: Option<Tensor>,
+    pub lora: Option<Lora>,
+}
+
+impl Linear {
+    /// `[.., in]` to `[.., out]`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        op::linear(x, &self.weight, self.bias.as_ref(), self.lora.as_ref())
+    }
+}
+
+impl Weights {
+    /// The linear layer at this prefix; random weights begin uniform in `1 / sqrt(inner)`, biases at zero.
+    pub fn linear(&self, inner: usize, out: usize, bias: bool) -> Result<Linear> {
+        self.linear_from(inner, out, bias, Init::Uniform(1.0 / (inner as f64).sqrt()))
+    }
+
+    /// Like [`Weights::linear`], with the weight's beginning given.
+    pub fn linear_from(&self, inner: usize, out: usize, bias: bool, init: Init) -> Result<Linear> {
+        let weight = self.get("weight", &[out, inner], init)?;
+        let bias = if bias { Some(self.get("bias", &[out], Init::Zeros)?) } else { None };
+        self.state().linears.insert(self.prefix().to_string(), [out, inner]);
+        Ok(Linear { weight, bias, lora: self.adapters().get(self.prefix()).cloned() })
+    }
+
+    /// Linear modules of the models built from these weights, by name: `[out, in]`.
+    pub fn linears(&self) -> BTreeMap<String, [usize; 2]> {
+        self.state().linears.clone()
+    }
+
+    /// Trainable adapters on the chosen linear modules: `A` normal with deviation `1 / rank`, `B` zero, so nothing changes yet.
+    pub fn with_lora(&self, chosen: impl Fn(&str) -> bool, rank: usize, scale: f64, rng: &Rng) -> Result<Weights> {
+        if rank == 0 {
+            bail!(Value, "lora: the rank must be at least 1, got 0");
+        }
+        let linears = self.linears();
+        let mut adapters = BTreeMap::new();
+        for (name, [out, inner]) in linears.iter().filter(|(name, _)| chosen(name)) {
+            let normal = (rng.split(name).normal(&[rank, *inner], DType::F64, &Device::Cpu)? / rank as f64)?;
+            let a = Var::from_tensor(&normal.to_dtype(self.dtype())?.to_device(self.device())?)?.into_inner();
+            let b = Var::zeros(&[*out, rank][..], self.dtype(), self.device())?.into_inner();
+            adapters.insert(name.clone(), Lora { a, b, scale });
+        }
+        if adapters.is_empty() {
+            let some: Vec<&str> = linears.keys().map(String::as_str).take(3).collect();
+            bail!(Value, "lora: must choose at least one linear module, got none of {}", linears.len();
+                hint: "modules are named like {}", some.join(", "));
+        }
+        self.with_adapters(adapters)
+    }
+
+    /// Adapters from stored `<module>.lora_A.weight` / `.lora_B.weight` pairs, names as in these weights.
+    pub fn adapters_from(&self, stored: &BTreeMap<String, Tensor>, scale: f64) -> Result<BTreeMap<String, Lora>> {
+        let linears = self.linears();
+        let mut adapters = BTreeMap::new();
+        for (name, a) in stored {
+            let Some(module) = name.strip_suffix(".lora_A.weight") else {
+                match name.strip_suffix(".lora_B.weight").map(|module| format!("{module}.lora_A.weight")) {
+                    Some(partner) if stored.contains_key(&partner) => continue,
+                    _ => bail!(File, "lora: expected pairs of lora_A and lora_B tensors, got `{name}` alone"),
+                }
+            };
+            let Some(b) = stored.get(&format!("{module}.lora_B.weight")) else {
+                bail!(Missing, "lora: tensor `{module}.lora_B.weight` is missing");
+            };
+            let Some([out, inner]) = linears.get(module) else {
+                let near = nearest(module, linears.keys().map(String::as_str)).unwrap_or("none");
+                bail!(Name, "lora: the model has no linear module `{module}`"; hint: "the nearest is `{near}`");
+            };
+            let rank = a.dim(0)?;
+            if a.dims() != [rank, *inner] || b.dims() != [*out, rank] {
+                bail!(
+                    Shape,
+                    "lora: `{module}` needs A [rank, {inner}] and B [{out}, rank], got {:?} and {:?}",
+                    a.dims(),
+                    b.dims()
+                );
+            }
+            let cast = |t: &Tensor| t.to_dtype(self.dtype())?.to_device(self.device());
+            adapters.insert(module.to_string(), Lora { a: cast(a)?, b: cast(b)?, scale });
+        }
+        Ok(adapters)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn base() -> Weights {
+        let weights = Weights::random(&Rng::new(0), DType::F64, &Device::Cpu);
+        weights.pp("one").linear(3, 2, true).unwrap();
+        weights.pp("two").linear(2, 2, false).unwrap();
+        weights
+    }
+
+    #[test]
+    fn a_fresh_adapter_changes_nothing_and_a_set_one_adds_its_product() {
+        let weights = base();
+        let adapted = weights.with_lora(|name| name == "one", 2, 0.5, &Rng::new(1)).unwrap();
+        let x = Rng::new(2).normal(&[4, 3], DType::F64, &Device::Cpu).unwrap();
+        let y = |w: &Weights| w.pp("one").linear(3, 2, true).unwrap().forward(&x).unwrap();
+        let difference = || (y(&adapted) - y(&weights)).unwrap();
+        assert_eq!(difference().abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap(), 0.0);
+        let params = adapted.params();
+        assert_eq!(params.iter().map(|p| p.0.as_str()).collect::<Vec<_>>(), ["one.lora_A.weight", "one.lora_B.weight"]);
+        let b = Rng::new(3).normal(&[2, 2], DType::F64, &Device::Cpu).unwrap();
+        Var::from_tensor(&params[1].1).unwrap().set(&b).unwrap();
+        let product = (b.matmul(&params[0].1).unwrap() * 0.5).unwrap();
+        let expected = x.matmul(&product.t().unwrap()).unwrap();
+        let error = (difference() - expected).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
+        assert!(error < 1e-12, "{error}");
+    }
+
+    #[test]
+    fn adapters_must_fit_the_model() {
+        let weights = base();
+        assert!(weights.with_lora(|_| false, 2, 1.0, &Rng::new(1)).err().unwrap().message.contains("none of 2"));
+        let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+        let mut stored = BTreeMap::from([("two.lora_A.weight".to_string(), zeros(&[1, 2]))]);
+        assert!(weights.adapters_from(&stored, 1.0).unwrap_err().message.contains("`two.lora_B.weight` is missing"));
+        stored.insert("two.lora_B.weight".into(), zeros(&[2, 1]));
+        assert_eq!(weights.adapters_from(&stored, 1.0).unwrap()["two"].a.dtype(), DType::F64);
+        stored.insert("tow.lora_A.weight".into(), zeros(&[1, 2]));
+        stored.insert("tow.lora_B.weight".into(), zeros(&[2, 1]));
+        let error = weights.adapters_from(&stored, 1.0).unwrap_err();
+        assert!(error.message.contains("no linear module `tow`"), "{error}");
+    }
+}
