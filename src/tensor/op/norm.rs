@@ -21,40 +21,79 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
 
 /// Group normalisation of `x [batch, channels, ..]` with weight and bias per channel.
 pub fn group_norm(x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
-    let channels = x.dim(1)?;
+    let (batch, channels) = (x.dim(0)?, x.dim(1)?);
     if groups == 0 || channels % groups != 0 {
         bail!(Shape, "group_norm: {groups} groups must divide {channels} channels");
     }
-    let x = x.contiguous()?;
-    let width = x.elem_count() / (x.dim(0)? * groups).max(1);
-    let y = normalise(&x, width, true, eps)?;
-    let spread = |w: &Tensor| -> Result<Tensor> {
-        let mut shape = vec![1; x.rank()];
-        shape[1] = channels;
-        Ok(w.reshape(shape)?)
-    };
-    Ok(y.broadcast_mul(&spread(weight)?)?.broadcast_add(&spread(bias)?)?)
+    let width = x.elem_count() / (batch * groups).max(1);
+    let y = normalise(&x.contiguous()?, width, true, eps)?;
+    on_cpu!(x, channel_affine(&y, weight, bias), {
+        let spread = |w: &Tensor| {
+            let mut shape = vec![1; x.rank()];
+            shape[1] = channels;
+            w.reshape(shape)
+        };
+        Ok(y.broadcast_mul(&spread(weight)?)?.broadcast_add(&spread(bias)?)?)
+    })
 }
 
-fn affine(y: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>) -> Result<Tensor> {
-    let y = match weight {
-        Some(w) => scale_rows(y, w)?,
-        None => y.clone(),
-    };
-    match bias {
-        Some(b) => Ok(y.broadcast_add(b)?),
-        None => Ok(y),
+/// `y w + b` with one weight and bias per channel of `y [batch, channels, ..]`.
+fn channel_affine<T: Real>(y: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    let [plain, w, b] = contiguous([y, weight, bias])?;
+    let (batch, channels) = (y.dim(0)?, y.dim(1)?);
+    let pixels = y.elem_count() / (batch * channels).max(1);
+    let mut out = data::<T>(&plain)?.to_vec();
+    {
+        let (w, b) = (data::<T>(&w)?, data::<T>(&b)?);
+        out.par_chunks_mut(pixels).with_min_len(grain(pixels)).enumerate().for_each(|(i, row)| {
+            let (w, b) = (w[i % channels], b[i % channels]);
+            row.iter_mut().for_each(|v| *v = *v * w + b);
+        });
     }
+    custom_vjp(&[y, weight, bias], Tensor::from_vec(out, y.dims(), y.device())?, move |grad, wanted| {
+        let grad = grad.contiguous()?;
+        let (g, w) = (data::<T>(&grad)?, data::<T>(&w)?);
+        let mut gradients = vec![None; 3];
+        if wanted[0] {
+            let mut out = g.to_vec();
+            out.par_chunks_mut(pixels).with_min_len(grain(pixels)).enumerate().for_each(|(i, row)| {
+                row.iter_mut().for_each(|v| *v *= w[i % channels]);
+            });
+            gradients[0] = Some(Tensor::from_vec(out, grad.dims(), grad.device())?);
+        }
+        let per_channel = |f: &(dyn Fn(usize) -> T + Sync)| -> Result<Option<Tensor>> {
+            let of = |c| (0..batch).fold(T::zero(), |s, b| s + f(b * channels + c));
+            let sums: Vec<T> = (0..channels).into_par_iter().map(of).collect();
+            Ok(Some(Tensor::from_vec(sums, channels, grad.device())?))
+        };
+        let y = data::<T>(&plain)?;
+        let line = |i: usize| i * pixels..(i + 1) * pixels;
+        if wanted[1] {
+            gradients[1] = per_channel(&|i| dot(&g[line(i)], &y[line(i)]))?;
+        }
+        if wanted[2] {
+            gradients[2] = per_channel(&|i| sum(&g[line(i)], |v| v))?;
+        }
+        Ok(gradients)
+    })
 }
 
-/// `y * w` over the last dimension; the gradient of `w` only where it is wanted.
-fn scale_rows(y: &Tensor, w: &Tensor) -> Result<Tensor> {
-    let (plain, weight) = (y.detach(), w.detach());
-    custom_vjp(&[y, w], plain.broadcast_mul(&weight)?, move |grad, wanted| {
-        let gy = wanted[0].then(|| grad.broadcast_mul(&weight)).transpose()?;
-        let width = weight.elem_count();
+/// `y w + b` over the last dimension; gradients of `w` and `b` only where they are wanted.
+fn affine(y: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>) -> Result<Tensor> {
+    let Some(weight) = weight else { return Ok(y.clone()) };
+    let [plain, w] = contiguous([y, weight])?;
+    let mut out = plain.broadcast_mul(&w)?;
+    if let Some(bias) = bias {
+        out = out.broadcast_add(&bias.detach())?;
+    }
+    let mut inputs = vec![y, weight];
+    inputs.extend(bias);
+    custom_vjp(&inputs, out, move |grad, wanted| {
+        let width = w.elem_count();
+        let gy = wanted[0].then(|| grad.broadcast_mul(&w)).transpose()?;
         let gw = wanted[1].then(|| (grad * &plain)?.reshape(((), width))?.sum(0)).transpose()?;
-        Ok(vec![gy, gw])
+        let gb = (wanted.get(2) == Some(&true)).then(|| grad.reshape(((), width))?.sum(0)).transpose()?;
+        Ok([gy, gw, gb].into_iter().take(wanted.len()).collect())
     })
 }
 

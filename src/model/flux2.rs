@@ -1,0 +1,317 @@
+//! The FLUX.2 transformer in the diffusers layout.
+//!
+//! The published model predicts `noise - data` at noise level `1 - t`; here time runs from noise to data, so the level is
+//! `1 - t`, the velocity is minus the output. Tokens are text first, then image, row by row.
+
+use crate::bail;
+use crate::error::Result;
+use crate::nn::linear::Linear;
+use crate::nn::weights::{Init, Weights};
+use crate::tensor::op::{attention, gated_add, layer_norm, modulate, rms_norm, rope_pairs, silu, swiglu};
+use crate::tensor::{D, DType, Device, Tensor};
+use serde::Deserialize;
+
+/// `transformer/config.json`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Config {
+    pub in_channels: usize,
+    pub num_layers: usize,
+    pub num_single_layers: usize,
+    pub num_attention_heads: usize,
+    pub attention_head_dim: usize,
+    pub joint_attention_dim: usize,
+    pub mlp_ratio: f64,
+    pub axes_dims_rope: Vec<usize>,
+    #[serde(default = "theta")]
+    pub rope_theta: f64,
+    #[serde(default = "time_channels")]
+    pub timestep_guidance_channels: usize,
+    #[serde(default = "eps")]
+    pub eps: f64,
+    #[serde(default)]
+    pub guidance_embeds: bool,
+}
+
+fn theta() -> f64 {
+    2000.0
+}
+
+fn time_channels() -> usize {
+    256
+}
+
+fn eps() -> f64 {
+    1e-6
+}
+
+impl Config {
+    pub fn width(&self) -> usize {
+        self.num_attention_heads * self.attention_head_dim
+    }
+
+    fn hidden(&self) -> usize {
+        (self.width() as f64 * self.mlp_ratio) as usize
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.axes_dims_rope.iter().sum::<usize>() != self.attention_head_dim
+            || self.axes_dims_rope.iter().any(|d| d % 2 != 0)
+            || self.axes_dims_rope.len() != 4
+        {
+            bail!(Value, "flux2: axes_dims_rope must be four even numbers that add up to attention_head_dim {}, got {:?}",
+                self.attention_head_dim, self.axes_dims_rope);
+        }
+        if self.guidance_embeds {
+            bail!(Value, "flux2: guidance_embeds must be false (the Klein models), got true");
+        }
+        Ok(())
+    }
+}
+
+/// Modules that LoRA adapts unless told otherwise: the image side of attention and the single blocks.
+pub fn lora_target(module: &str) -> bool {
+    let image = [".attn.to_q", ".attn.to_k", ".attn.to_v", ".attn.to_out.0", ".attn.to_qkv_mlp_proj", ".attn.to_out"];
+    image.iter().any(|end| module.ends_with(end))
+}
+
+/// The transformer: latents, time and prompt embeddings to a velocity.
+pub struct Transformer {
+    config: Config,
+    embed_image: Linear,
+    embed_text: Linear,
+    time: [Linear; 2],
+    modulation_image: Linear,
+    modulation_text: Linear,
+    modulation_single: Linear,
+    double: Vec<DoubleBlock>,
+    single: Vec<SingleBlock>,
+    norm_out: Linear,
+    project: Linear,
+}
+
+impl Transformer {
+    pub fn new(config: &Config, w: &Weights) -> Result<Self> {
+        config.check()?;
+        let (d, channels) = (config.width(), config.in_channels);
+        let time = w.pp("time_guidance_embed.timestep_embedder");
+        // Random networks begin with closed gates and a zero output.
+        let gates = |name: &str, n: usize| w.pp(name).linear_from(d, n * d, false, Init::Zeros);
+        Ok(Self {
+            embed_image: w.pp("x_embedder").linear(channels, d, false)?,
+            embed_text: w.pp("context_embedder").linear(config.joint_attention_dim, d, false)?,
+            time: [
+                time.pp("linear_1").linear(config.timestep_guidance_channels, d, false)?,
+                time.pp("linear_2").linear(d, d, false)?,
+            ],
+            modulation_image: gates("double_stream_modulation_img.linear", 6)?,
+            modulation_text: gates("double_stream_modulation_txt.linear", 6)?,
+            modulation_single: gates("single_stream_modulation.linear", 3)?,
+            double: (0..config.num_layers)
+                .map(|i| DoubleBlock::new(config, &w.pp(format!("transformer_blocks.{i}"))))
+                .collect::<Result<_>>()?,
+            single: (0..config.num_single_layers)
+                .map(|i| SingleBlock::new(config, &w.pp(format!("single_transformer_blocks.{i}.attn"))))
+                .collect::<Result<_>>()?,
+            norm_out: gates("norm_out.linear", 2)?,
+            project: w.pp("proj_out").linear_from(d, channels, false, Init::Zeros)?,
+            config: config.clone(),
+        })
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Velocity at `x [batch, channels, h, w]`, `t [batch]` and prompt embeddings `[batch, tokens, features]`.
+    pub fn velocity(&self, x: &Tensor, t: &Tensor, text: &Tensor) -> Result<Tensor> {
+        let (batch, channels, h, w) = x.dims4()?;
+        let (text_batch, text_tokens, features) = text.dims3()?;
+        if channels != self.config.in_channels || text_batch != batch || features != self.config.joint_attention_dim {
+            bail!(Shape, "flux2: expected latents [batch, {}, h, w] and embeddings [batch, tokens, {}], got {:?} and {:?}",
+                self.config.in_channels, self.config.joint_attention_dim, x.dims(), text.dims());
+        }
+        let rope = self.rotations(text_tokens, h, w, x.device())?;
+        let vector = silu(&self.time_vector(t, x.dtype())?)?;
+        let mut image = self.embed_image.forward(&x.flatten_from(2)?.transpose(1, 2)?.contiguous()?)?;
+        let mut text = self.embed_text.forward(&text.to_dtype(x.dtype())?)?;
+        let of_image = chunks(&self.modulation_image.forward(&vector)?, 6)?;
+        let of_text = chunks(&self.modulation_text.forward(&vector)?, 6)?;
+        for block in &self.double {
+            (image, text) = block.forward(&image, &text, &of_image, &of_text, &rope)?;
+        }
+        let mut all = Tensor::cat(&[&text, &image], 1)?;
+        let of_single = chunks(&self.modulation_single.forward(&vector)?, 3)?;
+        for block in &self.single {
+            all = block.forward(&all, &of_single, &rope)?;
+        }
+        let image = all.narrow(1, text_tokens, h * w)?.contiguous()?;
+        let last = chunks(&self.norm_out.forward(&vector)?, 2)?; // (scale, shift) in the diffusers layout
+        let image = modulate(&layer_norm(&image, None, None, self.config.eps)?, &last[1], &last[0])?;
+        let out = self.project.forward(&image)?.transpose(1, 2)?.contiguous()?;
+        Ok(out.reshape((batch, channels, h, w))?.neg()?)
+    }
+
+    /// Sinusoids of 1000 times the noise level, cosines first, through the time MLP: `[batch, width]`.
+    fn time_vector(&self, t: &Tensor, dtype: DType) -> Result<Tensor> {
+        let half = self.config.timestep_guidance_channels / 2;
+        let frequencies: Vec<f64> = (0..half).map(|i| (-(1e4f64.ln()) * i as f64 / half as f64).exp()).collect();
+        let frequencies = Tensor::from_vec(frequencies, (1, half), &Device::Cpu)?.to_dtype(t.dtype())?;
+        let level = t.detach().affine(-1000.0, 1000.0)?.unsqueeze(1)?;
+        let angles = level.broadcast_mul(&frequencies.to_device(t.device())?)?;
+        let waves = Tensor::cat(&[angles.cos()?, angles.sin()?], 1)?.to_dtype(dtype)?;
+        self.time[1].forward(&silu(&self.time[0].forward(&waves)?)?)
+    }
+
+    /// Cosines and sines `[tokens, head / 2]` of the positions (0, row, column, text index), text first.
+    fn rotations(&self, text: usize, h: usize, w: usize, device: &Device) -> Result<(Tensor, Tensor)> {
+        let mut angles = Vec::new();
+        let positions = (0..text).map(|j| [0, 0, 0, j]).chain((0..h * w).map(|i| [0, i / w, i % w, 0]));
+        for position in positions {
+            for (at, dim) in position.iter().zip(&self.config.axes_dims_rope) {
+                let frequency = |i: usize| self.config.rope_theta.powf(-2.0 * i as f64 / *dim as f64);
+                angles.extend((0..dim / 2).map(|i| *at as f64 * frequency(i)));
+            }
+        }
+        let angles = Tensor::from_vec(angles, (text + h * w, self.config.attention_head_dim / 2), &Device::Cpu)?;
+        Ok((angles.cos()?.to_device(device)?, angles.sin()?.to_device(device)?))
+    }
+}
+
+fn chunks(x: &Tensor, n: usize) -> Result<Vec<Tensor>> {
+    Ok(x.chunk(n, D::Minus1)?)
+}
+
+/// Queries, keys and values of one stream, with the normalisation of queries and keys.
+struct Projection {
+    parts: [Linear; 3],
+    norms: [Tensor; 2],
+    heads: usize,
+    eps: f64,
+}
+
+impl Projection {
+    fn new(config: &Config, parts: [Linear; 3], w: &Weights, norms: [&str; 2]) -> Result<Self> {
+        let norm = |name: &str| w.get(&format!("{name}.weight"), &[config.attention_head_dim], Init::Ones);
+        Ok(Self {
+            parts,
+            norms: [norm(norms[0])?, norm(norms[1])?],
+            heads: config.num_attention_heads,
+            eps: config.eps,
+        })
+    }
+
+    /// `[batch, tokens, width]` to three of `[batch, tokens, heads, head]`.
+    fn forward(&self, x: &Tensor) -> Result<[Tensor; 3]> {
+        let (batch, tokens, _) = x.dims3()?;
+        let split = |i: usize| -> Result<Tensor> {
+            Ok(self.parts[i].forward(x)?.reshape((batch, tokens, self.heads, ()))?)
+        };
+        let normed = |i: usize| rms_norm(&split(i)?, &self.norms[i], self.eps);
+        Ok([normed(0)?, normed(1)?, split(2)?])
+    }
+}
+
+/// Rotary embedding of queries and keys, then attention over all tokens: `[batch, tokens, width]`.
+fn attend([q, k, v]: [Tensor; 3], rope: &(Tensor, Tensor)) -> Result<Tensor> {
+    let head = q.dim(3)? as f64;
+    let (q, k) = (rope_pairs(&q, &rope.0, &rope.1)?, rope_pairs(&k, &rope.0, &rope.1)?);
+    Ok(attention(&q, &k, &v, head.powf(-0.5), None)?.flatten_from(2)?)
+}
+
+/// Image and text stream with joint attention.
+struct DoubleBlock {
+    image: Stream,
+    text: Stream,
+}
+
+/// One stream of a double block.
+struct Stream {
+    project: Projection,
+    out: Linear,
+    mlp: [Linear; 2],
+    eps: f64,
+}
+
+impl Stream {
+    fn new(config: &Config, w: &Weights, [q, k, v, out, ff]: [&str; 5], norms: [&str; 2]) -> Result<Self> {
+        let (d, hidden, attn) = (config.width(), config.hidden(), w.pp("attn"));
+        let linear = |name: &str| attn.pp(name).linear(d, d, false);
+        Ok(Self {
+            project: Projection::new(config, [linear(q)?, linear(k)?, linear(v)?], &attn, norms)?,
+            out: linear(out)?,
+            mlp: [
+                w.pp(ff).pp("linear_in").linear(d, 2 * hidden, false)?,
+                w.pp(ff).pp("linear_out").linear(hidden, d, false)?,
+            ],
+            eps: config.eps,
+        })
+    }
+
+    fn qkv(&self, x: &Tensor, m: &[Tensor]) -> Result<[Tensor; 3]> {
+        self.project.forward(&modulate(&layer_norm(x, None, None, self.eps)?, &m[0], &m[1])?)
+    }
+
+    /// Adds the attention output and the gated MLP; `m` is (shift, scale, gate) of attention, then of the MLP.
+    fn finish(&self, x: &Tensor, attended: &Tensor, m: &[Tensor]) -> Result<Tensor> {
+        let x = gated_add(x, &m[2], &self.out.forward(&attended.contiguous()?)?)?;
+        let h = modulate(&layer_norm(&x, None, None, self.eps)?, &m[3], &m[4])?;
+        gated_add(&x, &m[5], &self.mlp[1].forward(&swiglu(&self.mlp[0].forward(&h)?)?)?)
+    }
+}
+
+impl DoubleBlock {
+    fn new(config: &Config, w: &Weights) -> Result<Self> {
+        let image = ["to_q", "to_k", "to_v", "to_out.0", "ff"];
+        let text = ["add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "ff_context"];
+        Ok(Self {
+            image: Stream::new(config, w, image, ["norm_q", "norm_k"])?,
+            text: Stream::new(config, w, text, ["norm_added_q", "norm_added_k"])?,
+        })
+    }
+
+    fn forward(
+        &self,
+        image: &Tensor,
+        text: &Tensor,
+        of_image: &[Tensor],
+        of_text: &[Tensor],
+        rope: &(Tensor, Tensor),
+    ) -> Result<(Tensor, Tensor)> {
+        let (text_tokens, image_tokens) = (text.dim(1)?, image.dim(1)?);
+        let (a, b) = (self.text.qkv(text, of_text)?, self.image.qkv(image, of_image)?);
+        let joined = |i: usize| Tensor::cat(&[&a[i], &b[i]], 1);
+        let attended = attend([joined(0)?, joined(1)?, joined(2)?], rope)?;
+        let image = self.image.finish(image, &attended.narrow(1, text_tokens, image_tokens)?, of_image)?;
+        Ok((image, self.text.finish(text, &attended.narrow(1, 0, text_tokens)?, of_text)?))
+    }
+}
+
+/// Attention and MLP in parallel on the joint sequence.
+struct SingleBlock {
+    project: Projection,
+    up: Linear,
+    out: Linear,
+    eps: f64,
+}
+
+impl SingleBlock {
+    fn new(config: &Config, w: &Weights) -> Result<Self> {
+        let (d, hidden) = (config.width(), config.hidden());
+        // Rows: q, k, v, then both halves of the gated MLP.
+        let all = w.pp("to_qkv_mlp_proj").linear(d, 3 * d + 2 * hidden, false)?;
+        let parts = [all.rows(0, d)?, all.rows(d, d)?, all.rows(2 * d, d)?];
+        Ok(Self {
+            project: Projection::new(config, parts, w, ["norm_q", "norm_k"])?,
+            up: all.rows(3 * d, 2 * hidden)?,
+            out: w.pp("to_out").linear(d + hidden, d, false)?,
+            eps: config.eps,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, m: &[Tensor], rope: &(Tensor, Tensor)) -> Result<Tensor> {
+        let h = modulate(&layer_norm(x, None, None, self.eps)?, &m[0], &m[1])?;
+        let attended = attend(self.project.forward(&h)?, rope)?;
+        let gated = swiglu(&self.up.forward(&h)?)?;
+        gated_add(x, &m[2], &self.out.forward(&Tensor::cat(&[&attended, &gated], 2)?)?)
+    }
+}
