@@ -31,7 +31,7 @@ impl Callback {
         let context = self.context.create_context(&engine);
         let source = context.call_source().unwrap_or_default().to_string();
         let result: RhaiResultOf<rhai::Dynamic> = self.closure.call_within_context(&context, args);
-        let value = result.map_err(|e| fault::from_script(*e, &source))?;
+        let value = result.map_err(|e| fault::from_script(*e, &source, &self.session))?;
         convert(value, &format!("{}: the closure's result", self.name))
     }
 }

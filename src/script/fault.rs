@@ -1,5 +1,7 @@
 //! Errors across the border: ours become a map that scripts can catch, Rhai's become ours with every place they passed.
 
+use super::Session;
+use super::suggest;
 use crate::error::{Error, Kind, Place};
 use rhai::{Dynamic, EvalAltResult, Map, Position};
 
@@ -25,16 +27,21 @@ impl From<Error> for Box<EvalAltResult> {
 const CARRIED: &str = "error";
 
 /// Rhai's error as ours; `source` names the script that was running at the outermost level.
-pub fn from_script(error: EvalAltResult, source: &str) -> Error {
+pub fn from_script(error: EvalAltResult, source: &str, session: &Session) -> Error {
     let mut outer = vec![];
-    let inner = unwind(error, source.to_string(), None, &mut outer);
-    let mut error = inner;
+    let mut error = unwind(error, source.to_string(), None, &mut outer, session);
     error.trace.extend(outer.into_iter().rev());
     error
 }
 
 /// Walks to the innermost error, noting the place of each call on the way.
-fn unwind(error: EvalAltResult, source: String, function: Option<String>, outer: &mut Vec<Place>) -> Error {
+fn unwind(
+    error: EvalAltResult,
+    source: String,
+    function: Option<String>,
+    outer: &mut Vec<Place>,
+    session: &Session,
+) -> Error {
     let place = |position: Position| Place {
         function: function.clone(),
         source: source.clone(),
@@ -46,28 +53,31 @@ fn unwind(error: EvalAltResult, source: String, function: Option<String>, outer:
             outer.push(place(position));
             let source = if callee.is_empty() { source } else { callee };
             let name = if name.starts_with("anon$") { "closure".into() } else { format!("`{name}`") };
-            unwind(*inner, source, Some(name), outer)
+            unwind(*inner, source, Some(name), outer, session)
         }
         EvalAltResult::ErrorInModule(name, inner, position) => {
             outer.push(place(position));
-            unwind(*inner, name, None, outer)
+            unwind(*inner, name, None, outer, session)
         }
         other => {
             let position = other.position();
-            let mut error = plain(other);
+            let mut error = plain(other, &session.source(&source).unwrap_or_default(), session);
             error.trace.push(place(position));
             error
         }
     }
 }
 
-/// An error without its place.
-fn plain(error: EvalAltResult) -> Error {
+/// An error without its place, in our form; `text` is the script it happened in.
+fn plain(error: EvalAltResult, text: &str, session: &Session) -> Error {
+    use EvalAltResult as E;
     match error {
-        EvalAltResult::ErrorRuntime(value, _) | EvalAltResult::ErrorTerminated(value, _) => thrown(value),
-        EvalAltResult::ErrorFunctionNotFound(call, _) => Error::new(Kind::Name, format!("no function {call}")),
-        EvalAltResult::ErrorVariableNotFound(name, _) => Error::new(Kind::Name, format!("no variable `{name}`")),
-        EvalAltResult::ErrorPropertyNotFound(name, _) => Error::new(Kind::Name, format!("no property `{name}`")),
+        E::ErrorRuntime(value, _) | E::ErrorTerminated(value, _) => thrown(value),
+        E::ErrorFunctionNotFound(call, _) => suggest::function(&call, session),
+        E::ErrorVariableNotFound(name, _) => suggest::word("variable", &name, text),
+        E::ErrorPropertyNotFound(name, _) => suggest::word("property", &name, text),
+        E::ErrorParsing(rhai::ParseErrorType::VariableUndefined(name), _) => suggest::word("variable", &name, text),
+        E::ErrorDotExpr(message, _) => suggest::property(&message),
         other => Error::new(kind(&other), without_position(other)),
     }
 }

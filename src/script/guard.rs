@@ -45,6 +45,9 @@ fn add(module: &mut Module, entry: &Entry, types: &[TypeId], guarded: Guarded) {
 
 /// Every way to give integers for floats, with and without a last object map.
 fn overloads(entry: &'static Entry, types: &[TypeId]) -> Vec<(Vec<TypeId>, Guarded)> {
+    if matches!(entry.name(), "to_string" | "to_debug") {
+        return vec![]; // an integer shows as an integer
+    }
     let floats: Vec<usize> = (0..types.len()).filter(|&i| types[i] == TypeId::of::<f64>()).collect();
     let omissible = types.len() > 1 && types.last() == Some(&TypeId::of::<Map>());
     let mut out = vec![];

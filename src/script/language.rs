@@ -6,7 +6,63 @@ use rhai::{FuncRegistration, Position};
 /// Help, checks and timing; beside these stands the whole of Rhai: `let`, `if`, `for`, `fn`, closures, arrays, object maps, `print`.
 #[export_module(manifest)]
 pub mod language {
+    use super::help as manual;
     use super::*;
+
+    /// The chapters of the manual.
+    ///
+    /// ```rhai
+    /// help()                        //=> "help(\"name\") explains ..
+    /// help("assert_close")          //=> "assert_close(a: number, b: number, tolerance: number)..
+    /// help("assert_clos").contains("did you mean `assert_close`?")   //=> true
+    /// help([1, 2]).contains("functions of it")                      //=> true
+    /// ```
+    #[rhai_fn(name = "help")]
+    pub fn help_contents() -> String {
+        manual::contents()
+    }
+
+    /// The manual page of a function or chapter, or the functions that take a value.
+    #[rhai_fn(name = "help")]
+    pub fn help_about(context: NativeCallContext, x: Dynamic) -> String {
+        match x.read_lock::<ImmutableString>() {
+            Some(name) => manual::help(&name),
+            None => manual::methods(&catalog::script_type(context.engine().map_type_name(x.type_name()))),
+        }
+    }
+
+    /// The functions whose name, summary or details contain a word.
+    ///
+    /// ```rhai
+    /// apropos("tolerance").contains("assert_close")   //=> true
+    /// apropos("zzz")                                  //=> "nothing about \"zzz\""
+    /// ```
+    pub fn apropos(word: &str) -> String {
+        manual::apropos(word)
+    }
+
+    /// Seconds that a closure takes.
+    ///
+    /// ```rhai
+    /// time(|| 1 + 1) < 1.0   //=> true
+    /// ```
+    #[rhai_fn(return_raw, volatile)]
+    pub fn time(context: NativeCallContext, f: FnPtr) -> RhaiResultOf<f64> {
+        let start = std::time::Instant::now();
+        let _: Dynamic = f.call_within_context(&context, ())?;
+        Ok(start.elapsed().as_secs_f64())
+    }
+
+    /// A number as text: six significant digits.
+    ///
+    /// ```rhai
+    /// `${2.0 / 3.0}`   //=> "0.666667"
+    /// [1.0, 1e-7]      //=> [1.0, 1e-7]
+    /// ```
+    #[rhai_fn(name = "to_string", name = "to_debug")]
+    pub fn show_number(x: f64) -> String {
+        crate::tensor::show::number(x)
+    }
 
     /// Errors unless two numbers differ by at most `tolerance`.
     ///

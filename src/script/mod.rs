@@ -1,8 +1,8 @@
 //! The only folder that knows Rhai: one file per manual chapter, and what reads the chapters back as help.
 //!
 //! How to add a chapter `<name>`:
-//! 1. `src/script/<name>.rs` with `#[export_module(manifest)] pub mod <name> { use super::*; .. }` (see `language.rs`), and one
-//!    line here in [`CHAPTERS`].
+//! 1. `src/script/<name>.rs` with `use super::*;` and `#[export_module(manifest)] pub mod <name> { use super::*; .. }` (see
+//!    `language.rs`), `pub mod <name>;` and one line in [`CHAPTERS`] here.
 //! 2. Each function is `pub fn` with `#[rhai_fn(return_raw)]` when it returns `RhaiResultOf<T>`; core errors pass with `?`.
 //!    The doc comment is the manual: one sentence, blank line, details, a `rhai` fence with `//=> value` or
 //!    `//=> error: part of the message` behind the lines it checks.
@@ -15,17 +15,23 @@
 //!    `#[rhai_fn(global, name = "to_string", name = "to_debug", pure)] pub fn show_grid(grid: &mut Grid) -> String`.
 //!    Properties: `#[rhai_fn(get = "times", pure, return_raw)] pub fn times(grid: &mut Grid) -> ..`.
 //! 5. Options: an [`crate::options!`] struct, `RolloutOptions::parse("rollout", options)?` in the body, and
-//!    `("rollout", RolloutOptions::fields)` in the chapter's line of the table.
+//!    `"rollout" => crate::flow::RolloutOptions` in the chapter's line of the table.
 //! 6. Closures: [`Callback::new`]`(&context, "scripted_reward", closure)`, then `callback.call::<Tensor>((x, t))`, also later,
 //!    from other threads and inside a backward pass.
+//!    Its result may be any [`option::FromScript`] type.
 //! 7. Arrays and other values: [`option::list`], [`option::convert`].
 
 pub mod callback;
+pub mod catalog;
+pub mod example;
 pub mod fault;
 mod guard;
+pub mod help;
+pub mod import;
 pub mod language;
 pub mod option;
 pub mod session;
+mod suggest;
 
 pub use callback::Callback;
 pub use fault::RhaiResultOf;
@@ -34,7 +40,8 @@ pub use session::{Request, Session};
 use crate::error::{Error, Kind, Result};
 use option::Field;
 use rhai::plugin::*;
-use rhai::{AST, OptimizationLevel, Scope};
+#[allow(unused_imports)] // for the chapters
+use rhai::{AST, Array, FnPtr, Map, OptimizationLevel, Scope};
 use std::sync::Arc;
 
 /// The options of one function, for the manual.
@@ -43,16 +50,26 @@ pub type OptionTable = (&'static str, fn() -> Vec<Field>);
 /// One chapter of the manual: its name, its natives, the options of its functions.
 pub struct Chapter {
     pub name: &'static str,
+    /// What opens it: the first sentence stands in `help()`.
+    pub about: &'static str,
     pub manifest: &'static ModuleManifest,
     pub options: &'static [OptionTable],
 }
 
-const fn chapter(name: &'static str, manifest: &'static ModuleManifest, options: &'static [OptionTable]) -> Chapter {
-    Chapter { name, manifest, options }
+/// `chapter!(flow, "Rollouts of a flow.", "rollout" => RolloutOptions)`: the file `flow.rs` with its module `flow`.
+macro_rules! chapter {
+    ($name:ident, $about:expr $(, $function:literal => $options:ty)* $(,)?) => {
+        Chapter {
+            name: stringify!($name),
+            about: $about,
+            manifest: exported_manifest!($name::$name),
+            options: &[$( ($function, <$options>::fields) ),*],
+        }
+    };
 }
 
 /// All chapters, in the order of the manual.
-pub const CHAPTERS: &[Chapter] = &[chapter("language", exported_manifest!(language::language), &[])];
+pub const CHAPTERS: &[Chapter] = &[chapter!(language, "Help, checks and timing, beside all of Rhai.")];
 
 /// An engine with every chapter, and the session its natives see.
 pub struct Host {
@@ -64,6 +81,7 @@ impl Host {
     pub fn new(session: Session) -> Self {
         let session = Arc::new(session);
         let mut engine = Engine::new();
+        engine.set_module_resolver(import::Imports::default());
         limit(&mut engine);
         engine.set_default_tag(Dynamic::from(session.clone()));
         let manifests: Vec<_> = CHAPTERS.iter().map(|c| c.manifest).collect();
@@ -86,17 +104,29 @@ impl Host {
 
     /// Parses a script; `name` stands in errors.
     pub fn compile(&self, name: &str, text: &str) -> Result<AST> {
+        self.compile_in(&Scope::new(), name, text)
+    }
+
+    /// Parses a script that sees the variables of a scope.
+    pub fn compile_in(&self, scope: &Scope, name: &str, text: &str) -> Result<AST> {
         self.session.add_source(name, text);
-        let mut ast = self.engine.compile(text).map_err(|e| fault::from_script(e.into(), name))?;
+        let parsed = self.engine.compile_with_scope(scope, text);
+        let mut ast = parsed.map_err(|e| fault::from_script(e.into(), name, &self.session))?;
         ast.set_source(name);
+        self.session.add_functions(&ast);
         Ok(ast)
+    }
+
+    /// Runs a parsed script and returns its last value.
+    pub fn run_in(&self, scope: &mut Scope, name: &str, ast: &AST) -> Result<Dynamic> {
+        let result = self.engine.eval_ast_with_scope::<Dynamic>(scope, ast);
+        result.map_err(|e| fault::from_script(*e, name, &self.session))
     }
 
     /// Runs a script and returns its last value.
     pub fn run(&self, name: &str, text: &str) -> Result<Dynamic> {
         let ast = self.compile(name, text)?;
-        let result = self.engine.eval_ast_with_scope::<Dynamic>(&mut Scope::new(), &ast);
-        result.map_err(|e| fault::from_script(*e, name))
+        self.run_in(&mut Scope::new(), name, &ast)
     }
 
     /// Runs a script file.

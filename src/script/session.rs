@@ -3,7 +3,7 @@
 use super::{fault, option};
 use crate::error::{Error, Kind, Result};
 use crate::{bail, tensor::Device};
-use rhai::{Dynamic, Engine, EvalAltResult, Map, NativeCallContext, ParseErrorType};
+use rhai::{AST, Dynamic, Engine, EvalAltResult, Map, NativeCallContext, ParseErrorType};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -53,6 +53,7 @@ pub struct Session {
     interrupt: Arc<AtomicBool>,
     engine: OnceLock<Weak<Engine>>,
     sources: Mutex<BTreeMap<String, String>>,
+    functions: Mutex<BTreeMap<String, String>>,
     settings: Mutex<Option<Map>>,
 }
 
@@ -64,6 +65,7 @@ impl Session {
             interrupt: Arc::default(),
             engine: OnceLock::new(),
             sources: Mutex::default(),
+            functions: Mutex::default(),
             settings: Mutex::default(),
         }
     }
@@ -127,6 +129,17 @@ impl Session {
         lock(&self.sources).get(name).cloned()
     }
 
+    /// Remembers the functions of a script so that errors can suggest them.
+    pub(super) fn add_functions(&self, ast: &AST) {
+        let named = ast.iter_functions().filter(|f| !f.name.starts_with("anon$"));
+        lock(&self.functions).extend(named.map(|f| (f.name.to_string(), format!("({})", f.params.join(", ")))));
+    }
+
+    /// The functions of the scripts that were compiled: names and parameters.
+    pub fn functions(&self) -> BTreeMap<String, String> {
+        lock(&self.functions).clone()
+    }
+
     /// The recipe's settings: `defaults` with `--set` and `--seed` applied; an unknown key is an error.
     pub fn settle(&self, defaults: Map) -> Result<Map> {
         let mut settings = defaults;
@@ -161,7 +174,7 @@ impl Session {
             Err(e) if is_plain_text(&e) => {
                 bail!(Option, "--set: `{key}` must be a value such as {}, got \"{text}\"", option::show(default))
             }
-            Err(e) => Err(fault::from_script(*e, "").within(format_args!("--set {key}={text}"))),
+            Err(e) => Err(fault::from_script(*e, "", self).within(format_args!("--set {key}={text}"))),
         }
     }
 }

@@ -1,0 +1,71 @@
+//! The lean adjoint: the terminal gradient carried back along a trajectory by the base model.
+
+use crate::bail;
+use crate::error::Result;
+use crate::flow::Trajectory;
+use crate::model::Velocity;
+use crate::tensor::Tensor;
+use crate::tensor::grad::vjp;
+use crate::tensor::sample::first_non_finite;
+
+/// Which adjoint a step's control target takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AdjointIndex {
+    /// `a_k`, as the papers write it.
+    #[default]
+    Same,
+    /// `a_{k+1}`, the exact gradient of the discrete problem; needs one vector-Jacobian product less.
+    Next,
+}
+
+/// Adjoints along the active steps, and the base velocities that their forward passes gave.
+#[derive(Clone)]
+pub struct Adjoint {
+    pub index: AdjointIndex,
+    /// First active step; the active steps are `first..N`.
+    pub first: usize,
+    /// For each active step `k` the adjoint of its target: `a_k` or `a_{k+1}`, by `index`.
+    pub values: Vec<Tensor>,
+    /// `v_base(X_k, t_k)` for each active step.
+    pub base_velocities: Vec<Tensor>,
+}
+
+/// `a_k = a_{k+1} + h_k (d v_base / dx (X_k, t_k))^T a_{k+1}` from `a_N` back over the kept steps of `path`
+/// (arXiv:2605.06583, Algorithm 1; the Euler form of the lean adjoint equation of arXiv:2409.08861).
+///
+/// Adjoints have the states' dtype, whatever the model computes in.
+pub fn lean_adjoint(base: &dyn Velocity, path: &Trajectory, end: &Tensor, index: AdjointIndex) -> Result<Adjoint> {
+    if end.dims() != path.last().dims() {
+        let (expected, got) = (path.last().dims(), end.dims());
+        bail!(Shape, "lean_adjoint: the terminal gradient must have the state's shape {expected:?}, got {got:?}");
+    }
+    let mut a = end.to_dtype(path.last().dtype())?.detach();
+    let (mut values, mut base_velocities) = (Vec::new(), Vec::new());
+    for k in path.window().rev() {
+        let (x, t) = (path.state(k)?, path.time(k)?);
+        if index == AdjointIndex::Next {
+            values.push(a.clone());
+            if k == path.first {
+                base_velocities.push(base.velocity(x, &t, &path.condition)?.detach().to_dtype(x.dtype())?);
+                break;
+            }
+        }
+        let velocity = |x: &Tensor| Ok(base.velocity(x, &t, &path.condition)?.to_dtype(x.dtype())?);
+        let (v, pulled) = vjp(velocity, x, &a)?;
+        a = (&a + (pulled * path.grid.width(k))?)?;
+        if let Some(sample) = first_non_finite(&a)? {
+            let t = path.grid.times()[k];
+            bail!(
+                Numeric,
+                "lean_adjoint: adjoints must be finite, got NaN or infinity in sample {sample} at step {k} (t = {t:.4})"
+            );
+        }
+        if index == AdjointIndex::Same {
+            values.push(a.clone());
+        }
+        base_velocities.push(v);
+    }
+    values.reverse();
+    base_velocities.reverse();
+    Ok(Adjoint { index, first: path.first, values, base_velocities })
+}

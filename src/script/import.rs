@@ -1,0 +1,138 @@
+//! `import`: the embedded `stdlib/` modules, and script files in the recipe's own folder; nothing else.
+
+use super::{RhaiResultOf, Session};
+use crate::bail;
+use crate::error::{Error, Kind, Result};
+use include_dir::{Dir, include_dir};
+use rhai::{Engine, Module, ModuleResolver, Position, Scope, Shared};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+static STDLIB: Dir = include_dir!("$CARGO_MANIFEST_DIR/stdlib");
+
+/// The modules in the binary: name as imported (`stdlib/report`) and text.
+pub fn embedded() -> impl Iterator<Item = (String, &'static str)> {
+    STDLIB.files().filter_map(|file| {
+        let name = file.path().file_name()?.to_str()?.strip_suffix(".rhai")?;
+        Some((format!("stdlib/{name}"), file.contents_utf8()?))
+    })
+}
+
+/// Resolves imports; each module is evaluated once per host.
+#[derive(Default)]
+pub struct Imports {
+    /// `None` while a module is being evaluated.
+    loaded: Mutex<BTreeMap<String, Option<Shared<Module>>>>,
+}
+
+impl ModuleResolver for Imports {
+    fn resolve(&self, engine: &Engine, source: Option<&str>, path: &str, at: Position) -> RhaiResultOf<Shared<Module>> {
+        let place = |mut e: Box<rhai::EvalAltResult>| {
+            e.set_position(at);
+            e
+        };
+        let session = Session::on(engine);
+        let (name, text) = find(&session, source, path).map_err(|e| place(e.into()))?;
+        match self.lock().get(&name) {
+            Some(Some(module)) => return Ok(module.clone()),
+            Some(None) => return Err(place(cycle(path).into())),
+            None => {}
+        }
+        self.lock().insert(name.clone(), None);
+        let module = evaluate(engine, &session, &name, &text);
+        match &module {
+            Ok(module) => self.lock().insert(name, Some(module.clone())),
+            Err(_) => self.lock().remove(&name),
+        };
+        module
+    }
+}
+
+impl Imports {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Option<Shared<Module>>>> {
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn cycle(path: &str) -> Error {
+    Error::new(Kind::Value, format!("import: modules must not import each other in a circle, got \"{path}\" again"))
+}
+
+fn evaluate(engine: &Engine, session: &Session, name: &str, text: &str) -> RhaiResultOf<Shared<Module>> {
+    session.add_source(name, text);
+    let in_module = |e: Box<rhai::EvalAltResult>| rhai::EvalAltResult::ErrorInModule(name.into(), e, Position::NONE);
+    let mut ast = engine.compile(text).map_err(|e| in_module(Box::new(e.into())))?;
+    ast.set_source(name);
+    session.add_functions(&ast);
+    let module = Module::eval_ast_as_new(Scope::new(), &ast, engine).map_err(in_module)?;
+    Ok(module.into())
+}
+
+/// The full name and text of what `import "path"` means in the script `source`.
+fn find(session: &Session, source: Option<&str>, path: &str) -> Result<(String, String)> {
+    if path.starts_with("stdlib/") {
+        let Some((name, text)) = embedded().find(|(name, _)| name == path) else {
+            let known: Vec<String> = embedded().map(|(name, _)| name).collect();
+            bail!(Missing, "import: no module \"{path}\""; hint: "known: {}", known.join(", "));
+        };
+        return Ok((name, text.into()));
+    }
+    let Some(recipe) = &session.request.script else {
+        bail!(Missing, "import: only \"stdlib/..\" can be imported by a script without a file, got \"{path}\"");
+    };
+    let folder = |script: PathBuf| script.parent().map(PathBuf::from).unwrap_or_default().join(".").canonicalize();
+    let missing = |e: std::io::Error| Error::new(Kind::Missing, format!("import: no file for \"{path}\" ({e})"));
+    let jail = folder(recipe.clone()).map_err(missing)?;
+    let importer = source.filter(|s| !s.starts_with("stdlib/")).map_or(recipe.clone(), PathBuf::from);
+    let file = folder(importer).map_err(missing)?.join(format!("{path}.rhai")).canonicalize().map_err(missing)?;
+    if !file.starts_with(&jail) {
+        bail!(File, "import: a module must lie in the recipe's folder, got \"{path}\""; hint: "copy it beside the recipe");
+    }
+    let text = std::fs::read_to_string(&file).map_err(missing)?;
+    Ok((file.display().to_string(), text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Host, Request};
+    use super::*;
+
+    fn run(files: &[(&str, &str)], recipe: &str) -> Result<String> {
+        let folder = tempfile::tempdir().unwrap();
+        let inside = folder.path().join("inside");
+        std::fs::create_dir(&inside).unwrap();
+        for (name, text) in files {
+            std::fs::write(inside.join(name), text).unwrap();
+        }
+        let script = inside.join("recipe.rhai");
+        std::fs::write(&script, recipe).unwrap();
+        let request = Request { script: Some(script.clone()), ..Request::default() };
+        let host = Host::new(Session::new(request, Box::new(|_| ())));
+        host.run_file(&script).map(|v| v.to_string())
+    }
+
+    #[test]
+    fn modules_beside_the_recipe_are_imported() -> Result<()> {
+        let double = ("double.rhai", "fn double(x) { x * 2 }");
+        assert_eq!(run(&[double], "import \"double\" as d; d::double(4)")?, "8");
+        Ok(())
+    }
+
+    #[test]
+    fn imports_stay_in_the_folder() {
+        let outside = ("../outside.rhai", "fn f() { 1 }");
+        let error = run(&[outside], "import \"../outside\" as o; o::f()").unwrap_err();
+        assert_eq!(error.message, "import: a module must lie in the recipe's folder, got \"../outside\"");
+        assert!(run(&[], "import \"/etc/hostname\" as o; 1").is_err());
+        let circle = [("a.rhai", "import \"b\" as b;"), ("b.rhai", "import \"a\" as a;")];
+        assert!(run(&circle, "import \"a\" as a; 1").unwrap_err().message.contains("circle"));
+    }
+
+    #[test]
+    fn an_error_in_a_module_names_module_and_line() {
+        let error = run(&[("bad.rhai", "fn f(x) {\n  x.nothing()\n}")], "import \"bad\" as b;\nb::f(1)").unwrap_err();
+        assert!(error.trace[0].source.ends_with("bad.rhai") && error.trace[0].line == 2, "{:?}", error.trace);
+        assert_eq!((error.trace[1].line, error.trace.len()), (2, 2));
+    }
+}

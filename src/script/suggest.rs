@@ -1,0 +1,90 @@
+//! What was probably meant: the nearest name, or the signature a call should have had.
+
+use super::Session;
+use super::catalog::{Catalog, Overload, script_type};
+use crate::error::{Error, Kind, nearest};
+use rhai::Engine;
+use std::collections::BTreeSet;
+use std::sync::OnceLock;
+
+/// A call that no function takes, as Rhai words it: `matmul (Tensor, string)`.
+pub fn function(call: &str, session: &Session) -> Error {
+    let (name, types) = call.split_once(" (").unwrap_or((call, ""));
+    let came: Vec<String> = types.trim_end_matches(')').split(", ").filter(|t| !t.is_empty()).map(argument).collect();
+    let overloads: Vec<&Overload> = Catalog::get().named(name).flat_map(|e| &e.overloads).collect();
+    if !overloads.is_empty() {
+        return misfit(name, &overloads, &came);
+    }
+    let came = came.join(", ");
+    let own = session.functions();
+    if let Some(parameters) = own.get(name) {
+        return Error::new(Kind::Type, format!("`{name}`: expected {parameters}, got ({came})"));
+    }
+    if standard().contains(name) {
+        return Error::new(Kind::Type, format!("`{name}`: no form of it takes ({came})"));
+    }
+    let others = own.keys().chain(standard()).map(String::as_str);
+    let near = Catalog::get().nearest(name, others);
+    let error = Error::new(Kind::Name, format!("no function `{name}`{}", did_you_mean(near)));
+    match near.and_then(|near| Catalog::get().named(near).next()) {
+        Some(entry) => error.hint(format!("{}: {}", entry.overloads[0].signature, entry.summary)),
+        None => error,
+    }
+}
+
+/// A name that exists was called with arguments it does not take.
+fn misfit(name: &str, overloads: &[&Overload], came: &[String]) -> Error {
+    let fit = |o: &&&Overload| {
+        let same = o.types.iter().zip(came).filter(|(a, b)| a == b || fits(a, b)).count();
+        (o.types.len() == came.len(), same)
+    };
+    let list = |types: &[String]| format!("({})", types.join(", "));
+    let best = overloads.iter().rev().max_by_key(fit).map_or(String::new(), |o| list(&o.types));
+    let error = Error::new(Kind::Type, format!("`{name}`: expected {best}, got {}", list(came)));
+    let others: Vec<&str> = overloads.iter().take(6).map(|o| o.signature.as_str()).collect();
+    error.hint(format!("write {}", others.join(" or ")))
+}
+
+/// Whether a value of type `came` goes where `wanted` stands.
+fn fits(wanted: &str, came: &str) -> bool {
+    wanted == "any" || (wanted == "number" && came == "integer")
+}
+
+fn argument(name: &str) -> String {
+    let shown = script_type(name.trim());
+    if shown.is_empty() { "()".into() } else { shown }
+}
+
+/// An unknown variable or map property; the words of the script are the candidates.
+pub fn word(what: &str, name: &str, text: &str) -> Error {
+    let words = text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|w| *w != name && w.len() > 1);
+    Error::new(Kind::Name, format!("no {what} `{name}`{}", did_you_mean(nearest(name, words))))
+}
+
+/// `Unknown property 'shap' - a getter is not registered for type 'Tensor'`, as Rhai words it.
+pub fn property(message: &str) -> Error {
+    let quoted: Vec<&str> = message.split('\'').skip(1).step_by(2).collect();
+    let [name, kind, ..] = quoted.as_slice() else {
+        return Error::new(Kind::Type, message.to_lowercase());
+    };
+    let start = format!("{}.", kind.to_lowercase());
+    let signatures = Catalog::get().entries.iter().flat_map(|e| &e.overloads).map(|o| o.signature.as_str());
+    let known: Vec<&str> =
+        signatures.filter_map(|s| s.strip_prefix(start.as_str())).filter(|s| !s.contains(' ')).collect();
+    let suggestion = did_you_mean(nearest(name, known.iter().copied()));
+    let error = Error::new(Kind::Name, format!("a {} has no property `{name}`{suggestion}", argument(kind)));
+    if known.is_empty() { error } else { error.hint(format!("known: {}", known.join(", "))) }
+}
+
+fn did_you_mean(near: Option<&str>) -> String {
+    near.map_or(String::new(), |near| format!("; did you mean `{near}`?"))
+}
+
+/// The functions that Rhai itself brings.
+fn standard() -> &'static BTreeSet<String> {
+    static NAMES: OnceLock<BTreeSet<String>> = OnceLock::new();
+    NAMES.get_or_init(|| {
+        let names = Engine::new().collect_fn_metadata(None, |f| Some(f.metadata.name.to_string()), true);
+        names.into_iter().filter(|n| !n.contains('$')).collect()
+    })
+}
