@@ -19,7 +19,9 @@
 //! 6. Closures: [`Callback::new`]`(&context, "scripted_reward", closure)`, then `callback.call::<Tensor>((x, t))`, also later,
 //!    from other threads and inside a backward pass.
 //!    Its result may be any [`option::FromScript`] type.
-//! 7. Arrays and other values: [`option::list`], [`option::convert`].
+//! 7. Random streams are [`crate::tensor::Stream`] (shared, so that a draw moves the script's stream on):
+//!    `rng.draw(|rng| rng.normal(..))`.
+//! 8. Arrays and other values: [`option::list`], [`option::convert`].
 
 pub mod callback;
 pub mod catalog;

@@ -8,4 +8,4 @@ pub mod sample;
 pub mod show;
 
 pub use candle_core::{D, DType, Device, Tensor};
-pub use random::Rng;
+pub use random::{Rng, Stream};

@@ -5,6 +5,7 @@ use candle_core::{DType, Device, Tensor};
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use sha2::{Digest, Sha256};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A stream of random numbers: a key (from the seed and the names it was split by) and a counter in 32-bit words.
 #[derive(Clone, Debug)]
@@ -85,6 +86,32 @@ impl Rng {
     }
 }
 
+/// A random stream that its holders share, as scripts hold it: who draws moves it on for all.
+#[derive(Clone, Debug)]
+pub struct Stream(Arc<Mutex<Rng>>);
+
+impl Stream {
+    pub fn new(rng: Rng) -> Self {
+        Self(Arc::new(Mutex::new(rng)))
+    }
+
+    /// Draws: `stream.draw(|rng| rng.normals(4))`.
+    pub fn draw<T>(&self, f: impl FnOnce(&mut Rng) -> T) -> T {
+        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// An independent stream of its own; see [`Rng::split`].
+    pub fn split(&self, name: &str) -> Self {
+        Self::new(self.draw(|rng| rng.split(name)))
+    }
+}
+
+impl std::fmt::Display for Stream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "rng({} numbers drawn)", self.draw(|rng| rng.counter()) / 2)
+    }
+}
+
 /// 53 random bits as a number in `[0, 1)`.
 fn unit(stream: &mut ChaCha12Rng) -> f64 {
     (stream.next_u64() >> 11) as f64 / (1u64 << 53) as f64
@@ -102,6 +129,15 @@ mod tests {
         b.set_counter(a.counter());
         assert_eq!(a.normals(4), b.normals(4));
         assert_ne!(Rng::new(7).split("noise").normals(4), Rng::new(7).split("other").normals(4));
+    }
+
+    #[test]
+    fn holders_share_a_stream() {
+        let (a, mut rng) = (Stream::new(Rng::new(7)), Rng::new(7));
+        let b = a.clone();
+        let drawn = [a.draw(|r| r.normals(3)), b.draw(|r| r.normals(3))].concat();
+        assert_eq!(drawn, [rng.normals(3), rng.normals(3)].concat());
+        assert_eq!(a.split("x").draw(|r| r.uniforms(2)), Rng::new(7).split("x").uniforms(2));
     }
 
     #[test]
