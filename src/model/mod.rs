@@ -4,6 +4,7 @@
 
 pub mod qwen3;
 pub mod source;
+pub mod text;
 pub mod tokenizer;
 
 use crate::error::Result;

@@ -1,16 +1,11 @@
-//! Qwen3 as a text encoder: chosen hidden states of a chat-formatted prompt, concatenated per token (FLUX.2-Klein).
+//! The Qwen3 language model as far as its hidden states; no head, no sampling.
 
 use crate::bail;
 use crate::error::Result;
-use crate::model::Condition;
-use crate::model::source::Folder;
-use crate::model::tokenizer::Tokenizer;
 use crate::nn::linear::Linear;
 use crate::nn::weights::{Init, Weights};
-use crate::tensor::{DType, Device, Tensor, op};
+use crate::tensor::{DType, Device, Rng, Tensor, op};
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 
 /// `config.json` of a transformers folder; the rope base stands at the top level or, from transformers 5 on, one level down.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -104,6 +99,21 @@ impl Qwen3 {
         Ok(Self { config: config.clone(), embedding, layers })
     }
 
+    pub fn device(&self) -> &Device {
+        self.embedding.device()
+    }
+
+    /// Draws a whole random model, the layers and norm behind the last used hidden state included, so that its file is complete.
+    pub fn random(config: &Config, rng: &Rng) -> Result<Weights> {
+        let weights = Weights::random(rng, DType::F32, &Device::Cpu);
+        Self::new(&weights, config, 0)?;
+        for i in 0..config.num_hidden_layers {
+            Layer::new(&weights.pp("model.layers").pp(i), config)?;
+        }
+        weights.get("model.norm.weight", &[config.hidden_size], Init::Ones)?;
+        Ok(weights)
+    }
+
     /// Hidden state 0 (the embeddings) and the residual stream after each layer, `[b, s, width]` each, for ids `[b, s]` whose
     /// first `lengths[i]` are real. Keys are hidden from earlier tokens, and padding from all; padded positions are computed.
     pub fn hidden_states(&self, ids: &Tensor, lengths: &[usize]) -> Result<Vec<Tensor>> {
@@ -127,7 +137,7 @@ impl Layer {
         let (attention, mlp) = (w.pp("self_attn"), w.pp("mlp"));
         let norm = |w: &Weights, name: &str, width| w.get(&format!("{name}.weight"), &[width], Init::Ones);
         let linear = |w: &Weights, name: &str, inner, out| {
-            w.pp(name).linear_from(inner, out, false, Init::Normal(1.0 / (inner as f64).sqrt()))
+            w.pp(name).linear_from(inner, out, false, Init::Normal((inner as f64).powf(-0.5)))
         };
         Ok(Self {
             norm_1: norm(w, "input_layernorm", c.hidden_size)?,
@@ -184,142 +194,4 @@ fn rotation(config: &Config, tokens: usize, dtype: DType, device: &Device) -> Re
         Ok(Tensor::from_vec(values, (tokens, half), &Device::Cpu)?.to_dtype(dtype)?.to_device(device)?)
     };
     Ok((table(f64::cos)?, table(f64::sin)?))
-}
-
-/// What a prompt becomes before the tokenizer: one user turn, thinking switched off.
-pub fn render(prompt: &str) -> String {
-    format!("<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n")
-}
-
-/// Prompts to embeddings, each prompt computed once.
-pub struct TextEncoder {
-    model: Qwen3,
-    tokenizer: Tokenizer,
-    padding: u32,
-    tokens: usize,
-    states: Vec<usize>,
-    cache: Mutex<HashMap<String, (Tensor, Tensor)>>,
-}
-
-/// Prompts computed in one forward pass.
-const CHUNK: usize = 32;
-/// Cached prompts are dropped when their embeddings pass this many numbers.
-const CACHED_NUMBERS: usize = 1 << 28;
-
-impl TextEncoder {
-    /// From the pipeline's `text_encoder` and `tokenizer` folders; `states` are the hidden states to concatenate, each prompt is
-    /// padded or cut to `tokens`.
-    pub fn open(pipeline: &Folder, tokens: usize, states: &[usize], dtype: DType, device: &Device) -> Result<Self> {
-        let folder = pipeline.sub("text_encoder")?;
-        let weights = folder.weights("model", dtype, device)?;
-        Self::new(&weights, &folder.json("config.json")?, Tokenizer::open(&pipeline.sub("tokenizer")?)?, tokens, states)
-    }
-
-    /// From weights and their config.
-    pub fn new(
-        weights: &Weights,
-        config: &Config,
-        tokenizer: Tokenizer,
-        tokens: usize,
-        states: &[usize],
-    ) -> Result<Self> {
-        let model = Qwen3::new(weights, config, states.iter().copied().max().unwrap_or(0))?;
-        if tokenizer.size() > config.vocab_size {
-            bail!(Value, "qwen3: the tokenizer has {} tokens, the model {}", tokenizer.size(), config.vocab_size);
-        }
-        let padding = tokenizer.id("<|endoftext|>")?;
-        Ok(Self { model, tokenizer, padding, tokens, states: states.to_vec(), cache: Mutex::default() })
-    }
-
-    /// Ids of a rendered prompt, right-padded or cut to the fixed length, and how many of them are real.
-    pub fn ids(&self, prompt: &str) -> Result<(Vec<u32>, usize)> {
-        let mut ids = self.tokenizer.ids(&render(prompt), false)?;
-        ids.truncate(self.tokens);
-        let length = ids.len();
-        ids.resize(self.tokens, self.padding);
-        Ok((ids, length))
-    }
-
-    /// Text, ids `[b, tokens]` and embeddings `[b, tokens, features]` of the prompts, in order.
-    pub fn encode(&self, prompts: &[String]) -> Result<Condition> {
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut fresh: Vec<&String> = Vec::new();
-        for prompt in prompts {
-            if !cache.contains_key(prompt) && !fresh.contains(&prompt) {
-                fresh.push(prompt);
-            }
-        }
-        if let Some((_, row)) = cache.values().next()
-            && (cache.len() + fresh.len()) * row.elem_count() > CACHED_NUMBERS
-        {
-            cache.clear();
-            fresh = prompts.iter().collect();
-        }
-        for chunk in fresh.chunks(CHUNK) {
-            let (ids, features) = self.compute(chunk)?;
-            for (i, prompt) in chunk.iter().enumerate() {
-                cache.insert(prompt.to_string(), (ids.get(i)?, features.get(i)?));
-            }
-        }
-        let rows: Vec<&(Tensor, Tensor)> = prompts.iter().filter_map(|prompt| cache.get(prompt)).collect();
-        let stack = |pick: fn(&(Tensor, Tensor)) -> &Tensor| {
-            Tensor::stack(&rows.iter().map(|row| pick(row)).collect::<Vec<_>>(), 0)
-        };
-        if rows.is_empty() {
-            bail!(Value, "encode: expected at least one prompt, got none");
-        }
-        Ok(Condition {
-            text: prompts.to_vec(),
-            ids: Some(stack(|r| &r.0)?),
-            embeddings: Some(stack(|r| &r.1)?),
-            labels: None,
-        })
-    }
-
-    fn compute(&self, prompts: &[&String]) -> Result<(Tensor, Tensor)> {
-        let rows = prompts.iter().map(|prompt| self.ids(prompt)).collect::<Result<Vec<_>>>()?;
-        let lengths: Vec<usize> = rows.iter().map(|(_, length)| *length).collect();
-        let ids: Vec<u32> = rows.into_iter().flat_map(|(ids, _)| ids).collect();
-        let ids = Tensor::from_vec(ids, (prompts.len(), self.tokens), self.model.embedding.device())?;
-        let states = self.model.hidden_states(&ids, &lengths)?;
-        let chosen: Vec<&Tensor> = self.states.iter().map(|&i| &states[i]).collect();
-        Ok((ids, Tensor::cat(&chosen, 2)?))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::collections::HashMap;
-
-    /// Case `flux2`: prompts in `case.json`, ids, mask and embeddings from transformers.
-    #[test]
-    fn golden_prompts() {
-        let folder = Folder::disk(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/flux2"));
-        #[derive(Deserialize)]
-        struct Case {
-            prompts: Vec<String>,
-            max_sequence_length: usize,
-            text_encoder_out_layers: Vec<usize>,
-        }
-        let case: Case = folder.json("case.json").unwrap();
-        let expected: HashMap<String, Tensor> =
-            candle_core::safetensors::load(folder.path().unwrap().join("expected.safetensors"), &Device::Cpu).unwrap();
-        let states = &case.text_encoder_out_layers;
-        let encoder = TextEncoder::open(&folder, case.max_sequence_length, states, DType::F32, &Device::Cpu).unwrap();
-        let got = encoder.encode(&case.prompts).unwrap();
-        let ids = got.ids.unwrap().to_dtype(DType::I64).unwrap().to_vec2::<i64>().unwrap();
-        assert_eq!(ids, expected["out.prompt_ids"].to_vec2::<i64>().unwrap());
-        let mask: Vec<Vec<i64>> = case
-            .prompts
-            .iter()
-            .map(|p| encoder.ids(p).unwrap().1)
-            .map(|n| (0..64).map(|i| i64::from(i < n)).collect())
-            .collect();
-        assert_eq!(mask, expected["out.prompt_mask"].to_vec2::<i64>().unwrap());
-        let wanted = &expected["out.prompt_embeds"];
-        let largest = |t: &Tensor| t.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
-        let error = largest(&(got.embeddings.unwrap() - wanted).unwrap()) / largest(wanted);
-        assert!(error < 1e-5, "relative error {error}");
-    }
 }

@@ -1,0 +1,281 @@
+//! Prompts to embeddings: chat template, tokenizer, chosen hidden states of a Qwen3 (FLUX.2-Klein's text encoder).
+
+use crate::bail;
+use crate::data::write_whole;
+use crate::error::{Error, Kind, Result};
+use crate::model::Condition;
+use crate::model::qwen3::{Config, Qwen3, RopeParameters};
+use crate::model::source::Folder;
+use crate::model::tokenizer::Tokenizer;
+use crate::nn::weights::Weights;
+use crate::tensor::{D, DType, Device, Rng, Tensor};
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+/// What a prompt becomes before the tokenizer: one user turn, thinking switched off.
+pub fn render(prompt: &str) -> String {
+    format!("<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n")
+}
+
+/// [`render`] for libraries that read the template from the tokenizer's folder.
+const CHAT_TEMPLATE: &str = "{%- for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] \
+    + '<|im_end|>' + '\n' }}{%- endfor %}{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}\
+    {%- if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{%- endif %}{%- endif %}";
+
+fn unwritable(path: &Path, error: &std::io::Error) -> Error {
+    Error::new(Kind::File, format!("{}: {error}", path.display()))
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    write_whole(path, text.as_bytes()).map_err(|e| unwritable(path, &e))
+}
+
+/// Sizes of a random encoder.
+#[derive(Clone, Debug)]
+pub struct RandomSizes {
+    pub width: usize,
+    pub layers: usize,
+    pub heads: usize,
+    pub hidden: usize,
+    /// Tokens per prompt.
+    pub tokens: usize,
+    /// Hidden states to concatenate.
+    pub states: Vec<usize>,
+}
+
+impl RandomSizes {
+    fn config(&self, vocab_size: usize) -> Config {
+        Config {
+            vocab_size,
+            hidden_size: self.width,
+            intermediate_size: self.hidden,
+            num_hidden_layers: self.layers,
+            num_attention_heads: self.heads,
+            num_key_value_heads: self.heads,
+            head_dim: self.width / self.heads.max(1),
+            rms_norm_eps: 1e-6,
+            rope_theta: None,
+            rope_parameters: Some(RopeParameters { rope_theta: 1e6, rope_type: "default".into() }),
+        }
+    }
+}
+
+/// Prompts to embeddings, each prompt computed once.
+pub struct TextEncoder {
+    model: Qwen3,
+    config: Config,
+    weights: Weights,
+    tokenizer: Tokenizer,
+    padding: u32,
+    tokens: usize,
+    states: Vec<usize>,
+    cache: Mutex<HashMap<String, (Tensor, Tensor)>>,
+}
+
+/// Prompts computed in one forward pass.
+const CHUNK: usize = 32;
+/// Cached prompts are dropped when their embeddings pass this many numbers.
+const CACHED_NUMBERS: usize = 1 << 28;
+
+impl TextEncoder {
+    /// From the pipeline's `text_encoder` and `tokenizer` folders; `states` are the hidden states to concatenate, each prompt is
+    /// padded or cut to `tokens`.
+    pub fn open(pipeline: &Folder, tokens: usize, states: &[usize], dtype: DType, device: &Device) -> Result<Self> {
+        let folder = pipeline.sub("text_encoder")?;
+        let weights = folder.weights("model", dtype, device)?;
+        Self::new(&weights, &folder.json("config.json")?, Tokenizer::open(&pipeline.sub("tokenizer")?)?, tokens, states)
+    }
+
+    /// From weights and their config.
+    pub fn new(
+        weights: &Weights,
+        config: &Config,
+        tokenizer: Tokenizer,
+        tokens: usize,
+        states: &[usize],
+    ) -> Result<Self> {
+        let model = Qwen3::new(weights, config, states.iter().copied().max().unwrap_or(0))?;
+        if tokenizer.size() > config.vocab_size {
+            bail!(Value, "qwen3: the tokenizer has {} tokens, the model {}", tokenizer.size(), config.vocab_size);
+        }
+        let padding = tokenizer.id("<|endoftext|>")?;
+        let (config, weights, states) = (config.clone(), weights.clone(), states.to_vec());
+        Ok(Self { model, config, weights, tokenizer, padding, tokens, states, cache: Mutex::default() })
+    }
+
+    /// A random frozen encoder with a tokenizer trained on `texts`, scaled so that their features have unit deviation.
+    pub fn random(texts: &[String], sizes: &RandomSizes, rng: &Rng) -> Result<Self> {
+        let tokenizer = || Tokenizer::train_qwen(texts);
+        let config = sizes.config(tokenizer()?.size());
+        let weights = Qwen3::random(&config, rng)?;
+        let encoder = Self::new(&weights, &config, tokenizer()?, sizes.tokens, &sizes.states)?;
+        let factor = 1.0 / encoder.deviation(texts)?;
+        // what writes to the residual stream; norms inside the layers keep everything else as it is
+        let writers = ["embed_tokens.weight", "o_proj.weight", "down_proj.weight"];
+        let scaled = weights.map(|name, tensor| match writers.iter().any(|writer| name.ends_with(writer)) {
+            true => Ok((tensor * factor)?),
+            false => Ok(tensor.clone()),
+        })?;
+        Self::new(&scaled, &config, tokenizer()?, sizes.tokens, &sizes.states)
+    }
+
+    /// Root mean square of the features of real tokens.
+    fn deviation(&self, texts: &[String]) -> Result<f64> {
+        let (mut sum, mut count) = (0.0, 0);
+        for chunk in texts.iter().collect::<Vec<_>>().chunks(CHUNK) {
+            let features = self.compute(chunk)?.1.sqr()?.mean(D::Minus1)?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
+            for (text, row) in chunk.iter().zip(features) {
+                let length = self.ids(text)?.1;
+                sum += row[..length].iter().sum::<f64>();
+                count += length;
+            }
+        }
+        Ok((sum / count.max(1) as f64).sqrt())
+    }
+
+    /// Numbers per token.
+    pub fn features(&self) -> usize {
+        self.states.len() * self.config.hidden_size
+    }
+
+    /// Tokens per prompt, padding included.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// The hidden states that make the features.
+    pub fn states(&self) -> &[usize] {
+        &self.states
+    }
+
+    /// Writes the `text_encoder` and `tokenizer` folders of a pipeline.
+    pub fn save(&self, pipeline: &Path, dtype: Option<DType>) -> Result<()> {
+        let (encoder, tokenizer) = (pipeline.join("text_encoder"), pipeline.join("tokenizer"));
+        for folder in [&encoder, &tokenizer] {
+            std::fs::create_dir_all(folder).map_err(|e| unwritable(folder, &e))?;
+        }
+        self.weights.save(&encoder.join("model.safetensors"), dtype)?;
+        let mut config = json!({"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_act": "silu",
+            "attention_bias": false, "tie_word_embeddings": true, "max_position_embeddings": 1024});
+        let sizes = serde_json::to_value(&self.config).map_err(|e| Error::new(Kind::Internal, e.to_string()))?;
+        if let (Value::Object(config), Value::Object(sizes)) = (&mut config, sizes) {
+            config.extend(sizes);
+        }
+        write(&encoder.join("config.json"), &format!("{config:#}"))?;
+        self.tokenizer.save(&tokenizer)?;
+        let settings = json!({"tokenizer_class": "Qwen2Tokenizer", "pad_token": "<|endoftext|>",
+            "eos_token": "<|im_end|>", "unk_token": null, "add_prefix_space": false});
+        write(&tokenizer.join("tokenizer_config.json"), &format!("{settings:#}"))?;
+        write(&tokenizer.join("chat_template.jinja"), CHAT_TEMPLATE)
+    }
+
+    /// Ids of a rendered prompt, right-padded or cut to the fixed length, and how many of them are real.
+    pub fn ids(&self, prompt: &str) -> Result<(Vec<u32>, usize)> {
+        let mut ids = self.tokenizer.ids(&render(prompt), false)?;
+        ids.truncate(self.tokens);
+        let length = ids.len();
+        ids.resize(self.tokens, self.padding);
+        Ok((ids, length))
+    }
+
+    /// Text, ids `[b, tokens]` and embeddings `[b, tokens, features]` of the prompts, in order.
+    pub fn encode(&self, prompts: &[String]) -> Result<Condition> {
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut fresh: Vec<&String> = Vec::new();
+        for prompt in prompts {
+            if !cache.contains_key(prompt) && !fresh.contains(&prompt) {
+                fresh.push(prompt);
+            }
+        }
+        if let Some((_, row)) = cache.values().next()
+            && (cache.len() + fresh.len()) * row.elem_count() > CACHED_NUMBERS
+        {
+            cache.clear();
+            fresh = prompts.iter().collect();
+        }
+        for chunk in fresh.chunks(CHUNK) {
+            let (ids, features) = self.compute(chunk)?;
+            for (i, prompt) in chunk.iter().enumerate() {
+                cache.insert(prompt.to_string(), (ids.get(i)?, features.get(i)?));
+            }
+        }
+        let rows: Vec<&(Tensor, Tensor)> = prompts.iter().filter_map(|prompt| cache.get(prompt)).collect();
+        let stack = |pick: fn(&(Tensor, Tensor)) -> &Tensor| {
+            Tensor::stack(&rows.iter().map(|row| pick(row)).collect::<Vec<_>>(), 0)
+        };
+        if rows.is_empty() {
+            bail!(Value, "encode: expected at least one prompt, got none");
+        }
+        Ok(Condition {
+            text: prompts.to_vec(),
+            ids: Some(stack(|r| &r.0)?),
+            embeddings: Some(stack(|r| &r.1)?),
+            labels: None,
+        })
+    }
+
+    fn compute(&self, prompts: &[&String]) -> Result<(Tensor, Tensor)> {
+        let rows = prompts.iter().map(|prompt| self.ids(prompt)).collect::<Result<Vec<_>>>()?;
+        let lengths: Vec<usize> = rows.iter().map(|(_, length)| *length).collect();
+        let ids: Vec<u32> = rows.into_iter().flat_map(|(ids, _)| ids).collect();
+        let ids = Tensor::from_vec(ids, (prompts.len(), self.tokens), self.model.device())?;
+        let states = self.model.hidden_states(&ids, &lengths)?;
+        let chosen: Vec<&Tensor> = self.states.iter().map(|&i| &states[i]).collect();
+        Ok((ids, Tensor::cat(&chosen, 2)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Case `flux2`: prompts in `case.json`, ids, mask and embeddings from transformers.
+    #[test]
+    fn golden_prompts() {
+        let folder = Folder::disk(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/flux2"));
+        #[derive(serde::Deserialize)]
+        struct Case {
+            prompts: Vec<String>,
+            max_sequence_length: usize,
+            text_encoder_out_layers: Vec<usize>,
+        }
+        let case: Case = folder.json("case.json").unwrap();
+        let expected: HashMap<String, Tensor> =
+            candle_core::safetensors::load(folder.path().unwrap().join("expected.safetensors"), &Device::Cpu).unwrap();
+        let states = &case.text_encoder_out_layers;
+        let encoder = TextEncoder::open(&folder, case.max_sequence_length, states, DType::F32, &Device::Cpu).unwrap();
+        let got = encoder.encode(&case.prompts).unwrap();
+        let ids = got.ids.unwrap().to_dtype(DType::I64).unwrap().to_vec2::<i64>().unwrap();
+        assert_eq!(ids, expected["out.prompt_ids"].to_vec2::<i64>().unwrap());
+        let mask: Vec<Vec<i64>> = case
+            .prompts
+            .iter()
+            .map(|p| encoder.ids(p).unwrap().1)
+            .map(|n| (0..64).map(|i| i64::from(i < n)).collect())
+            .collect();
+        assert_eq!(mask, expected["out.prompt_mask"].to_vec2::<i64>().unwrap());
+        let wanted = &expected["out.prompt_embeds"];
+        let largest = |t: &Tensor| t.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        let error = largest(&(got.embeddings.unwrap() - wanted).unwrap()) / largest(wanted);
+        assert!(error < 1e-5, "relative error {error}");
+    }
+
+    #[test]
+    fn random_encoder_has_unit_features_and_survives_its_files() {
+        let texts =
+            ["a small red ring at the left on cream", "a large blue square at the right on sky"].map(String::from);
+        let sizes = RandomSizes { width: 16, layers: 3, heads: 2, hidden: 24, tokens: 24, states: vec![1, 2] };
+        let encoder = TextEncoder::random(&texts, &sizes, &Rng::new(0)).unwrap();
+        assert!((encoder.deviation(&texts).unwrap() - 1.0).abs() < 1e-4);
+        let folder = tempfile::tempdir().unwrap();
+        encoder.save(folder.path(), None).unwrap();
+        let read = TextEncoder::open(&Folder::disk(folder.path()), 24, &[1, 2], DType::F32, &Device::Cpu).unwrap();
+        let rows = |e: &TextEncoder| {
+            e.encode(&texts).unwrap().embeddings.unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        assert_eq!(rows(&encoder), rows(&read));
+        assert_eq!(rows(&read).len(), 2 * 24 * read.features());
+    }
+}
