@@ -1,0 +1,60 @@
+//! A reward given as a function of images and prompts.
+
+use crate::error::Result;
+use crate::reward::Reward;
+use crate::tensor::Tensor;
+
+/// Wraps a function; what it returns must be differentiable where gradients are wanted.
+pub struct Scripted<F> {
+    function: F,
+}
+
+impl<F: Fn(&Tensor, &[String]) -> Result<Tensor> + Send + Sync> Scripted<F> {
+    pub fn new(function: F) -> Self {
+        Self { function }
+    }
+}
+
+impl<F: Fn(&Tensor, &[String]) -> Result<Tensor> + Send + Sync> Reward for Scripted<F> {
+    fn compute(&self, images: &Tensor, prompts: &[String]) -> Result<Tensor> {
+        (self.function)(images, prompts)
+    }
+
+    fn describe(&self) -> String {
+        "scripted".into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+    use crate::tensor::{DType, Device};
+
+    #[test]
+    fn what_goes_in_and_comes_out_is_checked() {
+        let images = Tensor::ones((2, 3, 2, 2), DType::F32, &Device::Cpu).unwrap();
+        let prompts = ["a".to_string(), "b".to_string()];
+        let mean = Scripted::new(|x, _| Ok(x.mean((1, 2, 3))?));
+        assert_eq!(mean.score(&images, &prompts).unwrap().to_vec1::<f32>().unwrap(), [1.0, 1.0]);
+        let message = |r: Result<Tensor>| r.err().map(|e| e.message).unwrap_or_default();
+        assert_eq!(
+            message(mean.score(&images, &prompts[..1])),
+            "score: expected one prompt per image, got 1 prompts for 2 images"
+        );
+        assert!(message(mean.score(&images.narrow(1, 0, 2).unwrap(), &prompts)).contains("got [2, 2, 2, 2]"));
+        let total = Scripted::new(|x, _| Ok(x.sum_all()?));
+        assert_eq!(
+            message(total.score(&images, &prompts)),
+            "score: expected one number per image, [2], got [] from scripted"
+        );
+        let broken = Scripted::new(|x, _| Ok(Tensor::new(&[1f32, f32::NAN], x.device())?));
+        let error = broken.score(&images, &prompts).err().unwrap();
+        assert_eq!(error.kind, Kind::Numeric);
+        assert_eq!(
+            error.message,
+            "score: rewards must be finite, got NaN or infinity for sample 1 (`b`) from scripted"
+        );
+        assert_eq!(mean.trainable().err().unwrap().message, "trainable: scripted has no weights");
+    }
+}
