@@ -2,13 +2,22 @@
 //!
 //! Conventions of one model (time direction, sign, token order) are converted in that model's file and nowhere else.
 
+pub mod flux2;
+pub mod klein;
 pub mod qwen3;
 pub mod source;
 pub mod text;
 pub mod tokenizer;
+pub mod vae;
 
-use crate::error::Result;
-use candle_core::Tensor;
+use crate::bail;
+use crate::data::write_whole;
+use crate::error::{Error, Kind, Result};
+use crate::nn::archive;
+use crate::nn::weights::Weights;
+use crate::tensor::{DType, Device, Rng, Tensor};
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 /// What a velocity is conditioned on; one row per sample.
@@ -32,9 +41,32 @@ pub trait Velocity: Send + Sync {
     fn velocity(&self, x: &Tensor, t: &Tensor, condition: &Condition) -> Result<Tensor>;
 }
 
-/// Turns end states into images `[batch, 3, height, width]` in `[0, 1]`, differentiably.
-pub trait Decode: Send + Sync {
+/// One kind of model: the frozen parts around a velocity network, and how the network is built from its weights.
+pub trait Family: Send + Sync {
+    fn name(&self) -> &str;
+
+    /// The velocity network; cheap, tensors are shared.
+    fn network(&self, weights: &Weights) -> Result<Arc<dyn Velocity>>;
+
+    fn encode(&self, prompts: &[String]) -> Result<Condition>;
+
+    /// Images `[batch, 3, height, width]` in [0, 1] of latents, differentiable.
     fn decode(&self, latents: &Tensor) -> Result<Tensor>;
+
+    /// Latents of images in [0, 1].
+    fn encode_image(&self, images: &Tensor) -> Result<Tensor>;
+
+    /// Channels, height and width of the latents of one image of the default size.
+    fn latent_shape(&self) -> [usize; 3];
+
+    /// Whether LoRA adapts this linear module unless told otherwise.
+    fn lora_target(&self, module: &str) -> bool;
+
+    /// Folder of the network's weights in the pipeline, which is also the prefix of LoRA files.
+    fn component(&self) -> &str;
+
+    /// The network's `config.json`.
+    fn config(&self) -> serde_json::Value;
 }
 
 /// A flow model as scripts hold it: a velocity and what surrounds it. Clones share everything.
@@ -42,23 +74,125 @@ pub trait Decode: Send + Sync {
 pub struct Flow {
     name: String,
     velocity: Arc<dyn Velocity>,
-    decoder: Option<Arc<dyn Decode>>,
+    model: Option<Model>,
+}
+
+/// A velocity that is a network of some family.
+#[derive(Clone)]
+struct Model {
+    family: Arc<dyn Family>,
+    weights: Weights,
 }
 
 impl Flow {
     /// A flow in data space: its end states are what rewards see.
     pub fn new(name: impl Into<String>, velocity: Arc<dyn Velocity>) -> Self {
-        Self { name: name.into(), velocity, decoder: None }
+        Self { name: name.into(), velocity, model: None }
     }
 
-    /// A flow in the latent space of `decoder`.
-    pub fn with_decoder(self, decoder: Arc<dyn Decode>) -> Self {
-        Self { decoder: Some(decoder), ..self }
+    /// A network of `family` with these weights.
+    pub fn of_family(family: Arc<dyn Family>, weights: Weights) -> Result<Self> {
+        let velocity = family.network(&weights)?;
+        Ok(Self { name: family.name().to_string(), velocity, model: Some(Model { family, weights }) })
     }
 
-    /// The images of end states; the states themselves where there is no decoder.
+    fn model(&self, verb: &str) -> Result<&Model> {
+        let none = || Error::new(Kind::Type, format!("{verb}: expected a model such as flow(\"tiny/flux2\"), got {self}"));
+        self.model.as_ref().ok_or_else(none)
+    }
+
+    pub fn encode(&self, prompts: &[String]) -> Result<Condition> {
+        self.model("encode")?.family.encode(prompts)
+    }
+
+    /// The images of end states; the states themselves for a flow in data space.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
-        self.decoder.as_ref().map_or_else(|| Ok(latents.clone()), |d| d.decode(latents))
+        self.model.as_ref().map_or_else(|| Ok(latents.clone()), |m| m.family.decode(latents))
+    }
+
+    pub fn encode_image(&self, images: &Tensor) -> Result<Tensor> {
+        self.model("encode_image")?.family.encode_image(images)
+    }
+
+    /// Standard normal latents `[n, channels, height, width]` of the default size, f32.
+    pub fn noise(&self, n: usize, rng: &mut Rng) -> Result<Tensor> {
+        let model = self.model("noise")?;
+        let [c, h, w] = model.family.latent_shape();
+        rng.normal(&[n, c, h, w], DType::F32, model.weights.device())
+    }
+
+    /// The same model with trainable low-rank adapters on the modules `chosen` (none: the family's usual ones); it starts equal.
+    pub fn lora(&self, rank: usize, scale: f64, chosen: Option<&[String]>, rng: &Rng) -> Result<Self> {
+        let model = self.model("lora")?;
+        let matches = |module: &str| match chosen {
+            Some(ends) => ends.iter().any(|end| module == end || module.ends_with(&format!(".{end}"))),
+            None => model.family.lora_target(module),
+        };
+        self.with_weights(model.weights.with_lora(matches, rank, scale, rng)?)
+    }
+
+    /// The same model with every weight trainable.
+    pub fn trainable(&self) -> Result<Self> {
+        self.with_weights(self.model("trainable")?.weights.trainable(|_| true)?)
+    }
+
+    fn with_weights(&self, weights: Weights) -> Result<Self> {
+        Self::of_family(self.model("flow")?.family.clone(), weights)
+    }
+
+    /// Trainable tensors by name, in order.
+    pub fn params(&self) -> Vec<(String, Tensor)> {
+        self.model.as_ref().map(|m| m.weights.params()).unwrap_or_default()
+    }
+
+    /// Writes the network as a component of a pipeline folder: `<folder>/<component>/{config.json, *.safetensors}`.
+    pub fn save(&self, folder: &Path, dtype: Option<DType>) -> Result<()> {
+        let model = self.model("save")?;
+        if !model.weights.adapters().is_empty() {
+            bail!(Value, "save: expected a model without adapters, got {} of them", model.weights.adapters().len();
+                hint: "write the adapters with save_lora(path)");
+        }
+        let folder = folder.join(model.family.component());
+        let refused = |e: std::io::Error| Error::new(Kind::File, format!("save: {}: {e}", folder.display()));
+        std::fs::create_dir_all(&folder).map_err(refused)?;
+        model.weights.save(&folder.join("diffusion_pytorch_model.safetensors"), dtype)?;
+        let config = format!("{:#}\n", model.family.config());
+        write_whole(&folder.join("config.json"), config.as_bytes()).map_err(refused)
+    }
+
+    /// Writes the adapters in the diffusers form, scale folded into B; they load with scale 1.
+    pub fn save_lora(&self, path: &Path) -> Result<()> {
+        let model = self.model("save_lora")?;
+        let mut tensors = BTreeMap::new();
+        for (module, lora) in model.weights.adapters() {
+            let name = format!("{}.{module}", model.family.component());
+            tensors.insert(format!("{name}.lora_A.weight"), lora.a.detach());
+            tensors.insert(format!("{name}.lora_B.weight"), (lora.b.detach() * lora.scale)?);
+        }
+        if tensors.is_empty() {
+            bail!(Value, "save_lora: expected a model with adapters, got none"; hint: "make them with flow.lora(#{{ rank: 16 }})");
+        }
+        let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+        archive::write(path, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), &metadata)
+    }
+
+    /// The same model with the adapters of a file that [`Flow::save_lora`] wrote, frozen.
+    pub fn load_lora(&self, path: &Path) -> Result<Self> {
+        let model = self.model("load_lora")?;
+        let stored = Weights::load(path, model.weights.dtype(), model.weights.device())?.tensors()?;
+        let prefix = format!("{}.", model.family.component());
+        let mut named = BTreeMap::new();
+        for (name, tensor) in stored {
+            let Some(module) = name.strip_prefix(&prefix) else {
+                bail!(File, "load_lora: {}: names must begin with `{prefix}`, got `{name}`", path.display());
+            };
+            named.insert(module.to_string(), tensor);
+        }
+        self.with_weights(model.weights.with_adapters(model.weights.adapters_from(&named, 1.0)?)?)
+    }
+
+    pub fn device(&self) -> Device {
+        self.model.as_ref().map_or(Device::Cpu, |m| m.weights.device().clone())
     }
 
     /// Whether both are clones of one flow.
@@ -75,6 +209,10 @@ impl Velocity for Flow {
 
 impl std::fmt::Display for Flow {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "flow({})", self.name)
+        let trained: usize = self.params().iter().map(|(_, t)| t.elem_count()).sum();
+        match trained {
+            0 => write!(f, "flow({})", self.name),
+            n => write!(f, "flow({}, {n} trainable)", self.name),
+        }
     }
 }

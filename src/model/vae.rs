@@ -193,10 +193,8 @@ impl Encoder {
             let resnets = (0..config.layers_per_block)
                 .map(|j| Resnet::new(&w.pp(format!("resnets.{j}")), inner(j), *outer, groups))
                 .collect::<Result<_>>()?;
-            let down = (i + 1 < widths.len())
-                .then(|| Ok(Conv { halve: true, ..Conv::new(&w.pp("downsamplers.0.conv"), *outer, *outer, 3)? }))
-                .transpose()?;
-            levels.push((resnets, down));
+            let down = (i + 1 < widths.len()).then(|| Conv::new(&w.pp("downsamplers.0.conv"), *outer, *outer, 3));
+            levels.push((resnets, down.transpose()?.map(|conv| Conv { halve: true, ..conv })));
         }
         Ok(Self {
             first: Conv::new(&w.pp("conv_in"), 3, widths[0], 3)?,

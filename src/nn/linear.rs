@@ -24,6 +24,18 @@ impl Linear {
     }
 }
 
+impl Linear {
+    /// The layer that computes outputs `start..start + len` only; weights are shared.
+    pub fn rows(&self, start: usize, len: usize) -> Result<Self> {
+        let part = |x: &Tensor| x.narrow(0, start, len);
+        let lora = match &self.lora {
+            Some(l) => Some(Lora { a: l.a.clone(), b: part(&l.b)?, scale: l.scale }),
+            None => None,
+        };
+        Ok(Self { weight: part(&self.weight)?, bias: self.bias.as_ref().map(part).transpose()?, lora })
+    }
+}
+
 impl Weights {
     /// The linear layer at this prefix; random weights begin uniform in `1 / sqrt(inner)`, biases at zero.
     pub fn linear(&self, inner: usize, out: usize, bias: bool) -> Result<Linear> {
