@@ -58,8 +58,12 @@ impl Config {
             || self.axes_dims_rope.iter().any(|d| d % 2 != 0)
             || self.axes_dims_rope.len() != 4
         {
-            bail!(Value, "flux2: axes_dims_rope must be four even numbers that add up to attention_head_dim {}, got {:?}",
-                self.attention_head_dim, self.axes_dims_rope);
+            bail!(
+                Value,
+                "flux2: axes_dims_rope must be four even numbers that add up to attention_head_dim {}, got {:?}",
+                self.attention_head_dim,
+                self.axes_dims_rope
+            );
         }
         if self.guidance_embeds {
             bail!(Value, "flux2: guidance_embeds must be false (the Klein models), got true");
@@ -127,8 +131,14 @@ impl Transformer {
         let (batch, channels, h, w) = x.dims4()?;
         let (text_batch, text_tokens, features) = text.dims3()?;
         if channels != self.config.in_channels || text_batch != batch || features != self.config.joint_attention_dim {
-            bail!(Shape, "flux2: expected latents [batch, {}, h, w] and embeddings [batch, tokens, {}], got {:?} and {:?}",
-                self.config.in_channels, self.config.joint_attention_dim, x.dims(), text.dims());
+            bail!(
+                Shape,
+                "flux2: expected latents [batch, {}, h, w] and embeddings [batch, tokens, {}], got {:?} and {:?}",
+                self.config.in_channels,
+                self.config.joint_attention_dim,
+                x.dims(),
+                text.dims()
+            );
         }
         let rope = self.rotations(text_tokens, h, w, x.device())?;
         let vector = silu(&self.time_vector(t, x.dtype())?)?;
@@ -203,9 +213,8 @@ impl Projection {
     /// `[batch, tokens, width]` to three of `[batch, tokens, heads, head]`.
     fn forward(&self, x: &Tensor) -> Result<[Tensor; 3]> {
         let (batch, tokens, _) = x.dims3()?;
-        let split = |i: usize| -> Result<Tensor> {
-            Ok(self.parts[i].forward(x)?.reshape((batch, tokens, self.heads, ()))?)
-        };
+        let split =
+            |i: usize| -> Result<Tensor> { Ok(self.parts[i].forward(x)?.reshape((batch, tokens, self.heads, ()))?) };
         let normed = |i: usize| rms_norm(&split(i)?, &self.norms[i], self.eps);
         Ok([normed(0)?, normed(1)?, split(2)?])
     }

@@ -1,8 +1,8 @@
 //! FLUX.2-Klein as a diffusers folder: transformer, autoencoder with normalised latents, Qwen3 prompts.
 
 use super::flux2::{self, Transformer};
-use super::qwen3::TextEncoder;
 use super::source::Folder;
+use super::text::TextEncoder;
 use super::vae::{self, Autoencoder};
 use super::{Condition, Family, Velocity};
 use crate::bail;
@@ -75,8 +75,11 @@ impl Latents {
         let (_, channels, h, w) = images.dims4()?;
         let side = self.pixels();
         if channels != 3 || h % side != 0 || w % side != 0 {
-            bail!(Shape, "encode_image: expected images [batch, 3, h, w] with sides that are multiples of {side}, got {:?}",
-                images.dims());
+            bail!(
+                Shape,
+                "encode_image: expected images [batch, 3, h, w] with sides that are multiples of {side}, got {:?}",
+                images.dims()
+            );
         }
         let (mean, deviation) = self.statistics()?;
         Ok(patchify(&self.moments(images)?.0)?.broadcast_sub(&mean)?.broadcast_div(&deviation)?)
@@ -133,12 +136,20 @@ impl Klein {
         };
         let latents = Latents::open(&folder.sub("vae")?, DType::F32, device)?;
         if config.in_channels != 4 * latents.config.latent_channels {
-            bail!(Value, "{name}: the transformer's in_channels must be 4 x the {} latent channels of the vae, got {}",
-                latents.config.latent_channels, config.in_channels);
+            bail!(
+                Value,
+                "{name}: the transformer's in_channels must be 4 x the {} latent channels of the vae, got {}",
+                latents.config.latent_channels,
+                config.in_channels
+            );
         }
         let (tokens, states) = (defaults.max_sequence_length, &defaults.text_encoder_out_layers);
         let text = TextEncoder::open(folder, tokens, states, DType::F32, device)?;
         Ok(Self { name: name.to_string(), config, latents, text, defaults })
+    }
+
+    pub fn latents(&self) -> &Latents {
+        &self.latents
     }
 
     /// The transformer's weights in the folder, all used and none missing.

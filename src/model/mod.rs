@@ -97,7 +97,8 @@ impl Flow {
     }
 
     fn model(&self, verb: &str) -> Result<&Model> {
-        let none = || Error::new(Kind::Type, format!("{verb}: expected a model such as flow(\"tiny/flux2\"), got {self}"));
+        let none =
+            || Error::new(Kind::Type, format!("{verb}: expected a model such as flow(\"tiny/flux2\"), got {self}"));
         self.model.as_ref().ok_or_else(none)
     }
 

@@ -44,8 +44,12 @@ impl Autoencoder {
     pub fn new(config: &Config, w: &Weights) -> Result<Self> {
         let z = config.latent_channels;
         if config.block_out_channels.iter().any(|c| c % config.norm_num_groups != 0) {
-            bail!(Value, "vae: norm_num_groups {} must divide block_out_channels {:?}",
-                config.norm_num_groups, config.block_out_channels);
+            bail!(
+                Value,
+                "vae: norm_num_groups {} must divide block_out_channels {:?}",
+                config.norm_num_groups,
+                config.block_out_channels
+            );
         }
         Ok(Self {
             encoder: Encoder::new(config, &w.pp("encoder"))?,
@@ -238,9 +242,8 @@ impl Decoder {
             let resnets = (0..config.layers_per_block + 1)
                 .map(|j| Resnet::new(&w.pp(format!("resnets.{j}")), inner(j), *outer, groups))
                 .collect::<Result<_>>()?;
-            let up = (i + 1 < widths.len())
-                .then(|| Conv::new(&w.pp("upsamplers.0.conv"), *outer, *outer, 3))
-                .transpose()?;
+            let up =
+                (i + 1 < widths.len()).then(|| Conv::new(&w.pp("upsamplers.0.conv"), *outer, *outer, 3)).transpose()?;
             levels.push((resnets, up));
         }
         let bottom = widths[widths.len() - 1];
