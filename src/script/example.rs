@@ -50,12 +50,14 @@ fn steps(code: &str) -> Vec<Step> {
     out
 }
 
-/// Runs an example in a fresh host; what is wrong comes back as text.
+/// Runs an example in a fresh host that writes to a temporary folder; what is wrong comes back as text.
 ///
 /// `code //=> text` compares the value's debug text (`text ..` its beginning), `code //=> error: text` wants an error that
 /// contains the text; other lines prepare.
 pub fn check(example: &Example) -> std::result::Result<(), String> {
-    let host = Host::new(Session::new(Request::default(), Box::new(|_| ())));
+    let folder = tempfile::tempdir().map_err(|e| e.to_string())?;
+    let request = Request { out: Some(folder.path().into()), ..Request::default() };
+    let host = Host::new(Session::new(request, Box::new(|_| ())));
     if !example.run {
         return host.compile("example", &example.code).map(drop).map_err(|e| e.to_string());
     }

@@ -25,15 +25,23 @@
 
 pub mod callback;
 pub mod catalog;
+pub mod elementwise;
 pub mod example;
 pub mod fault;
+mod files;
+pub mod grad;
 mod guard;
 pub mod help;
 pub mod import;
 pub mod language;
+pub mod operator;
 pub mod option;
+pub mod random;
+pub mod reduction;
 pub mod session;
+pub mod storage;
 mod suggest;
+pub mod tensor;
 
 pub use callback::Callback;
 pub use fault::RhaiResultOf;
@@ -42,7 +50,6 @@ pub use session::{Request, Session};
 use crate::error::{Error, Kind, Result};
 use option::Field;
 use rhai::plugin::*;
-#[allow(unused_imports)] // for the chapters
 use rhai::{AST, Array, FnPtr, Map, OptimizationLevel, Scope};
 use std::sync::Arc;
 
@@ -71,7 +78,16 @@ macro_rules! chapter {
 }
 
 /// All chapters, in the order of the manual.
-pub const CHAPTERS: &[Chapter] = &[chapter!(language, "Help, checks and timing, beside all of Rhai.")];
+pub const CHAPTERS: &[Chapter] = &[
+    chapter!(language, "Help, checks and timing, beside all of Rhai."),
+    chapter!(tensor, "Making tensors, their shape, indexing."),
+    chapter!(storage, "Kinds of number, devices, tensor files."),
+    chapter!(operator, "Arithmetic and comparison of tensors with tensors and numbers on either side."),
+    chapter!(elementwise, "Functions of each number."),
+    chapter!(reduction, "Sums, extremes, norms, softmax, the matrix product."),
+    chapter!(random, "Seeded streams of random numbers."),
+    chapter!(grad, "Derivatives of script functions."),
+];
 
 /// An engine with every chapter, and the session its natives see.
 pub struct Host {

@@ -1,5 +1,6 @@
 //! Tensors: device and dtype, seeded random streams, differentiable ops, vector-Jacobian products, gradient check.
 
+pub mod array;
 pub mod grad;
 pub(crate) mod kernel;
 pub mod op;

@@ -1,0 +1,197 @@
+//! Chapter `elementwise`: functions of each number of a tensor.
+
+use super::*;
+use crate::tensor::{Tensor, array, op};
+use candle_core::Result as Candle;
+
+/// A module of functions from tensor to tensor.
+macro_rules! elementwise {
+    ($( $(#[doc = $doc:literal])* $name:ident = $apply:expr; )*) => {
+        /// Functions of each number; all let gradients through.
+        #[export_module(manifest)]
+        pub mod elementwise {
+            use super::*;
+
+            $(
+                $(#[doc = $doc])*
+                #[rhai_fn(return_raw)]
+                pub fn $name(x: Tensor) -> RhaiResultOf<Tensor> {
+                    Ok($apply(&x).map_err(Error::from)?)
+                }
+            )*
+
+            /// The natural logarithm of a number; `log` of a tensor is natural too.
+            ///
+            /// ```rhai
+            /// log(1.0)   //=> 0.0
+            /// ```
+            #[rhai_fn(name = "log")]
+            pub fn log_number(x: f64) -> f64 {
+                x.ln()
+            }
+
+            /// The numbers moved into a range; the gradient is zero outside.
+            ///
+            /// ```rhai
+            /// tensor([-1, 0.5, 2]).clamp(0, 1)   //=> tensor([0.0, 0.5, 1.0])
+            /// ```
+            #[rhai_fn(return_raw)]
+            pub fn clamp(x: Tensor, low: f64, high: f64) -> RhaiResultOf<Tensor> {
+                Ok(x.clamp(low, high).map_err(Error::from)?)
+            }
+
+            /// The numbers moved into a range, with the gradient passed as if they had not been.
+            ///
+            /// ```rhai
+            /// tensor([-1, 0.5, 2]).clamp_through(0, 1)   //=> tensor([0.0, 0.5, 1.0])
+            /// ```
+            #[rhai_fn(return_raw)]
+            pub fn clamp_through(x: Tensor, low: f64, high: f64) -> RhaiResultOf<Tensor> {
+                Ok(op::clamp_through(&x, low, high)?)
+            }
+
+            /// The larger of two tensors, number by number.
+            ///
+            /// ```rhai
+            /// maximum(tensor([1, 5]), tensor([3]))   //=> tensor([3.0, 5.0])
+            /// ```
+            #[rhai_fn(return_raw)]
+            pub fn maximum(a: Tensor, b: Tensor) -> RhaiResultOf<Tensor> {
+                Ok(a.broadcast_maximum(&b).map_err(Error::from)?)
+            }
+
+            /// The smaller of two tensors, number by number.
+            ///
+            /// ```rhai
+            /// minimum(tensor([1, 5]), tensor([3]))   //=> tensor([1.0, 3.0])
+            /// ```
+            #[rhai_fn(return_raw)]
+            pub fn minimum(a: Tensor, b: Tensor) -> RhaiResultOf<Tensor> {
+                Ok(a.broadcast_minimum(&b).map_err(Error::from)?)
+            }
+
+            /// The numbers of `a` where the mask is not zero, and of `b` elsewhere.
+            ///
+            /// ```rhai
+            /// let x = tensor([-1, 2]);
+            /// select(x > 0, x, zeros([2]))   //=> tensor([0.0, 2.0])
+            /// ```
+            #[rhai_fn(return_raw)]
+            pub fn select(mask: Tensor, a: Tensor, b: Tensor) -> RhaiResultOf<Tensor> {
+                Ok(array::select(&mask, &a, &b)?)
+            }
+        }
+    };
+}
+
+elementwise! {
+    /// e to the power of each number.
+    ///
+    /// ```rhai
+    /// tensor([0, 1]).exp()   //=> tensor([1.0, 2.71828])
+    /// ```
+    exp = Tensor::exp;
+
+    /// The natural logarithm.
+    ///
+    /// ```rhai
+    /// tensor([1, 10]).log()   //=> tensor([0.0, 2.30259])
+    /// ```
+    log = Tensor::log;
+
+    /// The square root.
+    ///
+    /// ```rhai
+    /// tensor([4, 2]).sqrt()   //=> tensor([2.0, 1.41421])
+    /// ```
+    sqrt = Tensor::sqrt;
+
+    /// The square.
+    ///
+    /// ```rhai
+    /// tensor([-3]).square()   //=> tensor([9.0])
+    /// ```
+    square = Tensor::sqr;
+
+    /// The absolute value.
+    ///
+    /// ```rhai
+    /// tensor([-3, 2]).abs()   //=> tensor([3.0, 2.0])
+    /// ```
+    abs = Tensor::abs;
+
+    /// -1, 0 or 1; no gradient.
+    ///
+    /// ```rhai
+    /// tensor([-3, 0, 2]).sign()   //=> tensor([-1.0, 0.0, 1.0])
+    /// ```
+    sign = Tensor::sign;
+
+    /// The sine.
+    ///
+    /// ```rhai
+    /// tensor([0, 1]).sin()   //=> tensor([0.0, 0.841471])
+    /// ```
+    sin = Tensor::sin;
+
+    /// The cosine.
+    ///
+    /// ```rhai
+    /// tensor([0, 1]).cos()   //=> tensor([1.0, 0.540302])
+    /// ```
+    cos = Tensor::cos;
+
+    /// The hyperbolic tangent.
+    ///
+    /// ```rhai
+    /// tensor([0, 1]).tanh()   //=> tensor([0.0, 0.761594])
+    /// ```
+    tanh = Tensor::tanh;
+
+    /// 1 / (1 + exp(-x)).
+    ///
+    /// ```rhai
+    /// tensor([0, 1, -1000]).sigmoid()   //=> tensor([0.5, 0.731059, 0.0])
+    /// ```
+    sigmoid = sigmoid;
+
+    /// The positive part.
+    ///
+    /// ```rhai
+    /// tensor([-1, 2]).relu()   //=> tensor([0.0, 2.0])
+    /// ```
+    relu = Tensor::relu;
+
+    /// x sigmoid(x).
+    ///
+    /// ```rhai
+    /// tensor([0, 1]).silu()   //=> tensor([0.0, 0.731059])
+    /// ```
+    silu = op::silu;
+
+    /// x times the normal distribution function of x, exactly.
+    ///
+    /// ```rhai
+    /// tensor([0, 1]).gelu()   //=> tensor([0.0, 0.841345])
+    /// ```
+    gelu = op::gelu_erf;
+
+    /// The largest integer that is not larger; no gradient.
+    ///
+    /// ```rhai
+    /// tensor([1.5, -1.5]).floor()   //=> tensor([1.0, -2.0])
+    /// ```
+    floor = Tensor::floor;
+
+    /// The nearest integer; no gradient.
+    ///
+    /// ```rhai
+    /// tensor([1.4, -1.6]).round()   //=> tensor([1.0, -2.0])
+    /// ```
+    round = Tensor::round;
+}
+
+/// By the hyperbolic tangent, which does not overflow.
+fn sigmoid(x: &Tensor) -> Candle<Tensor> {
+    ((x * 0.5)?.tanh()? + 1.0)? * 0.5
+}

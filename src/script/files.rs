@@ -1,0 +1,55 @@
+//! Which files a script may read and write.
+
+use super::Session;
+use crate::bail;
+use crate::error::{Error, Kind, Result};
+use std::path::{Component, Path, PathBuf};
+
+impl Session {
+    /// A file or folder to read: absolute, or looked up in the run's folder, beside the recipe, and from the current folder.
+    ///
+    /// It must lie in one of these, in a model folder, or in what the command line names.
+    pub fn readable(&self, path: &str) -> Result<PathBuf> {
+        let bases = [Some(self.run_folder()), self.recipe_folder(), Some(PathBuf::from("."))];
+        let found = bases.into_iter().flatten().find_map(|base| base.join(path).canonicalize().ok());
+        let Some(found) = found else {
+            bail!(Missing, "no file \"{path}\""; hint: "paths are looked up in the run's folder, beside the recipe, and from here");
+        };
+        if self.readable_folders().iter().any(|folder| found.starts_with(folder)) {
+            return Ok(found);
+        }
+        bail!(File, "a script may not read \"{path}\"";
+            hint: "it may read its own folder, the run's folder and the model folders; name other files with --set or --models")
+    }
+
+    /// A file to write, relative to the run's folder and inside it; the folders above it are made.
+    pub fn writable(&self, path: &str) -> Result<PathBuf> {
+        let folder = self.run_folder();
+        let file = if Path::new(path).starts_with(&folder) { PathBuf::from(path) } else { folder.join(path) };
+        if !file.starts_with(&folder) || file.components().any(|c| c == Component::ParentDir) {
+            bail!(File, "a script may only write in its run's folder {}, got \"{path}\"", folder.display();
+                hint: "give a path relative to it, or another folder with --out");
+        }
+        let parent = file.parent().unwrap_or(&folder);
+        let refused = |e: std::io::Error| Error::new(Kind::File, format!("cannot write in {}: {e}", parent.display()));
+        std::fs::create_dir_all(parent).map_err(refused)?;
+        Ok(file)
+    }
+
+    /// Where the run writes: `--out`, else `runs/<recipe>`.
+    pub fn run_folder(&self) -> PathBuf {
+        let name = self.request.script.as_ref().and_then(|s| s.file_stem()).unwrap_or("script".as_ref());
+        self.request.out.clone().unwrap_or_else(|| Path::new("runs").join(name))
+    }
+
+    fn recipe_folder(&self) -> Option<PathBuf> {
+        self.request.script.as_ref()?.parent().map(|p| Path::new(".").join(p))
+    }
+
+    fn readable_folders(&self) -> Vec<PathBuf> {
+        let named = self.request.overrides.iter().map(|(_, value)| PathBuf::from(value));
+        let variables = ["AMSCRIPT_MODELS", "HF_HOME"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
+        let known = [Some(self.run_folder()), self.recipe_folder(), self.request.models.clone()];
+        known.into_iter().flatten().chain(variables).chain(named).filter_map(|p| p.canonicalize().ok()).collect()
+    }
+}

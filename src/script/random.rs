@@ -1,0 +1,133 @@
+//! Chapter `random`: seeded streams of random numbers.
+
+use super::*;
+use crate::bail;
+use crate::tensor::{DType, Tensor};
+use std::sync::{Mutex, PoisonError};
+
+/// A stream as scripts hold it: drawing moves it on, and every holder sees that.
+#[derive(Clone)]
+pub struct Stream {
+    rng: Arc<Mutex<crate::tensor::Rng>>,
+}
+
+impl Stream {
+    pub fn new(rng: crate::tensor::Rng) -> Self {
+        Self { rng: Arc::new(Mutex::new(rng)) }
+    }
+
+    /// Draws with the stream behind the handle.
+    pub fn with<T>(&self, draw: impl FnOnce(&mut crate::tensor::Rng) -> T) -> T {
+        draw(&mut self.rng.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl std::fmt::Display for Stream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "rng(at {})", self.with(|r| r.counter()))
+    }
+}
+
+crate::script_value!(Stream, "a random stream such as `rng(0)`");
+
+/// The same seed gives the same numbers on every device; drawing moves a stream on.
+#[export_module(manifest)]
+pub mod random {
+    use super::*;
+
+    pub type Rng = Stream;
+
+    #[rhai_fn(name = "to_string", name = "to_debug", pure)]
+    pub fn show_rng(r: &mut Rng) -> String {
+        r.to_string()
+    }
+
+    /// A stream of random numbers.
+    ///
+    /// ```rhai
+    /// rng(0).normal([2]) == rng(0).normal([2])   //=> true
+    /// rng(0).normal([2]) == rng(1).normal([2])   //=> false
+    /// rng(-1)                                    //=> error: rng: expected a count (an integer, 0 or more), got -1
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn rng(seed: i64) -> RhaiResultOf<Rng> {
+        Ok(Stream::new(crate::tensor::Rng::new(option::convert(seed.into(), "rng")?)))
+    }
+
+    /// An independent stream that depends on the seed and the name, not on what was drawn before.
+    ///
+    /// ```rhai
+    /// let r = rng(0);
+    /// let before = r.split("noise").normal([2]);
+    /// r.normal([10]);
+    /// before == r.split("noise").normal([2])     //=> true
+    /// before == r.split("prompts").normal([2])   //=> false
+    /// ```
+    pub fn split(r: Rng, name: &str) -> Rng {
+        Stream::new(r.with(|r| r.split(name)))
+    }
+
+    /// A tensor of standard normal numbers.
+    ///
+    /// ```rhai
+    /// let r = rng(0);
+    /// r.normal([2, 3]).shape           //=> [2, 3]
+    /// r.normal([2]) == r.normal([2])   //=> false
+    /// ```
+    #[rhai_fn(return_raw, volatile)]
+    pub fn normal(context: NativeCallContext, r: Rng, shape: Array) -> RhaiResultOf<Tensor> {
+        let shape = option::list::<usize>(shape, "normal")?;
+        Ok(r.with(|r| r.normal(&shape, DType::F32, Session::of(&context).device()))?)
+    }
+
+    /// A tensor of numbers between 0 and 1.
+    ///
+    /// ```rhai
+    /// let x = rng(0).uniform([1000]);
+    /// x.min().item() >= 0.0 && x.max().item() <= 1.0   //=> true
+    /// ```
+    #[rhai_fn(return_raw, volatile)]
+    pub fn uniform(context: NativeCallContext, r: Rng, shape: Array) -> RhaiResultOf<Tensor> {
+        let shape = option::list::<usize>(shape, "uniform")?;
+        Ok(r.with(|r| r.uniform(&shape, DType::F32, Session::of(&context).device()))?)
+    }
+
+    /// A tensor of integers from 0 up to, but not including, `n`.
+    ///
+    /// ```rhai
+    /// rng(0).integers(3, [100]).to(f32()).max()   //=> tensor(2.0)
+    /// ```
+    #[rhai_fn(return_raw, volatile)]
+    pub fn integers(context: NativeCallContext, r: Rng, n: i64, shape: Array) -> RhaiResultOf<Tensor> {
+        let shape = option::list::<usize>(shape, "integers")?;
+        let below = positive(n, "integers")?;
+        let values: Vec<i64> =
+            r.with(|r| r.integers(shape.iter().product(), below)).into_iter().map(|i| i as i64).collect();
+        Ok(Tensor::from_vec(values, shape, Session::of(&context).device()).map_err(Error::from)?)
+    }
+
+    /// `n` different items of an array, in random order.
+    ///
+    /// ```rhai
+    /// let items = rng(0).choose([1, 2, 3], 3);
+    /// items.sort();
+    /// items                        //=> [1, 2, 3]
+    /// rng(0).choose([1, 2], 3)     //=> error: choose: expected at most 2 items, got 3
+    /// ```
+    #[rhai_fn(return_raw, volatile)]
+    pub fn choose(r: Rng, items: Array, n: i64) -> RhaiResultOf<Array> {
+        let count = option::convert::<usize>(n.into(), "choose")?;
+        if count > items.len() {
+            let error = format!("choose: expected at most {} items, got {count}", items.len());
+            return Err(Error::new(Kind::Value, error).into());
+        }
+        Ok(r.with(|r| r.distinct(count, items.len())).into_iter().map(|i| items[i].clone()).collect())
+    }
+}
+
+fn positive(n: i64, function: &str) -> Result<usize> {
+    match usize::try_from(n) {
+        Ok(n) if n > 0 => Ok(n),
+        _ => bail!(Value, "{function}: expected a positive count, got {n}"),
+    }
+}

@@ -1,0 +1,189 @@
+//! Chapter `reduction`: sums, extremes, norms, softmax, and the matrix product.
+
+use super::*;
+use crate::tensor::array::{dimension, extreme};
+use crate::tensor::{Tensor, array};
+
+/// Over all numbers, over one dimension, or over an array of dimensions; a reduced dimension goes.
+#[export_module(manifest)]
+pub mod reduction {
+    use super::*;
+
+    /// The sum.
+    ///
+    /// ```rhai
+    /// let x = tensor([[1, 2], [3, 4]]);
+    /// x.sum()         //=> tensor(10.0)
+    /// x.sum(0)        //=> tensor([4.0, 6.0])
+    /// x.sum([0, 1])   //=> tensor(10.0)
+    /// x.sum(2)        //=> error: sum: expected a dimension from -2 to 1 for shape [2, 2], got 2
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn sum(x: Tensor) -> RhaiResultOf<Tensor> {
+        Ok(x.sum_all().map_err(Error::from)?)
+    }
+
+    #[rhai_fn(name = "sum", return_raw)]
+    pub fn sum_of(x: Tensor, dim: i64) -> RhaiResultOf<Tensor> {
+        Ok(x.sum(dimension(&x, dim, "sum")?).map_err(Error::from)?)
+    }
+
+    #[rhai_fn(name = "sum", return_raw)]
+    pub fn sum_over(x: Tensor, dims: Array) -> RhaiResultOf<Tensor> {
+        Ok(x.sum(dimensions(&x, dims, "sum")?).map_err(Error::from)?)
+    }
+
+    /// The mean.
+    ///
+    /// ```rhai
+    /// let x = tensor([[1, 2], [3, 4]]);
+    /// x.mean()        //=> tensor(2.5)
+    /// x.mean(-1)      //=> tensor([1.5, 3.5])
+    /// x.mean([0, 1])  //=> tensor(2.5)
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn mean(x: Tensor) -> RhaiResultOf<Tensor> {
+        Ok(x.mean_all().map_err(Error::from)?)
+    }
+
+    #[rhai_fn(name = "mean", return_raw)]
+    pub fn mean_of(x: Tensor, dim: i64) -> RhaiResultOf<Tensor> {
+        Ok(x.mean(dimension(&x, dim, "mean")?).map_err(Error::from)?)
+    }
+
+    #[rhai_fn(name = "mean", return_raw)]
+    pub fn mean_over(x: Tensor, dims: Array) -> RhaiResultOf<Tensor> {
+        Ok(x.mean(dimensions(&x, dims, "mean")?).map_err(Error::from)?)
+    }
+
+    /// The standard deviation with the unbiased estimate of the variance.
+    ///
+    /// ```rhai
+    /// tensor([1, 2, 3, 4]).std()   //=> tensor(1.29099)
+    /// tensor([1]).std()            //=> error: std: expected at least two values
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn std(x: Tensor) -> RhaiResultOf<Tensor> {
+        if x.elem_count() < 2 {
+            let came = format!("std: expected at least two values, got shape {:?}", x.dims());
+            return Err(Error::new(Kind::Shape, came).into());
+        }
+        let variance = x.flatten_all().and_then(|x| x.var(0));
+        Ok(variance.and_then(|v| v.sqrt()).map_err(Error::from)?)
+    }
+
+    /// The largest number.
+    ///
+    /// ```rhai
+    /// let x = tensor([[1, 2], [4, 3]]);
+    /// x.max()    //=> tensor(4.0)
+    /// x.max(0)   //=> tensor([4.0, 3.0])
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn max(x: Tensor) -> RhaiResultOf<Tensor> {
+        Ok(extreme(&x, true)?)
+    }
+
+    #[rhai_fn(name = "max", return_raw)]
+    pub fn max_of(x: Tensor, dim: i64) -> RhaiResultOf<Tensor> {
+        Ok(x.max(dimension(&x, dim, "max")?).map_err(Error::from)?)
+    }
+
+    /// The smallest number.
+    ///
+    /// ```rhai
+    /// let x = tensor([[1, 2], [4, 3]]);
+    /// x.min()    //=> tensor(1.0)
+    /// x.min(1)   //=> tensor([1.0, 3.0])
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn min(x: Tensor) -> RhaiResultOf<Tensor> {
+        Ok(extreme(&x, false)?)
+    }
+
+    #[rhai_fn(name = "min", return_raw)]
+    pub fn min_of(x: Tensor, dim: i64) -> RhaiResultOf<Tensor> {
+        Ok(x.min(dimension(&x, dim, "min")?).map_err(Error::from)?)
+    }
+
+    /// The place of the largest number along a dimension.
+    ///
+    /// ```rhai
+    /// tensor([[1, 2], [4, 3]]).argmax(1)   //=> tensor([1, 0])
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn argmax(x: Tensor, dim: i64) -> RhaiResultOf<Tensor> {
+        Ok(x.argmax(dimension(&x, dim, "argmax")?).map_err(Error::from)?)
+    }
+
+    /// The sums of the numbers so far along a dimension.
+    ///
+    /// ```rhai
+    /// tensor([1, 2, 3]).cumsum(0)   //=> tensor([1.0, 3.0, 6.0])
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn cumsum(x: Tensor, dim: i64) -> RhaiResultOf<Tensor> {
+        Ok(x.cumsum(dimension(&x, dim, "cumsum")?).map_err(Error::from)?)
+    }
+
+    /// The Euclidean norm; its gradient at zero is zero.
+    ///
+    /// ```rhai
+    /// let x = tensor([[3, 4], [6, 8]]);
+    /// x.norm(1)        //=> tensor([5.0, 10.0])
+    /// x.norm([0, 1])   //=> tensor(11.1803)
+    /// x.norm()         //=> tensor(11.1803)
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn norm(x: Tensor) -> RhaiResultOf<Tensor> {
+        Ok(array::norm(&x, &[])?)
+    }
+
+    #[rhai_fn(name = "norm", return_raw)]
+    pub fn norm_of(x: Tensor, dim: i64) -> RhaiResultOf<Tensor> {
+        Ok(array::norm(&x, &[dimension(&x, dim, "norm")?])?)
+    }
+
+    #[rhai_fn(name = "norm", return_raw)]
+    pub fn norm_over(x: Tensor, dims: Array) -> RhaiResultOf<Tensor> {
+        Ok(array::norm(&x, &dimensions(&x, dims, "norm")?)?)
+    }
+
+    /// Positive weights that sum to one along a dimension: exp(x) over its sum.
+    ///
+    /// ```rhai
+    /// tensor([0, 0]).softmax(0)          //=> tensor([0.5, 0.5])
+    /// tensor([[1000, 0]]).softmax(-1)    //=> tensor([[1.0, 0.0]])
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn softmax(x: Tensor, dim: i64) -> RhaiResultOf<Tensor> {
+        Ok(array::softmax(&x, dimension(&x, dim, "softmax")?)?)
+    }
+
+    /// The logarithm of softmax, exact where softmax is tiny.
+    ///
+    /// ```rhai
+    /// tensor([0, 0]).log_softmax(0)       //=> tensor([-0.693147, -0.693147])
+    /// tensor([0, 1000]).log_softmax(0)    //=> tensor([-1000.0, 0.0])
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn log_softmax(x: Tensor, dim: i64) -> RhaiResultOf<Tensor> {
+        let normalizer = array::log_sum_exp(&x, dimension(&x, dim, "log_softmax")?)?;
+        Ok(x.broadcast_sub(&normalizer).map_err(Error::from)?)
+    }
+
+    /// The matrix product; leading dimensions broadcast.
+    ///
+    /// ```rhai
+    /// matmul(tensor([[1, 2]]), tensor([[3], [4]]))   //=> tensor([[11.0]])
+    /// matmul(zeros([2, 3]), zeros([2, 3]))           //=> error: matmul: expected [.., n, k] and [.., k, m], got [2, 3] and [2, 3]
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn matmul(a: Tensor, b: Tensor) -> RhaiResultOf<Tensor> {
+        Ok(array::matmul(&a, &b)?)
+    }
+}
+
+fn dimensions(x: &Tensor, dims: Array, function: &str) -> Result<Vec<usize>> {
+    option::list::<i64>(dims, function)?.into_iter().map(|d| dimension(x, d, function)).collect()
+}
