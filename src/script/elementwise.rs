@@ -37,7 +37,7 @@ macro_rules! elementwise {
             /// ```
             #[rhai_fn(return_raw)]
             pub fn clamp(x: Tensor, low: f64, high: f64) -> RhaiResultOf<Tensor> {
-                Ok(x.clamp(low, high).map_err(Error::from)?)
+                Ok(core(x.clamp(low, high))?)
             }
 
             /// The numbers moved into a range, with the gradient passed as if they had not been.
@@ -57,7 +57,7 @@ macro_rules! elementwise {
             /// ```
             #[rhai_fn(return_raw)]
             pub fn maximum(a: Tensor, b: Tensor) -> RhaiResultOf<Tensor> {
-                Ok(a.broadcast_maximum(&b).map_err(Error::from)?)
+                Ok(core(a.broadcast_maximum(&b))?)
             }
 
             /// The smaller of two tensors, number by number.
@@ -67,7 +67,7 @@ macro_rules! elementwise {
             /// ```
             #[rhai_fn(return_raw)]
             pub fn minimum(a: Tensor, b: Tensor) -> RhaiResultOf<Tensor> {
-                Ok(a.broadcast_minimum(&b).map_err(Error::from)?)
+                Ok(core(a.broadcast_minimum(&b))?)
             }
 
             /// The numbers of `a` where the mask is not zero, and of `b` elsewhere.
@@ -153,7 +153,7 @@ elementwise! {
     /// ```rhai
     /// tensor([0, 1, -1000]).sigmoid()   //=> tensor([0.5, 0.731059, 0.0])
     /// ```
-    sigmoid = sigmoid;
+    sigmoid = logistic;
 
     /// The positive part.
     ///
@@ -192,6 +192,6 @@ elementwise! {
 }
 
 /// By the hyperbolic tangent, which does not overflow.
-fn sigmoid(x: &Tensor) -> Candle<Tensor> {
+fn logistic(x: &Tensor) -> Candle<Tensor> {
     ((x * 0.5)?.tanh()? + 1.0)? * 0.5
 }

@@ -8,6 +8,11 @@ use rhai::{Dynamic, EvalAltResult, Map, Position};
 /// What a fallible native returns; the definition writer knows this spelling.
 pub type RhaiResultOf<T> = Result<T, Box<EvalAltResult>>;
 
+/// Candle's result as ours, so that `?` takes it to the script.
+pub fn core<T>(result: candle_core::Result<T>) -> crate::error::Result<T> {
+    Ok(result?)
+}
+
 /// Scripts see `#{kind, message, hint}` in `catch (e)`; an interrupt cannot be caught.
 impl From<Error> for Box<EvalAltResult> {
     fn from(error: Error) -> Self {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::tensor::Tensor;
-use crate::tensor::grad as core;
+use crate::tensor::grad as native;
 use candle_core::Var;
 
 /// First derivatives; what comes back is detached. Second derivatives are not available.
@@ -22,7 +22,7 @@ pub mod grad {
     #[rhai_fn(return_raw)]
     pub fn grad(context: NativeCallContext, f: FnPtr, x: Tensor) -> RhaiResultOf<Tensor> {
         let f = Callback::new(&context, "grad", f);
-        Ok(core::value_and_grad(|x| f.call((x.clone(),)), &x)?.1)
+        Ok(native::value_and_grad(|x| f.call((x.clone(),)), &x)?.1)
     }
 
     /// The value of a scalar function and its gradient, as `[value, gradient]`.
@@ -33,7 +33,7 @@ pub mod grad {
     #[rhai_fn(return_raw)]
     pub fn value_and_grad(context: NativeCallContext, f: FnPtr, x: Tensor) -> RhaiResultOf<Array> {
         let f = Callback::new(&context, "value_and_grad", f);
-        let (value, gradient) = core::value_and_grad(|x| f.call((x.clone(),)), &x)?;
+        let (value, gradient) = native::value_and_grad(|x| f.call((x.clone(),)), &x)?;
         Ok(vec![Dynamic::from(value), Dynamic::from(gradient)])
     }
 
@@ -46,7 +46,7 @@ pub mod grad {
     #[rhai_fn(return_raw)]
     pub fn vjp(context: NativeCallContext, f: FnPtr, x: Tensor, v: Tensor) -> RhaiResultOf<Tensor> {
         let f = Callback::new(&context, "vjp", f);
-        Ok(core::vjp(|x| f.call((x.clone(),)), &x, &v)?.1)
+        Ok(native::vjp(|x| f.call((x.clone(),)), &x, &v)?.1)
     }
 
     /// The largest relative error of the gradient of `f` at `x` against finite differences; use f64.
@@ -58,7 +58,7 @@ pub mod grad {
     #[rhai_fn(return_raw)]
     pub fn gradcheck(context: NativeCallContext, f: FnPtr, x: Tensor) -> RhaiResultOf<f64> {
         let f = Callback::new(&context, "gradcheck", f);
-        Ok(core::gradcheck(|x| f.call((x.clone(),)), &x, 0)?)
+        Ok(native::gradcheck(|x| f.call((x.clone(),)), &x, 0)?)
     }
 
     /// A trainable tensor that starts as `x`: optimizers change it, losses have gradients for it.
@@ -69,7 +69,7 @@ pub mod grad {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn param(x: Tensor) -> RhaiResultOf<Tensor> {
-        Ok(Var::from_tensor(&x.detach()).map_err(Error::from)?.into_inner())
+        Ok(core(Var::from_tensor(&x.detach()))?.into_inner())
     }
 
     /// The gradients of a scalar loss for each of the trainable tensors.
@@ -83,7 +83,7 @@ pub mod grad {
     #[rhai_fn(return_raw)]
     pub fn gradients(loss: Tensor, params: Array) -> RhaiResultOf<Array> {
         let params = option::list::<Tensor>(params, "gradients")?;
-        Ok(core::gradients(&loss, &params)?.into_iter().map(Dynamic::from).collect())
+        Ok(native::gradients(&loss, &params)?.into_iter().map(Dynamic::from).collect())
     }
 
     /// The same numbers without their history: gradients stop here.

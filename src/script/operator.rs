@@ -8,7 +8,7 @@ use candle_core::Result as Candle;
 
 /// A module of binary operators, each for two tensors, a tensor and a number, a number and a tensor.
 macro_rules! operators {
-    ($( $(#[doc = $doc:literal])* $symbol:literal: $tensors:ident $right:ident $left:ident = $both:expr, $by:expr, $from:expr; )*) => {
+    ($( $(#[doc = $doc:literal])* operator $symbol:tt: $tensors:ident $right:ident $left:ident = $both:expr, $by:expr, $from:expr; )*) => {
         /// Shapes broadcast as in NumPy; integer tensors become floating point beside a number.
         #[export_module(manifest)]
         pub mod operator {
@@ -19,17 +19,17 @@ macro_rules! operators {
                 #[rhai_fn(name = $symbol, return_raw)]
                 pub fn $tensors(a: Tensor, b: Tensor) -> RhaiResultOf<Tensor> {
                     let (a, b) = meet($symbol, a, b)?;
-                    Ok($both(&a, &b).map_err(Error::from)?)
+                    Ok(both($both, &a, &b)?)
                 }
 
                 #[rhai_fn(name = $symbol, return_raw)]
                 pub fn $right(a: Tensor, b: f64) -> RhaiResultOf<Tensor> {
-                    Ok($by(&floating(a)?, b)?)
+                    Ok(by($by, floating(a)?, b)?)
                 }
 
                 #[rhai_fn(name = $symbol, return_raw)]
                 pub fn $left(a: f64, b: Tensor) -> RhaiResultOf<Tensor> {
-                    Ok($from(a, &floating(b)?)?)
+                    Ok(from($from, a, floating(b)?)?)
                 }
             )*
 
@@ -40,7 +40,7 @@ macro_rules! operators {
             /// ```
             #[rhai_fn(name = "-", return_raw)]
             pub fn negative(x: Tensor) -> RhaiResultOf<Tensor> {
-                Ok(x.neg().map_err(Error::from)?)
+                Ok(core(x.neg())?)
             }
 
             /// Whether two tensors have the same shape and the same numbers.
@@ -75,8 +75,8 @@ operators! {
     /// 1 + tensor([1, 2]) + 0.5         //=> tensor([2.5, 3.5])
     /// tensor([1, 2]) + zeros([3])      //=> error: `+`: expected shapes that broadcast, got [2] and [3]
     /// ```
-    "+": add add_number number_add =
-        Tensor::broadcast_add, |a: &Tensor, b| affine(a, 1.0, b), |a, b: &Tensor| affine(b, 1.0, a);
+    operator "+": add add_number number_add =
+        Tensor::broadcast_add, |a, b| affine(a, 1.0, b), |a, b| affine(b, 1.0, a);
 
     /// Difference.
     ///
@@ -85,8 +85,8 @@ operators! {
     /// 1 - tensor([1, 2])                //=> tensor([0.0, -1.0])
     /// tensor([1, 2]) - 1                //=> tensor([0.0, 1.0])
     /// ```
-    "-": subtract subtract_number number_subtract =
-        Tensor::broadcast_sub, |a: &Tensor, b: f64| affine(a, 1.0, -b), |a, b: &Tensor| affine(b, -1.0, a);
+    operator "-": subtract subtract_number number_subtract =
+        Tensor::broadcast_sub, |a, b| affine(a, 1.0, -b), |a, b| affine(b, -1.0, a);
 
     /// Elementwise product.
     ///
@@ -95,8 +95,8 @@ operators! {
     /// tensor([[1, 2]]) * tensor([[1], [3]])   //=> tensor([[1.0, 2.0], [3.0, 6.0]])
     /// tensor([1, 2]) * "a"                    //=> error: `*`: expected (Tensor, Tensor), got (Tensor, string)
     /// ```
-    "*": multiply multiply_number number_multiply =
-        Tensor::broadcast_mul, |a: &Tensor, b| affine(a, b, 0.0), |a, b: &Tensor| affine(b, a, 0.0);
+    operator "*": multiply multiply_number number_multiply =
+        Tensor::broadcast_mul, |a, b| affine(a, b, 0.0), |a, b| affine(b, a, 0.0);
 
     /// Elementwise quotient.
     ///
@@ -105,8 +105,8 @@ operators! {
     /// 1 / tensor([1, 2])                //=> tensor([1.0, 0.5])
     /// tensor([1, 2]) / tensor([2, 2])   //=> tensor([0.5, 1.0])
     /// ```
-    "/": divide divide_number number_divide =
-        Tensor::broadcast_div, |a: &Tensor, b: f64| affine(a, 1.0 / b, 0.0), |a, b: &Tensor| affine(&b.recip()?, a, 0.0);
+    operator "/": divide divide_number number_divide =
+        Tensor::broadcast_div, |a, b| affine(a, 1.0 / b, 0.0), |a, b| affine(&b.recip()?, a, 0.0);
 
     /// Elementwise power; beside a tensor exponent the base must be positive.
     ///
@@ -115,48 +115,61 @@ operators! {
     /// 2 ** tensor([1, 2])               //=> tensor([2.0, 4.0])
     /// tensor([4, 9]) ** tensor([0.5])   //=> tensor([2.0, 3.0])
     /// ```
-    "**": power power_number number_power =
-        |a: &Tensor, b: &Tensor| a.broadcast_pow(b), raise, |a: f64, b: &Tensor| affine(b, a.ln(), 0.0).and_then(|x| exp(&x));
+    operator "**": power power_number number_power =
+        |a, b| a.broadcast_pow(b), raise, |a, b| affine(b, a.ln(), 0.0).and_then(|x| exp(&x));
 
     /// 1.0 where the left side is less, else 0.0.
     ///
     /// ```rhai
     /// tensor([1, 2, 3]) < 2             //=> tensor([1.0, 0.0, 0.0])
     /// ```
-    "<": less less_number number_less =
-        |a: &Tensor, b: &Tensor| mask(a, b, Tensor::broadcast_lt),
-        |a: &Tensor, b| compare(a, &scalar_like(b, a)?, Tensor::broadcast_lt),
-        |a, b: &Tensor| compare(b, &scalar_like(a, b)?, Tensor::broadcast_gt);
+    operator "<": less less_number number_less =
+        |a, b| mask(a, b, Tensor::broadcast_lt),
+        |a, b| compare(a, &scalar_like(b, a)?, Tensor::broadcast_lt),
+        |a, b| compare(b, &scalar_like(a, b)?, Tensor::broadcast_gt);
 
     /// 1.0 where the left side is less or equal, else 0.0.
     ///
     /// ```rhai
     /// 2 <= tensor([1, 2, 3])            //=> tensor([0.0, 1.0, 1.0])
     /// ```
-    "<=": at_most at_most_number number_at_most =
-        |a: &Tensor, b: &Tensor| mask(a, b, Tensor::broadcast_le),
-        |a: &Tensor, b| compare(a, &scalar_like(b, a)?, Tensor::broadcast_le),
-        |a, b: &Tensor| compare(b, &scalar_like(a, b)?, Tensor::broadcast_ge);
+    operator "<=": at_most at_most_number number_at_most =
+        |a, b| mask(a, b, Tensor::broadcast_le),
+        |a, b| compare(a, &scalar_like(b, a)?, Tensor::broadcast_le),
+        |a, b| compare(b, &scalar_like(a, b)?, Tensor::broadcast_ge);
 
     /// 1.0 where the left side is greater, else 0.0.
     ///
     /// ```rhai
     /// (tensor([1, 2, 3]) > 1).mean()    //=> tensor(0.666667)
     /// ```
-    ">": greater greater_number number_greater =
-        |a: &Tensor, b: &Tensor| mask(a, b, Tensor::broadcast_gt),
-        |a: &Tensor, b| compare(a, &scalar_like(b, a)?, Tensor::broadcast_gt),
-        |a, b: &Tensor| compare(b, &scalar_like(a, b)?, Tensor::broadcast_lt);
+    operator ">": greater greater_number number_greater =
+        |a, b| mask(a, b, Tensor::broadcast_gt),
+        |a, b| compare(a, &scalar_like(b, a)?, Tensor::broadcast_gt),
+        |a, b| compare(b, &scalar_like(a, b)?, Tensor::broadcast_lt);
 
     /// 1.0 where the left side is greater or equal, else 0.0.
     ///
     /// ```rhai
     /// tensor([1, 2]) >= tensor([2, 2])  //=> tensor([0.0, 1.0])
     /// ```
-    ">=": at_least at_least_number number_at_least =
-        |a: &Tensor, b: &Tensor| mask(a, b, Tensor::broadcast_ge),
-        |a: &Tensor, b| compare(a, &scalar_like(b, a)?, Tensor::broadcast_ge),
-        |a, b: &Tensor| compare(b, &scalar_like(a, b)?, Tensor::broadcast_le);
+    operator ">=": at_least at_least_number number_at_least =
+        |a, b| mask(a, b, Tensor::broadcast_ge),
+        |a, b| compare(a, &scalar_like(b, a)?, Tensor::broadcast_ge),
+        |a, b| compare(b, &scalar_like(a, b)?, Tensor::broadcast_le);
+}
+
+// These give the closures in the table their types.
+fn both(f: impl Fn(&Tensor, &Tensor) -> Candle<Tensor>, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    Ok(f(a, b)?)
+}
+
+fn by(f: impl Fn(&Tensor, f64) -> Result<Tensor>, a: Tensor, b: f64) -> Result<Tensor> {
+    f(&a, b)
+}
+
+fn from(f: impl Fn(f64, &Tensor) -> Result<Tensor>, a: f64, b: Tensor) -> Result<Tensor> {
+    f(a, &b)
 }
 
 fn affine(x: &Tensor, factor: f64, shift: f64) -> Result<Tensor> {

@@ -103,7 +103,7 @@ pub mod random {
         let below = positive(n, "integers")?;
         let values: Vec<i64> =
             r.with(|r| r.integers(shape.iter().product(), below)).into_iter().map(|i| i as i64).collect();
-        Ok(Tensor::from_vec(values, shape, Session::of(&context).device()).map_err(Error::from)?)
+        Ok(core(Tensor::from_vec(values, shape, Session::of(&context).device()))?)
     }
 
     /// `n` different items of an array, in random order.

@@ -20,17 +20,17 @@ pub mod reduction {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn sum(x: Tensor) -> RhaiResultOf<Tensor> {
-        Ok(x.sum_all().map_err(Error::from)?)
+        Ok(core(x.sum_all())?)
     }
 
     #[rhai_fn(name = "sum", return_raw)]
     pub fn sum_of(x: Tensor, dim: i64) -> RhaiResultOf<Tensor> {
-        Ok(x.sum(dimension(&x, dim, "sum")?).map_err(Error::from)?)
+        Ok(core(x.sum(dimension(&x, dim, "sum")?))?)
     }
 
     #[rhai_fn(name = "sum", return_raw)]
     pub fn sum_over(x: Tensor, dims: Array) -> RhaiResultOf<Tensor> {
-        Ok(x.sum(dimensions(&x, dims, "sum")?).map_err(Error::from)?)
+        Ok(core(x.sum(dimensions(&x, dims, "sum")?))?)
     }
 
     /// The mean.
@@ -43,17 +43,17 @@ pub mod reduction {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn mean(x: Tensor) -> RhaiResultOf<Tensor> {
-        Ok(x.mean_all().map_err(Error::from)?)
+        Ok(core(x.mean_all())?)
     }
 
     #[rhai_fn(name = "mean", return_raw)]
     pub fn mean_of(x: Tensor, dim: i64) -> RhaiResultOf<Tensor> {
-        Ok(x.mean(dimension(&x, dim, "mean")?).map_err(Error::from)?)
+        Ok(core(x.mean(dimension(&x, dim, "mean")?))?)
     }
 
     #[rhai_fn(name = "mean", return_raw)]
     pub fn mean_over(x: Tensor, dims: Array) -> RhaiResultOf<Tensor> {
-        Ok(x.mean(dimensions(&x, dims, "mean")?).map_err(Error::from)?)
+        Ok(core(x.mean(dimensions(&x, dims, "mean")?))?)
     }
 
     /// The standard deviation with the unbiased estimate of the variance.
@@ -69,7 +69,7 @@ pub mod reduction {
             return Err(Error::new(Kind::Shape, came).into());
         }
         let variance = x.flatten_all().and_then(|x| x.var(0));
-        Ok(variance.and_then(|v| v.sqrt()).map_err(Error::from)?)
+        Ok(core(variance.and_then(|v| v.sqrt()))?)
     }
 
     /// The largest number.
@@ -86,7 +86,7 @@ pub mod reduction {
 
     #[rhai_fn(name = "max", return_raw)]
     pub fn max_of(x: Tensor, dim: i64) -> RhaiResultOf<Tensor> {
-        Ok(x.max(dimension(&x, dim, "max")?).map_err(Error::from)?)
+        Ok(core(x.max(dimension(&x, dim, "max")?))?)
     }
 
     /// The smallest number.
@@ -103,7 +103,7 @@ pub mod reduction {
 
     #[rhai_fn(name = "min", return_raw)]
     pub fn min_of(x: Tensor, dim: i64) -> RhaiResultOf<Tensor> {
-        Ok(x.min(dimension(&x, dim, "min")?).map_err(Error::from)?)
+        Ok(core(x.min(dimension(&x, dim, "min")?))?)
     }
 
     /// The place of the largest number along a dimension.
@@ -113,7 +113,7 @@ pub mod reduction {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn argmax(x: Tensor, dim: i64) -> RhaiResultOf<Tensor> {
-        Ok(x.argmax(dimension(&x, dim, "argmax")?).map_err(Error::from)?)
+        Ok(core(x.argmax(dimension(&x, dim, "argmax")?))?)
     }
 
     /// The sums of the numbers so far along a dimension.
@@ -123,7 +123,7 @@ pub mod reduction {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn cumsum(x: Tensor, dim: i64) -> RhaiResultOf<Tensor> {
-        Ok(x.cumsum(dimension(&x, dim, "cumsum")?).map_err(Error::from)?)
+        Ok(core(x.cumsum(dimension(&x, dim, "cumsum")?))?)
     }
 
     /// The Euclidean norm; its gradient at zero is zero.
@@ -169,7 +169,7 @@ pub mod reduction {
     #[rhai_fn(return_raw)]
     pub fn log_softmax(x: Tensor, dim: i64) -> RhaiResultOf<Tensor> {
         let normalizer = array::log_sum_exp(&x, dimension(&x, dim, "log_softmax")?)?;
-        Ok(x.broadcast_sub(&normalizer).map_err(Error::from)?)
+        Ok(core(x.broadcast_sub(&normalizer))?)
     }
 
     /// The matrix product; leading dimensions broadcast.

@@ -80,7 +80,7 @@ pub mod storage {
     #[rhai_fn(return_raw)]
     pub fn cuda(card: i64) -> RhaiResultOf<Device> {
         let card = option::convert::<usize>(card.into(), "cuda")?;
-        Ok(Device::new_cuda(card).map_err(Error::from)?)
+        Ok(core(Device::new_cuda(card))?)
     }
 
     /// The tensors of a safetensors file as an object map.
@@ -110,9 +110,12 @@ pub mod storage {
     #[rhai_fn(return_raw, volatile)]
     pub fn save_tensors(context: NativeCallContext, tensors: Map, path: &str) -> RhaiResultOf<()> {
         let file = Session::of(&context).writable(path)?;
-        let named = |(name, x)| Ok((String::from(&*name), option::convert(x, &format!("save_tensors: `{name}`"))?));
-        let tensors = tensors.into_iter().map(named).collect::<Result<HashMap<String, Tensor>>>()?;
+        let tensors = tensors.iter().map(|(name, x)| named(name, x)).collect::<Result<HashMap<_, _>>>()?;
         let saved = candle_core::safetensors::save(&tensors, &file);
         Ok(saved.map_err(|e| Error::from(e).within(format_args!("save_tensors: \"{path}\"")))?)
     }
+}
+
+fn named(name: &str, x: &Dynamic) -> Result<(String, Tensor)> {
+    Ok((name.into(), option::convert(x.clone(), &format!("save_tensors: `{name}`"))?))
 }

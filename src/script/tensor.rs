@@ -3,7 +3,7 @@
 use super::*;
 use crate::tensor::array::{self, Pick};
 use crate::tensor::show;
-use rhai::{ExclusiveRange, InclusiveRange};
+use std::ops::{Range, RangeInclusive};
 
 /// Tensors are values: every function returns a new one, and all of them let gradients through.
 #[export_module(manifest)]
@@ -82,7 +82,10 @@ pub mod tensor {
     #[rhai_fn(return_raw)]
     pub fn arange(context: NativeCallContext, n: i64) -> RhaiResultOf<Tensor> {
         let count = option::convert::<usize>(n.into(), "arange")?;
-        Ok(place(&context, Tensor::from_vec((0..count).map(|i| i as f32).collect(), count, &crate::tensor::Device::Cpu))?)
+        Ok(place(
+            &context,
+            Tensor::from_vec((0..count).map(|i| i as f32).collect(), count, &crate::tensor::Device::Cpu),
+        )?)
     }
 
     /// `n` numbers from `start` to `end`, both included.
@@ -127,7 +130,11 @@ pub mod tensor {
     #[rhai_fn(return_raw)]
     pub fn stack(tensors: Array, dim: i64) -> RhaiResultOf<Tensor> {
         let tensors = several(tensors, "stack")?;
-        let dim = if dim == tensors[0].rank() as i64 { tensors[0].rank() } else { array::dimension(&tensors[0], dim, "stack")? };
+        let dim = if dim == tensors[0].rank() as i64 {
+            tensors[0].rank()
+        } else {
+            array::dimension(&tensors[0], dim, "stack")?
+        };
         Ok(core(Tensor::stack(&tensors, dim))?)
     }
 
@@ -181,12 +188,12 @@ pub mod tensor {
     }
 
     #[rhai_fn(index_get, pure, return_raw)]
-    pub fn at_range(x: &mut Tensor, range: ExclusiveRange) -> RhaiResultOf<Tensor> {
+    pub fn at_range(x: &mut Tensor, range: Range<i64>) -> RhaiResultOf<Tensor> {
         Ok(array::index(x, &[Pick::Range(range.start, range.end)])?)
     }
 
     #[rhai_fn(index_get, pure, return_raw)]
-    pub fn at_closed_range(x: &mut Tensor, range: InclusiveRange) -> RhaiResultOf<Tensor> {
+    pub fn at_closed_range(x: &mut Tensor, range: RangeInclusive<i64>) -> RhaiResultOf<Tensor> {
         Ok(array::index(x, &[Pick::Range(*range.start(), range.end().saturating_add(1))])?)
     }
 
@@ -239,7 +246,10 @@ pub mod tensor {
         let mut sorted = order.clone();
         sorted.sort_unstable();
         if sorted != (0..x.rank()).collect::<Vec<_>>() {
-            let error = Error::new(Kind::Shape, format!("permute: expected each of {} dimensions once, got {order:?}", x.rank()));
+            let error = Error::new(
+                Kind::Shape,
+                format!("permute: expected each of {} dimensions once, got {order:?}", x.rank()),
+            );
             return Err(error.into());
         }
         Ok(core(x.permute(order))?)
@@ -330,11 +340,6 @@ pub mod tensor {
     }
 }
 
-/// Candle's result as ours.
-fn core<T>(result: candle_core::Result<T>) -> Result<T> {
-    Ok(result?)
-}
-
 /// Moves a tensor made on the CPU to the session's device.
 fn place(context: &NativeCallContext, x: candle_core::Result<tensor::Tensor>) -> Result<tensor::Tensor> {
     Ok(x?.to_device(Session::of(context).device())?)
@@ -385,10 +390,10 @@ fn nest(values: &[f64], dims: &[usize]) -> Dynamic {
 /// An entry of `x[[..]]`.
 fn pick(value: Dynamic) -> Result<Pick> {
     let value = value.flatten();
-    if let Some(range) = value.read_lock::<ExclusiveRange>() {
+    if let Some(range) = value.read_lock::<Range<i64>>() {
         return Ok(Pick::Range(range.start, range.end));
     }
-    if let Some(range) = value.read_lock::<InclusiveRange>() {
+    if let Some(range) = value.read_lock::<RangeInclusive<i64>>() {
         return Ok(Pick::Range(*range.start(), range.end().saturating_add(1)));
     }
     if value.is_array() {
@@ -396,6 +401,10 @@ fn pick(value: Dynamic) -> Result<Pick> {
     }
     match value.as_int() {
         Ok(i) => Ok(Pick::At(i)),
-        Err(_) => crate::bail!(Type, "index: expected an integer, a range or an array of integers, got {}", option::show(&value)),
+        Err(_) => crate::bail!(
+            Type,
+            "index: expected an integer, a range or an array of integers, got {}",
+            option::show(&value)
+        ),
     }
 }

@@ -35,7 +35,8 @@ pub fn index(x: &Tensor, picks: &[Pick]) -> Result<Tensor> {
                 x = x.narrow(dim, start, end.saturating_sub(start))?;
             }
             Pick::These(list) => {
-                let rows = list.iter().map(|&i| position(i, size, dim).map(|i| i as u32)).collect::<Result<Vec<_>>>()?;
+                let rows =
+                    list.iter().map(|&i| position(i, size, dim).map(|i| i as u32)).collect::<Result<Vec<_>>>()?;
                 x = x.contiguous()?.index_select(&Tensor::new(rows, x.device())?, dim)?;
             }
         }
@@ -212,7 +213,9 @@ mod tests {
     #[test]
     fn shapes_are_filled_in() -> Result<()> {
         assert_eq!(fill_shape(12, &[3, -1])?, [3, 4]);
-        assert!(fill_shape(12, &[5, -1]).is_err() && fill_shape(12, &[-1, -1]).is_err() && fill_shape(12, &[4, 4]).is_err());
+        assert!(
+            fill_shape(12, &[5, -1]).is_err() && fill_shape(12, &[-1, -1]).is_err() && fill_shape(12, &[4, 4]).is_err()
+        );
         Ok(())
     }
 }
