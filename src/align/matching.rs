@@ -41,10 +41,13 @@ pub fn matching_loss(
     targets: &[Tensor],
     options: MatchingLoss,
 ) -> Result<Tensor> {
-    let at = |field: &dyn Velocity, k: usize| field.velocity(path.state(k)?, &path.time(k)?, &path.condition);
-    let bases = path.window().map(|k| Ok(at(base, k)?.detach())).collect::<Result<Vec<_>>>()?;
-    let policies = path.window().map(|k| at(policy, k)).collect::<Result<Vec<_>>>()?;
-    velocity_matching(&policies, &bases, targets, path, options)
+    let bases: Vec<Tensor> = velocities(base, path)?.iter().map(Tensor::detach).collect();
+    velocity_matching(&velocities(policy, path)?, &bases, targets, path, options)
+}
+
+/// `v(X_k, t_k)` at the kept steps, with whatever graph the field has.
+pub fn velocities(field: &dyn Velocity, path: &Trajectory) -> Result<Vec<Tensor>> {
+    path.window().map(|k| field.velocity(path.state(k)?, &path.time(k)?, &path.condition)).collect()
 }
 
 /// The same loss from velocities at hand; gradients flow to `policy` only.

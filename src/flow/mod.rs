@@ -7,4 +7,4 @@ mod trajectory;
 
 pub use grid::{Grid, klein_grid, shifted, uniform};
 pub use sample::{Euler, Heun, Solver};
-pub use trajectory::{RolloutOptions, Trajectory, rollout, time_tensor};
+pub use trajectory::{OnStep, RolloutOptions, Trajectory, rollout, time_tensor};

@@ -46,6 +46,15 @@ impl Schedule {
     }
 }
 
+impl std::fmt::Display for Schedule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Schedule::Constant { rate } => write!(f, "constant_rate({rate:?})"),
+            Schedule::Cosine { rate, steps, warmup } => write!(f, "cosine({rate:?}, {steps}, {warmup})"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

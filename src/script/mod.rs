@@ -23,6 +23,7 @@
 //!    `rng.draw(|rng| rng.normal(..))`.
 //! 8. Arrays and other values: [`option::list`], [`option::convert`].
 
+pub mod align;
 pub mod callback;
 pub mod catalog;
 pub mod elementwise;
@@ -30,11 +31,13 @@ pub mod example;
 pub mod fault;
 mod files;
 pub mod grad;
+pub mod flow;
 mod guard;
 pub mod help;
 pub mod import;
 pub mod language;
 pub mod operator;
+pub mod optim;
 pub mod option;
 pub mod random;
 pub mod reduction;
@@ -87,6 +90,24 @@ pub const CHAPTERS: &[Chapter] = &[
     chapter!(reduction, "Sums, extremes, norms, softmax, the matrix product."),
     chapter!(random, "Seeded streams of random numbers."),
     chapter!(grad, "Derivatives of script functions."),
+    chapter!(
+        flow,
+        "Interpolant, time grids, samplers and rollouts; time runs from 0 (noise) to 1 (data).",
+        "rollout" => flow::RolloutOptions,
+    ),
+    chapter!(
+        align,
+        "Costs, control penalties, the lean adjoint and adjoint matching.",
+        "lean_adjoint" => align::AdjointOptions,
+        "matching_loss" => align::LossOptions,
+        "adjoint_matching" => align::UpdateOptions,
+    ),
+    chapter!(
+        optim,
+        "Optimizers and learning-rate schedules.",
+        "adamw" => optim::OptimizerOptions,
+        "step" => optim::StepOptions,
+    ),
 ];
 
 /// An engine with every chapter, and the session its natives see.

@@ -1,0 +1,391 @@
+//! Chapter `flow`: interpolant, conversions, time grids, samplers, rollouts.
+
+use super::*;
+use crate::flow::{Euler, Heun, OnStep, Solver, interpolant, time_tensor};
+use crate::model::{Condition, Flow, Velocity};
+use crate::tensor::Tensor;
+use crate::{align, bail, options, script_value};
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+script_value!(crate::flow::Grid, "a time grid such as `uniform(20)`");
+script_value!(Sampler, "a sampler such as `euler()`");
+script_value!(align::Truncation, "a truncation such as `last(3)`");
+
+/// A sampler as scripts hold it.
+#[derive(Clone)]
+pub struct Sampler(pub Arc<dyn Solver>);
+
+impl fmt::Display for Sampler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}()", self.0.name())
+    }
+}
+
+/// The straight line from noise to data, as scripts hold it.
+#[derive(Clone, Copy)]
+pub struct Linear;
+
+/// A velocity given by a script closure.
+struct ClosureField(Callback);
+
+impl Velocity for ClosureField {
+    fn velocity(&self, x: &Tensor, t: &Tensor, condition: &Condition) -> Result<Tensor> {
+        self.0.call((x.clone(), t.clone(), condition.clone()))
+    }
+}
+
+/// A rollout as scripts hold it: what was kept, by which flow, and what was measured on it since.
+#[derive(Clone)]
+pub struct Trajectory {
+    pub flow: Flow,
+    pub path: crate::flow::Trajectory,
+    measured: Arc<Mutex<Measured>>,
+}
+
+/// Filled by `terminal_gradient` and `lean_adjoint`.
+#[derive(Default)]
+pub struct Measured {
+    pub reward: Option<Tensor>,
+    pub base: Option<(Flow, Vec<Tensor>)>,
+}
+
+impl Trajectory {
+    pub fn new(flow: Flow, path: crate::flow::Trajectory) -> Self {
+        Self { flow, path, measured: Arc::default() }
+    }
+
+    /// The rewards of the end states.
+    pub fn reward(&self) -> Result<Tensor> {
+        let reward = self.measured().reward.clone();
+        let missing = || Error::new(Kind::Missing, "reward: the end states must have been judged, got none");
+        reward.ok_or_else(|| missing().hint("call path.terminal_gradient(cost) first"))
+    }
+
+    /// The base's velocities at the kept states.
+    pub fn base_velocities(&self) -> Result<Vec<Tensor>> {
+        let velocities = self.measured().base.as_ref().map(|(_, velocities)| velocities.clone());
+        let missing = || Error::new(Kind::Missing, "control_norm: lean_adjoint must have run on the trajectory");
+        velocities.ok_or_else(|| missing().hint("call lean_adjoint(base, path, ..) or control_intensity(..)"))
+    }
+
+    pub fn measured(&self) -> MutexGuard<'_, Measured> {
+        self.measured.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+options! {
+    /// How to roll out.
+    pub struct RolloutOptions {
+        /// The times, from 0 (noise) to 1 (data).
+        grid: crate::flow::Grid = crate::flow::uniform(20).unwrap_or_else(|_| unreachable!()),
+        /// How to step from one time to the next.
+        solver: Sampler = Sampler(Arc::new(Euler)),
+        /// Which steps to keep, for the adjoint and the loss.
+        keep: align::Truncation = align::Truncation::Full,
+    }
+}
+
+/// Lets an interrupt end a rollout between two steps.
+pub fn watched(context: &NativeCallContext) -> OnStep {
+    let session = Session::of(context);
+    Arc::new(move |_, _| session.check())
+}
+
+/// A condition, or `()` where a flow needs none.
+pub fn condition(value: Dynamic, function: &str) -> Result<Condition> {
+    let shown = option::show(&value);
+    match value.is_unit() {
+        true => Ok(Condition::default()),
+        false => match value.flatten().try_cast() {
+            Some(condition) => Ok(condition),
+            None => bail!(Type, "{function}: the condition must be one from `encode` or (), got {shown}"),
+        },
+    }
+}
+
+/// A time, a number or `[batch]` numbers, as `[batch]` for the samples of `x`.
+pub fn times(t: Dynamic, x: &Tensor, function: &str) -> Result<Tensor> {
+    if let Some(t) = <f64 as option::FromScript>::from_script(t.clone()) {
+        return time_tensor(t, x);
+    }
+    let t: Tensor = option::convert(t, &format!("{function}: time"))?;
+    match t.elem_count() == x.dim(0)? {
+        true => Ok(t.flatten_all()?.to_dtype(x.dtype())?),
+        false => bail!(Shape, "{function}: the time must be a number or [{}], got shape {:?}", x.dim(0)?, t.dims()),
+    }
+}
+
+fn numbers(values: &[f64]) -> Array {
+    values.iter().map(|v| Dynamic::from(*v)).collect()
+}
+
+/// Interpolant, time grids, samplers and rollouts. Time runs from 0 (noise) to 1 (data).
+#[allow(clippy::unwrap_used)] // in rhai's macro, for receivers it has checked
+#[export_module(manifest)]
+pub mod flow {
+    use super::*;
+
+    pub type Grid = crate::flow::Grid;
+    pub type Sampler = super::Sampler;
+    pub type Trajectory = super::Trajectory;
+    pub type Interpolant = super::Linear;
+
+    /// The linear interpolant `x_t = (1 - t) x_0 + t x_1`.
+    ///
+    /// ```rhai
+    /// let line = linear();
+    /// line.interpolate(tensor([[0.0]]), tensor([[8.0]]), 0.25).to_array()   //=> [[2.0]]
+    /// ```
+    pub fn linear() -> Interpolant {
+        Linear
+    }
+
+    /// The state between noise `x0` and data `x1` at time `t`.
+    ///
+    /// ```rhai
+    /// linear().interpolate(tensor([[0.0], [0.0]]), tensor([[8.0], [8.0]]), tensor([0.25, 1.0])).to_array()   //=> [[2.0], [8.0]]
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn interpolate(_line: Interpolant, x0: Tensor, x1: Tensor, t: Dynamic) -> RhaiResultOf<Tensor> {
+        Ok(interpolant::interpolate(&x0, &x1, &times(t, &x0, "interpolate")?)?)
+    }
+
+    /// The velocity of the line from `x0` to `x1`, which a flow learns: `x1 - x0`.
+    ///
+    /// ```rhai
+    /// linear().velocity(tensor([[1.0]]), tensor([[8.0]])).to_array()   //=> [[7.0]]
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn velocity(_line: Interpolant, x0: Tensor, x1: Tensor) -> RhaiResultOf<Tensor> {
+        Ok(interpolant::velocity(&x0, &x1)?)
+    }
+
+    /// Velocity of the linear interpolant from a prediction of the data: `(x1 - x) / (1 - t)`, for `t` below 1.
+    ///
+    /// ```rhai
+    /// velocity_from_data(tensor([[8.0]]), tensor([[2.0]]), 0.25).to_array()   //=> [[8.0]]
+    /// velocity_from_data(tensor([[8.0]]), tensor([[2.0]]), 1)                 //=> error: must be below 1
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn velocity_from_data(x1: Tensor, x: Tensor, t: Dynamic) -> RhaiResultOf<Tensor> {
+        Ok(interpolant::velocity_from_data(&x1, &x, &times(t, &x, "velocity_from_data")?)?)
+    }
+
+    /// Velocity of the linear interpolant from a prediction of the noise: `(x - x0) / t`, for `t` above 0.
+    ///
+    /// ```rhai
+    /// velocity_from_noise(tensor([[0.0]]), tensor([[2.0]]), 0.25).to_array()   //=> [[8.0]]
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn velocity_from_noise(x0: Tensor, x: Tensor, t: Dynamic) -> RhaiResultOf<Tensor> {
+        Ok(interpolant::velocity_from_noise(&x0, &x, &times(t, &x, "velocity_from_noise")?)?)
+    }
+
+    /// Velocity of the linear interpolant from the score: `(x + (1 - t) s) / t`, for `t` above 0.
+    ///
+    /// ```rhai
+    /// velocity_from_score(tensor([[0.0]]), tensor([[2.0]]), 0.25).to_array()   //=> [[8.0]]
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn velocity_from_score(score: Tensor, x: Tensor, t: Dynamic) -> RhaiResultOf<Tensor> {
+        Ok(interpolant::velocity_from_score(&score, &x, &times(t, &x, "velocity_from_score")?)?)
+    }
+
+    /// Prediction of the data from the velocity of the linear interpolant: `x + (1 - t) v`.
+    ///
+    /// ```rhai
+    /// data_from_velocity(tensor([[8.0]]), tensor([[2.0]]), 0.25).to_array()   //=> [[8.0]]
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn data_from_velocity(v: Tensor, x: Tensor, t: Dynamic) -> RhaiResultOf<Tensor> {
+        Ok(interpolant::data_from_velocity(&v, &x, &times(t, &x, "data_from_velocity")?)?)
+    }
+
+    /// Prediction of the noise from the velocity of the linear interpolant: `x - t v`.
+    ///
+    /// ```rhai
+    /// noise_from_velocity(tensor([[8.0]]), tensor([[2.0]]), 0.25).to_array()   //=> [[0.0]]
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn noise_from_velocity(v: Tensor, x: Tensor, t: Dynamic) -> RhaiResultOf<Tensor> {
+        Ok(interpolant::noise_from_velocity(&v, &x, &times(t, &x, "noise_from_velocity")?)?)
+    }
+
+    /// Score from the velocity of the linear interpolant: `(t v - x) / (1 - t)`, for `t` below 1.
+    ///
+    /// ```rhai
+    /// score_from_velocity(tensor([[8.0]]), tensor([[3.0]]), 0.5).to_array()   //=> [[2.0]]
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn score_from_velocity(v: Tensor, x: Tensor, t: Dynamic) -> RhaiResultOf<Tensor> {
+        Ok(interpolant::score_from_velocity(&v, &x, &times(t, &x, "score_from_velocity")?)?)
+    }
+
+    /// A time grid of `n` equal steps.
+    ///
+    /// ```rhai
+    /// uniform(4).times   //=> [0.0, 0.25, 0.5, 0.75, 1.0]
+    /// uniform(0)         //=> error: there must be at least 1 step
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn uniform(n: i64) -> RhaiResultOf<Grid> {
+        Ok(crate::flow::uniform(option::convert(n.into(), "uniform")?)?)
+    }
+
+    /// A time grid of `n` steps that linger near noise: `t = s / (s + factor (1 - s))` for equally spaced `s`.
+    ///
+    /// ```rhai
+    /// shifted(2, 3).times   //=> [0.0, 0.25, 1.0]
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn shifted(n: i64, factor: f64) -> RhaiResultOf<Grid> {
+        Ok(crate::flow::shifted(option::convert(n.into(), "shifted")?, factor)?)
+    }
+
+    /// The time grid of FLUX.2 [klein] for `n` steps and an image of `image_tokens` tokens (16 x 16 pixels each).
+    ///
+    /// ```rhai
+    /// let grid = klein_grid(20, 256);
+    /// assert_close(1 - grid.times[19], 0.25002, 1e-5);
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn klein_grid(n: i64, image_tokens: i64) -> RhaiResultOf<Grid> {
+        let n = option::convert(n.into(), "klein_grid")?;
+        Ok(crate::flow::klein_grid(n, option::convert(image_tokens.into(), "klein_grid: image_tokens")?)?)
+    }
+
+    /// The times of a grid, from 0 to 1, or of a trajectory's kept states.
+    ///
+    /// ```rhai
+    /// uniform(2).times   //=> [0.0, 0.5, 1.0]
+    /// ```
+    #[rhai_fn(get = "times", pure)]
+    pub fn grid_times(grid: &mut Grid) -> Array {
+        numbers(grid.times())
+    }
+
+    /// The number of steps of a grid.
+    ///
+    /// ```rhai
+    /// uniform(20).steps   //=> 20
+    /// ```
+    #[rhai_fn(get = "steps", pure)]
+    pub fn grid_steps(grid: &mut Grid) -> i64 {
+        grid.steps() as i64
+    }
+
+    /// Euler's method: one velocity per step, order 1.
+    ///
+    /// ```rhai
+    /// euler()   //=> euler()
+    /// ```
+    pub fn euler() -> Sampler {
+        Sampler(Arc::new(Euler))
+    }
+
+    /// Heun's method: two velocities per step, order 2.
+    ///
+    /// ```rhai
+    /// let grow = velocity_field(|x, t, c| x);
+    /// let end = rollout(grow, tensor([[1.0]]), (), #{ grid: uniform(50), solver: heun() }).last;
+    /// assert_close(end.item(), 2.71828, 3e-4);
+    /// ```
+    pub fn heun() -> Sampler {
+        Sampler(Arc::new(Heun))
+    }
+
+    /// A flow whose velocity is a closure of state, time `[batch]` and condition.
+    ///
+    /// It has no decoder: rewards see its end states.
+    ///
+    /// ```rhai
+    /// let pull = velocity_field(|x, t, c| 1 - x);
+    /// rollout(pull, tensor([[0.0]]), (), #{ grid: uniform(2) }).last.to_array()   //=> [[0.75]]
+    /// ```
+    pub fn velocity_field(context: NativeCallContext, closure: FnPtr) -> Flow {
+        Flow::new("|x, t, c| ..", Arc::new(ClosureField(Callback::new(&context, "velocity_field", closure))))
+    }
+
+    /// Carries noise `x0` along a flow to data.
+    ///
+    /// `condition` is one from `encode`, or `()`. The last steps named by `keep` stay in the trajectory, for the adjoint and
+    /// the loss. States are f32 (or f64) and constants: no gradient passes through them.
+    ///
+    /// ```rhai
+    /// let field = velocity_field(|x, t, c| 2 * x);
+    /// let path = rollout(field, tensor([[1.0], [2.0]]), (), #{ grid: uniform(4), keep: last(2) });
+    /// path.last.to_array()    //=> [[5.0625], [10.125]]
+    /// path.states.len()       //=> 3
+    /// path.times              //=> [0.5, 0.75, 1.0]
+    /// rollout(field, tensor([[1.0]]), (), #{ steps: 3 })   //=> error: unknown option `steps`
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn rollout(
+        context: NativeCallContext,
+        flow: Flow,
+        x0: Tensor,
+        condition: Dynamic,
+        options: Map,
+    ) -> RhaiResultOf<Trajectory> {
+        let condition = super::condition(condition, "rollout")?;
+        let options = RolloutOptions::parse("rollout", options)?;
+        let keep = options.keep.active(options.grid.steps())?;
+        let (solver, on_step) = (options.solver.0, Some(watched(&context)));
+        let options = crate::flow::RolloutOptions { grid: options.grid, solver, keep, track: false, on_step };
+        Ok(Trajectory::new(flow.clone(), crate::flow::rollout(&flow, &x0, &condition, &options)?))
+    }
+
+    /// The kept states of a trajectory, the last one included.
+    ///
+    /// ```rhai
+    /// let path = rollout(velocity_field(|x, t, c| x), tensor([[1.0]]), (), #{ grid: uniform(2) });
+    /// path.states.map(|x| x.item())   //=> [1.0, 1.5, 2.25]
+    /// ```
+    #[rhai_fn(get = "states", pure)]
+    pub fn states(path: &mut Trajectory) -> Array {
+        path.path.states.iter().cloned().map(Dynamic::from).collect()
+    }
+
+    /// The velocities of a trajectory at its kept steps.
+    ///
+    /// ```rhai
+    /// let path = rollout(velocity_field(|x, t, c| x), tensor([[1.0]]), (), #{ grid: uniform(2) });
+    /// path.velocities.map(|v| v.item())   //=> [1.0, 1.5]
+    /// ```
+    #[rhai_fn(get = "velocities", pure)]
+    pub fn velocities(path: &mut Trajectory) -> Array {
+        path.path.velocities.iter().cloned().map(Dynamic::from).collect()
+    }
+
+    #[rhai_fn(get = "times", pure)]
+    pub fn times_of(path: &mut Trajectory) -> Array {
+        numbers(path.path.times())
+    }
+
+    /// The end state of a trajectory.
+    ///
+    /// ```rhai
+    /// rollout(velocity_field(|x, t, c| x), tensor([[1.0]]), (), #{ grid: uniform(2) }).last.item()   //=> 2.25
+    /// ```
+    #[rhai_fn(get = "last", pure)]
+    pub fn last_state(path: &mut Trajectory) -> Tensor {
+        path.path.last().clone()
+    }
+
+    #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
+    pub fn show_grid(grid: &mut Grid) -> String {
+        grid.to_string()
+    }
+
+    #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
+    pub fn show_sampler(sampler: &mut Sampler) -> String {
+        sampler.to_string()
+    }
+
+    #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
+    pub fn show_trajectory(path: &mut Trajectory) -> String {
+        let (first, steps) = (path.path.first, path.path.steps());
+        format!("trajectory(steps {first}..{steps} of {}, states {:?})", path.flow, path.path.last().dims())
+    }
+}

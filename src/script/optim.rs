@@ -1,0 +1,303 @@
+//! Chapter `optim`: AdamW, learning-rate schedules, moving averages.
+
+use super::*;
+use crate::bail;
+use crate::optim as optimizers;
+use crate::optim::{Params, Schedule};
+use crate::tensor::Tensor;
+use crate::{options, script_value};
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+script_value!(Schedule, "a rate such as `1e-3` or `cosine(1e-3, 200, 10)`");
+
+/// A learning rate: a schedule, or a number for a constant one.
+#[derive(Clone)]
+pub struct Rate(Schedule);
+
+impl option::FromScript for Rate {
+    fn expected() -> String {
+        Schedule::expected()
+    }
+    fn from_script(value: Dynamic) -> Option<Self> {
+        match f64::from_script(value.clone()) {
+            Some(rate) => optimizers::constant_rate(rate).ok().map(Self),
+            None => Schedule::from_script(value).map(Self),
+        }
+    }
+    fn show(&self) -> String {
+        self.0.to_string()
+    }
+}
+
+/// An optimizer as scripts hold it; clones share it.
+#[derive(Clone)]
+pub struct Optimizer(pub Arc<Mutex<optimizers::AdamW>>);
+
+impl Optimizer {
+    pub fn lock(&self) -> MutexGuard<'_, optimizers::AdamW> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+options! {
+    /// Settings of the optimizer.
+    pub struct OptimizerOptions {
+        /// The learning rate.
+        rate: Rate = Rate(optimizers::OptimizerOptions::default().rate),
+        /// Decay of the first and second moment.
+        betas: Vec<f64> = optimizers::OptimizerOptions::default().betas.to_vec(),
+        /// Added to the root of the second moment.
+        epsilon: f64 = optimizers::OptimizerOptions::default().epsilon,
+        /// Pull of the weights towards zero, times the rate.
+        weight_decay: f64 = optimizers::OptimizerOptions::default().weight_decay,
+        /// Refuse to start when a tensor gets no gradient, or one that is zero.
+        check: bool = true,
+    }
+}
+
+impl OptimizerOptions {
+    fn core(self) -> Result<optimizers::OptimizerOptions> {
+        let &[first, second] = &self.betas[..] else {
+            bail!(Value, "adamw: betas must be two numbers, got {}", self.betas.len());
+        };
+        let Self { rate, epsilon, weight_decay, check, .. } = self;
+        Ok(optimizers::OptimizerOptions { rate: rate.0, betas: [first, second], epsilon, weight_decay, check })
+    }
+}
+
+options! {
+    /// Settings of one step.
+    pub struct StepOptions {
+        /// Longest global gradient norm; longer gradients are scaled down to it.
+        clip: Option<f64> = None,
+    }
+}
+
+/// Trainable tensors: a model's, or tensors made by `param`, alone, in an array or by name in a map.
+fn params(value: Dynamic, function: &str) -> Result<Params> {
+    let shown = option::show(&value);
+    let value = value.flatten();
+    if let Some(params) = value.clone().try_cast::<Params>() {
+        return Ok(params);
+    }
+    if let Some(flow) = value.clone().try_cast::<crate::model::Flow>() {
+        return Params::new(flow.params());
+    }
+    if let Some(tensor) = value.clone().try_cast::<Tensor>() {
+        return Params::new([("param".to_string(), tensor)]);
+    }
+    if let Some(map) = value.clone().try_cast::<Map>() {
+        let named = map
+            .into_iter()
+            .map(|(name, v)| Ok((name.to_string(), option::convert(v, &format!("{function}: `{name}`"))?)));
+        return Params::new(named.collect::<Result<Vec<(String, Tensor)>>>()?);
+    }
+    match value.into_array() {
+        Ok(items) => {
+            let tensors: Vec<Tensor> = option::list(items, function)?;
+            Params::new(tensors.into_iter().enumerate().map(|(i, t)| (format!("param {i}"), t)))
+        }
+        Err(_) => bail!(Type, "{function}: expected trainable tensors such as `policy.params()`, got {shown}"),
+    }
+}
+
+fn to_map(tensors: Vec<(String, Tensor)>) -> Map {
+    tensors.into_iter().map(|(name, tensor)| (name.into(), Dynamic::from(tensor))).collect()
+}
+
+fn in_map(map: &Map) -> impl FnMut(&str) -> Option<Tensor> {
+    |name| map.get(name).and_then(|v| v.clone().try_cast())
+}
+
+impl fmt::Display for Optimizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let opt = self.lock();
+        let (tensors, numbers, steps) = (opt.params().len(), opt.params().elements(), opt.steps());
+        write!(f, "adamw({tensors} tensors, {numbers} numbers, {steps} steps taken)")
+    }
+}
+
+/// Optimizers and learning-rate schedules.
+#[allow(clippy::unwrap_used)] // in rhai's macro, for receivers it has checked
+#[export_module(manifest)]
+pub mod optim {
+    use super::*;
+
+    pub type Schedule = optimizers::Schedule;
+    pub type Params = optimizers::Params;
+    pub type Ema = optimizers::Ema;
+    pub type Optimizer = super::Optimizer;
+
+    /// The same learning rate at every step.
+    ///
+    /// ```rhai
+    /// constant_rate(1e-3).at(100)   //=> 0.001
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn constant_rate(rate: f64) -> RhaiResultOf<Schedule> {
+        Ok(optimizers::constant_rate(rate)?)
+    }
+
+    /// A learning rate that rises over `warmup` steps and falls to 0 at `steps` along half a cosine.
+    ///
+    /// ```rhai
+    /// let rate = cosine(1.0, 110, 10);
+    /// [rate.at(0), rate.at(10), rate.at(60), rate.at(110)]   //=> [0.1, 1.0, 0.5, 0.0]
+    /// cosine(1.0, 5, 9)                                      //=> error: warmup must lie in 0..=steps
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn cosine(rate: f64, steps: i64, warmup: i64) -> RhaiResultOf<Schedule> {
+        let steps = option::convert(steps.into(), "cosine: steps")?;
+        Ok(optimizers::cosine(rate, steps, option::convert(warmup.into(), "cosine: warmup")?)?)
+    }
+
+    /// The learning rate of a step, counted from 0.
+    ///
+    /// ```rhai
+    /// cosine(1.0, 10, 4).at(0)   //=> 0.25
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn at(schedule: Schedule, step: i64) -> RhaiResultOf<f64> {
+        Ok(schedule.rate(option::convert(step.into(), "at")?))
+    }
+
+    /// The AdamW optimizer of trainable tensors: `policy.params()`, or tensors made by `param`.
+    ///
+    /// ```rhai
+    /// let w = param(tensor([3.0]));
+    /// let opt = adamw(w, #{ rate: 0.1, weight_decay: 0 });
+    /// for i in 0..200 { opt.step(((w - 1) * (w - 1)).sum()); }
+    /// assert_close(w.item(), 1, 0.01);
+    /// adamw(tensor([1.0]))   //=> error: `param` must be trainable
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn adamw(params: Dynamic, options: Map) -> RhaiResultOf<Optimizer> {
+        let options = OptimizerOptions::parse("adamw", options)?.core()?;
+        Ok(Optimizer(Arc::new(Mutex::new(optimizers::AdamW::new(super::params(params, "adamw")?, options)?))))
+    }
+
+    /// Differentiates a scalar loss and takes one step; gives the `rate` used and the gradient's `norm` before clipping.
+    ///
+    /// At the first step every tensor must get a gradient, or the step is refused and names the tensor.
+    ///
+    /// ```rhai
+    /// let w = param(tensor([3.0, 4.0]));
+    /// let opt = adamw(w, #{ rate: 0.1 });
+    /// opt.step((w * w).sum() / 2, #{ clip: 1 })   //=> #{"norm": 5.0, "rate": 0.1}
+    /// opt.steps                                   //=> 1
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn step(optimizer: Optimizer, loss: Tensor, options: Map) -> RhaiResultOf<Map> {
+        let options = StepOptions::parse("step", options)?;
+        let report = optimizer.lock().step(&loss, options.clip)?;
+        Ok([("rate".into(), report.rate.into()), ("norm".into(), report.norm.into())].into_iter().collect())
+    }
+
+    /// The number of steps an optimizer has taken.
+    ///
+    /// ```rhai
+    /// adamw(param(tensor([1.0]))).steps   //=> 0
+    /// ```
+    #[rhai_fn(get = "steps", pure)]
+    pub fn steps(optimizer: &mut Optimizer) -> i64 {
+        optimizer.lock().steps() as i64
+    }
+
+    /// The learning rate of an optimizer's next step.
+    ///
+    /// ```rhai
+    /// adamw(param(tensor([1.0])), #{ rate: cosine(1, 10, 4) }).rate   //=> 0.25
+    /// ```
+    #[rhai_fn(get = "rate", pure)]
+    pub fn rate(optimizer: &mut Optimizer) -> f64 {
+        optimizer.lock().rate()
+    }
+
+    /// Everything a resume needs, as named tensors: an optimizer's step and moments, or the averages of `ema`.
+    ///
+    /// ```rhai
+    /// adamw(#{ w: param(tensor([1.0])) }).state().keys()   //=> ["first.w", "second.w", "step"]
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn state(optimizer: Optimizer) -> RhaiResultOf<Map> {
+        Ok(to_map(optimizer.lock().state()?))
+    }
+
+    /// Takes up what `state` gave, of an optimizer or of `ema`.
+    ///
+    /// ```rhai
+    /// let opt = adamw(#{ w: param(tensor([1.0])) });
+    /// opt.load_state(opt.state());
+    /// opt.load_state(#{})   //=> error: `step` must be present
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn load_state(optimizer: Optimizer, state: Map) -> RhaiResultOf<()> {
+        Ok(optimizer.lock().load_state(in_map(&state))?)
+    }
+
+    /// The exponential moving average of trainable tensors; `update` after each step, `swap` to evaluate with it.
+    ///
+    /// ```rhai
+    /// let w = param(tensor([1.0]));
+    /// let average = ema(w, 0.5);
+    /// adamw(w, #{ rate: 1, weight_decay: 0 }).step(w.sum());
+    /// average.update();
+    /// average.swap();
+    /// assert_close(w.item(), 0.5, 1e-6);
+    /// ema(w, 1)   //=> error: the decay must lie in [0, 1)
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn ema(params: Dynamic, decay: f64) -> RhaiResultOf<Ema> {
+        Ok(Ema::new(super::params(params, "ema")?, decay)?)
+    }
+
+    /// Moves an average towards the present values: `decay * average + (1 - decay) * value`.
+    ///
+    /// ```rhai
+    /// let average = ema(#{ w: param(tensor([1.0])) }, 0.9);
+    /// average.update();
+    /// average.state().w.to_array()   //=> [1.0]
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn update(average: Ema) -> RhaiResultOf<()> {
+        Ok(average.update()?)
+    }
+
+    /// Exchanges parameters and averages; a second call exchanges them back.
+    ///
+    /// ```rhai
+    /// let w = param(tensor([1.0]));
+    /// ema(w, 0.9).swap();
+    /// w.item()   //=> 1.0
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn swap(average: Ema) -> RhaiResultOf<()> {
+        Ok(average.swap()?)
+    }
+
+    #[rhai_fn(name = "state", return_raw)]
+    pub fn averages(average: Ema) -> RhaiResultOf<Map> {
+        Ok(to_map(average.state()?))
+    }
+
+    #[rhai_fn(name = "load_state", return_raw)]
+    pub fn load_averages(average: Ema, state: Map) -> RhaiResultOf<()> {
+        Ok(average.load_state(in_map(&state))?)
+    }
+
+    #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
+    pub fn show_optimizer(optimizer: &mut Optimizer) -> String {
+        optimizer.to_string()
+    }
+
+    #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
+    pub fn show_schedule(schedule: &mut Schedule) -> String {
+        schedule.to_string()
+    }
+
+    #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
+    pub fn show_params(params: &mut Params) -> String {
+        format!("params({} tensors, {} numbers)", params.len(), params.elements())
+    }
+}
