@@ -136,9 +136,9 @@ impl Layer {
         let (heads, shared) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
         let (attention, mlp) = (w.pp("self_attn"), w.pp("mlp"));
         let norm = |w: &Weights, name: &str, width| w.get(&format!("{name}.weight"), &[width], Init::Ones);
-        let linear = |w: &Weights, name: &str, inner, out| {
-            w.pp(name).linear_from(inner, out, false, Init::Normal((inner as f64).powf(-0.5)))
-        };
+        let normal = |gain: f64, inner: usize| Init::Normal(gain * (inner as f64).powf(-0.5));
+        let linear =
+            |w: &Weights, name: &str, inner, out| w.pp(name).linear_from(inner, out, false, normal(1.0, inner));
         Ok(Self {
             norm_1: norm(w, "input_layernorm", c.hidden_size)?,
             norm_2: norm(w, "post_attention_layernorm", c.hidden_size)?,
@@ -147,7 +147,8 @@ impl Layer {
             query: linear(&attention, "q_proj", c.hidden_size, heads)?,
             key: linear(&attention, "k_proj", c.hidden_size, shared)?,
             value: linear(&attention, "v_proj", c.hidden_size, shared)?,
-            out: linear(&attention, "o_proj", heads, c.hidden_size)?,
+            // random attention averages many tokens; the gain makes up for what that loses
+            out: attention.pp("o_proj").linear_from(heads, c.hidden_size, false, normal(3.0, heads))?,
             gate: linear(&mlp, "gate_proj", c.hidden_size, c.intermediate_size)?,
             up: linear(&mlp, "up_proj", c.hidden_size, c.intermediate_size)?,
             down: linear(&mlp, "down_proj", c.intermediate_size, c.hidden_size)?,

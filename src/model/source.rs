@@ -181,11 +181,13 @@ impl Sources {
         }
     }
 
-    /// The folder of a model: a path, a short name (see [`PUBLISHED`]), a repository name such as `org/name`, or a tiny model.
+    /// The folder of a model: a path, or a name as in [`Sources::named`].
     pub fn find(&self, name: &str) -> Result<Folder> {
-        if Path::new(name).is_dir() {
-            return Ok(Folder::disk(name));
-        }
+        if Path::new(name).is_dir() { Ok(Folder::disk(name)) } else { self.named(name) }
+    }
+
+    /// The folder of a model by name: short (see [`PUBLISHED`]), a repository such as `org/name`, or a tiny model.
+    pub fn named(&self, name: &str) -> Result<Folder> {
         let repository = PUBLISHED.iter().find(|(short, _)| *short == name).map_or(name, |(_, repository)| repository);
         let found = plain(name)
             .then(|| self.folders.iter().find_map(|folder| in_folder(folder, name, repository)))

@@ -121,10 +121,11 @@ impl TextEncoder {
         Self::new(&scaled, &config, tokenizer()?, sizes.tokens, &sizes.states)
     }
 
-    /// Root mean square of the features of real tokens.
+    /// Root mean square of the features of real tokens, over at most 256 texts spread evenly.
     fn deviation(&self, texts: &[String]) -> Result<f64> {
         let (mut sum, mut count) = (0.0, 0);
-        for chunk in texts.iter().collect::<Vec<_>>().chunks(CHUNK) {
+        let spread: Vec<&String> = texts.iter().step_by(texts.len().div_ceil(256).max(1)).collect();
+        for chunk in spread.chunks(CHUNK) {
             let features = self.compute(chunk)?.1.sqr()?.mean(D::Minus1)?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
             for (text, row) in chunk.iter().zip(features) {
                 let length = self.ids(text)?.1;
@@ -277,5 +278,15 @@ mod tests {
         };
         assert_eq!(rows(&encoder), rows(&read));
         assert_eq!(rows(&read).len(), 2 * 24 * read.features());
+    }
+
+    #[test]
+    fn the_longest_caption_of_the_shapes_world_fits_the_tiny_encoder() {
+        use crate::data::caption::{EXAMPLE, Scene};
+        let mut texts: Vec<String> = Scene::all(1).iter().map(Scene::caption).collect();
+        texts.extend(Scene::all(2).iter().step_by(997).map(Scene::caption));
+        let sizes = RandomSizes { width: 16, layers: 2, heads: 1, hidden: 16, tokens: 32, states: vec![1] };
+        let encoder = TextEncoder::random(&texts, &sizes, &Rng::new(0)).unwrap();
+        assert_eq!(encoder.ids(EXAMPLE).unwrap().1, 17 + 12); // one token per word, twelve of the template
     }
 }

@@ -64,3 +64,27 @@ pub trait Reward: Send + Sync {
         bail!(Value, "save: {} has no weights", self.describe())
     }
 }
+
+/// A shared reward as scripts hold it.
+#[derive(Clone)]
+pub struct Judge(pub Arc<dyn Reward>);
+
+impl Judge {
+    pub fn new(reward: impl Reward + 'static) -> Self {
+        Self(Arc::new(reward))
+    }
+}
+
+impl std::ops::Deref for Judge {
+    type Target = dyn Reward;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.0
+    }
+}
+
+impl std::fmt::Display for Judge {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "reward({})", self.describe())
+    }
+}

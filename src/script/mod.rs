@@ -30,8 +30,8 @@ pub mod elementwise;
 pub mod example;
 pub mod fault;
 mod files;
-pub mod grad;
 pub mod flow;
+pub mod grad;
 mod guard;
 pub mod help;
 pub mod import;
@@ -41,10 +41,12 @@ pub mod optim;
 pub mod option;
 pub mod random;
 pub mod reduction;
+pub mod reward;
 pub mod session;
 pub mod storage;
 mod suggest;
 pub mod tensor;
+pub mod text;
 
 pub use callback::Callback;
 pub use fault::{RhaiResultOf, core};
@@ -108,6 +110,13 @@ pub const CHAPTERS: &[Chapter] = &[
         "adamw" => optim::OptimizerOptions,
         "step" => optim::StepOptions,
     ),
+    chapter!(
+        reward,
+        "Judges of images, their arithmetic, and what trains them.",
+        "reward" => reward::RewardOptions,
+        "clip_reward" => reward::ClipOptions,
+    ),
+    chapter!(text, "Text encoders outside a flow.", "random_text_encoder" => text::EncoderOptions),
 ];
 
 /// An engine with every chapter, and the session its natives see.
