@@ -1,0 +1,298 @@
+//! Plots as pictures: lines, scatter, histogram, heat map, and the curves of a run.
+
+use super::canvas::Canvas;
+use crate::{bail, error::Result};
+use image::{Rgb, RgbImage, imageops};
+use plotters::coord::ranged1d::Ranged;
+use plotters::prelude::*;
+use std::ops::Range;
+
+/// Names around a plot; empty ones are left out.
+#[derive(Clone, Debug, Default)]
+pub struct Labels {
+    pub title: String,
+    pub x: String,
+    pub y: String,
+}
+
+/// A named line; a missing or infinite value breaks it.
+#[derive(Clone, Debug)]
+pub struct Series {
+    pub name: String,
+    pub points: Vec<(f64, f64)>,
+}
+
+pub const SIZE: (u32, u32) = (640, 400);
+
+const COLORS: [RGBColor; 8] = [
+    RGBColor(31, 90, 180),
+    RGBColor(214, 90, 20),
+    RGBColor(40, 140, 70),
+    RGBColor(190, 40, 60),
+    RGBColor(120, 70, 170),
+    RGBColor(120, 90, 60),
+    RGBColor(220, 120, 180),
+    RGBColor(110, 110, 110),
+];
+
+/// A line per series.
+pub fn lines(series: &[Series], labels: &Labels) -> Result<RgbImage> {
+    let points = || series.iter().flat_map(|s| &s.points).filter(|p| p.1.is_finite());
+    frame("plot", labels, points(), |chart| {
+        for (i, one) in series.iter().enumerate() {
+            let color = COLORS[i % COLORS.len()];
+            for part in one.points.split(|p| !p.1.is_finite()) {
+                chart.draw_series(LineSeries::new(part.iter().copied(), color.stroke_width(2)))?;
+            }
+            let key = chart.draw_series(std::iter::empty::<Circle<(f64, f64), i32>>())?;
+            key.label(&one.name).legend(move |(x, y)| Rectangle::new([(x, y - 1), (x + 14, y + 1)], color.filled()));
+        }
+        if series.len() == 1 {
+            return Ok(());
+        }
+        let keys = &mut chart.configure_series_labels();
+        keys.background_style(WHITE.mix(0.8)).border_style(BLACK.mix(0.3)).label_font(("sans-serif", 10)).draw()
+    })
+}
+
+/// Points.
+pub fn scatter(points: &[(f64, f64)], labels: &Labels) -> Result<RgbImage> {
+    let finite = || points.iter().filter(|p| p.0.is_finite() && p.1.is_finite());
+    frame("scatter", labels, finite(), |chart| {
+        chart.draw_series(finite().map(|&p| Circle::new(p, 2, COLORS[0].mix(0.7).filled()))).map(drop)
+    })
+}
+
+/// Counts of values in `bins` equal parts of their range; the values at the upper end fall in the last part.
+pub fn counts(values: &[f64], bins: usize) -> (Range<f64>, Vec<usize>) {
+    let finite = values.iter().copied().filter(|v| v.is_finite());
+    let range =
+        widen(finite.clone().fold(f64::INFINITY, f64::min)..finite.clone().fold(f64::NEG_INFINITY, f64::max), 0.0);
+    let mut counts = vec![0; bins.max(1)];
+    for value in finite {
+        let share = (value - range.start) / (range.end - range.start);
+        counts[((share * bins as f64) as usize).min(bins.max(1) - 1)] += 1;
+    }
+    (range, counts)
+}
+
+/// A bar per part of the range.
+pub fn histogram(values: &[f64], bins: usize, labels: &Labels) -> Result<RgbImage> {
+    let (range, counts) = counts(values, bins);
+    let width = (range.end - range.start) / counts.len() as f64;
+    let bars: Vec<[(f64, f64); 2]> = counts
+        .iter()
+        .enumerate()
+        .map(|(i, &n)| [(range.start + i as f64 * width, 0.0), (range.start + (i + 1) as f64 * width, n as f64)])
+        .collect();
+    frame("histogram", labels, bars.iter().flatten().filter(|_| !values.is_empty()), |chart| {
+        chart.draw_series(bars.iter().map(|&bar| Rectangle::new(bar, COLORS[0].mix(0.75).filled()))).map(drop)
+    })
+}
+
+/// A cell per value, dark blue for the smallest and yellow for the largest; the first row at the bottom.
+pub fn heatmap(values: &[f64], columns: usize, labels: &Labels) -> Result<RgbImage> {
+    let rows = if columns == 0 { 0 } else { values.len() / columns };
+    let finite = || values.iter().copied().filter(|v| v.is_finite());
+    let range = widen(finite().fold(f64::INFINITY, f64::min)..finite().fold(f64::NEG_INFINITY, f64::max), 0.0);
+    let cells: Vec<([(f64, f64); 2], RGBColor)> = (0..rows * columns)
+        .map(|i| {
+            let (x, y) = ((i % columns) as f64, (i / columns) as f64);
+            ([(x, y), (x + 1.0, y + 1.0)], shade((values[i] - range.start) / (range.end - range.start)))
+        })
+        .collect();
+    let corners = cells.iter().flat_map(|(cell, _)| cell).filter(|_| finite().next().is_some());
+    frame("heatmap", labels, corners, |chart| {
+        chart.draw_series(cells.iter().map(|(cell, color)| Rectangle::new(*cell, color.filled()))).map(drop)
+    })
+}
+
+/// One panel per series, two beside each other: values pale, their running mean dark.
+pub fn panels(series: &[Series]) -> Result<RgbImage> {
+    let columns = series.len().clamp(1, 2) as u32;
+    let rows = series.len().div_ceil(columns as usize) as u32;
+    let mut page = RgbImage::from_pixel(columns * SIZE.0, rows.max(1) * SIZE.1, Rgb([255; 3]));
+    for (i, one) in series.iter().enumerate() {
+        let finite = || one.points.iter().filter(|p| p.1.is_finite());
+        if finite().next().is_none() {
+            continue;
+        }
+        let labels = Labels { title: one.name.clone(), x: "step".into(), y: String::new() };
+        let mean = running_mean(&one.points, one.points.len() / 20);
+        let panel = frame("curves", &labels, finite(), |chart| {
+            chart.draw_series(LineSeries::new(finite().copied(), COLORS[0].mix(0.3).stroke_width(1)))?;
+            chart.draw_series(LineSeries::new(mean, COLORS[0].stroke_width(2))).map(drop)
+        })?;
+        let (column, row) = (i as u32 % columns, i as u32 / columns);
+        imageops::replace(&mut page, &panel, i64::from(column * SIZE.0), i64::from(row * SIZE.1));
+    }
+    Ok(page)
+}
+
+/// Mean over the points at most `reach` places away, of those that are finite.
+fn running_mean(points: &[(f64, f64)], reach: usize) -> Vec<(f64, f64)> {
+    let near = |i: usize| &points[i.saturating_sub(reach)..(i + reach + 1).min(points.len())];
+    let mean = |i: usize| {
+        let (sum, n) = near(i).iter().filter(|p| p.1.is_finite()).fold((0.0, 0.0), |(s, n), p| (s + p.1, n + 1.0));
+        (points[i].0, sum / n)
+    };
+    (0..points.len()).map(mean).filter(|p| p.1.is_finite()).collect()
+}
+
+type Chart<'a, 'b> = ChartContext<
+    'a,
+    Canvas<'b>,
+    Cartesian2d<plotters::coord::types::RangedCoordf64, plotters::coord::types::RangedCoordf64>,
+>;
+type Drawing = std::result::Result<(), DrawingAreaErrorKind<std::convert::Infallible>>;
+
+/// Axes around the points, then what `fill` draws.
+fn frame<'p>(
+    function: &str,
+    labels: &Labels,
+    points: impl Iterator<Item = &'p (f64, f64)>,
+    fill: impl FnOnce(&mut Chart) -> Drawing,
+) -> Result<RgbImage> {
+    let none = (f64::INFINITY..f64::NEG_INFINITY, f64::INFINITY..f64::NEG_INFINITY);
+    let (x, y) = points.fold(none, |(x, y), p| (x.start.min(p.0)..x.end.max(p.0), y.start.min(p.1)..y.end.max(p.1)));
+    if !(x.start.is_finite() && y.start.is_finite() && x.end.is_finite() && y.end.is_finite()) {
+        bail!(Value, "{function}: needs at least one finite value, got none");
+    }
+    let mut image = RgbImage::from_pixel(SIZE.0, SIZE.1, Rgb([255; 3]));
+    let drawn = axes(&mut image, labels, widen(x, 0.0), widen(y, 0.04), fill);
+    match drawn {
+        Ok(()) => Ok(image),
+        Err(e) => bail!(Internal, "{function}: cannot draw ({e})"),
+    }
+}
+
+fn axes(
+    image: &mut RgbImage,
+    labels: &Labels,
+    x: Range<f64>,
+    y: Range<f64>,
+    fill: impl FnOnce(&mut Chart) -> Drawing,
+) -> Drawing {
+    let root = Canvas(image).into_drawing_area();
+    let ticks = |range: &Range<f64>, n| plotters::coord::types::RangedCoordf64::from(range.clone()).key_points(n);
+    let digits = |v: &f64, range: &Range<f64>| tick(*v, range.end - range.start);
+    let widest = ticks(&y, 7).iter().map(|v| digits(v, &y).len()).max().unwrap_or(1) as u32;
+    let mut builder = ChartBuilder::on(&root);
+    builder
+        .margin(12)
+        .x_label_area_size(34)
+        .y_label_area_size(14 + 6 * widest + if labels.y.is_empty() { 0 } else { 16 });
+    if !labels.title.is_empty() {
+        builder.caption(&labels.title, ("sans-serif", 16));
+    }
+    let mut chart = builder.build_cartesian_2d(x.clone(), y.clone())?;
+    chart
+        .configure_mesh()
+        .x_labels(8)
+        .y_labels(7)
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(BLACK.mix(0.12))
+        .x_label_formatter(&|v| digits(v, &x))
+        .y_label_formatter(&|v| digits(v, &y))
+        .x_desc(&labels.x)
+        .y_desc(&labels.y)
+        .label_style(("sans-serif", 10))
+        .draw()?;
+    fill(&mut chart)
+}
+
+/// A range of some width, with that share of it added at both ends.
+fn widen(range: Range<f64>, share: f64) -> Range<f64> {
+    let width = range.end - range.start;
+    let room = if width > 0.0 { share * width } else { 0.5 * range.start.abs().max(1e-3) };
+    range.start - room..range.end + room
+}
+
+/// Enough digits to tell ticks of a range apart.
+fn tick(value: f64, range: f64) -> String {
+    let size = value.abs().max(range);
+    if size >= 1e6 || size < 1e-4 {
+        return format!("{value:.1e}");
+    }
+    let digits = (1.5 - range.log10()).ceil().clamp(0.0, 6.0) as usize;
+    format!("{value:.digits$}")
+}
+
+/// Dark blue, teal, green, yellow for 0 to 1; grey for NaN.
+fn shade(value: f64) -> RGBColor {
+    const STOPS: [[f64; 3]; 4] = [[40.0, 30.0, 90.0], [40.0, 110.0, 142.0], [70.0, 185.0, 115.0], [250.0, 230.0, 50.0]];
+    if value.is_nan() {
+        return RGBColor(200, 200, 200);
+    }
+    let at = value.clamp(0.0, 1.0) * 3.0;
+    let (low, part) = ((at as usize).min(2), at - (at as usize).min(2) as f64);
+    let [r, g, b] = [0, 1, 2].map(|i| (STOPS[low][i] + part * (STOPS[low + 1][i] - STOPS[low][i])).round() as u8);
+    RGBColor(r, g, b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wave(name: &str, phase: f64) -> Series {
+        let points = (0..200).map(|i| (f64::from(i), (f64::from(i) / 20.0 + phase).sin())).collect();
+        Series { name: name.into(), points }
+    }
+
+    #[test]
+    fn every_plot_has_ink_and_size() {
+        let labels = Labels { title: "title".into(), x: "steps".into(), y: "loss".into() };
+        let waves = [wave("first", 0.0), wave("second", 1.0)];
+        let values: Vec<f64> = waves[0].points.iter().map(|p| p.1).collect();
+        for (plot, size) in [
+            (lines(&waves, &labels), SIZE),
+            (scatter(&waves[0].points, &labels), SIZE),
+            (histogram(&values, 12, &labels), SIZE),
+            (heatmap(&values, 20, &labels), SIZE),
+            (panels(&waves), (2 * SIZE.0, SIZE.1)),
+        ] {
+            let plot = plot.unwrap();
+            assert_eq!(plot.dimensions(), size);
+            let share = plot.pixels().filter(|p| p.0 != [255; 3]).count() as f64 / f64::from(size.0 * size.1);
+            assert!(share > 0.01 && share < 0.95, "{share}");
+        }
+    }
+
+    #[test]
+    fn a_line_runs_where_the_numbers_say() {
+        let line = Series { name: String::new(), points: vec![(0.0, 0.0), (1.0, 1.0)] };
+        let plot = lines(&[line], &Labels::default()).unwrap();
+        let blue: Vec<(u32, u32)> =
+            plot.enumerate_pixels().filter(|p| p.2.0 == [31, 90, 180]).map(|(x, y, _)| (x, y)).collect();
+        let (first, last) = (blue.iter().min().unwrap(), blue.iter().max().unwrap());
+        assert!(first.1 > 330 && last.1 < 40 && last.0 > 610, "{first:?} {last:?}");
+    }
+
+    #[test]
+    fn counts_are_complete() {
+        let (range, counts) = counts(&[0.0, 0.1, 0.5, 1.0, f64::NAN], 2);
+        assert_eq!((range, counts), (0.0..1.0, vec![2, 2]));
+    }
+
+    #[test]
+    fn running_mean_of_a_line_is_the_line() {
+        let line: Vec<(f64, f64)> = (0..9).map(|i| (f64::from(i), 2.0 * f64::from(i))).collect();
+        assert_eq!(running_mean(&line, 2)[2..7], line[2..7]);
+        assert_eq!(running_mean(&[(0.0, 1.0), (1.0, f64::NAN), (2.0, 3.0)], 1)[1], (1.0, 2.0));
+    }
+
+    #[test]
+    fn ticks_tell_neighbours_apart() {
+        assert_eq!(
+            (tick(0.25, 1.0), tick(1200.0, 3000.0), tick(0.0015, 0.002)),
+            ("0.25".into(), "1200".into(), "0.00150".into())
+        );
+    }
+
+    #[test]
+    fn nothing_to_draw_is_an_error() {
+        let empty = Series { name: String::new(), points: vec![(0.0, f64::NAN)] };
+        assert!(lines(&[empty], &Labels::default()).unwrap_err().message.contains("finite"));
+        assert!(histogram(&[], 3, &Labels::default()).is_err());
+    }
+}
