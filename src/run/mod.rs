@@ -1,4 +1,219 @@
 //! The run directory: settings, log, images, checkpoints, plots, provenance.
+//!
+//! `run.json` what it was made from, `metrics.jsonl` one line per log, `images/`, `step-000100/` checkpoints, `curves.png`,
+//! `result.json` what came out. Files appear whole or not at all.
 
 mod canvas;
+pub mod checkpoint;
+pub mod folder;
+pub mod log;
 pub mod plot;
+pub mod progress;
+pub mod record;
+pub mod result;
+pub mod steps;
+
+pub use checkpoint::{Checkpoint, Saved};
+pub use log::Values;
+pub use progress::Stop;
+pub use record::Recipe;
+pub use result::Row;
+pub use steps::Steps;
+
+use crate::{
+    data::image,
+    error::Result,
+    tensor::{Rng, Stream, Tensor},
+};
+use log::Log;
+use progress::Progress;
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+/// Where lines for the user go.
+pub type Printer = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// What a run starts from.
+pub struct Start {
+    /// `--out`; else the next free folder in `runs/`.
+    pub out: Option<PathBuf>,
+    pub recipe: Recipe,
+    /// Resolved settings, as JSON.
+    pub settings: Map<String, Value>,
+    pub seed: u64,
+    /// The device's name, for the record.
+    pub device: String,
+    pub print: Printer,
+    pub stop: Stop,
+}
+
+/// A run; clones share it.
+#[derive(Clone)]
+pub struct Run(Arc<Inner>);
+
+struct Inner {
+    folder: PathBuf,
+    root: Rng,
+    print: Printer,
+    stop: Stop,
+    started: Instant,
+    state: Mutex<State>,
+}
+
+/// What changes as the run goes.
+struct State {
+    streams: BTreeMap<String, Stream>,
+    log: Log,
+    /// Steps done, counting the one that is running.
+    step: usize,
+    /// Steps of the loop that is running.
+    total: usize,
+    /// Set by [`Run::restore`]: the loop starts behind these steps.
+    resumed: usize,
+    progress: Option<Progress>,
+}
+
+impl Run {
+    /// Makes the run directory and writes `run.json`.
+    pub fn start(start: Start) -> Result<Run> {
+        let folder = folder::open(start.out.as_deref(), &start.recipe)?;
+        let record = record::record(&start.recipe, &start.settings, start.seed, &start.device);
+        folder::claim(&folder, &record)?;
+        (start.print)(&format!("run directory {}", folder.display()));
+        let state = State {
+            streams: BTreeMap::new(),
+            log: Log::new(folder.join("metrics.jsonl")),
+            step: 0,
+            total: 0,
+            resumed: 0,
+            progress: None,
+        };
+        Ok(Run(Arc::new(Inner {
+            folder,
+            root: Rng::new(start.seed),
+            print: start.print,
+            stop: start.stop,
+            started: Instant::now(),
+            state: Mutex::new(state),
+        })))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.0.folder
+    }
+
+    /// Writes a line for the user, above the progress bar.
+    fn print(&self, line: &str) {
+        progress::above_bar(|| (self.0.print)(line));
+    }
+
+    /// The random stream of that name; asked for again, it goes on where it was.
+    pub fn stream(&self, name: &str) -> Stream {
+        let fresh = || Stream::new(self.0.root.split(name));
+        self.state().streams.entry(name.to_string()).or_insert_with(fresh).clone()
+    }
+
+    /// Steps `0..total`, or those that are left after [`Run::restore`].
+    pub fn steps(&self, total: usize) -> Steps {
+        Steps::new(self.clone(), total)
+    }
+
+    /// Adds a line to `metrics.jsonl`; about twenty of a loop, and one every half minute, are printed too.
+    pub fn log(&self, values: Values) -> Result<()> {
+        let mut state = self.state();
+        let (step, total) = (state.step, state.total);
+        let line = state.log.add(step, total, values)?;
+        let plain = state.progress.as_ref().and_then(|p| p.plain(step.saturating_sub(1)));
+        drop(state);
+        if let Some(line) = line {
+            self.print(&plain.map_or(line.clone(), |left| format!("{line}  ({left})")));
+        }
+        Ok(())
+    }
+
+    /// Writes `images/<name>-<step>.png` (without the step outside a loop): a grid of a batch, or one image as it is.
+    pub fn images(&self, name: &str, images: &Tensor, captions: &[String]) -> Result<PathBuf> {
+        let folder = self.folder().join("images");
+        std::fs::create_dir_all(&folder).map_err(|e| record::file_error(&folder, "make", &e))?;
+        let state = self.state();
+        let file = match state.progress {
+            Some(_) => format!("{name}-{:06}.png", state.step),
+            None => format!("{name}.png"),
+        };
+        drop(state);
+        let path = folder.join(file);
+        let alone = images.rank() == 3 || (images.dims()[0] == 1 && captions.is_empty());
+        let picture = if alone {
+            image::to_rgb(images)?
+        } else {
+            let text = image::GridText { captions: captions.to_vec(), header: Vec::new() };
+            image::grid(images, images.dims()[0].min(8), &text)?
+        };
+        image::write(&picture, &path)?;
+        Ok(path)
+    }
+
+    /// Whether a checkpoint is due in this step: every so many steps, at the loop's end, and after Ctrl-C.
+    pub fn due(&self, every: usize) -> bool {
+        let state = self.state();
+        state.step > 0 && (state.step.is_multiple_of(every.max(1)) || state.step == state.total || self.0.stop.asked())
+    }
+
+    /// Writes `step-<step>/`: the script's state and the counters of the random streams.
+    pub fn checkpoint(&self, saved: Saved) -> Result<()> {
+        let (step, counters) = {
+            let state = self.state();
+            let counters = state.streams.iter().map(|(name, s)| (name.clone(), s.draw(|rng| rng.counter())));
+            (state.step, counters.collect())
+        };
+        checkpoint::save(self.folder(), &Checkpoint { step, state: saved, streams: counters }).map(drop)
+    }
+
+    /// The state of the last good checkpoint in the run directory, if there is one; the next step loop goes on behind it.
+    pub fn restore(&self) -> Result<Option<Saved>> {
+        let Some(found) = checkpoint::latest(self.folder())? else { return Ok(None) };
+        for (name, counter) in &found.streams {
+            self.stream(name).draw(|rng| rng.set_counter(*counter));
+        }
+        let mut state = self.state();
+        state.log.keep(found.step)?;
+        (state.resumed, state.step) = (found.step, found.step);
+        drop(state);
+        self.print(&format!("resuming after step {}", found.step));
+        Ok(Some(found.state))
+    }
+
+    /// Writes `result.json` and `curves.png` and prints the table; rows hold one value per item for each column.
+    pub fn finish(&self, rows: &[Row]) -> Result<()> {
+        let (series, steps) = {
+            let state = self.state();
+            (state.log.series(), state.step)
+        };
+        if !series.is_empty() {
+            image::write(&plot::panels(&series)?, &self.folder().join("curves.png"))?;
+        }
+        let seconds = self.0.started.elapsed().as_secs_f64();
+        record::write_json(&self.folder().join("result.json"), &result::json(self.folder(), rows, steps, seconds)?)?;
+        if !rows.is_empty() {
+            self.print(&result::table(rows)?);
+        }
+        self.print(&format!("results in {}", self.folder().display()));
+        Ok(())
+    }
+}
+
+impl std::fmt::Display for Run {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "run({})", self.folder().display())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -38,7 +38,7 @@ const COLORS: [RGBColor; 8] = [
 /// A line per series.
 pub fn lines(series: &[Series], labels: &Labels) -> Result<RgbImage> {
     let points = || series.iter().flat_map(|s| &s.points).filter(|p| p.1.is_finite());
-    frame("plot", labels, points(), |chart| {
+    frame("plot", labels, points(), series.len() > 1, |chart| {
         for (i, one) in series.iter().enumerate() {
             let color = COLORS[i % COLORS.len()];
             for part in one.points.split(|p| !p.1.is_finite()) {
@@ -47,18 +47,14 @@ pub fn lines(series: &[Series], labels: &Labels) -> Result<RgbImage> {
             let key = chart.draw_series(std::iter::empty::<Circle<(f64, f64), i32>>())?;
             key.label(&one.name).legend(move |(x, y)| Rectangle::new([(x, y - 1), (x + 14, y + 1)], color.filled()));
         }
-        if series.len() == 1 {
-            return Ok(());
-        }
-        let keys = &mut chart.configure_series_labels();
-        keys.background_style(WHITE.mix(0.8)).border_style(BLACK.mix(0.3)).label_font(("sans-serif", 10)).draw()
+        Ok(())
     })
 }
 
 /// Points.
 pub fn scatter(points: &[(f64, f64)], labels: &Labels) -> Result<RgbImage> {
     let finite = || points.iter().filter(|p| p.0.is_finite() && p.1.is_finite());
-    frame("scatter", labels, finite(), |chart| {
+    frame("scatter", labels, finite(), false, |chart| {
         chart.draw_series(finite().map(|&p| Circle::new(p, 2, COLORS[0].mix(0.7).filled()))).map(drop)
     })
 }
@@ -85,14 +81,14 @@ pub fn histogram(values: &[f64], bins: usize, labels: &Labels) -> Result<RgbImag
         .enumerate()
         .map(|(i, &n)| [(range.start + i as f64 * width, 0.0), (range.start + (i + 1) as f64 * width, n as f64)])
         .collect();
-    frame("histogram", labels, bars.iter().flatten().filter(|_| !values.is_empty()), |chart| {
+    frame("histogram", labels, bars.iter().flatten().filter(|_| !values.is_empty()), false, |chart| {
         chart.draw_series(bars.iter().map(|&bar| Rectangle::new(bar, COLORS[0].mix(0.75).filled()))).map(drop)
     })
 }
 
 /// A cell per value, dark blue for the smallest and yellow for the largest; the first row at the bottom.
 pub fn heatmap(values: &[f64], columns: usize, labels: &Labels) -> Result<RgbImage> {
-    let rows = if columns == 0 { 0 } else { values.len() / columns };
+    let rows = values.len().checked_div(columns).unwrap_or(0);
     let finite = || values.iter().copied().filter(|v| v.is_finite());
     let range = widen(finite().fold(f64::INFINITY, f64::min)..finite().fold(f64::NEG_INFINITY, f64::max), 0.0);
     let cells: Vec<([(f64, f64); 2], RGBColor)> = (0..rows * columns)
@@ -102,7 +98,7 @@ pub fn heatmap(values: &[f64], columns: usize, labels: &Labels) -> Result<RgbIma
         })
         .collect();
     let corners = cells.iter().flat_map(|(cell, _)| cell).filter(|_| finite().next().is_some());
-    frame("heatmap", labels, corners, |chart| {
+    frame("heatmap", labels, corners, false, |chart| {
         chart.draw_series(cells.iter().map(|(cell, color)| Rectangle::new(*cell, color.filled()))).map(drop)
     })
 }
@@ -119,7 +115,7 @@ pub fn panels(series: &[Series]) -> Result<RgbImage> {
         }
         let labels = Labels { title: one.name.clone(), x: "step".into(), y: String::new() };
         let mean = running_mean(&one.points, one.points.len() / 20);
-        let panel = frame("curves", &labels, finite(), |chart| {
+        let panel = frame("curves", &labels, finite(), false, |chart| {
             chart.draw_series(LineSeries::new(finite().copied(), COLORS[0].mix(0.3).stroke_width(1)))?;
             chart.draw_series(LineSeries::new(mean, COLORS[0].stroke_width(2))).map(drop)
         })?;
@@ -146,11 +142,12 @@ type Chart<'a, 'b> = ChartContext<
 >;
 type Drawing = std::result::Result<(), DrawingAreaErrorKind<std::convert::Infallible>>;
 
-/// Axes around the points, then what `fill` draws.
+/// Axes around the points, then what `fill` draws, and a key of the named series.
 fn frame<'p>(
     function: &str,
     labels: &Labels,
     points: impl Iterator<Item = &'p (f64, f64)>,
+    keys: bool,
     fill: impl FnOnce(&mut Chart) -> Drawing,
 ) -> Result<RgbImage> {
     let none = (f64::INFINITY..f64::NEG_INFINITY, f64::INFINITY..f64::NEG_INFINITY);
@@ -159,7 +156,7 @@ fn frame<'p>(
         bail!(Value, "{function}: needs at least one finite value, got none");
     }
     let mut image = RgbImage::from_pixel(SIZE.0, SIZE.1, Rgb([255; 3]));
-    let drawn = axes(&mut image, labels, widen(x, 0.0), widen(y, 0.04), fill);
+    let drawn = axes(&mut image, labels, widen(x, 0.0), widen(y, 0.04), keys, fill);
     match drawn {
         Ok(()) => Ok(image),
         Err(e) => bail!(Internal, "{function}: cannot draw ({e})"),
@@ -171,6 +168,7 @@ fn axes(
     labels: &Labels,
     x: Range<f64>,
     y: Range<f64>,
+    keys: bool,
     fill: impl FnOnce(&mut Chart) -> Drawing,
 ) -> Drawing {
     let root = Canvas(image).into_drawing_area();
@@ -198,7 +196,12 @@ fn axes(
         .y_desc(&labels.y)
         .label_style(("sans-serif", 10))
         .draw()?;
-    fill(&mut chart)
+    fill(&mut chart)?;
+    if keys {
+        let mut keys = chart.configure_series_labels();
+        keys.background_style(WHITE.mix(0.8)).border_style(BLACK.mix(0.3)).label_font(("sans-serif", 10)).draw()?;
+    }
+    Ok(())
 }
 
 /// A range of some width, with that share of it added at both ends.
@@ -211,7 +214,7 @@ fn widen(range: Range<f64>, share: f64) -> Range<f64> {
 /// Enough digits to tell ticks of a range apart.
 fn tick(value: f64, range: f64) -> String {
     let size = value.abs().max(range);
-    if size >= 1e6 || size < 1e-4 {
+    if !(1e-4..1e6).contains(&size) {
         return format!("{value:.1e}");
     }
     let digits = (1.5 - range.log10()).ceil().clamp(0.0, 6.0) as usize;

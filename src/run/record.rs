@@ -1,0 +1,83 @@
+//! What a run was made from, as JSON: versions, recipe, settings, seed, and hashes of what it wrote.
+
+use crate::error::{Error, Kind, Result};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+
+/// The recipe that runs.
+#[derive(Clone, Debug, Default)]
+pub struct Recipe {
+    /// As given on the command line; `None` for text.
+    pub path: Option<PathBuf>,
+    pub text: String,
+}
+
+/// Everything `run.json` holds.
+pub fn record(recipe: &Recipe, settings: &Map<String, Value>, seed: u64, device: &str) -> Value {
+    json!({
+        "versions": versions(),
+        "recipe": {
+            "path": recipe.path.as_ref().map(|p| p.display().to_string()),
+            "sha256": hash(recipe.text.as_bytes()),
+            "text": recipe.text,
+        },
+        "settings": settings,
+        "seed": seed,
+        "device": device,
+        "threads": rayon::current_num_threads(),
+    })
+}
+
+/// Our version, and those of the crates that decide numbers and syntax, from the lock file of the build.
+fn versions() -> Value {
+    let lock = include_str!("../../Cargo.lock");
+    let of = |name: &str| {
+        let entry = lock.split("[[package]]").find(|p| p.contains(&format!("name = \"{name}\"\n")));
+        let version = entry.and_then(|p| p.split("version = \"").nth(1)).and_then(|v| v.split('"').next());
+        version.unwrap_or("unknown").to_string()
+    };
+    json!({ "amscript": env!("CARGO_PKG_VERSION"), "candle": of("candle-core"), "rhai": of("rhai"), "rng": "chacha12" })
+}
+
+/// SHA-256 as hexadecimal text.
+pub fn hash(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// SHA-256 of a file.
+pub fn hash_file(path: &Path) -> Result<String> {
+    std::fs::read(path).map(|b| hash(&b)).map_err(|e| file_error(path, "read", &e))
+}
+
+/// Writes JSON, whole or not at all.
+pub fn write_json(path: &Path, value: &Value) -> Result<()> {
+    let text = format!("{value:#}\n");
+    crate::data::write_whole(path, text.as_bytes()).map_err(|e| file_error(path, "write", &e))
+}
+
+pub fn read_json(path: &Path) -> Result<Value> {
+    let text = std::fs::read_to_string(path).map_err(|e| file_error(path, "read", &e))?;
+    serde_json::from_str(&text)
+        .map_err(|e| Error::new(Kind::File, format!("{}: must hold JSON, got an error ({e})", path.display())))
+}
+
+pub fn file_error(path: &Path, verb: &str, error: &std::io::Error) -> Error {
+    Error::new(Kind::File, format!("cannot {verb} `{}` ({error})", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_come_from_the_lock_file() {
+        assert_eq!(versions()["candle"], "0.11.1");
+        assert_eq!(versions()["rhai"], "1.27.0");
+    }
+
+    #[test]
+    fn hash_of_the_standard_example() {
+        assert!(hash(b"abc").starts_with("ba7816bf8f01cfea"));
+    }
+}

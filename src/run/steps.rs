@@ -1,0 +1,87 @@
+//! The steps of a run as an iterator: progress, and an end after the step in which Ctrl-C came.
+
+use super::{
+    Run,
+    progress::{Looping, Progress, span},
+};
+use crate::error::{Error, Kind, Result};
+use std::time::Instant;
+
+/// Steps of a run; ends with an error when the user interrupts.
+pub struct Steps {
+    run: Run,
+    next: usize,
+    first: usize,
+    total: usize,
+    started: Instant,
+    looping: Option<Looping>,
+}
+
+impl Steps {
+    pub(super) fn new(run: Run, total: usize) -> Self {
+        let first = std::mem::take(&mut run.state().resumed).min(total);
+        Self { run, next: first, first, total, started: Instant::now(), looping: None }
+    }
+
+    fn begin(&mut self) {
+        if self.looping.is_none() {
+            self.looping = Some(self.run.0.stop.enter());
+            self.started = Instant::now();
+            let mut state = self.run.state();
+            state.total = self.total;
+            state.progress = Some(Progress::new(self.first, self.total));
+        }
+    }
+
+    fn interrupted(&mut self) -> Error {
+        let folder = self.run.folder().display().to_string();
+        let error = Error::new(Kind::Interrupt, format!("interrupted after step {} of {}", self.next, self.total));
+        self.end();
+        match super::checkpoint::latest(self.run.folder()) {
+            Ok(Some(saved)) => {
+                error.hint(format!("run again with `--out {folder}` to go on after step {}", saved.step))
+            }
+            _ => error.hint(format!("what was written is in {folder}")),
+        }
+    }
+
+    /// Takes the bar away; says once how long the loop took.
+    fn end(&mut self) {
+        if self.looping.take().is_some() {
+            self.run.state().progress = None;
+            let done = self.next - self.first;
+            if done > 0 && self.next == self.total {
+                let time = self.started.elapsed();
+                let each = span(time / done as u32);
+                self.run.print(&format!("{done} steps in {}, {each} a step", span(time)));
+            }
+        }
+    }
+}
+
+impl Iterator for Steps {
+    type Item = Result<usize>;
+
+    fn next(&mut self) -> Option<Result<usize>> {
+        self.begin();
+        if let Some(progress) = &self.run.state().progress {
+            progress.tick(self.next);
+        }
+        if self.run.0.stop.asked() {
+            return Some(Err(self.interrupted()));
+        }
+        if self.next >= self.total {
+            self.end();
+            return None;
+        }
+        self.next += 1;
+        self.run.state().step = self.next;
+        Some(Ok(self.next - 1))
+    }
+}
+
+impl Drop for Steps {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
