@@ -102,8 +102,10 @@ pub fn rollout(
         bail!(Value, "rollout: keep must be at most the {n} steps of the grid, got {}", options.keep);
     }
     let first = n - options.keep;
-    let mut field = |x: &Tensor, t: f64| {
-        let v = velocity.velocity(x, &time_tensor(t, x)?, condition)?;
+    let frozen = velocity.frozen()?;
+    let constant = frozen.as_deref().unwrap_or(velocity);
+    let at = |field: &dyn Velocity, x: &Tensor, t: f64| {
+        let v = field.velocity(x, &time_tensor(t, x)?, condition)?;
         match v.dims() == x.dims() {
             true => Ok(v.to_dtype(x.dtype())?),
             false => {
@@ -117,22 +119,23 @@ pub fn rollout(
         if let Some(on_step) = &options.on_step {
             on_step(k, n)?;
         }
-        let v = field(&x, times[k])?;
-        let constant = v.detach();
-        if k >= first {
-            states.push(x.clone());
-            velocities.push(if options.track { v } else { constant.clone() });
-        } else {
-            drop(v);
-        }
-        x = options.solver.step(&mut field, &x, &constant, (times[k], times[k + 1]))?.detach();
-        if let Some(sample) = first_non_finite(&x)? {
+        let tracked = options.track && k >= first;
+        let v = at(if tracked { velocity } else { constant }, &x, times[k])?;
+        let v = if tracked { v } else { v.detach() };
+        let mut stage = |x: &Tensor, t: f64| Ok(at(constant, x, t)?.detach());
+        let next = options.solver.step(&mut stage, &x, &v.detach(), (times[k], times[k + 1]))?.detach();
+        if let Some(sample) = first_non_finite(&next)? {
+            let (step, t) = (k, times[k + 1]);
             bail!(
                 Numeric,
-                "rollout: states must be finite, got NaN or infinity in sample {sample} after step {k} (t = {:.4})",
-                times[k + 1]
+                "rollout: states must be finite, got NaN or infinity in sample {sample} after step {step} (t = {t:.4})"
             );
         }
+        if k >= first {
+            states.push(x);
+            velocities.push(v);
+        }
+        x = next;
     }
     states.push(x);
     Ok(Trajectory { grid: options.grid.clone(), first, states, velocities, condition: condition.clone() })

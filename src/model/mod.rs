@@ -39,6 +39,11 @@ pub struct Condition {
 /// dtype. Returns the shape of `x`.
 pub trait Velocity: Send + Sync {
     fn velocity(&self, x: &Tensor, t: &Tensor, condition: &Condition) -> Result<Tensor>;
+
+    /// The same field, sharing its parameters, that keeps no graph to them; none where this one keeps none anyway.
+    fn frozen(&self) -> Result<Option<Arc<dyn Velocity>>> {
+        Ok(None)
+    }
 }
 
 /// One kind of model: the frozen parts around a velocity network, and how the network is built from its weights.
@@ -205,6 +210,13 @@ impl Flow {
 impl Velocity for Flow {
     fn velocity(&self, x: &Tensor, t: &Tensor, condition: &Condition) -> Result<Tensor> {
         self.velocity.velocity(x, t, condition)
+    }
+
+    fn frozen(&self) -> Result<Option<Arc<dyn Velocity>>> {
+        match &self.model {
+            Some(model) if !self.params().is_empty() => Ok(Some(model.family.network(&model.weights.frozen()?)?)),
+            _ => self.velocity.frozen(),
+        }
     }
 }
 

@@ -245,6 +245,14 @@ impl Weights {
         })
     }
 
+    /// The same tensors and adapters, sharing storage, with no gradient to any of them.
+    pub fn frozen(&self) -> Result<Self> {
+        let frozen = |lora: &Lora| Lora { a: lora.a.detach(), b: lora.b.detach(), scale: lora.scale };
+        let adapters = self.adapters().iter().map(|(name, lora)| (name.clone(), frozen(lora))).collect();
+        let tensors = self.tensors()?.into_iter().map(|(name, tensor)| (name, tensor.detach())).collect();
+        self.replaced(tensors, adapters)
+    }
+
     /// The variables among the tensors and adapters, by full name, in order.
     pub fn params(&self) -> Vec<(String, Tensor)> {
         let adapters = self.adapters().iter().flat_map(|(name, lora)| {
