@@ -1,10 +1,12 @@
 //! Chapter `align`: costs, penalties, lean adjoint, matching.
 
 use super::flow::{Sampler, Trajectory, condition, watched};
+use super::reward::texts;
 use super::*;
 use crate::align as solver;
 use crate::align::{AdjointIndex, MatchingLoss, MatchingOptions, Reduction, RewardCost};
 use crate::model::Flow;
+use crate::reward::Judge;
 use crate::tensor::{DType, Tensor};
 use crate::{options, script_value};
 use std::fmt;
@@ -175,6 +177,24 @@ pub mod align {
     pub fn terminal_cost(context: NativeCallContext, closure: FnPtr) -> Cost {
         let callback = Callback::new(&context, "terminal_cost", closure);
         Cost::new(move |images| Ok(callback.call::<Tensor>((images.clone(),))?.neg()?), 1.0)
+    }
+
+    /// The cost `-scale * reward` of images; `prompts` are texts, a prompt set, or the condition that was encoded from them.
+    ///
+    /// The larger the scale, the further the policy moves for the reward.
+    ///
+    /// ```rhai
+    /// let bright = scripted_reward(|images, prompts| images.mean([1, 2, 3]));
+    /// reward_cost(bright, "a red circle", 100)   //=> reward_cost(.., 100)
+    /// reward_cost(bright, 3, 100)                //=> error: expected texts
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn reward_cost(reward: Judge, prompts: Dynamic, scale: f64) -> RhaiResultOf<Cost> {
+        let _ = texts(prompts.clone(), 1, "reward_cost: prompts")?;
+        let score = move |images: &Tensor| {
+            reward.score(images, &texts(prompts.clone(), images.dim(0)?, "reward_cost: prompts")?)
+        };
+        Ok(Cost::new(score, scale))
     }
 
     /// The terminal condition of the adjoint: the gradient of the cost at the end states, per sample.
@@ -466,6 +486,11 @@ pub mod align {
     #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
     pub fn show_truncation(truncation: &mut Truncation) -> String {
         truncation.to_string()
+    }
+
+    #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
+    pub fn show_cost(cost: &mut Cost) -> String {
+        format!("reward_cost(.., {})", cost.scale)
     }
 
     #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
