@@ -3,6 +3,7 @@
 use crate::bail;
 use crate::error::Result;
 use candle_core::{Storage, StorageRef, Tensor, WithDType};
+use rayon::prelude::*;
 use std::marker::PhantomData;
 use std::ops::{Deref, Range};
 
@@ -12,10 +13,32 @@ pub trait Real: WithDType + num_traits::Float {
     fn of(value: f64) -> Self {
         <Self as WithDType>::from_f64(value)
     }
+
+    /// `exp(x)`; loops over it must vectorise.
+    fn exponential(self) -> Self;
 }
 
-impl Real for f32 {}
-impl Real for f64 {}
+impl Real for f32 {
+    /// Cephes' polynomial, within 2 units in the last place.
+    fn exponential(self) -> f32 {
+        let x = self.clamp(-87.3, 88.7);
+        let n = (x * std::f32::consts::LOG2_E).round_ties_even();
+        let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
+        let p = 1.987_569_1e-4f32;
+        let p = p * r + 1.398_199_9e-3;
+        let p = p * r + 8.333_452e-3;
+        let p = p * r + 4.166_579_6e-2;
+        let p = p * r + 1.666_666_5e-1;
+        let p = p * r + 0.5;
+        (p * r * r + r + 1.0) * f32::from_bits(((n as i32 + 127) << 23) as u32)
+    }
+}
+
+impl Real for f64 {
+    fn exponential(self) -> f64 {
+        self.exp()
+    }
+}
 
 /// Read access to a contiguous CPU tensor.
 pub struct Data<'a, T> {
@@ -126,4 +149,49 @@ pub unsafe fn product<T: Real>(
             gemm::Parallelism::None,
         );
     }
+}
+
+/// Sum in eight lanes, which the compiler keeps in one register.
+pub fn sum<T: Real>(row: &[T], f: impl Fn(T) -> T) -> T {
+    let chunks = row.chunks_exact(8);
+    let rest = chunks.remainder().iter().fold(T::zero(), |s, v| s + f(*v));
+    let lanes = chunks.fold([T::zero(); 8], |mut s, c| {
+        s.iter_mut().zip(c).for_each(|(s, v)| *s += f(*v));
+        s
+    });
+    lanes.iter().fold(rest, |s, v| s + *v)
+}
+
+/// Inner product in eight lanes.
+pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
+    let (ca, cb) = (a.chunks_exact(8), b.chunks_exact(8));
+    let rest = ca.remainder().iter().zip(cb.remainder()).fold(T::zero(), |s, (a, b)| s + *a * *b);
+    let lanes = ca.zip(cb).fold([T::zero(); 8], |mut s, (a, b)| {
+        s.iter_mut().zip(a.iter().zip(b)).for_each(|(s, (a, b))| *s += *a * *b);
+        s
+    });
+    lanes.iter().fold(rest, |s, v| s + *v)
+}
+
+/// Sums `f(index)` over the rows of each block of `rows` rows: `[blocks, width]` of `[blocks * rows, width]`.
+///
+/// Fixed chunks of rows are added in order, so the result does not depend on the number of threads.
+pub fn column_sums<T: Real>(len: usize, rows: usize, width: usize, f: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    const CHUNK: usize = 256;
+    let per_block = rows.div_ceil(CHUNK).max(1);
+    let blocks = len / (rows * width).max(1);
+    let mut partial = vec![T::zero(); blocks * per_block * width];
+    partial.par_chunks_mut(width).enumerate().for_each(|(i, sum)| {
+        let (block, chunk) = (i / per_block, i % per_block);
+        for row in chunk * CHUNK..rows.min((chunk + 1) * CHUNK) {
+            let at = (block * rows + row) * width;
+            sum.iter_mut().enumerate().for_each(|(j, s)| *s += f(at + j));
+        }
+    });
+    let mut out = vec![T::zero(); blocks * width];
+    for (i, part) in partial.chunks(width).enumerate() {
+        let at = i / per_block * width;
+        out[at..at + width].iter_mut().zip(part).for_each(|(o, p)| *o += *p);
+    }
+    out
 }

@@ -21,7 +21,8 @@ fn pointwise<P: Pointwise, T: Real>(x: &Tensor) -> Result<Tensor> {
         let (grad, shape) = (grad.contiguous()?, input.dims());
         let (g, x) = (data::<T>(&grad)?, data::<T>(&input)?);
         let mut out = vec![T::zero(); g.len()];
-        out.par_iter_mut().with_min_len(16384).enumerate().for_each(|(i, o)| *o = g[i] * P::slope(x[i]));
+        let chunks = out.par_chunks_mut(4096).with_min_len(4).zip(x.par_chunks(4096)).zip(g.par_chunks(4096));
+        chunks.for_each(|((o, x), g)| o.iter_mut().zip(x.iter().zip(g)).for_each(|(o, (x, g))| *o = *g * P::slope(*x)));
         Ok(vec![Some(Tensor::from_vec(out, shape, input.device())?)])
     })
 }
@@ -29,7 +30,8 @@ fn pointwise<P: Pointwise, T: Real>(x: &Tensor) -> Result<Tensor> {
 fn map<T: Real>(x: &Tensor, f: impl Fn(T) -> T + Send + Sync) -> Result<Vec<T>> {
     let x = data::<T>(x)?;
     let mut out = vec![T::zero(); x.len()];
-    out.par_iter_mut().with_min_len(16384).enumerate().for_each(|(i, o)| *o = f(x[i]));
+    let chunks = out.par_chunks_mut(4096).with_min_len(4).zip(x.par_chunks(4096));
+    chunks.for_each(|(o, x)| o.iter_mut().zip(x).for_each(|(o, x)| *o = f(*x)));
     Ok(out)
 }
 
@@ -56,7 +58,7 @@ macro_rules! pointwise {
 }
 
 fn logistic<T: Real>(x: T) -> T {
-    T::one() / (T::one() + (-x).exp())
+    T::one() / (T::one() + (-x).exponential())
 }
 
 pointwise!(
@@ -144,9 +146,7 @@ fn swiglu_cpu<T: Real>(x: &Tensor, half: usize) -> Result<Tensor> {
         let x = data::<T>(&input)?;
         out.par_chunks_mut(half).with_min_len(grain(half)).zip(x.par_chunks(2 * half)).for_each(|(o, x)| {
             let (a, b) = x.split_at(half);
-            for i in 0..half {
-                o[i] = a[i] * logistic(a[i]) * b[i];
-            }
+            o.iter_mut().zip(a.iter().zip(b)).for_each(|(o, (a, b))| *o = *a * logistic(*a) * *b);
         });
     }
     custom_vjp(&[x], Tensor::from_vec(out, dims, x.device())?, move |grad, _| {
@@ -155,11 +155,12 @@ fn swiglu_cpu<T: Real>(x: &Tensor, half: usize) -> Result<Tensor> {
         let mut out = vec![T::zero(); x.len()];
         let rows = out.par_chunks_mut(2 * half).with_min_len(grain(half));
         rows.zip(x.par_chunks(2 * half)).zip(g.par_chunks(half)).for_each(|((o, x), g)| {
-            for i in 0..half {
-                let (a, b, s) = (x[i], x[half + i], logistic(x[i]));
-                o[i] = g[i] * b * s * (T::one() + a * (T::one() - s));
-                o[half + i] = g[i] * a * s;
-            }
+            let ((a, b), (ga, gb)) = (x.split_at(half), o.split_at_mut(half));
+            ga.iter_mut().zip(gb).zip(a.iter().zip(b).zip(g)).for_each(|((ga, gb), ((a, b), g))| {
+                let s = logistic(*a);
+                *ga = *g * *b * s * (T::one() + *a * (T::one() - s));
+                *gb = *g * *a * s;
+            });
         });
         Ok(vec![Some(Tensor::from_vec(out, input.dims(), input.device())?)])
     })

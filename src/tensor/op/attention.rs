@@ -3,7 +3,7 @@
 use crate::bail;
 use crate::error::Result;
 use crate::tensor::grad::custom_vjp;
-use crate::tensor::kernel::{Data, Matrix, Real, Shared, data, grain, on_cpu, product};
+use crate::tensor::kernel::{Data, Matrix, Real, Shared, data, grain, on_cpu, product, sum};
 use candle_core::{D, Tensor};
 use num_traits::Float;
 use rayon::prelude::*;
@@ -35,14 +35,9 @@ fn softmax_cpu<T: Real>(x: &Tensor) -> Result<Tensor> {
 /// Softmax of a row in place; returns the log of the sum of exponentials.
 fn normalise<T: Real>(row: &mut [T]) -> T {
     let top = row.iter().fold(T::neg_infinity(), |m, v| Float::max(m, *v));
-    let mut sum = T::zero();
-    for v in row.iter_mut() {
-        *v = (*v - top).exp();
-        sum += *v;
-    }
-    for v in row.iter_mut() {
-        *v /= sum;
-    }
+    row.iter_mut().for_each(|v| *v = (*v - top).exponential());
+    let sum = sum(row, |v| v);
+    row.iter_mut().for_each(|v| *v /= sum);
     top + sum.ln()
 }
 
@@ -203,7 +198,9 @@ fn backward<T: Real>(p: &Problem<T>, out: &[T], grad: &[T], lse: &[T]) -> [Vec<T
                 let (pr, ds) = (&mut probabilities[..n * z.t], &mut ds[..n * z.t]);
                 p.scores(b, h, i, n, pr);
                 let (at, lse) = (p.query(b, h, i), &lse[(b * z.heads + h) * z.s + i..]);
-                pr.chunks_mut(z.t).zip(lse).for_each(|(row, l)| row.iter_mut().for_each(|x| *x = (*x - *l).exp()));
+                pr.chunks_mut(z.t)
+                    .zip(lse)
+                    .for_each(|(row, l)| row.iter_mut().for_each(|x| *x = (*x - *l).exponential()));
                 // SAFETY: every job writes the rows of its own key head and of the query heads that share it.
                 unsafe {
                     let g = Matrix::rows(&grad[at..], wide);

@@ -3,7 +3,7 @@
 use crate::bail;
 use crate::error::Result;
 use crate::tensor::grad::custom_vjp;
-use crate::tensor::kernel::{Data, Matrix, Real, Shared, data, on_cpu, product};
+use crate::tensor::kernel::{Data, Matrix, Real, Shared, column_sums, data, grain, on_cpu, product, sum};
 use candle_core::Tensor;
 use rayon::prelude::*;
 
@@ -67,7 +67,9 @@ fn conv2d_cpu<T: Real>(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, z: Si
             gradients[1] = Some(Tensor::from_vec(gw, kernel.dims(), input.device())?);
         }
         if wanted.get(2) == Some(&true) {
-            gradients[2] = Some(grad.sum((0, 2, 3))?);
+            let planes: Vec<T> = g.par_chunks(z.pixels()).map(|plane| sum(plane, |v| v)).collect();
+            let sums = column_sums(planes.len(), z.batch, z.outer, |i| planes[i]);
+            gradients[2] = Some(Tensor::from_vec(sums, z.outer, grad.device())?);
         }
         Ok(gradients)
     })
@@ -203,9 +205,29 @@ fn weight_gradient<T: Real>(grad: &[T], x: &[T], z: Sizes) -> Vec<T> {
 /// Doubles height and width of `x [batch, channels, h, w]` by repeating pixels.
 pub fn upsample_nearest2x(x: &Tensor) -> Result<Tensor> {
     let (b, c, h, w) = x.dims4()?;
-    let repeated = x.detach().reshape((b, c, h, 1, w, 1))?.expand((b, c, h, 2, w, 2))?.contiguous()?;
-    custom_vjp(&[x], repeated.reshape((b, c, 2 * h, 2 * w))?, move |grad, _| {
-        let rows = grad.contiguous()?.reshape((b * c * h, 2, 2 * w))?.sum(1)?;
-        Ok(vec![Some(rows.reshape((b, c, h, w, 2))?.sum(4)?)])
+    on_cpu!(x, upsample_cpu(x), {
+        let repeated = x.reshape((b, c, h, 1, w, 1))?.broadcast_as((b, c, h, 2, w, 2))?;
+        Ok(repeated.contiguous()?.reshape((b, c, 2 * h, 2 * w))?)
+    })
+}
+
+fn upsample_cpu<T: Real>(x: &Tensor) -> Result<Tensor> {
+    let (b, c, h, w) = x.dims4()?;
+    let input = x.detach().contiguous()?;
+    let mut out = vec![T::zero(); 4 * input.elem_count()];
+    out.par_chunks_mut(4 * w).with_min_len(grain(w)).zip(data::<T>(&input)?.par_chunks(w)).for_each(|(two, row)| {
+        let (first, second) = two.split_at_mut(2 * w);
+        first.chunks_mut(2).zip(row).for_each(|(pair, x)| pair.fill(*x));
+        second.copy_from_slice(first);
+    });
+    custom_vjp(&[x], Tensor::from_vec(out, (b, c, 2 * h, 2 * w), x.device())?, move |grad, _| {
+        let grad = grad.contiguous()?;
+        let mut out = vec![T::zero(); b * c * h * w];
+        out.par_chunks_mut(w).with_min_len(grain(w)).zip(data::<T>(&grad)?.par_chunks(4 * w)).for_each(|(row, two)| {
+            let (first, second) = two.split_at(2 * w);
+            let pairs = first.chunks(2).zip(second.chunks(2));
+            row.iter_mut().zip(pairs).for_each(|(o, (p, q))| *o = p[0] + p[1] + q[0] + q[1]);
+        });
+        Ok(vec![Some(Tensor::from_vec(out, (b, c, h, w), grad.device())?)])
     })
 }

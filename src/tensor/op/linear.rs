@@ -3,6 +3,7 @@
 use crate::bail;
 use crate::error::Result;
 use crate::tensor::grad::custom_vjp;
+use crate::tensor::kernel::{Real, column_sums, data, on_cpu};
 use candle_core::Tensor;
 
 /// A low-rank change of a weight: `scale * b a`, with `a [rank, in]` and `b [out, rank]`.
@@ -57,7 +58,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, lora: Option<&
             gradients[1] = Some(g.t()?.matmul(&rows)?);
         }
         if has_bias && wanted[2] {
-            gradients[2] = Some(g.sum(0)?);
+            gradients[2] = Some(bias_gradient(&g)?);
         }
         if let (Some((l, gb)), Some(hidden)) = (&through, &inside) {
             let at = wanted.len() - 2;
@@ -70,4 +71,16 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, lora: Option<&
         }
         Ok(gradients)
     })
+}
+
+/// Sum over the rows of `g [rows, out]`.
+fn bias_gradient(g: &Tensor) -> Result<Tensor> {
+    on_cpu!(g, bias_gradient_cpu(g), Ok(g.sum(0)?))
+}
+
+fn bias_gradient_cpu<T: Real>(g: &Tensor) -> Result<Tensor> {
+    let (rows, out) = g.dims2()?;
+    let g = g.contiguous()?;
+    let g = data::<T>(&g)?;
+    Ok(Tensor::from_vec(column_sums(g.len(), rows, out, |i| g[i]), out, &candle_core::Device::Cpu)?)
 }

@@ -3,7 +3,7 @@
 use crate::bail;
 use crate::error::Result;
 use crate::tensor::grad::custom_vjp;
-use crate::tensor::kernel::{Real, data, grain, on_cpu};
+use crate::tensor::kernel::{Real, column_sums, data, dot, grain, on_cpu, sum};
 use candle_core::{D, Tensor};
 use rayon::prelude::*;
 
@@ -81,18 +81,34 @@ fn channel_affine<T: Real>(y: &Tensor, weight: &Tensor, bias: &Tensor) -> Result
 /// `y w + b` over the last dimension; gradients of `w` and `b` only where they are wanted.
 fn affine(y: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>) -> Result<Tensor> {
     let Some(weight) = weight else { return Ok(y.clone()) };
-    let [plain, w] = contiguous([y, weight])?;
-    let mut out = plain.broadcast_mul(&w)?;
-    if let Some(bias) = bias {
-        out = out.broadcast_add(&bias.detach())?;
+    on_cpu!(y, affine_cpu(y, weight, bias), {
+        let out = y.broadcast_mul(weight)?;
+        Ok(bias.map_or(Ok(out.clone()), |b| out.broadcast_add(b))?)
+    })
+}
+
+fn affine_cpu<T: Real>(y: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let [plain, w, b] = contiguous([y, weight, bias.unwrap_or(weight)])?;
+    let (width, has_bias) = (w.elem_count(), bias.is_some());
+    let mut out = data::<T>(&plain)?.to_vec();
+    {
+        let (w, b) = (data::<T>(&w)?, data::<T>(&b)?);
+        out.par_chunks_mut(width).with_min_len(grain(width)).for_each(|row| match has_bias {
+            true => row.iter_mut().zip(w.iter().zip(b.iter())).for_each(|(y, (w, b))| *y = *y * *w + *b),
+            false => row.iter_mut().zip(w.iter()).for_each(|(y, w)| *y *= *w),
+        });
     }
     let mut inputs = vec![y, weight];
     inputs.extend(bias);
-    custom_vjp(&inputs, out, move |grad, wanted| {
-        let width = w.elem_count();
-        let gy = wanted[0].then(|| grad.broadcast_mul(&w)).transpose()?;
-        let gw = wanted[1].then(|| (grad * &plain)?.reshape(((), width))?.sum(0)).transpose()?;
-        let gb = (wanted.get(2) == Some(&true)).then(|| grad.reshape(((), width))?.sum(0)).transpose()?;
+    custom_vjp(&inputs, Tensor::from_vec(out, y.dims(), y.device())?, move |grad, wanted| {
+        let grad = grad.contiguous()?;
+        let (g, y) = (data::<T>(&grad)?, data::<T>(&plain)?);
+        let (len, rows) = (g.len(), g.len() / width.max(1));
+        let gy = wanted[0].then(|| scaled_rows::<T>(&grad, &w, T::zero(), rows)).transpose()?;
+        let column = |sums: Vec<T>| Tensor::from_vec(sums, width, grad.device());
+        let gw = wanted[1].then(|| column(column_sums(len, rows, width, |i| g[i] * y[i]))).transpose()?;
+        let wants_bias = wanted.get(2) == Some(&true);
+        let gb = wants_bias.then(|| column(column_sums(len, rows, width, |i| g[i]))).transpose()?;
         Ok([gy, gw, gb].into_iter().take(wanted.len()).collect())
     })
 }
@@ -134,27 +150,6 @@ fn normalise_cpu<T: Real>(x: &Tensor, width: usize, centre: bool, eps: f64) -> R
     })
 }
 
-/// Sum in eight lanes, which the compiler can keep in one register.
-fn sum<T: Real>(row: &[T], f: impl Fn(T) -> T) -> T {
-    let chunks = row.chunks_exact(8);
-    let rest = chunks.remainder().iter().fold(T::zero(), |s, v| s + f(*v));
-    let lanes = chunks.fold([T::zero(); 8], |mut s, c| {
-        s.iter_mut().zip(c).for_each(|(s, v)| *s += f(*v));
-        s
-    });
-    lanes.iter().fold(rest, |s, v| s + *v)
-}
-
-fn dot<T: Real>(a: &[T], b: &[T]) -> T {
-    let (ca, cb) = (a.chunks_exact(8), b.chunks_exact(8));
-    let rest = ca.remainder().iter().zip(cb.remainder()).fold(T::zero(), |s, (a, b)| s + *a * *b);
-    let lanes = ca.zip(cb).fold([T::zero(); 8], |mut s, (a, b)| {
-        s.iter_mut().zip(a.iter().zip(b)).for_each(|(s, (a, b))| *s += *a * *b);
-        s
-    });
-    lanes.iter().fold(rest, |s, v| s + *v)
-}
-
 /// `x (1 + scale) + shift` for `x [batch, tokens, d]` and `shift, scale [batch, d]`.
 pub fn modulate(x: &Tensor, shift: &Tensor, scale: &Tensor) -> Result<Tensor> {
     on_cpu!(x, modulate_cpu(x, shift, scale), {
@@ -175,9 +170,12 @@ fn modulate_cpu<T: Real>(x: &Tensor, shift: &Tensor, scale: &Tensor) -> Result<T
         });
     }
     custom_vjp(&[x, shift, scale], Tensor::from_vec(out, x.dims(), x.device())?, move |grad, wanted| {
-        let gx = wanted[0].then(|| scaled_rows::<T>(grad, &by, T::one(), tokens)).transpose()?;
-        let gshift = wanted[1].then(|| grad.sum(1)).transpose()?;
-        let gscale = wanted[2].then(|| (grad * &input)?.sum(1)).transpose()?;
+        let grad = grad.contiguous()?;
+        let (g, x, len) = (data::<T>(&grad)?, data::<T>(&input)?, grad.elem_count());
+        let per_sample = |sums: Vec<T>| Tensor::from_vec(sums, by.dims(), grad.device());
+        let gx = wanted[0].then(|| scaled_rows::<T>(&grad, &by, T::one(), tokens)).transpose()?;
+        let gshift = wanted[1].then(|| per_sample(column_sums(len, tokens, width, |i| g[i]))).transpose()?;
+        let gscale = wanted[2].then(|| per_sample(column_sums(len, tokens, width, |i| g[i] * x[i]))).transpose()?;
         Ok(vec![gx, gshift, gscale])
     })
 }
@@ -200,17 +198,20 @@ fn gated_add_cpu<T: Real>(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tenso
         });
     }
     custom_vjp(&[x, gate, y], Tensor::from_vec(out, x.dims(), x.device())?, move |grad, wanted| {
+        let grad = grad.contiguous()?;
+        let (g, y, len) = (data::<T>(&grad)?, data::<T>(&change)?, grad.elem_count());
         let gx = wanted[0].then(|| grad.clone());
-        let ggate = wanted[1].then(|| (grad * &change)?.sum(1)).transpose()?;
-        let gy = wanted[2].then(|| scaled_rows::<T>(grad, &by, T::zero(), tokens)).transpose()?;
+        let sums = wanted[1].then(|| column_sums(len, tokens, width, |i| g[i] * y[i]));
+        let ggate = sums.map(|sums| Tensor::from_vec(sums, by.dims(), grad.device())).transpose()?;
+        let gy = wanted[2].then(|| scaled_rows::<T>(&grad, &by, T::zero(), tokens)).transpose()?;
         Ok(vec![gx, ggate, gy])
     })
 }
 
-/// `x (offset + by)` for `x [batch, tokens, d]`, `by [batch, d]`.
+/// `x (offset + by)` for contiguous `x [batch, tokens, d]`, `by [batch, d]`.
 fn scaled_rows<T: Real>(x: &Tensor, by: &Tensor, offset: T, tokens: usize) -> Result<Tensor> {
     let width = x.dim(D::Minus1)?;
-    let mut out = data::<T>(&x.contiguous()?)?.to_vec();
+    let mut out = data::<T>(x)?.to_vec();
     let by = data::<T>(by)?;
     out.par_chunks_mut(width).with_min_len(grain(width)).enumerate().for_each(|(i, row)| {
         let by = &by[i / tokens * width..][..width];

@@ -1,0 +1,439 @@
+//! Chapter `model`: flow models, their conditions and adapters, and the autoencoders below them.
+
+use super::*;
+use crate::bail;
+use crate::model::klein::{Klein, Latents, patchify};
+use crate::model::source::{Folder, Sources};
+use crate::model::{Condition, Flow, Velocity};
+use crate::nn::weights::Weights;
+use crate::optim::Params;
+use crate::options;
+use crate::tensor::{DType, Tensor};
+use serde::de::DeserializeOwned;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+options! {
+    /// How to open a model.
+    pub struct FlowOptions {
+        /// Sizes of a new, random transformer (the keys of `transformer/config.json`) instead of the stored one.
+        transformer: Option<Map> = None,
+        /// A LoRA file to apply, frozen.
+        lora: Option<String> = None,
+    }
+}
+
+options! {
+    /// Low-rank adapters.
+    pub struct LoraOptions {
+        /// Rank of the change of each weight.
+        rank: usize = 16,
+        /// The change is multiplied by alpha / rank; () means alpha = rank.
+        alpha: Option<f64> = None,
+        /// Ends of the names of the modules to adapt; () means the family's usual ones.
+        targets: Option<Vec<String>> = None,
+    }
+}
+
+options! {
+    /// How weights are written.
+    pub struct SaveOptions {
+        /// Store half-precision numbers.
+        half: bool = false,
+    }
+}
+
+/// An autoencoder as scripts hold it: its weights, and the network built from them.
+#[derive(Clone)]
+pub struct Autoencoder {
+    config: serde_json::Value,
+    weights: Weights,
+    latents: Arc<Latents>,
+}
+
+impl Autoencoder {
+    fn new(config: serde_json::Value, weights: Weights) -> Result<Self> {
+        let latents = Latents::new(&parse_config("autoencoder", config.clone())?, &weights)?;
+        Ok(Self { config, weights, latents: Arc::new(latents) })
+    }
+
+    fn random(config: Map, rng: &crate::tensor::Rng, session: &Session) -> Result<Self> {
+        Self::new(json(&config, "autoencoder")?, Weights::random(rng, DType::F32, session.device()))
+    }
+
+    fn open(folder: &Folder, session: &Session) -> Result<Self> {
+        let weights = folder.weights("diffusion_pytorch_model", DType::F32, session.device())?;
+        let opened = Self::new(folder.json("config.json")?, weights)?;
+        opened.weights.finish()?;
+        Ok(opened)
+    }
+
+    /// The same network with other normalisation statistics, those of raw latents `[n, c, h, w]`.
+    fn normalised(&self, raw: &Tensor) -> Result<Self> {
+        let patches = patchify(raw)?.transpose(0, 1)?.flatten_from(1)?; // [4 c, n h w / 4]
+        let (mean, variance) = (patches.mean(1)?, patches.var(1)?);
+        let weights = self.weights.map(|name, tensor| {
+            Ok(match name {
+                "bn.running_mean" => mean.clone(),
+                "bn.running_var" => variance.clone(),
+                _ => tensor.detach(),
+            })
+        })?;
+        Self::new(self.config.clone(), weights)
+    }
+
+    fn save(&self, folder: &Path, dtype: Option<DType>) -> Result<()> {
+        let refused = |e: std::io::Error| Error::new(Kind::File, format!("save: {}: {e}", folder.display()));
+        std::fs::create_dir_all(folder).map_err(refused)?;
+        self.weights.save(&folder.join("diffusion_pytorch_model.safetensors"), dtype)?;
+        let text = format!("{:#}\n", self.config);
+        crate::data::write_whole(&folder.join("config.json"), text.as_bytes()).map_err(refused)
+    }
+}
+
+impl fmt::Display for Autoencoder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let config = &self.latents.config;
+        write!(f, "autoencoder({} latent channels, {} pixels)", 4 * config.latent_channels, self.latents.pixels())
+    }
+}
+
+/// An object map as JSON.
+fn json(map: &Map, place: &str) -> Result<serde_json::Value> {
+    rhai::format_map_as_json(map)
+        .parse()
+        .map_err(|e| Error::new(Kind::Option, format!("{place}: expected numbers, text, arrays and maps, got {e}")))
+}
+
+fn parse_config<T: DeserializeOwned>(place: &str, value: serde_json::Value) -> Result<T> {
+    serde_json::from_value(value).map_err(|e| Error::new(Kind::Option, format!("{place}: config: {e}")))
+}
+
+fn open_flow(context: &NativeCallContext, name: &str, options: FlowOptions) -> Result<Flow> {
+    let session = Session::of(context);
+    let (folder, device) = (Sources::new(session.request.models.as_deref()).find(name)?, session.device());
+    let config = options.transformer.map(|map| parse_config("flow: transformer", json(&map, "flow: transformer")?));
+    let fresh = config.is_some();
+    let klein = Klein::open(name, &folder, config.transpose()?, device)?;
+    let weights = match fresh {
+        true => Weights::random(&crate::tensor::Rng::new(session.request.seed.unwrap_or(0)), DType::F32, device),
+        false => klein.weights(&folder, device)?,
+    };
+    let flow = Flow::of_family(Arc::new(klein), weights)?;
+    match options.lora {
+        Some(path) => flow.load_lora(Path::new(&path)),
+        None => Ok(flow),
+    }
+}
+
+/// A prompt, or an array of them.
+fn prompt_list(prompts: Dynamic) -> Result<Vec<String>> {
+    match String::from_script(prompts.clone()) {
+        Some(prompt) => Ok(vec![prompt]),
+        None => option::convert(prompts, "encode: prompts"),
+    }
+}
+
+use option::FromScript;
+
+/// Flow models (`flow(name)`), what they are conditioned on, adapters, and autoencoders.
+#[export_module(manifest)]
+pub mod model {
+    use super::*;
+
+    pub type Flow = crate::model::Flow;
+    pub type Condition = crate::model::Condition;
+    pub type Autoencoder = super::Autoencoder;
+
+    /// A flow model by name or path.
+    ///
+    /// Names are looked up in `--models`, `AMSCRIPT_MODELS`, the Hugging Face cache, then the embedded tiny family. A path is a
+    /// pipeline folder in the diffusers layout.
+    ///
+    /// ```rhai
+    /// flow("tiny/flux2")    //=> flow(tiny/flux2)
+    /// flow("tiny/flux")     //=> error: the nearest name is `tiny/flux2`
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn flow(context: NativeCallContext, name: &str, options: Map) -> RhaiResultOf<Flow> {
+        Ok(open_flow(&context, name, FlowOptions::parse("flow", options)?)?)
+    }
+
+    #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
+    pub fn show_flow(flow: &mut Flow) -> String {
+        flow.to_string()
+    }
+
+    /// The velocity at latents `x`, time `t` (a number or `[batch]`; 0 noise, 1 data) and a condition.
+    ///
+    /// ```rhai
+    /// let base = flow("tiny/flux2");
+    /// let x = base.noise(2, rng(0));
+    /// base.velocity(x, 0.5, base.encode(["a small red ring on cream", "a large blue square on cream"])).shape   //=> [2, 32, 8, 8]
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn velocity(flow: Flow, x: Tensor, t: Dynamic, condition: Dynamic) -> RhaiResultOf<Tensor> {
+        let times = super::flow::times(t, &x, "velocity")?;
+        Ok(flow.velocity(&x, &times, &super::flow::condition(condition, "velocity")?)?)
+    }
+
+    /// Prompts as a condition: text, token ids and embeddings; repeated prompts are computed once.
+    ///
+    /// ```rhai
+    /// flow("tiny/flux2").encode(["a small red ring on cream"]).text   //=> ["a small red ring on cream"]
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn encode(flow: Flow, prompts: Dynamic) -> RhaiResultOf<Condition> {
+        Ok(flow.encode(&prompt_list(prompts)?)?)
+    }
+
+    /// A condition from prompt embeddings `[batch, tokens, features]`.
+    ///
+    /// ```rhai
+    /// condition(zeros([2, 24, 144])).embeddings.shape   //=> [2, 24, 144]
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn condition(embeddings: Tensor) -> RhaiResultOf<Condition> {
+        if embeddings.rank() != 3 {
+            return Err(Error::new(
+                Kind::Shape,
+                format!("condition: expected embeddings [batch, tokens, features], got {:?}", embeddings.dims()),
+            )
+            .into());
+        }
+        Ok(Condition { embeddings: Some(embeddings), ..Condition::default() })
+    }
+
+    #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
+    pub fn show_condition(condition: &mut Condition) -> String {
+        match (&condition.embeddings, condition.text.first()) {
+            (_, Some(first)) => format!("condition({} prompts, {first:?}, ..)", condition.text.len()),
+            (Some(e), None) => format!("condition({:?})", e.dims()),
+            (None, None) => "condition()".into(),
+        }
+    }
+
+    /// The prompts of a condition.
+    ///
+    /// ```rhai
+    /// condition(zeros([1, 4, 2])).text   //=> []
+    /// ```
+    #[rhai_fn(get = "text", pure)]
+    pub fn condition_text(condition: &mut Condition) -> Array {
+        condition.text.iter().map(|t| Dynamic::from(t.clone())).collect()
+    }
+
+    /// The token ids `[batch, tokens]` of a condition, or ().
+    ///
+    /// ```rhai
+    /// condition(zeros([1, 4, 2])).ids   //=> ()
+    /// ```
+    #[rhai_fn(get = "ids", pure)]
+    pub fn condition_ids(condition: &mut Condition) -> Dynamic {
+        condition.ids.clone().map_or(Dynamic::UNIT, Dynamic::from)
+    }
+
+    /// The embeddings `[batch, tokens, features]` of a condition, or ().
+    ///
+    /// ```rhai
+    /// condition(zeros([1, 4, 2])).embeddings.shape   //=> [1, 4, 2]
+    /// ```
+    #[rhai_fn(get = "embeddings", pure)]
+    pub fn condition_embeddings(condition: &mut Condition) -> Dynamic {
+        condition.embeddings.clone().map_or(Dynamic::UNIT, Dynamic::from)
+    }
+
+    /// Images `[batch, 3, height, width]` in [0, 1] of latents.
+    ///
+    /// The gradient passes the clamp to [0, 1], so that an out-of-range pixel can be pulled back.
+    ///
+    /// ```rhai
+    /// let base = flow("tiny/flux2");
+    /// base.decode(base.noise(1, rng(0))).shape   //=> [1, 3, 64, 64]
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn decode(flow: Flow, latents: Tensor) -> RhaiResultOf<Tensor> {
+        Ok(flow.decode(&latents)?)
+    }
+
+    /// Latents of images `[batch, 3, height, width]` in [0, 1].
+    ///
+    /// ```rhai
+    /// flow("tiny/flux2").encode_image(full([1, 3, 64, 64], 0.5)).shape   //=> [1, 32, 8, 8]
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn encode_image(flow: Flow, images: Tensor) -> RhaiResultOf<Tensor> {
+        Ok(flow.encode_image(&images)?)
+    }
+
+    /// Standard normal latents of `n` images of the model's size.
+    ///
+    /// ```rhai
+    /// flow("tiny/flux2").noise(4, rng(0)).shape   //=> [4, 32, 8, 8]
+    /// ```
+    #[rhai_fn(return_raw, volatile)]
+    pub fn noise(flow: Flow, n: i64, rng: super::random::Stream) -> RhaiResultOf<Tensor> {
+        let n: usize = option::convert(n.into(), "noise: n")?;
+        Ok(flow.noise(n, &mut rng.lock())?)
+    }
+
+    /// The same model with trainable low-rank adapters; it starts equal to this one and shares its weights.
+    ///
+    /// ```rhai
+    /// flow("tiny/flux2").lora(#{ rank: 2 }).params().len > 0   //=> true
+    /// flow("tiny/flux2").lora(#{ rnk: 2 })                   //=> error: did you mean `rank`?
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn lora(context: NativeCallContext, flow: Flow, options: Map) -> RhaiResultOf<Flow> {
+        let o = LoraOptions::parse("lora", options)?;
+        let rng = crate::tensor::Rng::new(Session::of(&context).request.seed.unwrap_or(0)).split("lora");
+        let scale = o.alpha.map_or(1.0, |alpha| alpha / o.rank.max(1) as f64);
+        Ok(flow.lora(o.rank, scale, o.targets.as_deref(), &rng)?)
+    }
+
+    /// The same model with every weight of its network trainable.
+    ///
+    /// ```rhai
+    /// let base = flow("tiny/flux2");
+    /// base.trainable().params().len > base.lora().params().len   //=> true
+    /// ```
+    #[rhai_fn(name = "trainable", return_raw)]
+    pub fn trainable_flow(flow: Flow) -> RhaiResultOf<Flow> {
+        Ok(flow.trainable()?)
+    }
+
+    /// The trainable tensors, for an optimizer.
+    ///
+    /// ```rhai
+    /// flow("tiny/flux2").params().len   //=> 0
+    /// ```
+    #[rhai_fn(name = "params", return_raw)]
+    pub fn params_of_flow(flow: Flow) -> RhaiResultOf<Params> {
+        Ok(Params::new(flow.params())?)
+    }
+
+    /// Writes the network into a pipeline folder.
+    ///
+    /// ```rhai no_run
+    /// flow("tiny/flux2").save("my_model")
+    /// ```
+    #[rhai_fn(name = "save", return_raw, volatile)]
+    pub fn save_flow(flow: Flow, folder: &str, options: Map) -> RhaiResultOf<()> {
+        let half = SaveOptions::parse("save", options)?.half;
+        Ok(flow.save(&PathBuf::from(folder), half.then_some(DType::F16))?)
+    }
+
+    /// Writes the adapters in the form diffusers loads.
+    ///
+    /// ```rhai no_run
+    /// policy.save_lora("lora.safetensors")
+    /// ```
+    #[rhai_fn(return_raw, volatile)]
+    pub fn save_lora(flow: Flow, path: &str) -> RhaiResultOf<()> {
+        Ok(flow.save_lora(Path::new(path))?)
+    }
+
+    /// The same model with the adapters of a file, frozen.
+    ///
+    /// ```rhai
+    /// flow("tiny/flux2").load_lora("nowhere.safetensors")   //=> error: nowhere.safetensors
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn load_lora(flow: Flow, path: &str) -> RhaiResultOf<Flow> {
+        Ok(flow.load_lora(Path::new(path))?)
+    }
+
+    /// Every model and reward that can be found now, and where.
+    ///
+    /// ```rhai
+    /// models()["tiny/flux2"]   //=> "embedded"
+    /// ```
+    #[rhai_fn(volatile)]
+    pub fn models(context: NativeCallContext) -> Map {
+        let known = Sources::new(Session::of(&context).request.models.as_deref()).known();
+        known.into_iter().map(|(name, place)| (name.into(), place.into())).collect()
+    }
+
+    /// A new autoencoder of the given sizes (the keys of `vae/config.json`), with random weights.
+    ///
+    /// ```rhai
+    /// autoencoder(#{ block_out_channels: [8, 8], layers_per_block: 1, latent_channels: 2, norm_num_groups: 4 }, rng(0))   //=> autoencoder(8 latent channels, 4 pixels)
+    /// ```
+    #[rhai_fn(name = "autoencoder", return_raw)]
+    pub fn autoencoder_random(
+        context: NativeCallContext,
+        config: Map,
+        rng: super::random::Stream,
+    ) -> RhaiResultOf<Autoencoder> {
+        Ok(Autoencoder::random(config, &rng.lock(), &Session::of(&context))?)
+    }
+
+    /// An autoencoder from a `vae` folder.
+    ///
+    /// ```rhai
+    /// autoencoder("nowhere")   //=> error: nowhere
+    /// ```
+    #[rhai_fn(name = "autoencoder", return_raw)]
+    pub fn autoencoder_open(context: NativeCallContext, folder: &str) -> RhaiResultOf<Autoencoder> {
+        Ok(Autoencoder::open(&Folder::disk(folder), &Session::of(&context))?)
+    }
+
+    #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
+    pub fn show_autoencoder(autoencoder: &mut Autoencoder) -> String {
+        autoencoder.to_string()
+    }
+
+    /// The same autoencoder with every weight trainable; the normalisation statistics stay fixed.
+    #[rhai_fn(name = "trainable", return_raw)]
+    pub fn trainable_autoencoder(autoencoder: Autoencoder) -> RhaiResultOf<Autoencoder> {
+        let weights = autoencoder.weights.trainable(|name| !name.starts_with("bn."))?;
+        Ok(Autoencoder::new(autoencoder.config, weights)?)
+    }
+
+    /// The trainable tensors of an autoencoder, for an optimizer.
+    #[rhai_fn(name = "params", return_raw)]
+    pub fn params_of_autoencoder(autoencoder: Autoencoder) -> RhaiResultOf<Params> {
+        Ok(Params::new(autoencoder.weights.params())?)
+    }
+
+    /// Mean and log-variance `[batch, c, h, w]` of the raw latents of images in [0, 1], as an array of the two.
+    ///
+    /// ```rhai
+    /// let small = autoencoder(#{ block_out_channels: [8, 8], layers_per_block: 1, latent_channels: 2, norm_num_groups: 4 }, rng(0));
+    /// small.moments(full([1, 3, 8, 8], 0.5))[0].shape   //=> [1, 2, 4, 4]
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn moments(autoencoder: Autoencoder, images: Tensor) -> RhaiResultOf<Array> {
+        let (mean, log_variance) = autoencoder.latents.moments(&images)?;
+        Ok(vec![Dynamic::from(mean), Dynamic::from(log_variance)])
+    }
+
+    /// Images, nominally in [0, 1] and not clamped, of raw latents.
+    ///
+    /// ```rhai
+    /// let small = autoencoder(#{ block_out_channels: [8, 8], layers_per_block: 1, latent_channels: 2, norm_num_groups: 4 }, rng(0));
+    /// small.reconstruct(zeros([1, 2, 4, 4])).shape   //=> [1, 3, 8, 8]
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn reconstruct(autoencoder: Autoencoder, raw: Tensor) -> RhaiResultOf<Tensor> {
+        Ok(autoencoder.latents.reconstruct(&raw)?)
+    }
+
+    /// The same autoencoder, its latents normalised by the statistics of these raw ones `[n, c, h, w]`.
+    ///
+    /// ```rhai
+    /// let small = autoencoder(#{ block_out_channels: [8, 8], layers_per_block: 1, latent_channels: 2, norm_num_groups: 4 }, rng(0));
+    /// small.normalised(rng(1).normal([2, 2, 4, 4]))   //=> autoencoder(8 latent channels, 4 pixels)
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn normalised(autoencoder: Autoencoder, raw: Tensor) -> RhaiResultOf<Autoencoder> {
+        Ok(autoencoder.normalised(&raw)?)
+    }
+
+    /// Writes an autoencoder as a `vae` folder.
+    #[rhai_fn(name = "save", return_raw, volatile)]
+    pub fn save_autoencoder(autoencoder: Autoencoder, folder: &str, options: Map) -> RhaiResultOf<()> {
+        let half = SaveOptions::parse("save", options)?.half;
+        Ok(autoencoder.save(Path::new(folder), half.then_some(DType::F16))?)
+    }
+}
