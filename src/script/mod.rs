@@ -36,6 +36,7 @@ mod guard;
 pub mod help;
 pub mod import;
 pub mod language;
+pub mod model;
 pub mod operator;
 pub mod optim;
 pub mod option;
@@ -92,6 +93,13 @@ pub const CHAPTERS: &[Chapter] = &[
     chapter!(reduction, "Sums, extremes, norms, softmax, the matrix product."),
     chapter!(random, "Seeded streams of random numbers."),
     chapter!(grad, "Derivatives of script functions."),
+    chapter!(
+        model,
+        "Flow models, what they are conditioned on, adapters, autoencoders.",
+        "flow" => model::FlowOptions,
+        "lora" => model::LoraOptions,
+        "save" => model::SaveOptions,
+    ),
     chapter!(
         flow,
         "Interpolant, time grids, samplers and rollouts; time runs from 0 (noise) to 1 (data).",

@@ -1,10 +1,9 @@
 //! Chapter `model`: flow models, their conditions and adapters, and the autoencoders below them.
 
 use super::*;
-use crate::bail;
 use crate::model::klein::{Klein, Latents, patchify};
 use crate::model::source::{Folder, Sources};
-use crate::model::{Condition, Flow, Velocity};
+use crate::model::{Flow, Velocity};
 use crate::nn::weights::Weights;
 use crate::optim::Params;
 use crate::options;
@@ -201,7 +200,7 @@ pub mod model {
             )
             .into());
         }
-        Ok(Condition { embeddings: Some(embeddings), ..Condition::default() })
+        Ok(Condition { embeddings: Some(embeddings), ..Default::default() })
     }
 
     #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
@@ -272,9 +271,9 @@ pub mod model {
     /// flow("tiny/flux2").noise(4, rng(0)).shape   //=> [4, 32, 8, 8]
     /// ```
     #[rhai_fn(return_raw, volatile)]
-    pub fn noise(flow: Flow, n: i64, rng: super::random::Stream) -> RhaiResultOf<Tensor> {
+    pub fn noise(flow: Flow, n: i64, rng: crate::tensor::Stream) -> RhaiResultOf<Tensor> {
         let n: usize = option::convert(n.into(), "noise: n")?;
-        Ok(flow.noise(n, &mut rng.lock())?)
+        Ok(rng.draw(|rng| flow.noise(n, rng))?)
     }
 
     /// The same model with trainable low-rank adapters; it starts equal to this one and shares its weights.
@@ -363,9 +362,9 @@ pub mod model {
     pub fn autoencoder_random(
         context: NativeCallContext,
         config: Map,
-        rng: super::random::Stream,
+        rng: crate::tensor::Stream,
     ) -> RhaiResultOf<Autoencoder> {
-        Ok(Autoencoder::random(config, &rng.lock(), &Session::of(&context))?)
+        Ok(rng.draw(|rng| super::Autoencoder::random(config, rng, &Session::of(&context)))?)
     }
 
     /// An autoencoder from a `vae` folder.

@@ -2,31 +2,7 @@
 
 use super::*;
 use crate::bail;
-use crate::tensor::{DType, Tensor};
-use std::sync::{Mutex, PoisonError};
-
-/// A stream as scripts hold it: drawing moves it on, and every holder sees that.
-#[derive(Clone)]
-pub struct Stream {
-    rng: Arc<Mutex<crate::tensor::Rng>>,
-}
-
-impl Stream {
-    pub fn new(rng: crate::tensor::Rng) -> Self {
-        Self { rng: Arc::new(Mutex::new(rng)) }
-    }
-
-    /// Draws with the stream behind the handle.
-    pub fn with<T>(&self, draw: impl FnOnce(&mut crate::tensor::Rng) -> T) -> T {
-        draw(&mut self.rng.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-impl std::fmt::Display for Stream {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "rng(at {})", self.with(|r| r.counter()))
-    }
-}
+use crate::tensor::{DType, Stream, Tensor};
 
 crate::script_value!(Stream, "a random stream such as `rng(0)`");
 
@@ -64,7 +40,7 @@ pub mod random {
     /// before == r.split("prompts").normal([2])   //=> false
     /// ```
     pub fn split(r: Rng, name: &str) -> Rng {
-        Stream::new(r.with(|r| r.split(name)))
+        r.split(name)
     }
 
     /// A tensor of standard normal numbers.
@@ -77,7 +53,7 @@ pub mod random {
     #[rhai_fn(return_raw, volatile)]
     pub fn normal(context: NativeCallContext, r: Rng, shape: Array) -> RhaiResultOf<Tensor> {
         let shape = option::list::<usize>(shape, "normal")?;
-        Ok(r.with(|r| r.normal(&shape, DType::F32, Session::of(&context).device()))?)
+        Ok(r.draw(|r| r.normal(&shape, DType::F32, Session::of(&context).device()))?)
     }
 
     /// A tensor of numbers between 0 and 1.
@@ -89,7 +65,7 @@ pub mod random {
     #[rhai_fn(return_raw, volatile)]
     pub fn uniform(context: NativeCallContext, r: Rng, shape: Array) -> RhaiResultOf<Tensor> {
         let shape = option::list::<usize>(shape, "uniform")?;
-        Ok(r.with(|r| r.uniform(&shape, DType::F32, Session::of(&context).device()))?)
+        Ok(r.draw(|r| r.uniform(&shape, DType::F32, Session::of(&context).device()))?)
     }
 
     /// A tensor of integers from 0 up to, but not including, `n`.
@@ -102,7 +78,7 @@ pub mod random {
         let shape = option::list::<usize>(shape, "integers")?;
         let below = positive(n, "integers")?;
         let values: Vec<i64> =
-            r.with(|r| r.integers(shape.iter().product(), below)).into_iter().map(|i| i as i64).collect();
+            r.draw(|r| r.integers(shape.iter().product(), below)).into_iter().map(|i| i as i64).collect();
         Ok(core(Tensor::from_vec(values, shape, Session::of(&context).device()))?)
     }
 
@@ -121,7 +97,7 @@ pub mod random {
             let error = format!("choose: expected at most {} items, got {count}", items.len());
             return Err(Error::new(Kind::Value, error).into());
         }
-        Ok(r.with(|r| r.distinct(count, items.len())).into_iter().map(|i| items[i].clone()).collect())
+        Ok(r.draw(|r| r.distinct(count, items.len())).into_iter().map(|i| items[i].clone()).collect())
     }
 }
 
