@@ -1,1 +1,77 @@
 //! Commands: parse, call, print one error, exit code. Nothing here computes.
+#![allow(clippy::print_stdout)]
+
+pub mod doc;
+pub mod report;
+pub mod run;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Aligns flow-matching image models to rewards, by short scripts.
+#[derive(Parser)]
+#[command(name = "amscript", version, after_help = "`amscript SCRIPT` is short for `amscript run SCRIPT`.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a script.
+    Run(RunArgs),
+    /// Write the reference manual and the editor definitions to docs/.
+    Doc {
+        /// Compare with what is there instead, and fail when it is old.
+        #[arg(long)]
+        check: bool,
+    },
+}
+
+/// What to run, and what to change about it.
+#[derive(Args)]
+pub struct RunArgs {
+    /// The script; `-` reads it from standard input.
+    pub script: PathBuf,
+    /// Replace one of the script's settings: a number, a value such as `full()`, or text.
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
+    pub set: Vec<(String, String)>,
+    /// Replace the script's `seed` setting.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Where tensors live: `cpu`, `cuda` or `cuda:N`; the default is AMSCRIPT_DEVICE or `cpu`.
+    #[arg(long)]
+    pub device: Option<String>,
+    /// The folder that the run writes.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// A folder with models, searched first.
+    #[arg(long, value_name = "DIR")]
+    pub models: Option<PathBuf>,
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().into(), value.trim().into())),
+        _ => Err(format!("expected KEY=VALUE, got \"{text}\"")),
+    }
+}
+
+/// Runs one command line; a first argument that is no command is a script.
+pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let mut arguments: Vec<OsString> = arguments.collect();
+    let first = arguments.get(1).and_then(|a| a.to_str());
+    if first.is_some_and(|a| !matches!(a, "run" | "doc" | "help" | "-h" | "--help" | "-V" | "--version")) {
+        arguments.insert(1, "run".into());
+    }
+    if arguments.len() < 2 {
+        println!("{}", Cli::command().render_help());
+        return ExitCode::SUCCESS;
+    }
+    match Cli::parse_from(arguments).command {
+        Command::Run(arguments) => run::run(arguments),
+        Command::Doc { check } => doc::command(check),
+    }
+}

@@ -31,7 +31,64 @@ impl Callback {
         let context = self.context.create_context(&engine);
         let source = context.call_source().unwrap_or_default().to_string();
         let result: RhaiResultOf<rhai::Dynamic> = self.closure.call_within_context(&context, args);
-        let value = result.map_err(|e| fault::from_script(*e, &source, &self.session))?;
+        let value = result.map_err(|e| {
+            let mut error = fault::from_script(*e, &source, &self.session);
+            error.trace.pop(); // where the closure was given to the native; the native's caller is added when it returns
+            error
+        })?;
         convert(value, &format!("{}: the closure's result", self.name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Host, Request};
+    use super::*;
+    use crate::error::{Error, Kind};
+    use crate::tensor::{DType, Device, Tensor, grad};
+
+    /// Keeps the closure that the script gives to `keep`.
+    fn kept(script: &str) -> (Host, Callback) {
+        let host = Host::new(Session::new(Request::default(), Box::new(|_| ())));
+        let ast = host.compile("test", script).unwrap();
+        let closure = host.run_in(&mut rhai::Scope::new(), "test", &ast).unwrap().cast::<FnPtr>();
+        let mut global = host.engine().new_global_runtime_state();
+        global.lib.push(ast.shared_lib().clone());
+        let call = (host.engine(), "keep", None, &global, rhai::Position::NONE);
+        let callback = Callback::new(&NativeCallContext::from(call), "keep", closure);
+        (host, callback)
+    }
+
+    #[test]
+    fn a_kept_closure_runs_on_other_threads_and_sees_functions_and_variables() {
+        let (_host, f) = kept("fn twice(x) { 2 * x } let k = 3; let f = |x| twice(x) * k; k = 5; f");
+        let result: f64 = std::thread::spawn(move || f.call((1.5,)).unwrap()).join().unwrap();
+        assert_eq!(result, 15.0);
+    }
+
+    #[test]
+    fn a_closure_runs_inside_a_backward_pass_and_its_error_keeps_its_place() {
+        let (_host, f) = kept("|g| g.nothing()");
+        let x = candle_core::Var::zeros(2, DType::F32, &Device::Cpu).unwrap();
+        let output = x.as_tensor().detach().copy().unwrap();
+        let y = grad::custom_vjp(&[x.as_tensor()], output, move |g, _| Ok(vec![Some(f.call::<Tensor>((g.clone(),))?)]));
+        let loss = y.unwrap().sum_all().unwrap();
+        let error: Error = grad::gradients(&loss, &[x.as_tensor().clone()]).unwrap_err();
+        assert_eq!((error.kind, error.trace.first().map(|p| (p.line, p.column))), (Kind::Name, Some((1, 7))));
+        assert!(error.message.contains("no function `nothing`"), "{error}");
+    }
+
+    #[test]
+    fn a_result_of_the_wrong_kind_is_named() {
+        let (_host, f) = kept("|x| \"text\"");
+        let error = f.call::<f64>((1.0,)).unwrap_err();
+        assert_eq!(error.message, "keep: the closure's result: expected a number, got \"text\"");
+    }
+
+    #[test]
+    fn a_closure_outlives_its_script_as_an_error() {
+        let (host, f) = kept("|x| x");
+        drop(host);
+        assert!(f.call::<f64>((1.0,)).unwrap_err().message.contains("has ended"));
     }
 }

@@ -28,10 +28,19 @@ pub struct Entry {
 pub struct Overload {
     /// How it is written: `rollout(flow: Flow, x0: Tensor)`, `x.shape`, `Tensor + number`.
     pub signature: String,
-    /// Parameter types in script words.
-    pub types: Vec<String>,
+    /// The name it is registered under: `exp`, `get$shape`, `+`.
+    pub function: String,
+    /// Names and types, in script words.
+    pub parameters: Vec<(String, String)>,
     /// What it gives back; empty for nothing.
     pub gives: String,
+}
+
+impl Overload {
+    /// The type of each parameter.
+    pub fn types(&self) -> impl DoubleEndedIterator<Item = &str> {
+        self.parameters.iter().map(|(_, ty)| ty.as_str())
+    }
 }
 
 /// What opens a chapter.
@@ -103,7 +112,8 @@ impl Catalog {
             let module = name.rsplit('/').next().unwrap_or(name);
             let overload = Overload {
                 signature: format!("{module}::{}({})", f.name, f.params.join(", ")),
-                types: vec!["any".into(); f.params.len()],
+                function: f.name.into(),
+                parameters: f.params.iter().map(|p| (p.to_string(), "any".into())).collect(),
                 gives: String::new(),
             };
             self.add(name, f.name.into(), &plain_text(&f.comments.join("\n")), vec![overload], vec![]);
@@ -150,7 +160,7 @@ impl Found {
     }
 
     fn overload(&self) -> Overload {
-        let types: Vec<String> = self.parameters.iter().map(|p| p.1.clone()).collect();
+        let types: Vec<&str> = self.parameters.iter().map(|p| p.1.as_str()).collect();
         let signature = match (self.name.split_once('$'), types.as_slice()) {
             (Some(("get", property)), [owner, ..]) => format!("{}.{property}", owner.to_lowercase()),
             (Some(("set", property)), [owner, ..]) => format!("{}.{property} = ..", owner.to_lowercase()),
@@ -159,7 +169,8 @@ impl Found {
             (None, [only]) if is_operator(&self.name) => format!("{}{only}", self.name),
             _ => format!("{}({})", self.name, self.parameter_list()),
         };
-        Overload { signature, types, gives: self.gives.clone() }
+        let (function, parameters) = (self.name.clone(), self.parameters.clone());
+        Overload { signature, function, parameters, gives: self.gives.clone() }
     }
 
     fn parameter_list(&self) -> String {

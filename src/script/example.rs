@@ -2,6 +2,7 @@
 
 use super::{Host, Request, Session};
 use crate::error::Result;
+use crate::tensor::place;
 use rhai::{AST, Dynamic, Scope};
 
 /// A fenced script; `no_run` ones are only compiled.
@@ -56,7 +57,8 @@ fn steps(code: &str) -> Vec<Step> {
 /// contains the text; other lines prepare.
 pub fn check(example: &Example) -> std::result::Result<(), String> {
     let folder = tempfile::tempdir().map_err(|e| e.to_string())?;
-    let request = Request { out: Some(folder.path().into()), ..Request::default() };
+    let device = place::from_environment().map_err(|e| e.to_string())?;
+    let request = Request { out: Some(folder.path().into()), device, ..Request::default() };
     let host = Host::new(Session::new(request, Box::new(|_| ())));
     if !example.run {
         return host.compile("example", &example.code).map(drop).map_err(|e| e.to_string());

@@ -148,3 +148,64 @@ fn payload<'a>(info: &'a std::panic::PanicHookInfo) -> Option<&'a str> {
     let payload = info.payload();
     payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Request, Session, fault};
+    use super::*;
+    use rhai::Engine;
+    use rhai::plugin::*;
+
+    #[export_module(manifest)]
+    pub mod sample {
+        pub fn halve(x: f64) -> f64 {
+            x / 2.0
+        }
+        #[rhai_fn(name = "halve")]
+        pub fn halve_text(_x: &str) -> f64 {
+            0.5
+        }
+        pub fn which(_x: f64) -> String {
+            "float".into()
+        }
+        #[rhai_fn(name = "which")]
+        pub fn which_integer(_x: i64) -> String {
+            "integer".into()
+        }
+        pub fn draw(a: f64, b: f64, options: rhai::Map) -> String {
+            format!("{a} {b} {}", options.len())
+        }
+        pub fn fall() -> i64 {
+            panic!("deep inside")
+        }
+    }
+
+    fn run(text: &str) -> crate::error::Result<String> {
+        let mut engine = Engine::new();
+        engine.register_global_module(widen(&[exported_manifest!(sample)]).into());
+        let session = Session::new(Request::default(), Box::new(|_| ()));
+        let value = engine.eval::<Dynamic>(text).map_err(|e| fault::from_script(*e, "test", &session))?;
+        Ok(value.to_string())
+    }
+
+    #[test]
+    fn integers_go_where_floats_are_expected_unless_an_overload_is_written() -> crate::error::Result<()> {
+        assert_eq!(run("halve(3)")?, "1.5");
+        assert_eq!(run("which(1) + which(1.0)")?, "integerfloat");
+        Ok(())
+    }
+
+    #[test]
+    fn the_last_map_may_be_left_out() -> crate::error::Result<()> {
+        assert_eq!(run("draw(1, 2.5) + \", \" + draw(1, 2, #{ a: 1 })")?, "1 2.5 0, 1 2 1");
+        Ok(())
+    }
+
+    #[test]
+    fn a_panic_becomes_an_error_at_its_place() {
+        let error = run("let x = 1;\n  fall()").unwrap_err();
+        assert!(error.message.starts_with("fall: native code panicked at src/script/guard.rs:"), "{error}");
+        assert!(error.message.ends_with("deep inside"), "{error}");
+        assert_eq!((error.trace[0].line, error.trace[0].column), (2, 3));
+    }
+}

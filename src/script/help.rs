@@ -33,7 +33,7 @@ pub fn contents() -> String {
 
 /// What `help(value)` shows for a value of a type: the functions that take it first.
 pub fn methods(kind: &str) -> String {
-    let takes = |e: &&Entry| e.overloads.iter().any(|o| o.types.first().is_some_and(|t| t == kind));
+    let takes = |e: &&Entry| e.overloads.iter().any(|o| o.types().next() == Some(kind));
     format!("{kind}; functions of it:\n\n{}", list(Catalog::get().entries.iter().filter(takes)))
 }
 

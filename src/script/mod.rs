@@ -22,6 +22,7 @@
 //! 7. Random streams are [`crate::tensor::Stream`] (shared, so that a draw moves the script's stream on):
 //!    `rng.draw(|rng| rng.normal(..))`.
 //! 8. Arrays and other values: [`option::list`], [`option::convert`].
+#![allow(clippy::unwrap_used)] // written by rhai's macro for `&mut` receivers
 
 pub mod align;
 pub mod callback;

@@ -6,7 +6,7 @@ use crate::{bail, tensor::Device};
 use rhai::{AST, Dynamic, Engine, EvalAltResult, Map, NativeCallContext, ParseErrorType};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Instant;
 
@@ -50,7 +50,8 @@ pub type Printer = Box<dyn Fn(&str) + Send + Sync>;
 pub struct Session {
     pub request: Request,
     print: Printer,
-    interrupt: Arc<AtomicBool>,
+    interrupts: AtomicUsize,
+    finishing: AtomicBool,
     engine: OnceLock<Weak<Engine>>,
     sources: Mutex<BTreeMap<String, String>>,
     functions: Mutex<BTreeMap<String, String>>,
@@ -62,7 +63,8 @@ impl Session {
         Self {
             request,
             print,
-            interrupt: Arc::default(),
+            interrupts: AtomicUsize::new(0),
+            finishing: AtomicBool::new(false),
             engine: OnceLock::new(),
             sources: Mutex::default(),
             functions: Mutex::default(),
@@ -93,14 +95,25 @@ impl Session {
         (self.print)(line);
     }
 
-    /// Set it from a signal handler or another thread to stop the script.
-    pub fn interrupt_flag(&self) -> Arc<AtomicBool> {
-        self.interrupt.clone()
+    /// Ctrl-C was pressed: once ends the run after its step if it has steps, twice stops at once.
+    pub fn interrupt(&self) {
+        self.interrupts.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether the user wants the run to end after this step.
+    pub fn stop_requested(&self) -> bool {
+        self.interrupts.load(Ordering::Relaxed) > 0
+    }
+
+    /// A loop over steps sets this while it will end by itself when [`Session::stop_requested`].
+    pub fn finish_steps(&self, finishing: bool) {
+        self.finishing.store(finishing, Ordering::Relaxed);
     }
 
     /// Errs when the user interrupted or the deadline passed; long native loops call it once per step.
     pub fn check(&self) -> Result<()> {
-        if self.interrupt.load(Ordering::Relaxed) {
+        let patience = usize::from(self.finishing.load(Ordering::Relaxed));
+        if self.interrupts.load(Ordering::Relaxed) > patience {
             bail!(Interrupt, "interrupted");
         }
         if self.request.deadline.is_some_and(|deadline| Instant::now() > deadline) {

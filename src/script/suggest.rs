@@ -35,12 +35,12 @@ pub fn function(call: &str, session: &Session) -> Error {
 /// A name that exists was called with arguments it does not take.
 fn misfit(name: &str, overloads: &[&Overload], came: &[String]) -> Error {
     let fit = |o: &&&Overload| {
-        let same = o.types.iter().zip(came).filter(|(a, b)| a == b || fits(a, b)).count();
-        (o.types.len() == came.len(), same)
+        let same = o.types().zip(came).filter(|(a, b)| a == b || fits(a, b)).count();
+        (o.parameters.len() == came.len(), same)
     };
-    let list = |types: &[String]| format!("({})", types.join(", "));
-    let best = overloads.iter().rev().max_by_key(fit).map_or(String::new(), |o| list(&o.types));
-    let error = Error::new(Kind::Type, format!("`{name}`: expected {best}, got {}", list(came)));
+    let types = |o: &&Overload| o.types().collect::<Vec<_>>().join(", ");
+    let best = overloads.iter().rev().max_by_key(fit).map_or(String::new(), types);
+    let error = Error::new(Kind::Type, format!("`{name}`: expected ({best}), got ({})", came.join(", ")));
     let others: Vec<&str> = overloads.iter().take(6).map(|o| o.signature.as_str()).collect();
     error.hint(format!("write {}", others.join(" or ")))
 }

@@ -26,7 +26,7 @@ pub mod tensor {
 
     #[rhai_fn(name = "to_string", name = "to_debug", pure)]
     pub fn show_device(device: &mut Device) -> String {
-        show::device_name(device)
+        crate::tensor::place::name(device)
     }
 
     /// A tensor of the numbers in a nested array, or of one number, in f32.

@@ -4,6 +4,7 @@ pub mod array;
 pub mod grad;
 pub(crate) mod kernel;
 pub mod op;
+pub mod place;
 pub mod random;
 pub mod sample;
 pub mod show;

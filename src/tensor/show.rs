@@ -14,16 +14,7 @@ pub fn show(x: &Tensor) -> String {
 
 /// `tensor[4, 16] f32 cpu`.
 pub fn brief(x: &Tensor) -> String {
-    format!("tensor{:?} {} {}", x.dims(), x.dtype().as_str(), device_name(x.device()))
-}
-
-/// `cpu`, `cuda:0`, `metal:0`.
-pub fn device_name(device: &Device) -> String {
-    match device.location() {
-        candle_core::DeviceLocation::Cpu => "cpu".into(),
-        candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
-        candle_core::DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
-    }
+    format!("tensor{:?} {} {}", x.dims(), x.dtype().as_str(), super::place::name(x.device()))
 }
 
 /// Six significant digits, always with a point, so that examples hold on every device.

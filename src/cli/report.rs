@@ -1,0 +1,49 @@
+//! An error as people read it: message, place with the source line and a caret, the calls that led there, the hint.
+
+use crate::error::{Error, Place};
+
+/// The report; `source` gives a script's text by its name.
+pub fn render(error: &Error, source: impl Fn(&str) -> Option<String>) -> String {
+    let mut out = format!("error: {}\n", error.message);
+    let mut places = error.trace.iter().filter(|p| p.line > 0);
+    if let Some(place) = places.next() {
+        out += &excerpt(place, source(&place.source).as_deref());
+        let mut inside = &place.function;
+        for caller in places {
+            let what = inside.as_deref().unwrap_or("script");
+            out += &format!("  {what} was called at {}:{}:{}\n", caller.source, caller.line, caller.column);
+            inside = &caller.function;
+        }
+    }
+    if let Some(hint) = &error.hint {
+        out += &format!("hint: {hint}\n");
+    }
+    out
+}
+
+/// Place, line and caret.
+fn excerpt(place: &Place, text: Option<&str>) -> String {
+    let head = format!("  --> {}:{}:{}\n", place.source, place.line, place.column);
+    let Some(line) = text.and_then(|t| t.lines().nth(place.line - 1)) else {
+        return head;
+    };
+    let number = place.line.to_string();
+    let margin = " ".repeat(number.len());
+    let column = place.column.saturating_sub(1);
+    // tabs stay tabs so that the caret stands under its word
+    let indent: String = line.chars().take(column).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
+    let carets = "^".repeat(width(line, column));
+    format!("{head}{margin} |\n{number} | {line}\n{margin} | {indent}{carets}\n")
+}
+
+/// Length of the word, number, text or sign that starts there.
+fn width(line: &str, column: usize) -> usize {
+    let rest: Vec<char> = line.chars().skip(column).collect();
+    let run = |wanted: fn(&char) -> bool| rest.iter().take_while(|c| wanted(c)).count();
+    match rest.first() {
+        Some('"') => rest.iter().skip(1).position(|&c| c == '"').map_or(1, |end| end + 2),
+        Some(c) if c.is_alphanumeric() || *c == '_' => run(|c| c.is_alphanumeric() || *c == '_'),
+        Some(c) if "+-*/%<>=!&|".contains(*c) => run(|c| "+-*/%<>=!&|".contains(*c)),
+        _ => 1,
+    }
+}

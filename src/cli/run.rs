@@ -1,0 +1,110 @@
+//! Runs one script: check everything first, then run it on a thread with a large stack, then report.
+
+use super::{RunArgs, report};
+use crate::bail;
+use crate::error::{Error, Kind, Result};
+use crate::script::session::Request;
+use crate::script::{Host, Session, option};
+use crate::tensor::{Device, place};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+/// The backward pass walks its graph by recursion; pages of the stack are only taken when touched.
+const STACK: usize = 1 << 30;
+
+/// `amscript run`.
+pub fn run(arguments: RunArgs) -> ExitCode {
+    let prepared = match prepare(&arguments) {
+        Ok(prepared) => prepared,
+        Err(error) => return fail(&error, None),
+    };
+    let (request, name, text) = prepared;
+    let session = Session::new(request, Box::new(|line| println!("{line}")));
+    let worker = std::thread::Builder::new().stack_size(STACK).spawn(move || execute(session, &name, &text));
+    match worker.map(|w| w.join()) {
+        Ok(Ok(code)) => code,
+        Ok(Err(_)) => ExitCode::from(101), // the panic has printed itself
+        Err(e) => fail(&Error::new(Kind::Internal, format!("run: no thread to run the script on: {e}")), None),
+    }
+}
+
+fn execute(session: Session, name: &str, text: &str) -> ExitCode {
+    let host = Host::new(session);
+    let interrupts = host.session().clone();
+    // without a handler Ctrl-C still ends the process
+    ctrlc::set_handler(move || interrupts.interrupt()).ok();
+    let outcome = host.run(name, text).and_then(|_| all_used(host.session()));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error, Some(host.session())),
+    }
+}
+
+fn fail(error: &Error, session: Option<&Arc<Session>>) -> ExitCode {
+    eprint!("{}", report::render(error, |name| session.and_then(|s| s.source(name))));
+    if error.kind == Kind::Interrupt { ExitCode::from(130) } else { ExitCode::FAILURE }
+}
+
+/// Everything that can be known to be wrong before the script runs.
+fn prepare(arguments: &RunArgs) -> Result<(Request, String, String)> {
+    let (script, name, text) = read(&arguments.script)?;
+    if let Some(out) = &arguments.out {
+        try_writing(out)?;
+    }
+    if let Some(models) = arguments.models.as_ref().filter(|m| !m.is_dir()) {
+        bail!(Missing, "--models: expected a folder, got \"{}\"", models.display());
+    }
+    let request = Request {
+        script,
+        overrides: arguments.set.clone(),
+        seed: arguments.seed,
+        device: device(arguments.device.as_deref())?,
+        out: arguments.out.clone(),
+        models: arguments.models.clone(),
+        deadline: None,
+    };
+    Ok((request, name, text))
+}
+
+fn read(script: &Path) -> Result<(Option<PathBuf>, String, String)> {
+    if script == Path::new("-") {
+        let mut text = String::new();
+        let read = std::io::stdin().read_to_string(&mut text);
+        read.map_err(|e| Error::new(Kind::File, format!("run: standard input must be text, got \"{e}\"")))?;
+        return Ok((None, "standard input".into(), text));
+    }
+    let name = script.display().to_string();
+    match std::fs::read_to_string(script) {
+        Ok(text) => Ok((Some(script.into()), name, text)),
+        Err(e) => bail!(Missing, "run: cannot read the script \"{name}\": {e}"),
+    }
+}
+
+/// Makes the folder and writes a file in it, so that a run does not end in a surprise.
+fn try_writing(folder: &Path) -> Result<()> {
+    let attempt = std::fs::create_dir_all(folder).and_then(|()| tempfile::tempfile_in(folder));
+    match attempt {
+        Ok(_) => Ok(()),
+        Err(e) => bail!(File, "--out: cannot write in \"{}\": {e}", folder.display()),
+    }
+}
+
+/// `--device`, else `AMSCRIPT_DEVICE`, else the processor.
+fn device(argument: Option<&str>) -> Result<Device> {
+    match argument {
+        Some(name) => place::named(name).map_err(|e| e.within("--device")),
+        None => place::from_environment(),
+    }
+}
+
+/// `--set` on a script that never asks for settings would be lost without a word.
+fn all_used(session: &Session) -> Result<()> {
+    match session.request.overrides.first() {
+        Some((key, _)) if session.settings().is_none() => {
+            Err(option::unknown("--set", "setting", key, std::iter::empty()))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,81 @@
+//! The house rules that can be checked by reading: imports, lengths, unwraps.
+
+use std::path::{Path, PathBuf};
+
+/// All Rust files under a folder with their text, the tests inside them cut off.
+fn sources(folder: &str) -> Vec<(String, String)> {
+    fn walk(folder: &Path, out: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { walk(&path, out) } else { out.push(path) }
+        }
+    }
+    let (root, mut files) = (Path::new(env!("CARGO_MANIFEST_DIR")), vec![]);
+    walk(&root.join(folder), &mut files);
+    files.retain(|f| f.extension().is_some_and(|e| e == "rs"));
+    files.sort();
+    let read = |f: PathBuf| {
+        let text = std::fs::read_to_string(&f).unwrap();
+        let text = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default().to_string();
+        (f.strip_prefix(root).unwrap().display().to_string(), text)
+    };
+    files.into_iter().map(read).collect()
+}
+
+fn faults(check: impl Fn(&str, &str) -> Option<String>) -> String {
+    sources("src").iter().filter_map(|(path, text)| check(path, text)).collect::<Vec<_>>().join("\n")
+}
+
+/// Lines of code: no blank lines, no comments.
+fn code(text: &str) -> usize {
+    text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with("//")).count()
+}
+
+#[test]
+fn only_script_and_cli_know_rhai() {
+    let uses = |l: &str| !l.trim_start().starts_with("//") && (l.contains("rhai::") || l.contains("use rhai"));
+    let allowed = |path: &str| path.starts_with("src/script/") || path.starts_with("src/cli/");
+    let faults = faults(|path, text| {
+        let line = text.lines().position(uses)?;
+        (!allowed(path)).then(|| format!("{path}:{} mentions rhai", line + 1))
+    });
+    assert!(faults.is_empty(), "{faults}");
+}
+
+#[test]
+fn lower_layers_do_not_import_higher_ones() {
+    const LAYERS: [&[&str]; 6] = [
+        &["tensor"],
+        &["nn"],
+        &["model", "flow", "optim", "data"],
+        &["align", "reward", "metric", "run"],
+        &["script"],
+        &["cli"],
+    ];
+    let layer = |name: &str| LAYERS.iter().position(|l| l.contains(&name));
+    let faults = faults(|path, text| {
+        let own = layer(path.split('/').nth(1)?)?;
+        let imported = |l: &str| layer(l.split("crate::").nth(1)?.split([':', ';', '}']).next()?);
+        let line = text.lines().position(|l| l.starts_with("use crate::") && imported(l).is_some_and(|i| i > own))?;
+        Some(format!("{path}:{} imports from a higher layer", line + 1))
+    });
+    assert!(faults.is_empty(), "{faults}");
+}
+
+#[test]
+fn files_are_short() {
+    let faults = faults(|path, text| {
+        let lines = code(text);
+        (lines > 400).then(|| format!("{path} has {lines} lines of code, more than 400"))
+    });
+    assert!(faults.is_empty(), "{faults}");
+}
+
+#[test]
+fn nothing_unwraps_in_the_script_folder() {
+    let faults = faults(|path, text| {
+        let line = text.lines().position(|l| l.contains(".unwrap()") && !l.trim_start().starts_with("//"))?;
+        path.starts_with("src/script").then(|| format!("{path}:{} unwraps", line + 1))
+    });
+    assert!(faults.is_empty(), "{faults}");
+}

@@ -1,0 +1,108 @@
+//! The command from outside: what bad input prints, and that it ends with the right code.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+/// A folder with `recipe.rhai` in it.
+fn folder(recipe: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("recipe.rhai"), recipe).unwrap();
+    folder
+}
+
+fn amscript(folder: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_amscript"));
+    command.current_dir(folder).args(arguments).env_remove("AMSCRIPT_DEVICE").output().unwrap()
+}
+
+/// What the command prints for a recipe that must fail.
+fn complaint(recipe: &str, arguments: &[&str]) -> String {
+    let folder = folder(recipe);
+    let output = amscript(folder.path(), &[&["recipe.rhai"], arguments].concat());
+    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stderr).unwrap()
+}
+
+/// Compares with `tests/snapshot/<name>.snap`; `INSTA_UPDATE=always` writes it.
+fn snapshot(name: &str, text: &str) {
+    insta::with_settings!({ snapshot_path => "snapshot", prepend_module_to_snapshot => false, omit_expression => true }, {
+        insta::assert_snapshot!(name, text);
+    });
+}
+
+#[test]
+fn a_script_prints_and_ends_well() {
+    let folder = folder("print(1 / 4);\nprint(tensor([1, 2]));");
+    let output = amscript(folder.path(), &["run", "recipe.rhai"]);
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(0), b"0.25\ntensor([1.0, 2.0])\n".as_slice()));
+}
+
+#[test]
+fn a_syntax_error_is_shown_in_its_line() {
+    snapshot("syntax_error", &complaint("let x = 3\nlet y = 4;", &[]));
+}
+
+#[test]
+fn an_unknown_function_names_the_nearest_one() {
+    snapshot("unknown_function", &complaint("let x = zeroes([2, 3]);", &[]));
+}
+
+#[test]
+fn a_wrong_argument_says_what_was_expected_and_what_came() {
+    snapshot("wrong_argument", &complaint("let x = zeros([2, 3]);\nlet y = matmul(x, \"x\");", &[]));
+}
+
+#[test]
+fn a_wrong_shape_names_both_shapes() {
+    snapshot("wrong_shape", &complaint("let x = zeros([2, 3]);\nlet y = x + zeros([4]);", &[]));
+}
+
+#[test]
+fn an_error_in_a_closure_shows_the_calls_that_led_there() {
+    let recipe = "fn loss(x) {\n    let y = x * 2;\n    y.summ()\n}\nlet f = |x| loss(x);\ngrad(f, ones([2]));";
+    snapshot("call_chain", &complaint(recipe, &[]));
+}
+
+#[test]
+fn an_unknown_variable_names_the_nearest_one() {
+    snapshot("unknown_variable", &complaint("let policy = 1;\nprint(polcy);", &[]));
+}
+
+#[test]
+fn a_thrown_text_is_the_message() {
+    snapshot("thrown", &complaint("if 1 < 2 { throw \"the reward must rise\" }", &[]));
+}
+
+#[test]
+fn a_set_without_settings_is_refused() {
+    snapshot("set_without_settings", &complaint("print(1)", &["--set", "steps=3"]));
+}
+
+#[test]
+fn a_missing_script_and_an_unknown_device_are_refused() {
+    let folder = folder("");
+    let text = |arguments: &[&str]| String::from_utf8(amscript(folder.path(), arguments).stderr).unwrap();
+    snapshot("missing_script", &text(&["nothing.rhai"]));
+    snapshot("unknown_device", &text(&["recipe.rhai", "--device", "gpu"]));
+}
+
+#[test]
+fn an_out_that_cannot_be_written_is_refused_before_the_script_runs() {
+    let text = complaint("print(\"ran\")", &["--out", "recipe.rhai/run"]);
+    snapshot("unwritable_out", &text);
+}
+
+#[test]
+fn a_truncated_tensor_file_is_named() {
+    let folder = folder("load_tensors(\"cut.safetensors\")");
+    std::fs::write(folder.path().join("cut.safetensors"), [200, 0, 0, 0, 0, 0, 0, 0, b'{']).unwrap();
+    let output = amscript(folder.path(), &["recipe.rhai"]);
+    snapshot("truncated_safetensors", &String::from_utf8(output.stderr).unwrap());
+}
+
+#[test]
+fn files_outside_the_run_are_refused() {
+    snapshot("forbidden_read", &complaint("load_tensors(\"/etc/hostname\")", &[]));
+    snapshot("forbidden_write", &complaint("save_tensors(#{ a: ones([1]) }, \"../a.safetensors\")", &[]));
+    snapshot("forbidden_import", &complaint("import \"/etc/hostname\" as a;", &[]));
+}
