@@ -65,7 +65,12 @@ fn first_line(text: &str) -> &str {
 }
 
 fn section(entry: &Entry) -> String {
-    let mut out = format!("\n### `{}`\n\n```text\n{}\n```\n\n{}\n", entry.name, crate::script::help::signatures(entry), entry.summary);
+    let mut out = format!(
+        "\n### `{}`\n\n```text\n{}\n```\n\n{}\n",
+        entry.name,
+        crate::script::help::signatures(entry),
+        entry.summary
+    );
     if !entry.details.is_empty() {
         out += &format!("\n{}\n", entry.details);
     }
@@ -81,7 +86,9 @@ fn table(fields: &[Field]) -> String {
         return String::new();
     }
     let cell = |text: &str| text.replace('|', "\\|");
-    let row = |f: &Field| format!("| `{}` | {} | `{}` | {} |\n", f.name, cell(&f.expected), cell(&f.default), cell(&f.meaning));
+    let row = |f: &Field| {
+        format!("| `{}` | {} | `{}` | {} |\n", f.name, cell(&f.expected), cell(&f.default), cell(&f.meaning))
+    };
     let rows: String = fields.iter().map(row).collect();
     format!("\n| option | type | default | meaning |\n|---|---|---|---|\n{rows}")
 }
@@ -106,7 +113,8 @@ fn definition(overload: &Overload) -> String {
         "string" | "array" | "map" => format!("{}{}", name[..1].to_uppercase(), &name[1..]),
         other => other.to_string(),
     };
-    let parameters: Vec<String> = overload.parameters.iter().map(|(name, ty)| format!("{name}: {}", kind(ty))).collect();
+    let parameters: Vec<String> =
+        overload.parameters.iter().map(|(name, ty)| format!("{name}: {}", kind(ty))).collect();
     let name = &overload.function;
     let (keyword, name) = match name.split_once('$') {
         Some(("index", which)) => ("fn", format!("index {}", which.trim_end_matches('$'))),
