@@ -1,0 +1,129 @@
+//! The solver on the golden pipeline's FLUX.2 with LoRA, in f32.
+
+use crate::toy::Counted;
+use amscript::align::{
+    MatchingOptions, RewardCost, Truncation, adjoint_matching, control_target, lean_adjoint, matching_loss,
+    terminal_gradient,
+};
+use amscript::flow::{RolloutOptions, klein_grid, rollout};
+use amscript::model::klein::Klein;
+use amscript::model::source::Folder;
+use amscript::model::{Condition, Flow};
+use amscript::optim::{AdamW, OptimizerOptions, Params, constant_rate};
+use amscript::tensor::grad::gradients;
+use amscript::tensor::{Device, Rng, Tensor};
+use std::sync::Arc;
+
+const STEPS: usize = 4;
+
+struct Case {
+    base: Flow,
+    policy: Flow,
+    condition: Condition,
+    x0: Tensor,
+}
+
+impl Case {
+    fn new() -> Self {
+        let folder = Folder::disk("tests/golden/flux2");
+        let klein = Klein::open("golden", &folder, None, &Device::Cpu).unwrap();
+        let weights = klein.weights(&folder, &Device::Cpu).unwrap();
+        let base = Flow::of_family(Arc::new(klein), weights).unwrap();
+        let policy = base.lora(4, 1.0, None, &Rng::new(7)).unwrap();
+        let condition = base.encode(&["a red cat".into(), "a blue dog".into()]).unwrap();
+        let x0 = base.noise(2, &mut Rng::new(1)).unwrap();
+        Self { base, policy, condition, x0 }
+    }
+
+    /// Brightness of the decoded images.
+    fn cost(&self, scale: f64) -> RewardCost {
+        let base = self.base.clone();
+        RewardCost::new(move |x| Ok(base.decode(x)?.flatten_from(1)?.mean(1)?), scale).unwrap()
+    }
+
+    fn options(k: usize) -> MatchingOptions {
+        MatchingOptions { truncate: Truncation::Last(k), ..MatchingOptions::new(klein_grid(STEPS, 16).unwrap()) }
+    }
+
+    fn optimizer(&self) -> AdamW {
+        let rate = constant_rate(1e-2).unwrap();
+        AdamW::new(Params::new(self.policy.params()).unwrap(), OptimizerOptions { rate, ..Default::default() }).unwrap()
+    }
+
+    /// Rewards before each of `n` updates towards high latents.
+    fn train(&self, n: usize) -> Vec<f32> {
+        let mut optimizer = self.optimizer();
+        let step = |_| {
+            let high = RewardCost::new(|x| Ok(x.flatten_from(1)?.mean(1)?), 300.0).unwrap();
+            let options = Self::options(2);
+            let update =
+                adjoint_matching(&self.policy, &self.base, &self.x0, &self.condition, &high, &options).unwrap();
+            optimizer.step(&update.loss, Some(1.0)).unwrap();
+            update.terminal.reward.mean_all().unwrap().to_scalar().unwrap()
+        };
+        (0..n).map(step).collect()
+    }
+
+    fn bits(&self) -> Vec<Vec<f32>> {
+        self.policy.params().iter().map(|(_, t)| t.flatten_all().unwrap().to_vec1().unwrap()).collect()
+    }
+}
+
+fn values(x: &Tensor) -> Vec<f32> {
+    x.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[test]
+fn lora_learns_the_reward_and_repeats_to_the_byte() {
+    let (first, second) = (Case::new(), Case::new());
+    let rewards = first.train(8);
+    assert!(rewards[7] > rewards[0] + 0.05, "{rewards:?}");
+    assert_eq!(rewards, second.train(8));
+    assert_eq!(first.bits(), second.bits());
+}
+
+#[test]
+fn fused_and_separate_updates_agree_to_the_bit() {
+    let case = Case::new();
+    case.train(2);
+    let Case { base, policy, condition, x0 } = &case;
+    let (counted, frozen) = (Counted::new(policy), Counted::new(base));
+    let options = Case::options(2);
+    let fused = adjoint_matching(&counted, &frozen, x0, condition, &case.cost(300.0), &options).unwrap();
+    assert_eq!((counted.calls(), frozen.calls()), (STEPS, 2));
+
+    let path = rollout(policy, x0, condition, &RolloutOptions { keep: 2, ..options.rollout.clone() }).unwrap();
+    let end = terminal_gradient(&case.cost(300.0), path.last()).unwrap();
+    let adjoint = lean_adjoint(base, &path, &end.gradient, options.index).unwrap();
+    let targets = control_target(&adjoint, &options.regularizer).unwrap();
+    let separate = matching_loss(policy, base, &path, &targets, options.loss).unwrap();
+    assert_eq!(values(&fused.loss), values(&separate));
+    let wanted: Vec<Tensor> = policy.params().into_iter().map(|(_, t)| t).collect();
+    let both = gradients(&fused.loss, &wanted).unwrap().into_iter().zip(gradients(&separate, &wanted).unwrap());
+    both.for_each(|(a, b)| assert_eq!(values(&a), values(&b)));
+}
+
+#[test]
+fn fresh_adapters_change_nothing_and_learn_from_their_second_factor_first() {
+    let case = Case::new();
+    let Case { base, policy, condition, x0 } = &case;
+    let update = |scale| adjoint_matching(policy, base, x0, condition, &case.cost(scale), &Case::options(3)).unwrap();
+    assert_eq!(values(&update(0.0).loss), [0.0]);
+    for (name, gradient) in
+        policy.params().iter().zip(case.optimizer().gradients(&update(9.0).loss).unwrap()).map(|((n, _), g)| (n, g))
+    {
+        let zero = values(&gradient).iter().all(|g| *g == 0.0);
+        assert_eq!(zero, name.ends_with("lora_A.weight"), "{name}");
+    }
+}
+
+#[test]
+fn a_rollout_that_keeps_no_graph_asks_a_frozen_policy() {
+    let case = Case::new();
+    let options = RolloutOptions::new(klein_grid(STEPS, 16).unwrap());
+    let path = rollout(&case.policy, &case.x0, &case.condition, &options).unwrap();
+    let frozen = amscript::model::Velocity::frozen(&case.policy).unwrap().unwrap();
+    let v = frozen.velocity(&path.states[1], &path.time(1).unwrap(), &case.condition).unwrap();
+    assert!(!v.track_op());
+    assert_eq!(values(&v), values(&path.velocities[1]));
+}
