@@ -131,6 +131,26 @@ pub fn compare(sets: &[(String, Tensor)], columns: usize, captions: &[String]) -
     grid(&Tensor::cat(&parts, 3)?, columns, &GridText { captions: captions.to_vec(), header })
 }
 
+/// An image, or a batch as a grid of at most 8 columns, as text for a terminal: two pixels per character, 24-bit colour.
+pub fn blocks(images: &Tensor) -> Result<String> {
+    let picture = match images.dims() {
+        [n, 3, _, _] if *n > 1 => grid(images, 8, &GridText::default())?,
+        _ => to_rgb(images)?,
+    };
+    let width = picture.width().clamp(1, 96);
+    let height = (picture.height() * width / picture.width().max(1)).max(2) / 2 * 2;
+    let small = imageops::resize(&picture, width, height, imageops::FilterType::Triangle);
+    let mut out = String::new();
+    for row in (0..height).step_by(2) {
+        for column in 0..width {
+            let ([r, g, b], [lr, lg, lb]) = (small.get_pixel(column, row).0, small.get_pixel(column, row + 1).0);
+            out += &format!("\x1b[38;2;{r};{g};{b}m\x1b[48;2;{lr};{lg};{lb}m\u{2580}");
+        }
+        out += "\x1b[0m\n";
+    }
+    Ok(out.trim_end().into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,6 +166,14 @@ mod tests {
         let worst = (back - images).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
         assert!(worst.to_scalar::<f32>().unwrap() <= 0.5 / 255.0 + 1e-6);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn blocks_hold_two_rows_of_pixels() {
+        let image = Tensor::zeros((3, 4, 6), DType::F32, &Device::Cpu).unwrap();
+        let text = blocks(&image).unwrap();
+        assert_eq!((text.lines().count(), text.matches('\u{2580}').count()), (2, 12));
+        assert!(text.starts_with("\x1b[38;2;0;0;0m"));
     }
 
     #[test]

@@ -21,6 +21,17 @@ pub struct Prompts {
 /// Names that are not files.
 pub const NAMES: [&str; 2] = ["shapes/train", "shapes/test"];
 
+/// Adds the names of the known sets.
+pub fn hint(error: Error) -> Error {
+    error.hint(format!("a file with one prompt per line, or {}", NAMES.map(|n| format!("`{n}`")).join(", ")))
+}
+
+impl std::fmt::Display for Prompts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "prompts({}, {} of them)", self.name, self.len())
+    }
+}
+
 impl Prompts {
     /// A named set, or a file with one prompt per line (empty lines skipped).
     pub fn open(name: &str) -> Result<Prompts> {
@@ -38,10 +49,11 @@ impl Prompts {
         Ok(Self { name: name.into(), groups: Arc::new(vec![prompts]) })
     }
 
-    fn read(path: &Path) -> Result<Prompts> {
+    /// A text file with one prompt per line (empty lines skipped).
+    pub fn read(path: &Path) -> Result<Prompts> {
         let text = std::fs::read_to_string(path).map_err(|e| {
-            Error::new(Kind::Missing, format!("prompts: must be a file or a known set, got `{}` ({e})", path.display()))
-                .hint(format!("known sets are {}", NAMES.map(|n| format!("`{n}`")).join(", ")))
+            let message = format!("prompts: must be a file or a known set, got `{}` ({e})", path.display());
+            hint(Error::new(Kind::Missing, message))
         })?;
         let lines = text.lines().map(str::trim).filter(|l| !l.is_empty()).map(String::from).collect();
         Self::from_list(&path.display().to_string(), lines)

@@ -27,6 +27,7 @@
 pub mod align;
 pub mod callback;
 pub mod catalog;
+pub mod data;
 pub mod elementwise;
 pub mod example;
 pub mod fault;
@@ -35,6 +36,7 @@ pub mod flow;
 pub mod grad;
 mod guard;
 pub mod help;
+pub mod image;
 pub mod import;
 pub mod language;
 pub mod model;
@@ -124,6 +126,13 @@ pub const CHAPTERS: &[Chapter] = &[
         "Judges of images, their arithmetic, and what trains them.",
         "reward" => reward::RewardOptions,
         "clip_reward" => reward::ClipOptions,
+    ),
+    chapter!(data, "Prompt sets, the shapes world and its oracle."),
+    chapter!(
+        image,
+        "Image files and grids.",
+        "image_grid" => image::GridOptions,
+        "compare_grid" => image::GridOptions,
     ),
     chapter!(text, "Text encoders outside a flow.", "random_text_encoder" => text::EncoderOptions),
 ];

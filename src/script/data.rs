@@ -1,0 +1,178 @@
+//! Chapter `data`: prompts, the shapes world, the oracle.
+
+use super::*;
+use crate::data::{caption::Scene, distort, oracle, prompts, shapes};
+use crate::script_value;
+use crate::tensor::{Stream, Tensor};
+
+script_value!(crate::data::Prompts, "a prompt set such as `prompts(\"shapes/train\")`");
+
+/// Captions given as an array of texts, a prompt set or a condition.
+pub fn captions(value: Dynamic, place: &str) -> Result<Vec<String>> {
+    if value.is_string() {
+        return Ok(vec![option::convert(value, place)?]);
+    }
+    reward::texts(value, 0, place)
+}
+
+fn as_array(texts: Vec<String>) -> Array {
+    texts.into_iter().map(Dynamic::from).collect()
+}
+
+/// Prompt sets, and the shapes world: 64x64 scenes of one or two objects whose captions tell the whole truth about them.
+#[export_module(manifest)]
+pub mod data {
+    use super::*;
+
+    pub type Prompts = crate::data::Prompts;
+
+    #[rhai_fn(name = "to_string", name = "to_debug", pure)]
+    pub fn show_prompts(prompts: &mut Prompts) -> String {
+        prompts.to_string()
+    }
+
+    /// A prompt set: `shapes/train` or `shapes/test` (disjoint), or a text file with one prompt per line.
+    ///
+    /// ```rhai
+    /// prompts("shapes/test")[0]     //=> "a small red square at the center on charcoal"
+    /// prompts("shapes/train").len   //=> 28840
+    /// prompts("no/file")            //=> error: no file "no/file"
+    /// ```
+    #[rhai_fn(return_raw, volatile)]
+    pub fn prompts(context: NativeCallContext, name: &str) -> RhaiResultOf<Prompts> {
+        if prompts::NAMES.contains(&name) {
+            return Ok(Prompts::open(name)?);
+        }
+        let path = Session::of(&context).readable(name).map_err(|e| prompts::hint(e.within("prompts")))?;
+        Ok(Prompts::read(&path)?)
+    }
+
+    /// The number of prompts in a set.
+    ///
+    /// ```rhai
+    /// let set = prompts("shapes/train").len + prompts("shapes/test").len;
+    /// set   //=> 33024
+    /// ```
+    #[rhai_fn(get = "len", pure)]
+    pub fn len(prompts: &mut Prompts) -> i64 {
+        prompts.len() as i64
+    }
+
+    /// The prompt at an index; negative ones count from the end.
+    ///
+    /// ```rhai
+    /// prompts("shapes/test")[-1] == prompts("shapes/test")[prompts("shapes/test").len - 1]   //=> true
+    /// prompts("shapes/test")[99999]   //=> error: prompts: index must lie in
+    /// ```
+    #[rhai_fn(index_get, pure, return_raw)]
+    pub fn get_prompt(prompts: &mut Prompts, index: i64) -> RhaiResultOf<String> {
+        Ok(prompts.get(index)?)
+    }
+
+    /// `n` prompts in random order, none twice before all were drawn; of the shapes sets half have one object, half two.
+    ///
+    /// ```rhai
+    /// prompts("shapes/train").sample(4, rng(0)).len()   //=> 4
+    /// ```
+    #[rhai_fn(return_raw, volatile)]
+    pub fn sample(prompts: Prompts, n: i64, rng: Stream) -> RhaiResultOf<Array> {
+        let n = option::convert(n.into(), "sample")?;
+        Ok(as_array(rng.draw(|rng| prompts.sample(n, rng))))
+    }
+
+    /// `n` random scenes of the shapes world: `images` `[n, 3, 64, 64]` in `[0, 1]` and `captions`.
+    ///
+    /// ```rhai
+    /// let world = shapes(3, rng(0));
+    /// world.images.shape     //=> [3, 3, 64, 64]
+    /// world.captions.len()   //=> 3
+    /// ```
+    #[rhai_fn(return_raw, volatile)]
+    pub fn shapes(context: NativeCallContext, n: i64, rng: Stream) -> RhaiResultOf<Map> {
+        let n = option::convert(n.into(), "shapes")?;
+        let (images, captions) = rng.draw(|rng| shapes::shapes(n, rng))?;
+        let images = core(images.to_device(Session::of(&context).device()))?;
+        Ok([("images".into(), Dynamic::from(images)), ("captions".into(), as_array(captions).into())].into())
+    }
+
+    /// Clean drawings of captioned scenes, each with a little jitter of place and size.
+    ///
+    /// ```rhai
+    /// let captions = prompts("shapes/train").sample(2, rng(0));
+    /// draw(captions, rng(1)).shape     //=> [2, 3, 64, 64]
+    /// draw(["a cat on cream"], rng(1))   //=> error: caption: must describe a scene of the shapes world
+    /// ```
+    #[rhai_fn(return_raw, volatile)]
+    pub fn draw(context: NativeCallContext, captions: Dynamic, rng: Stream) -> RhaiResultOf<Tensor> {
+        let captions = super::captions(captions, "draw")?;
+        let scenes = captions.iter().map(|c| Scene::parse(c)).collect::<Result<Vec<_>>>()?;
+        Ok(core(rng.draw(|rng| shapes::render(&scenes, rng))?.to_device(Session::of(&context).device()))?)
+    }
+
+    /// Flawed drawings of captioned scenes, from clean to unrecognisable: material for preference learning.
+    ///
+    /// Each flaw comes with its own chance and strength: another colour, shape, size, place or background, rounded or open
+    /// outlines, a missing or faded object, blur, noise. Judge them with `oracle`.
+    ///
+    /// ```rhai
+    /// let captions = prompts("shapes/train").sample(2, rng(0));
+    /// distort(captions, rng(1)).shape   //=> [2, 3, 64, 64]
+    /// ```
+    #[rhai_fn(return_raw, volatile)]
+    pub fn distort(context: NativeCallContext, captions: Dynamic, rng: Stream) -> RhaiResultOf<Tensor> {
+        let captions = super::captions(captions, "distort")?;
+        Ok(core(rng.draw(|rng| distort::distort(&captions, rng))?.to_device(Session::of(&context).device()))?)
+    }
+
+    /// The true preference: how well each image shows its caption, from 0 to 1.
+    ///
+    /// It reads the scene back from the pixels: right object, colour, size and place, clean edges and background. Training
+    /// must not see it; it is there to tell whether a learnt reward was followed or hacked.
+    ///
+    /// ```rhai
+    /// let world = shapes(8, rng(0));
+    /// oracle(world.images, world.captions).min().item() > 0.97   //=> true
+    /// oracle(zeros([8, 3, 64, 64]), world.captions).max().item() < 0.2   //=> true
+    /// oracle(zeros([1, 3, 8, 8]), ["a small red ring at the center on cream"])   //=> error: oracle: images must be
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn oracle(images: Tensor, captions: Dynamic) -> RhaiResultOf<Tensor> {
+        let scores = oracle::oracle(&images, &super::captions(captions, "oracle")?)?;
+        Ok(core(scores.to_device(images.device()))?)
+    }
+
+    /// What the oracle saw of each image: its `score`, the `background`, and per object `presence color shape size place edges`.
+    ///
+    /// ```rhai
+    /// let world = shapes(1, rng(0));
+    /// let seen = oracle_report(world.images, world.captions)[0];
+    /// seen.keys()                   //=> ["background", "objects", "score"]
+    /// seen.objects[0].color > 0.9   //=> true
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn oracle_report(images: Tensor, captions: Dynamic) -> RhaiResultOf<Array> {
+        let readings = oracle::read(&images, &super::captions(captions, "oracle_report")?)?;
+        Ok(readings.into_iter().map(report).collect())
+    }
+}
+
+fn report(reading: oracle::Reading) -> Dynamic {
+    let objects = reading.objects.iter().map(|seen| {
+        let parts = [
+            ("presence", seen.presence),
+            ("color", seen.color),
+            ("shape", seen.shape),
+            ("size", seen.size),
+            ("place", seen.place),
+            ("edges", seen.edges),
+        ];
+        Dynamic::from(parts.into_iter().map(|(name, part)| (name.into(), part.into())).collect::<Map>())
+    });
+    let map: Map = [
+        ("score".into(), reading.score().into()),
+        ("background".into(), reading.background.into()),
+        ("objects".into(), objects.collect::<Array>().into()),
+    ]
+    .into();
+    map.into()
+}
