@@ -1,11 +1,11 @@
 //! Chapter `reward`: judges of images, their arithmetic, and what trains them.
 
-use super::align::Cost;
 use super::*;
 use crate::data::Prompts;
 use crate::model::Condition;
 use crate::model::source::{Folder, Sources};
 use crate::nn::clip::{Config, ModelConfig, Preprocess, TextConfig, VisionConfig};
+use crate::optim::Params;
 use crate::reward::hpsv2::{self, Hpsv2};
 use crate::reward::{Judge, scripted::Scripted, sum::Sum};
 use crate::tensor::{Rng, Tensor};
@@ -103,6 +103,7 @@ fn place(name: &str, session: &Session, sources: &Sources) -> Result<(Folder, Op
 }
 
 /// Judges of images: `reward(..)` reads a trained one, `scripted_reward(..)` makes one from a closure, arithmetic mixes them.
+#[allow(clippy::unwrap_used)] // in rhai's macro, for receivers it has checked
 #[export_module(manifest)]
 pub mod reward {
     use super::*;
@@ -168,23 +169,6 @@ pub mod reward {
     pub fn score(r: Reward, images: Tensor, prompts: Dynamic) -> RhaiResultOf<Tensor> {
         let count = images.dims().first().copied().unwrap_or(0);
         Ok(r.score(&images, &texts(prompts, count, "score")?)?)
-    }
-
-    /// The cost `-scale * reward` of the images at the end of a trajectory, for `terminal_gradient` and `adjoint_matching`.
-    ///
-    /// Prompts are as in `score`.
-    ///
-    /// ```rhai
-    /// let bright = scripted_reward(|images, prompts| images.sum([1, 2, 3]));
-    /// let path = rollout(velocity_field(|x, t, c| x * 0), zeros([1, 3, 1, 2]), (), #{ grid: uniform(1) });
-    /// path.terminal_gradient(reward_cost(bright, "a ring", 2)).flatten()   //=> tensor([-2.0, -2.0, -2.0, -2.0, -2.0, -2.0])
-    /// ```
-    #[rhai_fn(return_raw)]
-    pub fn reward_cost(r: Reward, prompts: Dynamic, scale: f64) -> RhaiResultOf<Cost> {
-        super::texts(prompts.clone(), 1, "reward_cost")?;
-        let score =
-            move |images: &Tensor| r.score(images, &super::texts(prompts.clone(), images.dim(0)?, "reward_cost")?);
-        Ok(Cost::new(score, scale))
     }
 
     /// The sum of two rewards.
@@ -281,7 +265,7 @@ pub mod reward {
     /// let small = #{ image_size: 16, width: 32, layers: 1, text_width: 32, text_layers: 1, embed: 8 };
     /// let judge = clip_reward(["a red ring", "a blue square"], small);
     /// judge.score(zeros([2, 3, 16, 16]), ["a red ring", "a blue square"]).shape   //=> [2]
-    /// judge.trainable().params().len()                                            //=> 37
+    /// adamw(judge.trainable().params())                     //=> adamw(37 tensors ..
     /// ```
     #[rhai_fn(return_raw, volatile)]
     pub fn clip_reward(context: NativeCallContext, texts: Dynamic, options: Map) -> RhaiResultOf<Reward> {
@@ -301,13 +285,15 @@ pub mod reward {
         Ok(Judge(r.trainable()?))
     }
 
-    /// The trainable tensors of a reward by name; empty when it is frozen.
+    /// The trainable tensors of a reward, for an optimizer; none when it is frozen.
     ///
     /// ```rhai
-    /// scripted_reward(|images, prompts| images.mean([1, 2, 3])).params()      //=> #{}
+    /// let bright = scripted_reward(|images, prompts| images.mean([1, 2, 3]));
+    /// adamw(bright.params())   //=> error: there must be a trainable tensor
     /// ```
-    pub fn params(r: Reward) -> Map {
-        r.params().into_iter().map(|(name, tensor)| (name.into(), Dynamic::from(tensor))).collect()
+    #[rhai_fn(name = "params", return_raw)]
+    pub fn params_of_reward(r: Reward) -> RhaiResultOf<Params> {
+        Ok(Params::new(r.params())?)
     }
 
     /// Writes a reward's weights, config and tokenizer into a folder of the run that `reward(folder)` reads.

@@ -32,6 +32,7 @@ options! {
 pub struct Encoder(Arc<TextEncoder>);
 
 /// Text encoders outside a flow: what pretraining needs.
+#[allow(clippy::unwrap_used)] // in rhai's macro, for receivers it has checked
 #[export_module(manifest)]
 pub mod text {
     use super::*;
