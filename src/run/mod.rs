@@ -15,7 +15,6 @@ pub mod steps;
 
 pub use checkpoint::{Checkpoint, Saved};
 pub use log::Values;
-pub use progress::Stop;
 pub use record::Recipe;
 pub use result::Row;
 pub use steps::Steps;
@@ -33,21 +32,29 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-/// Where lines for the user go.
-pub type Printer = Arc<dyn Fn(&str) + Send + Sync>;
+/// The person who watches a run.
+pub trait Console: Send + Sync {
+    /// Shows a line.
+    fn print(&self, line: &str);
+
+    /// Whether the run is to end after the step that is running.
+    fn stop_requested(&self) -> bool;
+
+    /// Steps are running that end by themselves when that is requested.
+    fn finish_steps(&self, running: bool);
+}
 
 /// What a run starts from.
 pub struct Start {
-    /// `--out`; else the next free folder in `runs/`.
-    pub out: Option<PathBuf>,
+    /// Where it writes; made if absent.
+    pub folder: PathBuf,
     pub recipe: Recipe,
     /// Resolved settings, as JSON.
     pub settings: Map<String, Value>,
     pub seed: u64,
     /// The device's name, for the record.
     pub device: String,
-    pub print: Printer,
-    pub stop: Stop,
+    pub console: Arc<dyn Console>,
 }
 
 /// A run; clones share it.
@@ -57,8 +64,7 @@ pub struct Run(Arc<Inner>);
 struct Inner {
     folder: PathBuf,
     root: Rng,
-    print: Printer,
-    stop: Stop,
+    console: Arc<dyn Console>,
     started: Instant,
     state: Mutex<State>,
 }
@@ -79,10 +85,9 @@ struct State {
 impl Run {
     /// Makes the run directory and writes `run.json`.
     pub fn start(start: Start) -> Result<Run> {
-        let folder = folder::open(start.out.as_deref(), &start.recipe)?;
-        let record = record::record(&start.recipe, &start.settings, start.seed, &start.device);
-        folder::claim(&folder, &record)?;
-        (start.print)(&format!("run directory {}", folder.display()));
+        let folder = start.folder;
+        folder::claim(&folder, &record::record(&start.recipe, &start.settings, start.seed, &start.device))?;
+        start.console.print(&format!("run directory {}", folder.display()));
         let state = State {
             streams: BTreeMap::new(),
             log: Log::new(folder.join("metrics.jsonl")),
@@ -94,8 +99,7 @@ impl Run {
         Ok(Run(Arc::new(Inner {
             folder,
             root: Rng::new(start.seed),
-            print: start.print,
-            stop: start.stop,
+            console: start.console,
             started: Instant::now(),
             state: Mutex::new(state),
         })))
@@ -111,7 +115,7 @@ impl Run {
 
     /// Writes a line for the user, above the progress bar.
     fn print(&self, line: &str) {
-        progress::above_bar(|| (self.0.print)(line));
+        progress::above_bar(|| self.0.console.print(line));
     }
 
     /// The random stream of that name; asked for again, it goes on where it was.
@@ -163,7 +167,8 @@ impl Run {
     /// Whether a checkpoint is due in this step: every so many steps, at the loop's end, and after Ctrl-C.
     pub fn due(&self, every: usize) -> bool {
         let state = self.state();
-        state.step > 0 && (state.step.is_multiple_of(every.max(1)) || state.step == state.total || self.0.stop.asked())
+        state.step > 0
+            && (state.step.is_multiple_of(every.max(1)) || state.step == state.total || self.0.console.stop_requested())
     }
 
     /// Writes `step-<step>/`: the script's state and the counters of the random streams.

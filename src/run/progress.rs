@@ -1,8 +1,7 @@
-//! What a person sees of a step loop: a bar with the time left, lines above it, and Ctrl-C in two stages.
+//! What a person sees of a step loop: a bar with the time left, and lines above it.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The bar on the screen, so that lines from anywhere go above it.
@@ -74,51 +73,9 @@ pub fn span(time: Duration) -> String {
     }
 }
 
-/// Ctrl-C in two stages: the first lets a step loop finish its step, the second stops at once.
-#[derive(Clone, Default)]
-pub struct Stop(Arc<(AtomicUsize, AtomicBool)>);
-
-impl Stop {
-    /// Call it from the signal handler; false: nothing will finish by itself, stop at once.
-    pub fn press(&self) -> bool {
-        let (loops, asked) = &*self.0;
-        loops.load(Ordering::Relaxed) > 0 && !asked.swap(true, Ordering::Relaxed)
-    }
-
-    /// A step loop is to end after this step.
-    pub fn asked(&self) -> bool {
-        self.0.1.load(Ordering::Relaxed)
-    }
-
-    /// A step loop begins; it ends when the guard is dropped.
-    pub fn enter(&self) -> Looping {
-        self.0.0.fetch_add(1, Ordering::Relaxed);
-        Looping(self.clone())
-    }
-}
-
-/// A step loop is running.
-pub struct Looping(Stop);
-
-impl Drop for Looping {
-    fn drop(&mut self) {
-        self.0.0.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn first_press_waits_for_a_loop_second_does_not() {
-        let stop = Stop::default();
-        assert!(!stop.press() && !stop.asked());
-        let looping = stop.enter();
-        assert!(stop.press() && stop.asked() && !stop.press());
-        drop(looping);
-        assert!(!stop.press());
-    }
 
     #[test]
     fn spans_show_two_units() {

@@ -2,7 +2,7 @@
 
 use super::{
     Run,
-    progress::{Looping, Progress, span},
+    progress::{Progress, span},
 };
 use crate::error::{Error, Kind, Result};
 use std::time::Instant;
@@ -14,18 +14,18 @@ pub struct Steps {
     first: usize,
     total: usize,
     started: Instant,
-    looping: Option<Looping>,
+    running: bool,
 }
 
 impl Steps {
     pub(super) fn new(run: Run, total: usize) -> Self {
         let first = std::mem::take(&mut run.state().resumed).min(total);
-        Self { run, next: first, first, total, started: Instant::now(), looping: None }
+        Self { run, next: first, first, total, started: Instant::now(), running: false }
     }
 
     fn begin(&mut self) {
-        if self.looping.is_none() {
-            self.looping = Some(self.run.0.stop.enter());
+        if !std::mem::replace(&mut self.running, true) {
+            self.run.0.console.finish_steps(true);
             self.started = Instant::now();
             let mut state = self.run.state();
             state.total = self.total;
@@ -47,7 +47,8 @@ impl Steps {
 
     /// Takes the bar away; says once how long the loop took.
     fn end(&mut self) {
-        if self.looping.take().is_some() {
+        if std::mem::take(&mut self.running) {
+            self.run.0.console.finish_steps(false);
             self.run.state().progress = None;
             let done = self.next - self.first;
             if done > 0 && self.next == self.total {
@@ -67,7 +68,7 @@ impl Iterator for Steps {
         if let Some(progress) = &self.run.state().progress {
             progress.tick(self.next);
         }
-        if self.run.0.stop.asked() {
+        if self.run.0.console.stop_requested() {
             return Some(Err(self.interrupted()));
         }
         if self.next >= self.total {

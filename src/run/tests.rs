@@ -2,28 +2,46 @@ use super::*;
 use crate::tensor::{DType, Device};
 use serde_json::json;
 use std::sync::Mutex as Lock;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+/// A person who notes the lines and may press Ctrl-C.
+#[derive(Default)]
+struct Person {
+    lines: Lock<Vec<String>>,
+    stop: AtomicBool,
+    running: AtomicBool,
+}
+
+impl Console for Person {
+    fn print(&self, line: &str) {
+        self.lines.lock().unwrap().push(line.into());
+    }
+    fn stop_requested(&self) -> bool {
+        self.stop.load(Relaxed)
+    }
+    fn finish_steps(&self, running: bool) {
+        self.running.store(running, Relaxed);
+    }
+}
 
 struct Desk {
     folder: tempfile::TempDir,
-    lines: Arc<Lock<Vec<String>>>,
-    stop: Stop,
+    person: Arc<Person>,
 }
 
 impl Desk {
     fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap(), lines: Arc::default(), stop: Stop::default() }
+        Self { folder: tempfile::tempdir().unwrap(), person: Arc::default() }
     }
 
     fn start(&self, steps: i64) -> Result<Run> {
-        let lines = self.lines.clone();
         Run::start(Start {
-            out: Some(self.folder.path().join("out")),
+            folder: self.folder.path().join("out"),
             recipe: Recipe { path: None, text: "1 + 1".into() },
             settings: Map::from_iter([("steps".to_string(), json!(steps))]),
             seed: 7,
             device: "cpu".into(),
-            print: Arc::new(move |line| lines.lock().unwrap().push(line.into())),
-            stop: self.stop.clone(),
+            console: self.person.clone(),
         })
     }
 
@@ -65,7 +83,7 @@ fn a_killed_run_goes_on_to_the_same_numbers() {
     assert_eq!(train(&broken.start(9).unwrap(), 9, 99).unwrap(), expected);
     assert_eq!(broken.read("metrics.jsonl"), whole.read("metrics.jsonl"));
     assert_eq!(whole.read("metrics.jsonl").lines().count(), 9);
-    assert!(broken.lines.lock().unwrap().contains(&"resuming after step 6".to_string()));
+    assert!(broken.person.lines.lock().unwrap().contains(&"resuming after step 6".to_string()));
     let mixed = broken.start(8).err().unwrap();
     assert!(mixed.message.contains("steps = 9") && mixed.message.contains("steps = 8"), "{mixed}");
 }
@@ -77,12 +95,14 @@ fn first_ctrl_c_finishes_the_step_and_saves() {
     let mut steps = run.steps(9);
     assert_eq!(steps.next().unwrap().unwrap(), 0);
     assert!(!run.due(2));
-    assert!(desk.stop.press());
+    assert!(desk.person.running.load(Relaxed));
+    desk.person.stop.store(true, Relaxed);
     assert!(run.due(2));
     run.checkpoint(Saved::Plain(json!(1))).unwrap();
     let error = steps.next().unwrap().unwrap_err();
     assert_eq!((error.kind, error.message.as_str()), (crate::error::Kind::Interrupt, "interrupted after step 1 of 9"));
     assert!(error.hint.unwrap().contains("--out"));
+    assert!(!desk.person.running.load(Relaxed));
 }
 
 #[test]
@@ -92,7 +112,7 @@ fn log_prints_about_twenty_lines() {
     for _ in run.steps(200) {
         run.log(vec![("loss".into(), vec![0.5]), ("norms".into(), vec![1.0, f64::NAN])]).unwrap();
     }
-    let lines = desk.lines.lock().unwrap();
+    let lines = desk.person.lines.lock().unwrap();
     let logged: Vec<_> = lines.iter().filter(|l| l.starts_with("step ")).collect();
     assert!((20..=22).contains(&logged.len()), "{lines:?}");
     assert!(logged[1].starts_with("step 10    loss 0.5  norms NaN"), "{}", logged[1]);

@@ -39,13 +39,16 @@ pub mod help;
 pub mod image;
 pub mod import;
 pub mod language;
+pub mod metric;
 pub mod model;
 pub mod operator;
 pub mod optim;
 pub mod option;
+pub mod plot;
 pub mod random;
 pub mod reduction;
 pub mod reward;
+pub mod run;
 pub mod session;
 pub mod storage;
 mod suggest;
@@ -134,6 +137,20 @@ pub const CHAPTERS: &[Chapter] = &[
         "image_grid" => image::GridOptions,
         "compare_grid" => image::GridOptions,
     ),
+    chapter!(
+        plot,
+        "Pictures of numbers.",
+        "plot" => plot::PlotOptions,
+        "scatter" => plot::PlotOptions,
+        "histogram" => plot::HistogramOptions,
+        "heatmap" => plot::PlotOptions,
+    ),
+    chapter!(
+        run,
+        "The run directory: settings, steps, log, images, checkpoints, result.",
+        "checkpoint" => run::CheckpointOptions,
+    ),
+    chapter!(metric, "Diversity, and means with standard errors."),
     chapter!(text, "Text encoders outside a flow.", "random_text_encoder" => text::EncoderOptions),
 ];
 
@@ -153,6 +170,7 @@ impl Host {
         let manifests: Vec<_> = CHAPTERS.iter().map(|c| c.manifest).collect();
         let mut natives = guard::widen(&manifests);
         language::arithmetic(&mut natives);
+        run::iterators(&mut natives);
         engine.register_global_module(natives.into());
         connect(&mut engine, &session);
         let engine = Arc::new(engine);

@@ -1,0 +1,330 @@
+//! Chapter `run`: settings, steps, log, images, checkpoints and the result of a run.
+
+use super::*;
+use crate::model::Flow;
+use crate::run::{Console, Recipe, Row, Saved, Start, Steps as Iterating};
+use crate::tensor::{Stream, Tensor, show as text};
+use crate::{bail, options};
+use serde_json::Value;
+use std::sync::{Mutex, PoisonError};
+
+options! {
+    /// When a checkpoint is written.
+    pub struct CheckpointOptions {
+        /// Steps between checkpoints; the last step and Ctrl-C write one too.
+        every: usize = 100,
+    }
+}
+
+impl Console for Session {
+    fn print(&self, line: &str) {
+        Session::print(self, line);
+    }
+    fn stop_requested(&self) -> bool {
+        Session::stop_requested(self)
+    }
+    fn finish_steps(&self, running: bool) {
+        Session::finish_steps(self, running);
+    }
+}
+
+/// The steps of a run, for one `for` loop.
+#[derive(Clone)]
+pub struct Steps(Arc<Mutex<Option<Iterating>>>);
+
+/// Makes [`Steps`] something that `for` runs over.
+pub(super) fn iterators(module: &mut Module) {
+    module.set_iter_result(TypeId::of::<Steps>(), |value: Dynamic| {
+        let steps = value.cast::<Steps>().0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        Box::new(steps.into_iter().flatten().map(|step| Ok(Dynamic::from(step? as i64))))
+    });
+}
+
+/// The numbers of a value: one, an array of them, or a tensor.
+fn numbers(value: Dynamic, place: &str) -> Result<Vec<f64>> {
+    if let Some(tensor) = value.read_lock::<Tensor>() {
+        return text::values(&tensor);
+    }
+    match value.is_array() {
+        true => option::list(option::convert(value, place)?, place),
+        false => Ok(vec![option::convert(value, place)?]),
+    }
+}
+
+/// A setting as JSON; values that JSON lacks as text.
+fn setting(engine: &Engine, value: &Dynamic) -> Value {
+    let value = value.flatten_clone();
+    match (value.as_int(), value.as_float(), value.as_bool()) {
+        (Ok(i), _, _) => Value::from(i),
+        (_, Ok(f), _) => Value::from(f),
+        (_, _, Ok(b)) => Value::from(b),
+        _ if value.is_string() || value.is_array() || value.is_map() => Value::from(value.to_string()),
+        _ => {
+            let mut scope = Scope::new();
+            scope.push_dynamic("value", value);
+            let shown = engine.eval_with_scope::<String>(&mut scope, "value.to_string()");
+            Value::from(shown.unwrap_or_default())
+        }
+    }
+}
+
+/// What a script saves, from its values.
+fn saved(value: Dynamic, place: &str) -> Result<Saved> {
+    let value = value.flatten();
+    if let Some(tensor) = value.read_lock::<Tensor>() {
+        return Ok(Saved::Tensor(tensor.detach()));
+    }
+    if value.is_map() {
+        let entries = option::convert::<Map>(value, place)?.into_iter();
+        let saved = entries.map(|(key, v)| Ok((key.to_string(), saved(v, &format!("{place}.{key}"))?)));
+        return Ok(Saved::Map(saved.collect::<Result<_>>()?));
+    }
+    if value.is_array() {
+        let items = option::convert::<Array>(value, place)?.into_iter().enumerate();
+        return Ok(Saved::List(items.map(|(i, v)| saved(v, &format!("{place}[{i}]"))).collect::<Result<_>>()?));
+    }
+    if let Ok(number) = value.as_float() {
+        return Ok(Saved::Number(number));
+    }
+    let plain = match (value.as_int(), value.as_bool(), value.is_unit()) {
+        (Ok(i), _, _) => Value::from(i),
+        (_, Ok(b), _) => Value::from(b),
+        (_, _, true) => Value::Null,
+        _ if value.is_string() => Value::from(option::convert::<String>(value, place)?),
+        _ => bail!(
+            Type,
+            "checkpoint: {place} must be tensors, numbers, texts, arrays or maps, got {}",
+            option::show(&value)
+        ),
+    };
+    Ok(Saved::Plain(plain))
+}
+
+/// The values again; tensors on the session's device.
+fn restored(saved: Saved, session: &Session) -> Result<Dynamic> {
+    Ok(match saved {
+        Saved::Tensor(tensor) => Dynamic::from(core(tensor.to_device(session.device()))?),
+        Saved::Number(number) => number.into(),
+        Saved::Plain(Value::Bool(b)) => b.into(),
+        Saved::Plain(Value::String(text)) => text.into(),
+        Saved::Plain(value) => value.as_i64().map_or(Dynamic::UNIT, Dynamic::from),
+        Saved::List(items) => items.into_iter().map(|v| restored(v, session)).collect::<Result<Array>>()?.into(),
+        Saved::Map(entries) => {
+            let values = entries.into_iter().map(|(key, v)| Ok((key.into(), restored(v, session)?)));
+            values.collect::<Result<Map>>()?.into()
+        }
+    })
+}
+
+/// Rows of the final table from a map of maps.
+fn rows(table: Map) -> Result<Vec<Row>> {
+    let row = |(name, columns): (rhai::Identifier, Dynamic)| {
+        let place = format!("finish: `{name}`");
+        let columns: Map = option::convert(columns, &place)?;
+        let columns = columns
+            .into_iter()
+            .map(|(column, values)| Ok((column.to_string(), numbers(values, &format!("{place}: `{column}`"))?)));
+        Ok(Row { name: name.to_string(), columns: columns.collect::<Result<_>>()? })
+    };
+    table.into_iter().map(row).collect()
+}
+
+/// The override keeps the kind of the default; a whole number may stand for a number, and `()` for anything.
+fn same_kind(key: &str, default: &Dynamic, value: &Dynamic) -> Result<()> {
+    let number = |v: &Dynamic| v.is_int() || v.is_float();
+    let fits = default.is_unit()
+        || default.type_id() == value.type_id()
+        || (default.is_float() && number(value))
+        || (default.is_int() && value.as_float().is_ok_and(|f| f.fract() == 0.0));
+    if !fits {
+        bail!(Option, "--set: `{key}` must be a value such as {}, got {}", option::show(default), option::show(value));
+    }
+    Ok(())
+}
+
+/// A run: its directory, settings, steps, log, images, checkpoints, and the table at its end.
+#[export_module(manifest)]
+pub mod run {
+    use super::*;
+
+    pub type Run = crate::run::Run;
+    pub type Steps = super::Steps;
+
+    #[rhai_fn(name = "to_string", name = "to_debug", pure)]
+    pub fn show_run(run: &mut Run) -> String {
+        run.to_string()
+    }
+
+    /// The settings of a recipe: these defaults, with what `--set key=value` and `--seed` override.
+    ///
+    /// ```rhai
+    /// settings(#{ steps: 20, seed: 0 }).steps   //=> 20
+    /// ```
+    #[rhai_fn(return_raw, volatile)]
+    pub fn settings(context: NativeCallContext, defaults: Map) -> RhaiResultOf<Map> {
+        let settled = Session::of(&context).settle(defaults.clone())?;
+        for (key, value) in &settled {
+            same_kind(key, &defaults[key], value)?;
+        }
+        Ok(settled)
+    }
+
+    /// Starts a run: makes its directory (`--out`, else `runs/<recipe>`) and writes down what it is made from.
+    ///
+    /// A `seed` in the settings seeds all of the run's random streams. A directory with checkpoints made under other settings
+    /// is refused.
+    ///
+    /// ```rhai
+    /// let run = start_run(#{ seed: 3 });
+    /// run.rng("noise").normal([2]) == rng(3).split("noise").normal([2])   //=> true
+    /// start_run(#{ seed: -1 })                                            //=> error: start_run: `seed`: expected a count
+    /// ```
+    #[rhai_fn(return_raw, volatile)]
+    pub fn start_run(context: NativeCallContext, settings: Map) -> RhaiResultOf<Run> {
+        let session = Session::of(&context);
+        let path = session.request.script.clone();
+        let source = session.source(context.call_source().unwrap_or_default()).unwrap_or_default();
+        let seed = settings.get("seed").cloned().unwrap_or(Dynamic::from(0_i64));
+        Ok(Run::start(Start {
+            folder: session.run_folder(),
+            recipe: Recipe { path, text: source },
+            settings: settings.iter().map(|(key, v)| (key.to_string(), setting(context.engine(), v))).collect(),
+            seed: option::convert(seed, "start_run: `seed`")?,
+            device: crate::tensor::place::name(session.device()),
+            console: session,
+        })?)
+    }
+
+    /// Numbers from 0 for a `for` loop with a progress bar; Ctrl-C ends it after the step that is running.
+    ///
+    /// After `restore` it starts behind the steps that were done.
+    ///
+    /// ```rhai
+    /// let run = start_run(#{});
+    /// let seen = [];
+    /// for i in run.steps(3) { seen.push(i); }
+    /// seen   //=> [0, 1, 2]
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn steps(run: Run, n: i64) -> RhaiResultOf<Steps> {
+        Ok(Steps(Arc::new(Mutex::new(Some(run.steps(option::convert(n.into(), "steps")?))))))
+    }
+
+    /// Logs numbers of this step: a line in `metrics.jsonl`, about twenty lines of a loop also on the screen.
+    ///
+    /// ```rhai
+    /// let run = start_run(#{});
+    /// for i in run.steps(2) { run.log(#{ loss: 0.5, norms: tensor([1.0, 2.0]) }); }
+    /// run.log(#{ loss: "low" })   //=> error: log: `loss`: expected a number, got "low"
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn log(run: Run, values: Map) -> RhaiResultOf<()> {
+        let named = values.into_iter().map(|(name, v)| {
+            let value = numbers(v, &format!("log: `{name}`"))?;
+            Ok((name.to_string(), value))
+        });
+        Ok(run.log(named.collect::<Result<_>>()?)?)
+    }
+
+    /// Writes images into the run: `images/<name>-<step>.png`, a grid of a batch, or one image as it is.
+    ///
+    /// ```rhai
+    /// start_run(#{}).images("samples", shapes(4, rng(0)).images)   //=> ()
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn images(run: Run, name: &str, images: Tensor) -> RhaiResultOf<()> {
+        run.images(name, &images, &[])?;
+        Ok(())
+    }
+
+    /// Writes images with a caption under each.
+    ///
+    /// ```rhai
+    /// let world = shapes(4, rng(0));
+    /// start_run(#{}).images("samples", world.images, world.captions)   //=> ()
+    /// ```
+    #[rhai_fn(name = "images", return_raw)]
+    pub fn images_captioned(run: Run, name: &str, images: Tensor, captions: Dynamic) -> RhaiResultOf<()> {
+        run.images(name, &images, &data::captions(captions, "images")?)?;
+        Ok(())
+    }
+
+    /// Saves the adapters of a policy as `lora.safetensors` in the run's directory.
+    ///
+    /// ```rhai no_run
+    /// run.save(policy)
+    /// ```
+    #[rhai_fn(name = "save", return_raw)]
+    pub fn save_policy(run: Run, policy: Flow) -> RhaiResultOf<()> {
+        Ok(policy.save_lora(&run.folder().join("lora.safetensors"))?)
+    }
+
+    /// The run's random stream of that name; asked for again it goes on where it was, also after a resume.
+    ///
+    /// ```rhai
+    /// let run = start_run(#{ seed: 0 });
+    /// run.rng("noise").normal([2]) == run.rng("noise").normal([2])   //=> false
+    /// ```
+    #[rhai_fn(name = "rng")]
+    pub fn run_rng(run: Run, name: &str) -> Stream {
+        run.stream(name)
+    }
+
+    /// The run's directory.
+    ///
+    /// ```rhai
+    /// start_run(#{}).folder.len > 0   //=> true
+    /// ```
+    #[rhai_fn(get = "folder", pure)]
+    pub fn folder(run: &mut Run) -> String {
+        run.folder().display().to_string()
+    }
+
+    /// Saves what a closure returns, when a checkpoint is due: maps and arrays of tensors, numbers and texts.
+    ///
+    /// Call it at the end of each step; the closure runs only when its value is needed. Random streams of the run are saved too.
+    ///
+    /// ```rhai
+    /// let run = start_run(#{});
+    /// let w = tensor([1.0]);
+    /// for i in run.steps(5) { w += 1; run.checkpoint(|| #{ w: w, step: i }, #{ every: 2 }); }
+    /// run.restore()   //=> #{"step": 4, "w": tensor([6.0])}
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn checkpoint(context: NativeCallContext, run: Run, state: FnPtr, options: Map) -> RhaiResultOf<()> {
+        if run.due(CheckpointOptions::parse("checkpoint", options)?.every) {
+            let state: Dynamic = Callback::new(&context, "checkpoint", state).call(())?;
+            run.checkpoint(saved(state, "state")?)?;
+        }
+        Ok(())
+    }
+
+    /// What the last checkpoint in the run's directory holds, or `()` without one; `steps` then goes on behind it.
+    ///
+    /// ```rhai
+    /// let run = start_run(#{});
+    /// run.restore()   //=> ()
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn restore(context: NativeCallContext, run: Run) -> RhaiResultOf<Dynamic> {
+        match run.restore()? {
+            Some(state) => Ok(restored(state, &Session::of(&context))?),
+            None => Ok(Dynamic::UNIT),
+        }
+    }
+
+    /// Ends a run: draws `curves.png`, writes `result.json`, prints a table of means with standard errors.
+    ///
+    /// Each measure is a map of columns, such as `base` and `tuned`, with one number per item; the change is that of the last
+    /// column to the first, item by item.
+    ///
+    /// ```rhai
+    /// let run = start_run(#{});
+    /// run.finish(#{ reward: #{ base: [0.1, 0.3], tuned: tensor([0.4, 0.5]) } })   //=> ()
+    /// run.finish(#{ reward: #{ base: [0.1], tuned: [] } })                        //=> error: needs one value per item
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn finish(run: Run, table: Map) -> RhaiResultOf<()> {
+        Ok(run.finish(&rows(table)?)?)
+    }
+}
