@@ -106,3 +106,24 @@ fn files_outside_the_run_are_refused() {
     snapshot("forbidden_write", &complaint("save_tensors(#{ a: ones([1]) }, \"../a.safetensors\")", &[]));
     snapshot("forbidden_import", &complaint("import \"/etc/hostname\" as a;", &[]));
 }
+
+#[test]
+fn an_unknown_option_names_the_nearest_one() {
+    let recipe =
+        "let still = velocity_field(|x, t, c| 0 * x);\nrollout(still, ones([1, 2]), (), #{ gird: uniform(4) });";
+    snapshot("unknown_option", &complaint(recipe, &[]));
+}
+
+#[test]
+fn a_reward_that_is_not_a_number_names_the_sample() {
+    let recipe = "let still = velocity_field(|x, t, c| 0 * x);\nlet x0 = tensor([[4.0], [-1.0]]);\n\
+                  let path = rollout(still, x0, (), #{ grid: uniform(1) });\n\
+                  path.terminal_gradient(terminal_cost(|x| x.sum(1).sqrt()));";
+    snapshot("nan_reward", &complaint(recipe, &[]));
+}
+
+#[test]
+fn a_missing_model_says_where_it_was_looked_for() {
+    let text = complaint("let base = flow(\"tiny/flux3\");", &[]);
+    assert!(text.contains("got `tiny/flux3`") && text.contains("looked in"), "{text}");
+}

@@ -4,7 +4,7 @@ use super::{RunArgs, report};
 use crate::bail;
 use crate::error::{Error, Kind, Result};
 use crate::script::session::Request;
-use crate::script::{Host, Session, option};
+use crate::script::{Host, Session};
 use crate::tensor::{Device, place};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -95,7 +95,7 @@ fn try_writing(folder: &Path) -> Result<()> {
 fn device(argument: Option<&str>) -> Result<Device> {
     match argument {
         Some(name) => place::named(name).map_err(|e| e.within("--device")),
-        None => place::from_environment(),
+        None => place::from_environment().map_err(|e| e.within("AMSCRIPT_DEVICE")),
     }
 }
 
@@ -103,7 +103,7 @@ fn device(argument: Option<&str>) -> Result<Device> {
 fn all_used(session: &Session) -> Result<()> {
     match session.request.overrides.first() {
         Some((key, _)) if session.settings().is_none() => {
-            Err(option::unknown("--set", "setting", key, std::iter::empty()))
+            bail!(Option, "--set {key}: the script must declare its settings with `settings(..)`, got none")
         }
         _ => Ok(()),
     }

@@ -113,6 +113,12 @@ mod tests {
     }
 
     #[test]
+    fn every_embedded_module_runs() -> Result<()> {
+        let host = Host::new(Session::new(Request::default(), Box::new(|_| ())));
+        embedded().try_for_each(|(name, _)| host.run("test", &format!("import \"{name}\" as m;")).map(drop))
+    }
+
+    #[test]
     fn modules_beside_the_recipe_are_imported() -> Result<()> {
         let double = ("double.rhai", "fn double(x) { x * 2 }");
         assert_eq!(run(&[double], "import \"double\" as d; d::double(4)")?, "8");

@@ -1,6 +1,8 @@
 //! Chapter `language`: help, checks, timing, and the arithmetic of plain numbers.
 
 use super::*;
+use crate::bail;
+use crate::tensor::{Tensor, array};
 use rhai::{FuncRegistration, Position};
 
 /// Help, checks and timing; beside these stands the whole of Rhai: `let`, `if`, `for`, `fn`, closures, arrays, object maps, `print`.
@@ -64,24 +66,33 @@ pub mod language {
         crate::tensor::show::number(x)
     }
 
-    /// Errors unless two numbers differ by at most `tolerance`.
+    /// Errors unless two numbers, or two tensors of one shape, differ by at most `tolerance`.
     ///
     /// ```rhai
+    /// assert_close(tensor([1, 2]), tensor([1, 2.01]), 0.1)   //=> ()
+    /// assert_close(tensor([1, 2]), tensor([1, 2.5]), 0.1)    //=> error: differ by 0.5
+    /// assert_close(zeros([2]), zeros([3]), 0.1)              //=> error: expected tensors of one shape, got [2] and [3]
     /// assert_close(0.1 + 0.2, 0.3, 1e-12)   //=> ()
     /// assert_close(1.0, 1.5, 0.1)           //=> error: differ by 0.5
     /// ```
     #[rhai_fn(return_raw)]
     pub fn assert_close(a: f64, b: f64, tolerance: f64) -> RhaiResultOf<()> {
-        let difference = (a - b).abs();
-        if difference <= tolerance {
-            return Ok(());
-        }
-        Err(Error::new(
-            Kind::Value,
-            format!("assert_close: {a} and {b} may differ by {tolerance}, they differ by {difference}"),
-        )
-        .into())
+        Ok(close((a - b).abs(), tolerance)?)
     }
+
+    #[rhai_fn(name = "assert_close", return_raw)]
+    pub fn assert_tensors_close(a: Tensor, b: Tensor, tolerance: f64) -> RhaiResultOf<()> {
+        Ok(close(array::distance(&a, &b).map_err(|e| e.within("assert_close"))?, tolerance)?)
+    }
+}
+
+/// A difference that is not a number is never small.
+fn close(difference: f64, tolerance: f64) -> Result<()> {
+    if difference <= tolerance {
+        return Ok(());
+    }
+    let shown = crate::tensor::show::number;
+    bail!(Value, "assert_close: may differ by {}, differ by {}", shown(tolerance), shown(difference))
 }
 
 /// Division and powers of integers as people expect them in a recipe: `1 / 4` is 0.25 and `2 ** -1` is 0.5, while `8 / 4`

@@ -153,7 +153,7 @@ pub mod reduction {
     ///
     /// ```rhai
     /// tensor([0, 0]).softmax(0)          //=> tensor([0.5, 0.5])
-    /// tensor([[1000, 0]]).softmax(-1)    //=> tensor([[1.0, 0.0]])
+    /// tensor([[1000, 1000]]).softmax(-1) //=> tensor([[0.5, 0.5]])
     /// ```
     #[rhai_fn(return_raw)]
     pub fn softmax(x: Tensor, dim: i64) -> RhaiResultOf<Tensor> {

@@ -205,3 +205,54 @@ fn is_plain_text(error: &EvalAltResult) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Host;
+    use super::*;
+
+    fn settle(overrides: &[(&str, &str)]) -> Result<Map> {
+        let overrides = overrides.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+        let host =
+            Host::new(Session::new(Request { overrides, seed: Some(7), ..Request::default() }, Box::new(|_| ())));
+        let defaults = "#{ steps: 20, rate: 0.1, model: \"tiny/flux2\", grid: zeros([1]), seed: 0 }";
+        let defaults = host.run("test", defaults)?.cast::<Map>();
+        host.session().settle(defaults)
+    }
+
+    fn shown(settings: &Map, key: &str) -> String {
+        option::show(&settings[key])
+    }
+
+    #[test]
+    fn overrides_are_values_or_text() -> Result<()> {
+        let text = [("steps", "4 * 2"), ("rate", "1e-3"), ("model", "other/model"), ("grid", "ones([2])")];
+        let settings = settle(&text)?;
+        assert_eq!((shown(&settings, "steps"), shown(&settings, "rate")), ("8".into(), "0.001".into()));
+        assert_eq!((shown(&settings, "model"), shown(&settings, "seed")), ("\"other/model\"".into(), "7".into()));
+        assert_eq!(shown(&settings, "grid"), "tensor[2] f32 cpu");
+        Ok(())
+    }
+
+    #[test]
+    fn wrong_overrides_are_named() {
+        assert_eq!(
+            settle(&[("step", "3")]).unwrap_err().message,
+            "--set: unknown setting `step`; did you mean `steps`?"
+        );
+        let error = settle(&[("steps", "many")]).unwrap_err();
+        assert_eq!(error.message, "--set: `steps` must be a value such as 20, got \"many\"");
+        let error = settle(&[("grid", "ones(2)")]).unwrap_err();
+        assert!(error.message.starts_with("--set grid=ones(2): `ones`: expected (array), got (integer)"), "{error}");
+    }
+
+    #[test]
+    fn one_interrupt_waits_for_the_step_and_two_do_not() {
+        let session = Session::new(Request::default(), Box::new(|_| ()));
+        session.finish_steps(true);
+        session.interrupt();
+        assert!(session.stop_requested() && session.check().is_ok());
+        session.interrupt();
+        assert_eq!(session.check().unwrap_err().kind, Kind::Interrupt);
+    }
+}

@@ -87,6 +87,16 @@ pub fn equal(a: &Tensor, b: &Tensor) -> Result<bool> {
     Ok(a.dims() == b.dims() && super::show::values(a)? == super::show::values(b)?)
 }
 
+/// The largest absolute difference of two tensors of one shape; NaN where one is.
+pub fn distance(a: &Tensor, b: &Tensor) -> Result<f64> {
+    if a.dims() != b.dims() {
+        bail!(Shape, "expected tensors of one shape, got {:?} and {:?}", a.dims(), b.dims());
+    }
+    let pairs = super::show::values(a)?.into_iter().zip(super::show::values(b)?);
+    let differences = pairs.map(|(a, b)| if a == b { 0.0 } else { (a - b).abs() });
+    Ok(differences.fold(0.0, |most, d| if most.is_nan() || d <= most { most } else { d }))
+}
+
 /// `a` where `mask` is not zero, else `b`; all broadcast.
 pub fn select(mask: &Tensor, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let shape = mask.shape().broadcast_shape_binary_op(a.shape(), "where")?;

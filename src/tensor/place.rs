@@ -12,7 +12,7 @@ pub fn named(name: &str) -> Result<Device> {
         _ => None,
     };
     let Some(card) = card else {
-        bail!(Device, "device: expected `cpu`, `cuda` or `cuda:N`, got `{name}`");
+        bail!(Device, "expected `cpu`, `cuda` or `cuda:N`, got `{name}`");
     };
     Device::new_cuda(card).map_err(|e| {
         let error = Error::from(e).within(format_args!("device {name}"));
