@@ -87,6 +87,14 @@ pub fn grain(width: usize) -> usize {
     (16384 / width.max(1)).max(1)
 }
 
+/// A new array made row by row, in parallel: `f(row index, input row, output row)`.
+pub fn map_rows<T: Real>(x: &[T], width: usize, f: impl Fn(usize, &[T], &mut [T]) + Sync) -> Vec<T> {
+    let mut out = vec![T::zero(); x.len()];
+    let rows = out.par_chunks_mut(width.max(1)).with_min_len(grain(width));
+    rows.zip(x.par_chunks(width.max(1))).enumerate().for_each(|(i, (out, row))| f(i, row, out));
+    out
+}
+
 /// A pointer that tasks writing disjoint parts may share.
 #[derive(Clone, Copy)]
 pub struct Shared<T>(pub *mut T);

@@ -3,7 +3,7 @@
 use crate::bail;
 use crate::error::Result;
 use crate::tensor::grad::custom_vjp;
-use crate::tensor::kernel::{Real, column_sums, data, dot, grain, on_cpu, sum};
+use crate::tensor::kernel::{Real, column_sums, data, dot, grain, map_rows, on_cpu, sum};
 use candle_core::{D, Tensor};
 use rayon::prelude::*;
 
@@ -42,22 +42,19 @@ fn channel_affine<T: Real>(y: &Tensor, weight: &Tensor, bias: &Tensor) -> Result
     let [plain, w, b] = contiguous([y, weight, bias])?;
     let (batch, channels) = (y.dim(0)?, y.dim(1)?);
     let pixels = y.elem_count() / (batch * channels).max(1);
-    let mut out = data::<T>(&plain)?.to_vec();
-    {
-        let (w, b) = (data::<T>(&w)?, data::<T>(&b)?);
-        out.par_chunks_mut(pixels).with_min_len(grain(pixels)).enumerate().for_each(|(i, row)| {
-            let (w, b) = (w[i % channels], b[i % channels]);
-            row.iter_mut().for_each(|v| *v = *v * w + b);
-        });
-    }
+    let (ws, bs) = (data::<T>(&w)?, data::<T>(&b)?);
+    let out = map_rows(&data::<T>(&plain)?, pixels, |i, row, out| {
+        let (w, b) = (ws[i % channels], bs[i % channels]);
+        out.iter_mut().zip(row).for_each(|(o, v)| *o = *v * w + b);
+    });
+    drop((ws, bs));
     custom_vjp(&[y, weight, bias], Tensor::from_vec(out, y.dims(), y.device())?, move |grad, wanted| {
         let grad = grad.contiguous()?;
         let (g, w) = (data::<T>(&grad)?, data::<T>(&w)?);
         let mut gradients = vec![None; 3];
         if wanted[0] {
-            let mut out = g.to_vec();
-            out.par_chunks_mut(pixels).with_min_len(grain(pixels)).enumerate().for_each(|(i, row)| {
-                row.iter_mut().for_each(|v| *v *= w[i % channels]);
+            let out = map_rows(&g, pixels, |i, row, out| {
+                out.iter_mut().zip(row).for_each(|(o, v)| *o = *v * w[i % channels]);
             });
             gradients[0] = Some(Tensor::from_vec(out, grad.dims(), grad.device())?);
         }
@@ -90,14 +87,14 @@ fn affine(y: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>) -> Result<
 fn affine_cpu<T: Real>(y: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let [plain, w, b] = contiguous([y, weight, bias.unwrap_or(weight)])?;
     let (width, has_bias) = (w.elem_count(), bias.is_some());
-    let mut out = data::<T>(&plain)?.to_vec();
-    {
-        let (w, b) = (data::<T>(&w)?, data::<T>(&b)?);
-        out.par_chunks_mut(width).with_min_len(grain(width)).for_each(|row| match has_bias {
-            true => row.iter_mut().zip(w.iter().zip(b.iter())).for_each(|(y, (w, b))| *y = *y * *w + *b),
-            false => row.iter_mut().zip(w.iter()).for_each(|(y, w)| *y *= *w),
-        });
-    }
+    let (ws, bs) = (data::<T>(&w)?, data::<T>(&b)?);
+    let out = map_rows(&data::<T>(&plain)?, width, |_, row, out| match has_bias {
+        true => {
+            out.iter_mut().zip(row.iter().zip(ws.iter().zip(bs.iter()))).for_each(|(o, (y, (w, b)))| *o = *y * *w + *b)
+        }
+        false => out.iter_mut().zip(row.iter().zip(ws.iter())).for_each(|(o, (y, w))| *o = *y * *w),
+    });
+    drop((ws, bs));
     let mut inputs = vec![y, weight];
     inputs.extend(bias);
     custom_vjp(&inputs, Tensor::from_vec(out, y.dims(), y.device())?, move |grad, wanted| {
@@ -126,25 +123,29 @@ fn normalise(x: &Tensor, width: usize, centre: bool, eps: f64) -> Result<Tensor>
 fn normalise_cpu<T: Real>(x: &Tensor, width: usize, centre: bool, eps: f64) -> Result<Tensor> {
     let input = x.detach().contiguous()?;
     let (count, zero) = (T::of(width as f64), T::zero());
-    let mut out = data::<T>(&input)?.to_vec();
+    let mut out = vec![zero; x.elem_count()];
     let mut sizes = vec![zero; out.len() / width.max(1)]; // 1 / root mean square of each row
-    out.par_chunks_mut(width).with_min_len(grain(width)).zip(&mut sizes).for_each(|(row, size)| {
-        let mean = if centre { sum(row, |v| v) / count } else { zero };
-        let square = sum(row, |v| (v - mean) * (v - mean)) / count;
-        *size = T::one() / (square + T::of(eps)).sqrt();
-        row.iter_mut().for_each(|v| *v = (*v - mean) * *size);
-    });
+    {
+        let x = data::<T>(&input)?;
+        let rows = out.par_chunks_mut(width).with_min_len(grain(width)).zip(x.par_chunks(width));
+        rows.zip(&mut sizes).for_each(|((out, row), size)| {
+            let mean = if centre { sum(row, |v| v) / count } else { zero };
+            let square = sum(row, |v| (v - mean) * (v - mean)) / count;
+            *size = T::one() / (square + T::of(eps)).sqrt();
+            out.iter_mut().zip(row).for_each(|(o, v)| *o = (*v - mean) * *size);
+        });
+    }
     let output = Tensor::from_vec(out, x.dims(), x.device())?;
     let y = if x.track_op() { output.copy()? } else { output.clone() };
     custom_vjp(&[x], output, move |grad, _| {
         // dx = (g - mean(g) - y mean(g y)) / size
-        let mut out = data::<T>(&grad.contiguous()?)?.to_vec();
-        let y = data::<T>(&y)?;
-        let rows = out.par_chunks_mut(width).with_min_len(grain(width));
-        rows.zip(y.par_chunks(width)).zip(&sizes).for_each(|((g, y), size)| {
+        let grad = grad.contiguous()?;
+        let (g, y) = (data::<T>(&grad)?, data::<T>(&y)?);
+        let out = map_rows(&g, width, |i, g, out| {
+            let (y, size) = (&y[i * width..(i + 1) * width], sizes[i]);
             let mean = if centre { sum(g, |v| v) / count } else { zero };
             let along = dot(g, y) / count;
-            g.iter_mut().zip(y).for_each(|(g, y)| *g = (*g - mean - *y * along) * *size);
+            out.iter_mut().zip(g.iter().zip(y)).for_each(|(o, (g, y))| *o = (*g - mean - *y * along) * size);
         });
         Ok(vec![Some(Tensor::from_vec(out, grad.dims(), grad.device())?)])
     })
@@ -160,15 +161,14 @@ pub fn modulate(x: &Tensor, shift: &Tensor, scale: &Tensor) -> Result<Tensor> {
 fn modulate_cpu<T: Real>(x: &Tensor, shift: &Tensor, scale: &Tensor) -> Result<Tensor> {
     let [input, by, plus] = contiguous([x, scale, shift])?;
     let (tokens, width) = check_rows(x, &[scale, shift])?;
-    let mut out = data::<T>(&input)?.to_vec();
-    {
-        let (by, plus) = (data::<T>(&by)?, data::<T>(&plus)?);
-        out.par_chunks_mut(width).with_min_len(grain(width)).enumerate().for_each(|(i, row)| {
-            let at = i / tokens * width;
-            let (by, plus) = (&by[at..at + width], &plus[at..at + width]);
-            row.iter_mut().zip(by.iter().zip(plus)).for_each(|(x, (b, p))| *x = *x * (T::one() + *b) + *p);
-        });
-    }
+    let (bys, pluses) = (data::<T>(&by)?, data::<T>(&plus)?);
+    let out = map_rows(&data::<T>(&input)?, width, |i, row, out| {
+        let at = i / tokens * width;
+        let (by, plus) = (&bys[at..at + width], &pluses[at..at + width]);
+        let all = out.iter_mut().zip(row.iter().zip(by.iter().zip(plus)));
+        all.for_each(|(o, (x, (b, p)))| *o = *x * (T::one() + *b) + *p);
+    });
+    drop((bys, pluses));
     custom_vjp(&[x, shift, scale], Tensor::from_vec(out, x.dims(), x.device())?, move |grad, wanted| {
         let grad = grad.contiguous()?;
         let (g, x, len) = (data::<T>(&grad)?, data::<T>(&input)?, grad.elem_count());
@@ -188,15 +188,12 @@ pub fn gated_add(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor> {
 fn gated_add_cpu<T: Real>(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor> {
     let [base, by, change] = contiguous([x, gate, y])?;
     let (tokens, width) = check_rows(x, &[gate])?;
-    let mut out = data::<T>(&base)?.to_vec();
-    {
-        let (by, change) = (data::<T>(&by)?, data::<T>(&change)?);
-        let rows = out.par_chunks_mut(width).with_min_len(grain(width));
-        rows.zip(change.par_chunks(width)).enumerate().for_each(|(i, (row, change))| {
-            let by = &by[i / tokens * width..][..width];
-            row.iter_mut().zip(by.iter().zip(change)).for_each(|(x, (b, y))| *x += *b * *y);
-        });
-    }
+    let (bys, changes) = (data::<T>(&by)?, data::<T>(&change)?);
+    let out = map_rows(&data::<T>(&base)?, width, |i, row, out| {
+        let (by, change) = (&bys[i / tokens * width..][..width], &changes[i * width..][..width]);
+        out.iter_mut().zip(row.iter().zip(by.iter().zip(change))).for_each(|(o, (x, (b, y)))| *o = *x + *b * *y);
+    });
+    drop((bys, changes));
     custom_vjp(&[x, gate, y], Tensor::from_vec(out, x.dims(), x.device())?, move |grad, wanted| {
         let grad = grad.contiguous()?;
         let (g, y, len) = (data::<T>(&grad)?, data::<T>(&change)?, grad.elem_count());
@@ -211,11 +208,10 @@ fn gated_add_cpu<T: Real>(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tenso
 /// `x (offset + by)` for contiguous `x [batch, tokens, d]`, `by [batch, d]`.
 fn scaled_rows<T: Real>(x: &Tensor, by: &Tensor, offset: T, tokens: usize) -> Result<Tensor> {
     let width = x.dim(D::Minus1)?;
-    let mut out = data::<T>(x)?.to_vec();
     let by = data::<T>(by)?;
-    out.par_chunks_mut(width).with_min_len(grain(width)).enumerate().for_each(|(i, row)| {
+    let out = map_rows(&data::<T>(x)?, width, |i, row, out| {
         let by = &by[i / tokens * width..][..width];
-        row.iter_mut().zip(by).for_each(|(x, b)| *x *= offset + *b);
+        out.iter_mut().zip(row.iter().zip(by)).for_each(|(o, (x, b))| *o = *x * (offset + *b));
     });
     Ok(Tensor::from_vec(out, x.dims(), x.device())?)
 }

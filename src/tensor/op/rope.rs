@@ -3,9 +3,8 @@
 use crate::bail;
 use crate::error::Result;
 use crate::tensor::grad::custom_vjp;
-use crate::tensor::kernel::{Real, data, grain, on_cpu};
+use crate::tensor::kernel::{Real, data, map_rows, on_cpu};
 use candle_core::{D, Tensor};
-use rayon::prelude::*;
 
 /// Rotates dimensions `(2 i, 2 i + 1)` of `x [batch, s, heads, d]` by angles given as `cos, sin [s, d / 2]`.
 pub fn rope_pairs(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
@@ -50,16 +49,14 @@ fn rotate_cpu<T: Real>(x: &Tensor, cos: &Tensor, sin: &Tensor, pairs: bool) -> R
     let x = x.contiguous()?;
     let (cos, sin) = (data::<T>(cos)?, data::<T>(sin)?);
     let (half, token) = (d / 2, h * d);
-    let mut out = data::<T>(&x)?.to_vec();
-    out.par_chunks_mut(token).with_min_len(grain(token)).enumerate().for_each(|(i, row)| {
+    let out = map_rows(&data::<T>(&x)?, token, |i, row, out| {
         let at = i % s * half;
         let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]);
-        for head in row.chunks_mut(d) {
+        for (head, out) in row.chunks(d).zip(out.chunks_mut(d)) {
             for j in 0..half {
                 let (a, b) = if pairs { (2 * j, 2 * j + 1) } else { (j, j + half) };
-                let (x0, x1) = (head[a], head[b]);
-                head[a] = x0 * cos[j] - x1 * sin[j];
-                head[b] = x0 * sin[j] + x1 * cos[j];
+                out[a] = head[a] * cos[j] - head[b] * sin[j];
+                out[b] = head[a] * sin[j] + head[b] * cos[j];
             }
         }
     });
