@@ -2,7 +2,7 @@
 
 use super::param::{Params, overwrite};
 use super::schedule::Schedule;
-use super::update::{Update, sum_of_squares};
+use super::update::{Update, sums_of_squares};
 use crate::bail;
 use crate::error::{Kind, Result};
 use crate::tensor::grad::gradients;
@@ -124,17 +124,16 @@ impl AdamW {
         if gradients.len() != self.params.len() {
             bail!(Shape, "step: there must be {} gradients, got {}", self.params.len(), gradients.len());
         }
-        let mut norms = Vec::with_capacity(gradients.len());
         for ((name, var), gradient) in self.params.iter().zip(gradients) {
             if gradient.dims() != var.dims() {
                 let (expected, got) = (var.dims(), gradient.dims());
                 bail!(Shape, "step: the gradient of `{name}` must have shape {expected:?}, got {got:?}");
             }
-            let norm = sum_of_squares(gradient)?.sqrt();
-            if !norm.is_finite() {
-                bail!(Numeric, "step: the gradient of `{name}` must be finite, got {norm}"; hint: "lower the rate or the reward scale");
-            }
-            norms.push(norm);
+        }
+        let norms: Vec<f64> = sums_of_squares(gradients)?.into_iter().map(f64::sqrt).collect();
+        if let Some(i) = norms.iter().position(|norm| !norm.is_finite()) {
+            let (name, norm) = (self.params.name(i), norms[i]);
+            bail!(Numeric, "step: the gradient of `{name}` must be finite, got {norm}"; hint: "lower the rate or the reward scale");
         }
         Ok(norms)
     }
@@ -165,7 +164,7 @@ impl AdamW {
         let partner = format!("{head}lora_B{tail}");
         for (i, (other, var)) in self.params.iter().enumerate() {
             if other == partner {
-                return Ok(norms[i] > 0.0 && sum_of_squares(var)? == 0.0);
+                return Ok(norms[i] > 0.0 && sums_of_squares(&[var.as_detached_tensor()])? == [0.0]);
             }
         }
         Ok(false)

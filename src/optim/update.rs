@@ -6,11 +6,17 @@ use crate::tensor::{DType, Tensor};
 use candle_core::{CpuStorage, InplaceOp3, Layout, Var};
 use rayon::prelude::*;
 
-/// Summed in f64 over fixed chunks, so that the result does not depend on the number of threads.
-pub(super) fn sum_of_squares(x: &Tensor) -> Result<f64> {
-    if !x.device().is_cpu() {
-        return Ok(x.sqr()?.sum_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()?);
+/// The sum of squares of each tensor; from another device they come in one transfer.
+pub(super) fn sums_of_squares(tensors: &[Tensor]) -> Result<Vec<f64>> {
+    if tensors.iter().all(|x| x.device().is_cpu()) {
+        return tensors.iter().map(sum_of_squares).collect();
     }
+    let sums = tensors.iter().map(|x| x.sqr()?.sum_all()?.to_dtype(DType::F64));
+    Ok(Tensor::stack(&sums.collect::<candle_core::Result<Vec<_>>>()?, 0)?.to_vec1()?)
+}
+
+/// Summed in f64 over fixed chunks, so that the result does not depend on the number of threads.
+fn sum_of_squares(x: &Tensor) -> Result<f64> {
     let x = x.flatten_all()?.contiguous()?;
     let (storage, layout) = x.storage_and_layout();
     let range = layout.start_offset()..layout.start_offset() + x.elem_count();
