@@ -80,6 +80,11 @@ impl Hpsv2 {
         Ok(Self { name: name.into(), clip, weights, tokenizer, cache: Mutex::default() })
     }
 
+    /// Unit image features `[b, embed]`.
+    fn image_rows(&self, images: &Tensor) -> Result<Tensor> {
+        unit(&self.clip.image_features(&self.clip.preprocess(images)?)?)
+    }
+
     /// Unit text features `[n, embed]`.
     fn texts(&self, prompts: &[&String]) -> Result<Tensor> {
         let end = self.tokenizer.id("<|endoftext|>")?;
@@ -140,8 +145,12 @@ fn weight_file(folder: &Folder) -> Result<String> {
 
 impl Reward for Hpsv2 {
     fn compute(&self, images: &Tensor, prompts: &[String]) -> Result<Tensor> {
-        let image = unit(&self.clip.image_features(&self.clip.preprocess(images)?)?)?;
-        let cosine = (image * self.text_rows(prompts)?)?.sum(1)?;
+        let cosine = (self.image_rows(images)? * self.text_rows(prompts)?)?.sum(1)?;
+        Ok(cosine.to_dtype(images.dtype())?)
+    }
+
+    fn similarities(&self, images: &Tensor, prompts: &[String]) -> Result<Tensor> {
+        let cosine = self.image_rows(images)?.matmul(&self.text_rows(prompts)?.t()?)?;
         Ok(cosine.to_dtype(images.dtype())?)
     }
 
@@ -200,6 +209,8 @@ mod tests {
         let pairs = scores(&reward).into_iter().zip(scores(&read)).collect::<Vec<_>>();
         assert!(pairs.iter().all(|(a, b)| (a - b).abs() < 2e-3 && a.abs() <= 1.0), "{pairs:?}");
         assert_eq!(scores(&read), scores(&read)); // from the cache
+        let all = read.similarities(&images, &prompts()).unwrap().to_vec2::<f32>().unwrap();
+        assert!(scores(&read).iter().enumerate().all(|(i, s)| (s - all[i][i]).abs() < 1e-6));
         std::fs::remove_file(folder.path().join("tokenizer.json")).unwrap();
         let error = Hpsv2::open("x", &place, &Options::default(), &Sources::default(), &Device::Cpu).err().unwrap();
         assert!(error.message.starts_with("reward: a `tokenizer.json` beside the weights is needed"), "{error}");

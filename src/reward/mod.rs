@@ -49,6 +49,11 @@ pub trait Reward: Send + Sync {
         Ok(scores)
     }
 
+    /// Scores of all images (rows) against all prompts (columns), `[b, n]`, where a reward compares features.
+    fn similarities(&self, _images: &Tensor, _prompts: &[String]) -> Result<Tensor> {
+        bail!(Value, "similarities: {} does not compare features of images and texts", self.describe())
+    }
+
     /// The same reward with variables for weights.
     fn trainable(&self) -> Result<Arc<dyn Reward>> {
         bail!(Value, "trainable: {} has no weights", self.describe())

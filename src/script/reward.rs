@@ -171,6 +171,18 @@ pub mod reward {
         Ok(r.score(&images, &texts(prompts, count, "score")?)?)
     }
 
+    /// Scores of all images (rows) against all prompts (columns), of a reward that compares features.
+    ///
+    /// ```rhai
+    /// let small = #{ image_size: 16, width: 32, layers: 1, text_width: 32, text_layers: 1, embed: 8 };
+    /// let judge = clip_reward(["a red ring", "a blue square"], small);
+    /// judge.similarities(zeros([2, 3, 16, 16]), ["a red ring", "a blue square", "a red square"]).shape   //=> [2, 3]
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn similarities(r: Reward, images: Tensor, prompts: Dynamic) -> RhaiResultOf<Tensor> {
+        Ok(r.similarities(&images, &texts(prompts, 1, "similarities")?)?)
+    }
+
     /// The sum of two rewards.
     ///
     /// ```rhai
