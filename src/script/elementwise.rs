@@ -155,6 +155,13 @@ elementwise! {
     /// ```
     sigmoid = logistic;
 
+    /// log(1 + exp(x)), also where exp(x) overflows; `-(-x).softplus()` is the log of a sigmoid.
+    ///
+    /// ```rhai
+    /// tensor([0, 1000]).softplus()   //=> tensor([0.693147, 1000.0])
+    /// ```
+    softplus = op::softplus;
+
     /// The positive part.
     ///
     /// ```rhai

@@ -214,7 +214,7 @@ pub mod optim {
         optimizer.lock().rate()
     }
 
-    /// Everything a resume needs, as named tensors: an optimizer's step and moments, or the averages of `ema`.
+    /// Everything a resume needs, as named tensors: values of parameters, an optimizer's step and moments, averages of `ema`.
     ///
     /// ```rhai
     /// adamw(#{ w: param(tensor([1.0])) }).state().keys()   //=> ["first.w", "second.w", "step"]
@@ -224,7 +224,7 @@ pub mod optim {
         Ok(to_map(optimizer.lock().state()?))
     }
 
-    /// Takes up what `state` gave, of an optimizer or of `ema`.
+    /// Takes up what `state` gave.
     ///
     /// ```rhai
     /// let opt = adamw(#{ w: param(tensor([1.0])) });
@@ -274,6 +274,17 @@ pub mod optim {
     #[rhai_fn(return_raw)]
     pub fn swap(average: Ema) -> RhaiResultOf<()> {
         Ok(average.swap()?)
+    }
+
+    #[rhai_fn(name = "state", return_raw)]
+    pub fn values(params: Params) -> RhaiResultOf<Map> {
+        let copies = params.iter().map(|(name, var)| Ok((name.to_string(), var.as_detached_tensor().copy()?)));
+        Ok(to_map(copies.collect::<Result<_>>()?))
+    }
+
+    #[rhai_fn(name = "load_state", return_raw)]
+    pub fn load_values(params: Params, state: Map) -> RhaiResultOf<()> {
+        Ok(params.load(in_map(&state))?)
     }
 
     #[rhai_fn(name = "state", return_raw)]
