@@ -19,15 +19,21 @@ use std::sync::Arc;
 pub struct Defaults {
     pub max_sequence_length: usize,
     pub text_encoder_out_layers: Vec<usize>,
-    /// Image side in pixels.
-    pub size: usize,
+    /// Image side in pixels; by default 256, or less for an autoencoder made for less.
+    pub size: Option<usize>,
     pub steps: usize,
     pub guidance: f64,
 }
 
 impl Default for Defaults {
     fn default() -> Self {
-        Self { max_sequence_length: 512, text_encoder_out_layers: vec![9, 18, 27], size: 256, steps: 20, guidance: 1.0 }
+        Self {
+            max_sequence_length: 512,
+            text_encoder_out_layers: vec![9, 18, 27],
+            size: None,
+            steps: 20,
+            guidance: 1.0,
+        }
     }
 }
 
@@ -195,7 +201,8 @@ impl Family for Klein {
     }
 
     fn latent_shape(&self) -> [usize; 3] {
-        let side = self.defaults.size / self.latents.pixels();
+        let size = self.defaults.size.unwrap_or(self.latents.config.sample_size.min(256));
+        let side = size / self.latents.pixels();
         [self.config.in_channels, side, side]
     }
 

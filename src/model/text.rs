@@ -151,7 +151,7 @@ impl TextEncoder {
         &self.states
     }
 
-    /// Writes the `text_encoder` and `tokenizer` folders of a pipeline.
+    /// Writes the `text_encoder` and `tokenizer` folders of a pipeline, and what they need at call time in `amscript.json`.
     pub fn save(&self, pipeline: &Path, dtype: Option<DType>) -> Result<()> {
         let (encoder, tokenizer) = (pipeline.join("text_encoder"), pipeline.join("tokenizer"));
         for folder in [&encoder, &tokenizer] {
@@ -165,6 +165,8 @@ impl TextEncoder {
             config.extend(sizes);
         }
         write(&encoder.join("config.json"), &format!("{config:#}"))?;
+        let call = json!({"max_sequence_length": self.tokens, "text_encoder_out_layers": self.states});
+        write(&pipeline.join("amscript.json"), &format!("{call:#}\n"))?;
         self.tokenizer.save(&tokenizer)?;
         let settings = json!({"tokenizer_class": "Qwen2Tokenizer", "pad_token": "<|endoftext|>",
             "eos_token": "<|im_end|>", "unk_token": null, "add_prefix_space": false});

@@ -18,6 +18,9 @@ pub struct Config {
     pub norm_num_groups: usize,
     #[serde(default = "batch_norm_eps")]
     pub batch_norm_eps: f64,
+    /// Side of the images it was made for, in pixels.
+    #[serde(default = "sample_size")]
+    pub sample_size: usize,
 }
 
 fn groups() -> usize {
@@ -26,6 +29,10 @@ fn groups() -> usize {
 
 fn batch_norm_eps() -> f64 {
     1e-4
+}
+
+fn sample_size() -> usize {
+    1024
 }
 
 /// Epsilon of every group norm.

@@ -16,6 +16,9 @@ pub trait Real: WithDType + num_traits::Float {
 
     /// `exp(x)`; loops over it must vectorise.
     fn exponential(self) -> Self;
+
+    /// The error function; loops over it must vectorise.
+    fn error_function(self) -> Self;
 }
 
 impl Real for f32 {
@@ -32,11 +35,23 @@ impl Real for f32 {
         let p = p * r + 0.5;
         (p * r * r + r + 1.0) * f32::from_bits(((n as i32 + 127) << 23) as u32)
     }
+
+    /// Abramowitz and Stegun 7.1.26, within 2e-7.
+    fn error_function(self) -> f32 {
+        let x = self.abs();
+        let t = 1.0 / (1.0 + 0.327_591_1 * x);
+        let p = ((((1.061_405_4 * t - 1.453_152) * t + 1.421_413_7) * t - 0.284_496_74) * t + 0.254_829_6) * t;
+        (1.0 - p * (-x * x).exponential()).copysign(self)
+    }
 }
 
 impl Real for f64 {
     fn exponential(self) -> f64 {
         self.exp()
+    }
+
+    fn error_function(self) -> f64 {
+        candle_core::cpu::erf::erf_f64(self)
     }
 }
 

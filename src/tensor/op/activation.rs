@@ -101,7 +101,7 @@ pointwise!(
     gelu_erf,
     GeluErf,
     |x| x * normal_cdf(x),
-    normal_cdf(x) + x * T::of(0.398_942_280_401_432_7) * (-x * x / T::of(2.0)).exp(),
+    normal_cdf(x) + x * T::of(0.398_942_280_401_432_7) * (-x * x / T::of(2.0)).exponential(),
     composed | x | x.gelu_erf()
 );
 pointwise!(
@@ -121,7 +121,7 @@ pointwise!(
 );
 
 fn normal_cdf<T: Real>(x: T) -> T {
-    T::of(0.5 * (1.0 + candle_core::cpu::erf::erf_f64(x.to_f64() * std::f64::consts::FRAC_1_SQRT_2)))
+    T::of(0.5) * (T::one() + (x * T::of(std::f64::consts::FRAC_1_SQRT_2)).error_function())
 }
 
 /// Gated unit `silu(first half) * second half` over the last dimension: `[.., 2 h]` to `[.., h]`.

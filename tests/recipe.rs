@@ -1,0 +1,57 @@
+//! Every recipe runs in a small setting, leaves what it promises, and repeats to the byte.
+
+use std::path::Path;
+use std::process::Command;
+
+/// Runs a recipe with `--set` pairs into `out`.
+fn run(script: &str, out: &Path, set: &[&str]) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_amscript"));
+    command.arg("run").arg(script).arg("--out").arg(out);
+    for pair in set {
+        command.args(["--set", pair]);
+    }
+    let output = command.output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).to_string();
+    assert!(output.status.success(), "{script}: {}{}", text(&output.stdout), text(&output.stderr));
+    text(&output.stdout)
+}
+
+const SMALL: [&str; 6] = ["iterations=2", "batch=2", "steps=4", "rank=2", "test_prompts=2", "images_per_prompt=2"];
+
+#[test]
+fn flux_ode_am_leaves_a_run_and_repeats_to_the_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let (first, second) = (folder.path().join("first"), folder.path().join("second"));
+    let printed = run("scripts/flux_ode_am.rhai", &first, &SMALL);
+    for row in ["reward", "oracle", "diversity"] {
+        assert!(printed.contains(row), "{printed}");
+    }
+    for name in ["run.json", "metrics.jsonl", "result.json", "curves.png", "lora.safetensors", "images"] {
+        assert!(first.join(name).exists(), "{name} in {:?}", first.read_dir().unwrap().collect::<Vec<_>>());
+    }
+    assert_eq!(std::fs::read_to_string(first.join("metrics.jsonl")).unwrap().lines().count(), 2);
+    run("scripts/flux_ode_am.rhai", &second, &SMALL);
+    let lora = |run: &Path| std::fs::read(run.join("lora.safetensors")).unwrap();
+    assert!(lora(&first) == lora(&second), "the same seed gives the same LoRA");
+    run("scripts/flux_ode_am.rhai", &folder.path().join("third"), &[&SMALL[..], &["seed=1"]].concat());
+    assert!(lora(&first) != lora(&folder.path().join("third")), "another seed gives another LoRA");
+}
+
+#[test]
+fn flux_ode_am_takes_other_truncations_and_orders() {
+    let folder = tempfile::tempdir().unwrap();
+    run("scripts/flux_ode_am.rhai", folder.path(), &[&SMALL[..], &["truncate=full()", "order=4"]].concat());
+}
+
+#[test]
+fn the_tiny_family_can_be_made_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let family = folder.path().join("family");
+    run("scripts/pretrain/text.rhai", &family, &[]);
+    let vae = folder.path().join("vae");
+    run("scripts/pretrain/vae.rhai", &vae, &["steps=30", "polish=30", "batch=1"]);
+    std::fs::rename(vae.join("vae"), family.join("vae")).unwrap();
+    let place = format!("family={}", family.display());
+    run("scripts/pretrain/flow.rhai", &folder.path().join("flow"), &[&place, "scenes=64", "steps=100", "batch=1"]);
+    assert!(folder.path().join("flow/transformer/diffusion_pytorch_model.safetensors").exists());
+}
