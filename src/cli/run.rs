@@ -3,6 +3,7 @@
 use super::{RunArgs, report};
 use crate::bail;
 use crate::error::{Error, Kind, Result};
+use crate::run::progress::above_bar;
 use crate::script::session::Request;
 use crate::script::{Host, Session};
 use crate::tensor::{Device, place};
@@ -21,7 +22,7 @@ pub fn run(arguments: RunArgs) -> ExitCode {
         Err(error) => return fail(&error, None),
     };
     let (request, name, text) = prepared;
-    let session = Session::new(request, Box::new(|line| println!("{line}")));
+    let session = Session::new(request, Box::new(|line| above_bar(|| println!("{line}"))));
     let worker = std::thread::Builder::new().stack_size(STACK).spawn(move || execute(session, &name, &text));
     match worker.map(|w| w.join()) {
         Ok(Ok(code)) => code,

@@ -84,13 +84,12 @@ impl Log {
         Ok(())
     }
 
-    /// The single numbers, by name in the order they first came.
+    /// Each value over the steps, of several numbers the mean; by name in the order they first came.
     pub fn series(&self) -> Vec<Series> {
         let mut out: Vec<Series> = Vec::new();
         for (step, values) in &self.lines {
             for (name, numbers) in values {
-                let [value] = numbers.as_slice() else { continue };
-                let point = (*step as f64, *value);
+                let point = (*step as f64, mean(numbers));
                 match out.iter_mut().find(|s| s.name == *name) {
                     Some(series) => series.points.push(point),
                     None => out.push(Series { name: name.clone(), points: vec![point] }),
@@ -100,6 +99,10 @@ impl Log {
         out.retain(|s| s.points.iter().any(|p| p.1.is_finite()));
         out
     }
+}
+
+fn mean(numbers: &[f64]) -> f64 {
+    numbers.iter().sum::<f64>() / numbers.len() as f64
 }
 
 fn as_json(step: usize, values: &Values) -> Value {
@@ -118,7 +121,6 @@ fn from_json(value: &Value) -> Vec<f64> {
 
 /// `step 120  loss 0.1234  reward 0.5671`; of several numbers the mean.
 fn text(step: usize, values: &Values) -> String {
-    let mean = |v: &[f64]| number(v.iter().sum::<f64>() / v.len() as f64);
-    let words: Vec<String> = values.iter().map(|(name, v)| format!("{name} {}", mean(v))).collect();
+    let words: Vec<String> = values.iter().map(|(name, v)| format!("{name} {}", number(mean(v)))).collect();
     format!("step {step:<5} {}", words.join("  "))
 }

@@ -34,7 +34,7 @@ use std::time::Instant;
 
 /// The person who watches a run.
 pub trait Console: Send + Sync {
-    /// Shows a line.
+    /// Shows a line; where a bar may be drawn, through [`progress::above_bar`].
     fn print(&self, line: &str);
 
     /// Whether the run is to end after the step that is running.
@@ -113,9 +113,8 @@ impl Run {
         &self.0.folder
     }
 
-    /// Writes a line for the user, above the progress bar.
     fn print(&self, line: &str) {
-        progress::above_bar(|| self.0.console.print(line));
+        self.0.console.print(line);
     }
 
     /// The random stream of that name; asked for again, it goes on where it was.

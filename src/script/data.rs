@@ -35,7 +35,7 @@ pub mod data {
     ///
     /// ```rhai
     /// prompts("shapes/test")[0]     //=> "a small red square at the center on charcoal"
-    /// prompts("shapes/train").len   //=> 28840
+    /// prompts("shapes/train").len   //=> 28951
     /// prompts("no/file")            //=> error: no file "no/file"
     /// ```
     #[rhai_fn(return_raw, volatile)]

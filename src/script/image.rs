@@ -71,7 +71,7 @@ pub mod image {
     ///
     /// ```rhai
     /// let a = zeros([4, 3, 64, 64]);
-    /// compare_grid(["base", "tuned"], [a, a + 1], 2).shape   //=> [1, 3, 294, 528]
+    /// compare_grid(["base", "tuned"], [a, a + 1], 2).shape   //=> [1, 3, 294, 534]
     /// compare_grid(["base"], [a, a], 2)                      //=> error: compare_grid: needs one name per set, got 1 and 2
     /// ```
     #[rhai_fn(return_raw)]

@@ -100,7 +100,7 @@ pub mod metric {
     /// The `mean` of numbers, its standard `error`, and their `count`.
     ///
     /// ```rhai
-    /// estimate(tensor([1.0, 2.0, 3.0]))   //=> #{"count": 3, "error": 0.577350..
+    /// estimate(tensor([1.0, 2.0, 3.0]))   //=> #{"count": 3, "error": 0.57735, "mean": 2.0}
     /// ```
     #[rhai_fn(return_raw)]
     pub fn estimate(values: Tensor) -> RhaiResultOf<Map> {

@@ -252,7 +252,8 @@ pub mod run {
     /// Saves the adapters of a policy as `lora.safetensors` in the run's directory.
     ///
     /// ```rhai no_run
-    /// run.save(policy)
+    /// let run = start_run(#{});
+    /// run.save(flow("tiny/flux2").lora(#{ rank: 4 }))
     /// ```
     #[rhai_fn(name = "save", return_raw)]
     pub fn save_policy(run: Run, policy: Flow) -> RhaiResultOf<()> {
@@ -326,5 +327,60 @@ pub mod run {
     #[rhai_fn(return_raw)]
     pub fn finish(run: Run, table: Map) -> RhaiResultOf<()> {
         Ok(run.finish(&rows(table)?)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(text: &str, overrides: &[(&str, &str)]) -> Result<String> {
+        let folder = tempfile::tempdir().unwrap();
+        let overrides = overrides.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+        let request = Request { out: Some(folder.path().into()), overrides, ..Request::default() };
+        let host = Host::new(Session::new(request, Box::new(|_| ())));
+        host.run("test", text).map(|value| option::show(&value))
+    }
+
+    #[test]
+    fn settings_take_overrides_of_the_same_kind() -> Result<()> {
+        let recipe = "let s = settings(#{ steps: 20, rate: 0.5, truncate: last(3), name: \"a\" });
+            [s.steps, s.rate, s.truncate.to_string(), s.name]";
+        assert_eq!(run(recipe, &[("truncate", "full()"), ("rate", "1")])?, r#"[20, 1, "full()", "a"]"#);
+        assert_eq!(run(recipe, &[("name", "tiny/flux2")])?, r#"[20, 0.5, "last(3)", "tiny/flux2"]"#);
+        for (key, value, message) in [
+            ("stepz", "3", "unknown setting `stepz`; did you mean `steps`?"),
+            ("steps", "2.5", "`steps` must be a value such as 20, got 2.5"),
+            ("truncate", "3", "`truncate` must be a value such as"),
+            ("rate", "fast", "`rate` must be a value such as 0.5"),
+        ] {
+            let error = run(recipe, &[(key, value)]).unwrap_err();
+            assert!(error.message.contains(message), "{error}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_script_goes_on_behind_its_checkpoint() -> Result<()> {
+        let text = "let s = #{ seed: 1 };
+            let train = |run, upto| {
+                let found = run.restore();
+                let sum = if found == () { 0.0 } else { found.sum };
+                for i in run.steps(6) {
+                    if i == upto { break; }
+                    sum += run.rng(\"x\").uniform([1]).item();
+                    run.log(#{ sum: sum });
+                    run.checkpoint(|| #{ sum: sum, list: [tensor([1, 2]), true, \"a\", ()] }, #{ every: 2 });
+                }
+                sum
+            };
+            train.call(start_run(s), 3);
+            let again = train.call(start_run(s), 99);
+            let r = rng(1).split(\"x\");
+            let whole = 0.0;
+            for i in 0..6 { whole += r.uniform([1]).item(); }
+            [again == whole, start_run(s).restore().list.to_string()]";
+        assert_eq!(run(text, &[])?, "[true, \"[tensor([1.0, 2.0]), true, \\\"a\\\", ()]\"]");
+        Ok(())
     }
 }
