@@ -99,7 +99,14 @@ impl Config {
         let (vision, text) = (&self.model_cfg.vision_cfg, &self.model_cfg.text_cfg);
         let divides = |a: usize, b: usize| b > 0 && a > 0 && a.is_multiple_of(b);
         if !divides(vision.width, vision.head_width) || !divides(text.width, text.heads) {
-            bail!(Value, "clip: expected widths divisible by heads, got {vision:?} and {text:?}");
+            bail!(
+                Value,
+                "clip: expected an image width divisible by the head width and a text width by the heads, got {} by {} and {} by {}",
+                vision.width,
+                vision.head_width,
+                text.width,
+                text.heads
+            );
         }
         if !divides(vision.image_size, vision.patch_size) {
             bail!(
