@@ -127,3 +127,53 @@ fn a_missing_model_says_where_it_was_looked_for() {
     let text = complaint("let base = flow(\"tiny/flux3\");", &[]);
     assert!(text.contains("got `tiny/flux3`") && text.contains("looked in"), "{text}");
 }
+
+#[test]
+fn an_unknown_set_key_names_the_nearest_setting() {
+    let recipe = "let s = settings(#{ steps: 20, rate: 1e-3, truncate: last(3) });";
+    snapshot("unknown_set_key", &complaint(recipe, &["--set", "step=3"]));
+    snapshot("ill_typed_set", &complaint(recipe, &["--set", "steps=many"]));
+    snapshot("ill_called_set", &complaint(recipe, &["--set", "truncate=last(a)"]));
+}
+
+#[test]
+fn a_set_is_a_value_or_text() {
+    let folder =
+        folder("let s = settings(#{ keep: last(3), model: \"a\", rate: 0.1 }); print([s.keep, s.model, s.rate]);");
+    let sets = ["--set", "keep=full()", "--set", "model=tiny/flux2", "--set", "rate=1"];
+    let output = amscript(folder.path(), &[&["recipe.rhai"], &sets[..]].concat());
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "[full(), \"tiny/flux2\", 1]\n");
+}
+
+/// What opening an autoencoder prints after `change` was done to its weight file.
+fn broken_weights(change: impl Fn(&Path)) -> String {
+    const SIZES: &str = "#{ block_out_channels: [8, 8], layers_per_block: 1, latent_channels: 2, norm_num_groups: 4 }";
+    let folder = folder(&format!("autoencoder({SIZES}, rng(0)).save(\"vae\");"));
+    let made = amscript(folder.path(), &["recipe.rhai", "--out", "."]);
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    change(&folder.path().join("vae/diffusion_pytorch_model.safetensors"));
+    std::fs::write(folder.path().join("recipe.rhai"), "autoencoder(\"vae\")").unwrap();
+    let output = amscript(folder.path(), &["recipe.rhai", "--out", "."]);
+    let text = String::from_utf8(output.stderr).unwrap();
+    text.replace(&folder.path().canonicalize().unwrap().display().to_string(), "FOLDER")
+}
+
+#[test]
+fn a_truncated_weight_file_is_named() {
+    let text = broken_weights(|file| {
+        let bytes = std::fs::read(file).unwrap();
+        std::fs::write(file, &bytes[..bytes.len() - 100]).unwrap();
+    });
+    snapshot("truncated_weights", &text);
+}
+
+#[test]
+fn a_misnamed_weight_is_named() {
+    let text = broken_weights(|file| {
+        let mut tensors = candle_core::safetensors::load(file, &candle_core::Device::Cpu).unwrap();
+        let tensor = tensors.remove("decoder.conv_in.weight").unwrap();
+        tensors.insert("decoder.conv_inn.weight".into(), tensor);
+        candle_core::safetensors::save(&tensors, file).unwrap();
+    });
+    snapshot("misnamed_weights", &text);
+}

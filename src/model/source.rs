@@ -181,6 +181,11 @@ impl Sources {
         }
     }
 
+    /// All folders that are searched.
+    pub fn places(&self) -> impl Iterator<Item = &Path> {
+        self.folders.iter().chain(&self.caches).map(PathBuf::as_path)
+    }
+
     /// The folder of a model: a path, or a name as in [`Sources::named`].
     pub fn find(&self, name: &str) -> Result<Folder> {
         if Path::new(name).is_dir() { Ok(Folder::disk(name)) } else { self.named(name) }

@@ -93,12 +93,12 @@ impl Catalog {
                 b.comments.is_empty().cmp(&a.comments.is_empty()).reverse().then(a.order().cmp(&b.order()))
             });
             let Some(first) = group.first() else { continue };
-            let text = group.iter().map(|f| f.comments.as_str()).find(|c| !c.is_empty()).unwrap_or_default();
+            let text = texts(&group);
             let name = display_name(&first.name);
             let options = chapter.options.iter().find(|(function, _)| *function == name);
             let overloads = group.iter().map(Found::overload).collect();
             let options = options.map_or(vec![], |(_, fields)| fields());
-            self.add(chapter.name, name, text, overloads, options);
+            self.add(chapter.name, name, &text, overloads, options);
         }
     }
 
@@ -181,6 +181,13 @@ impl Found {
         };
         self.parameters.iter().enumerate().map(parameter).collect::<Vec<_>>().join(", ")
     }
+}
+
+/// The doc comments of all overloads, one with an example first.
+fn texts(group: &[Found]) -> String {
+    let mut texts: Vec<&str> = group.iter().map(|f| f.comments.as_str()).filter(|c| !c.is_empty()).collect();
+    texts.sort_by_key(|text| !text.contains("```rhai"));
+    texts.join("\n\n")
 }
 
 fn is_operator(name: &str) -> bool {

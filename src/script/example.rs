@@ -61,7 +61,8 @@ pub fn check(example: &Example) -> std::result::Result<(), String> {
     let request = Request { out: Some(folder.path().into()), device, ..Request::default() };
     let host = Host::new(Session::new(request, Box::new(|_| ())));
     if !example.run {
-        return host.compile("example", &example.code).map(drop).map_err(|e| e.to_string());
+        // its variables may come from the prose around it
+        return rhai::Engine::new().compile(&example.code).map(drop).map_err(|e| e.to_string());
     }
     let mut runner = Runner { host, scope: Scope::new(), functions: AST::empty() };
     steps(&example.code).iter().try_for_each(|step| {
@@ -97,11 +98,7 @@ impl Runner {
     /// Runs one piece and shows its value as debug text.
     pub fn run(&mut self, code: &str) -> Result<String> {
         let value = self.eval(code)?;
-        let engine = self.host.engine();
-        let mut scope = Scope::new();
-        scope.push_dynamic("value", value);
-        let shown = engine.eval_with_scope::<String>(&mut scope, "value.to_debug()");
-        shown.map_err(|e| super::fault::from_script(*e, "", self.host.session()))
+        self.host.session().show(value)
     }
 
     /// Runs one piece and returns its value.

@@ -3,6 +3,7 @@
 use super::Session;
 use crate::bail;
 use crate::error::{Error, Kind, Result};
+use crate::model::source::Sources;
 use std::path::{Component, Path, PathBuf};
 
 impl Session {
@@ -48,8 +49,9 @@ impl Session {
 
     fn readable_folders(&self) -> Vec<PathBuf> {
         let named = self.request.overrides.iter().map(|(_, value)| PathBuf::from(value));
-        let variables = ["AMSCRIPT_MODELS", "HF_HOME"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
-        let known = [Some(self.run_folder()), self.recipe_folder(), self.request.models.clone()];
-        known.into_iter().flatten().chain(variables).chain(named).filter_map(|p| p.canonicalize().ok()).collect()
+        let models = Sources::new(self.request.models.as_deref());
+        let models = models.places().map(PathBuf::from);
+        let own = [Some(self.run_folder()), self.recipe_folder()].into_iter().flatten();
+        own.chain(models).chain(named).filter_map(|p| p.canonicalize().ok()).collect()
     }
 }

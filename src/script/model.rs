@@ -120,9 +120,17 @@ fn open_flow(context: &NativeCallContext, name: &str, options: FlowOptions) -> R
     };
     let flow = Flow::of_family(Arc::new(klein), weights)?;
     match options.lora {
-        Some(path) => flow.load_lora(Path::new(&path)),
+        Some(path) => flow.load_lora(&readable(context, &path, "flow: option `lora`")?),
         None => Ok(flow),
     }
+}
+
+fn readable(context: &NativeCallContext, path: &str, place: &str) -> Result<PathBuf> {
+    Session::of(context).readable(path).map_err(|e| e.within(place))
+}
+
+fn writable(context: &NativeCallContext, path: &str, place: &str) -> Result<PathBuf> {
+    Session::of(context).writable(path).map_err(|e| e.within(place))
 }
 
 /// A prompt, or an array of them.
@@ -317,9 +325,9 @@ pub mod model {
     /// flow("tiny/flux2").save("my_model")
     /// ```
     #[rhai_fn(name = "save", return_raw, volatile)]
-    pub fn save_flow(flow: Flow, folder: &str, options: Map) -> RhaiResultOf<()> {
+    pub fn save_flow(context: NativeCallContext, flow: Flow, folder: &str, options: Map) -> RhaiResultOf<()> {
         let half = SaveOptions::parse("save", options)?.half;
-        Ok(flow.save(&PathBuf::from(folder), half.then_some(DType::F16))?)
+        Ok(flow.save(&writable(&context, folder, "save")?, half.then_some(DType::F16))?)
     }
 
     /// Writes the adapters in the form diffusers loads.
@@ -328,8 +336,8 @@ pub mod model {
     /// policy.save_lora("lora.safetensors")
     /// ```
     #[rhai_fn(return_raw, volatile)]
-    pub fn save_lora(flow: Flow, path: &str) -> RhaiResultOf<()> {
-        Ok(flow.save_lora(Path::new(path))?)
+    pub fn save_lora(context: NativeCallContext, flow: Flow, path: &str) -> RhaiResultOf<()> {
+        Ok(flow.save_lora(&writable(&context, path, "save_lora")?)?)
     }
 
     /// The same model with the adapters of a file, frozen.
@@ -338,8 +346,8 @@ pub mod model {
     /// flow("tiny/flux2").load_lora("nowhere.safetensors")   //=> error: nowhere.safetensors
     /// ```
     #[rhai_fn(return_raw)]
-    pub fn load_lora(flow: Flow, path: &str) -> RhaiResultOf<Flow> {
-        Ok(flow.load_lora(Path::new(path))?)
+    pub fn load_lora(context: NativeCallContext, flow: Flow, path: &str) -> RhaiResultOf<Flow> {
+        Ok(flow.load_lora(&readable(&context, path, "load_lora")?)?)
     }
 
     /// Every model and reward that can be found now, and where.
@@ -374,7 +382,7 @@ pub mod model {
     /// ```
     #[rhai_fn(name = "autoencoder", return_raw)]
     pub fn autoencoder_open(context: NativeCallContext, folder: &str) -> RhaiResultOf<Autoencoder> {
-        Ok(Autoencoder::open(&Folder::disk(folder), &Session::of(&context))?)
+        Ok(Autoencoder::open(&Folder::disk(readable(&context, folder, "autoencoder")?), &Session::of(&context))?)
     }
 
     #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
@@ -431,8 +439,13 @@ pub mod model {
 
     /// Writes an autoencoder as a `vae` folder.
     #[rhai_fn(name = "save", return_raw, volatile)]
-    pub fn save_autoencoder(autoencoder: Autoencoder, folder: &str, options: Map) -> RhaiResultOf<()> {
+    pub fn save_autoencoder(
+        context: NativeCallContext,
+        autoencoder: Autoencoder,
+        folder: &str,
+        options: Map,
+    ) -> RhaiResultOf<()> {
         let half = SaveOptions::parse("save", options)?.half;
-        Ok(autoencoder.save(Path::new(folder), half.then_some(DType::F16))?)
+        Ok(autoencoder.save(&writable(&context, folder, "save")?, half.then_some(DType::F16))?)
     }
 }

@@ -3,7 +3,7 @@
 use super::{fault, option};
 use crate::error::{Error, Kind, Result};
 use crate::{bail, tensor::Device};
-use rhai::{AST, Dynamic, Engine, EvalAltResult, Map, NativeCallContext, ParseErrorType};
+use rhai::{AST, Dynamic, Engine, EvalAltResult, Map, NativeCallContext, ParseErrorType, Scope};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -153,6 +153,14 @@ impl Session {
         lock(&self.functions).clone()
     }
 
+    /// The debug text of a value, as scripts print it.
+    pub fn show(&self, value: Dynamic) -> Result<String> {
+        let mut scope = Scope::new();
+        scope.push_dynamic("value", value);
+        let shown = self.engine()?.eval_with_scope::<String>(&mut scope, "value.to_debug()");
+        shown.map_err(|e| fault::from_script(*e, "", self))
+    }
+
     /// The recipe's settings: `defaults` with `--set` and `--seed` applied; an unknown key is an error.
     pub fn settle(&self, defaults: Map) -> Result<Map> {
         let mut settings = defaults;
@@ -185,7 +193,7 @@ impl Session {
         match self.engine()?.eval_expression::<Dynamic>(text) {
             Ok(value) => Ok(value),
             Err(e) if is_plain_text(&e) => {
-                bail!(Option, "--set: `{key}` must be a value such as {}, got \"{text}\"", option::show(default))
+                bail!(Option, "--set: `{key}` must be a value such as {}, got \"{text}\"", self.show(default.clone())?)
             }
             Err(e) => Err(fault::from_script(*e, "", self).within(format_args!("--set {key}={text}"))),
         }

@@ -93,7 +93,7 @@ pub mod storage {
     #[rhai_fn(return_raw, volatile)]
     pub fn load_tensors(context: NativeCallContext, path: &str) -> RhaiResultOf<Map> {
         let session = Session::of(&context);
-        let file = session.readable(path)?;
+        let file = session.readable(path).map_err(|e| e.within("load_tensors"))?;
         let tensors = candle_core::safetensors::load(&file, session.device());
         let tensors = tensors.map_err(|e| Error::from(e).within(format_args!("load_tensors: \"{path}\"")))?;
         Ok(tensors.into_iter().map(|(name, x)| (name.into(), Dynamic::from(x))).collect())
@@ -109,7 +109,7 @@ pub mod storage {
     /// ```
     #[rhai_fn(return_raw, volatile)]
     pub fn save_tensors(context: NativeCallContext, tensors: Map, path: &str) -> RhaiResultOf<()> {
-        let file = Session::of(&context).writable(path)?;
+        let file = Session::of(&context).writable(path).map_err(|e| e.within("save_tensors"))?;
         let tensors = tensors.iter().map(|(name, x)| named(name, x)).collect::<Result<HashMap<_, _>>>()?;
         let saved = candle_core::safetensors::save(&tensors, &file);
         Ok(saved.map_err(|e| Error::from(e).within(format_args!("save_tensors: \"{path}\"")))?)
