@@ -79,3 +79,34 @@ fn nothing_unwraps_in_the_script_folder() {
     });
     assert!(faults.is_empty(), "{faults}");
 }
+
+/// Name and lines of code of each function, by the indentation that rustfmt gives.
+fn functions(text: &str) -> Vec<(String, usize)> {
+    let lines: Vec<&str> = text.lines().collect();
+    let named = |line: &str| {
+        let (before, after) = line.split_once("fn ")?;
+        let indent = line.len() - line.trim_start().len();
+        let plain =
+            before.split_whitespace().all(|word| word.starts_with("pub") || word == "const" || word == "unsafe");
+        let name = after.split(['(', '<']).next()?;
+        (plain && !line.ends_with([';', '}'])).then(|| (indent, name.to_string()))
+    };
+    let length = |(start, line): (usize, &&str)| {
+        let (indent, name) = named(line)?;
+        let close = format!("{}}}", " ".repeat(indent));
+        let end = lines[start..].iter().position(|l| *l == close)?;
+        Some((name, code(&lines[start..start + end].join("\n")) + 1))
+    };
+    lines.iter().enumerate().filter_map(length).collect()
+}
+
+#[test]
+fn functions_are_short() {
+    let faults = faults(|path, text| {
+        let (name, lines) = functions(text).into_iter().find(|(_, lines)| *lines > 60)?;
+        Some(format!("{path}: `{name}` has {lines} lines of code, more than 60"))
+    });
+    assert!(faults.is_empty(), "{faults}");
+    let sample = "fn short() {\n    1\n}\n    pub fn inner(\n        x: i64,\n    ) -> i64 {\n        // why\n        x\n    }\n";
+    assert_eq!(functions(sample), [("short".into(), 3), ("inner".into(), 5)]);
+}
