@@ -1,6 +1,7 @@
 //! Errors across the border: ours become a map that scripts can catch, Rhai's become ours with every place they passed.
 
 use super::Session;
+use super::catalog::script_type;
 use super::suggest;
 use crate::error::{Error, Kind, Place};
 use rhai::{Dynamic, EvalAltResult, Map, Position};
@@ -83,6 +84,11 @@ fn plain(error: EvalAltResult, text: &str, session: &Session) -> Error {
         E::ErrorPropertyNotFound(name, _) => suggest::word("property", &name, text),
         E::ErrorParsing(rhai::ParseErrorType::VariableUndefined(name), _) => suggest::word("variable", &name, text),
         E::ErrorDotExpr(message, _) => suggest::property(&message),
+        E::ErrorIndexingType(access, _) => suggest::indexing(&access),
+        E::ErrorMismatchDataType(wanted, came, _) | E::ErrorMismatchOutputType(wanted, came, _) => {
+            let [wanted, came] = [wanted, came].map(|name| script_type(&name));
+            Error::new(Kind::Type, format!("expected {wanted}, got {came}"))
+        }
         other => Error::new(kind(&other), without_position(other)),
     }
 }
@@ -99,7 +105,6 @@ fn thrown(value: Dynamic) -> Error {
 fn kind(error: &EvalAltResult) -> Kind {
     use EvalAltResult as E;
     match error {
-        E::ErrorMismatchDataType(..) | E::ErrorMismatchOutputType(..) | E::ErrorIndexingType(..) => Kind::Type,
         E::ErrorModuleNotFound(..) => Kind::Missing,
         E::ErrorTooManyOperations(_) | E::ErrorStackOverflow(_) | E::ErrorDataTooLarge(..) => Kind::Limit,
         _ => Kind::Value,

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::bail;
-use crate::tensor::{DType, Stream, Tensor};
+use crate::tensor::{DType, Stream, Tensor, array};
 
 crate::script_value!(Stream, "a random stream such as `rng(0)`");
 
@@ -53,6 +53,7 @@ pub mod random {
     #[rhai_fn(return_raw, volatile)]
     pub fn normal(context: NativeCallContext, r: Rng, shape: Array) -> RhaiResultOf<Tensor> {
         let shape = option::list::<usize>(shape, "normal")?;
+        array::affordable(&shape, "normal")?;
         Ok(r.draw(|r| r.normal(&shape, DType::F32, Session::of(&context).device()))?)
     }
 
@@ -65,6 +66,7 @@ pub mod random {
     #[rhai_fn(return_raw, volatile)]
     pub fn uniform(context: NativeCallContext, r: Rng, shape: Array) -> RhaiResultOf<Tensor> {
         let shape = option::list::<usize>(shape, "uniform")?;
+        array::affordable(&shape, "uniform")?;
         Ok(r.draw(|r| r.uniform(&shape, DType::F32, Session::of(&context).device()))?)
     }
 
@@ -76,6 +78,7 @@ pub mod random {
     #[rhai_fn(return_raw, volatile)]
     pub fn integers(context: NativeCallContext, r: Rng, n: i64, shape: Array) -> RhaiResultOf<Tensor> {
         let shape = option::list::<usize>(shape, "integers")?;
+        array::affordable(&shape, "integers")?;
         let below = positive(n, "integers")?;
         let values: Vec<i64> =
             r.draw(|r| r.integers(shape.iter().product(), below)).into_iter().map(|i| i as i64).collect();

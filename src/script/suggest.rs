@@ -57,8 +57,25 @@ fn argument(name: &str) -> String {
 
 /// An unknown variable or map property; the words of the script are the candidates.
 pub fn word(what: &str, name: &str, text: &str) -> Error {
+    if ["let", "const"].iter().any(|declared| text.contains(&format!("{declared} {name}"))) {
+        let error = Error::new(Kind::Name, format!("no {what} `{name}` here"));
+        return error
+            .hint(format!("a function sees only its parameters: pass `{name}` to it, or use a closure `|x| ..`"));
+    }
     let words = text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|w| *w != name && w.len() > 1);
     Error::new(Kind::Name, format!("no {what} `{name}`{}", did_you_mean(nearest(name, words))))
+}
+
+/// `Tensor [i64] = f64`, as Rhai words it.
+pub fn indexing(access: &str) -> Error {
+    let (owner, rest) = access.split_once(" [").unwrap_or((access, ""));
+    let (index, new) = rest.split_once(']').unwrap_or((rest, ""));
+    let (owner, index) = (argument(owner), argument(index));
+    if new.is_empty() {
+        return Error::new(Kind::Type, format!("a {owner} cannot be indexed by {index}"));
+    }
+    let error = Error::new(Kind::Type, format!("entries of a {owner} cannot be set"));
+    error.hint("tensors are values: make a new one, for example with `select` or `cat`")
 }
 
 /// `Unknown property 'shap' - a getter is not registered for type 'Tensor'`, as Rhai words it.

@@ -46,7 +46,8 @@ pub mod tensor {
     /// A tensor of zeros.
     ///
     /// ```rhai
-    /// zeros([2, 2])   //=> tensor([[0.0, 0.0], [0.0, 0.0]])
+    /// zeros([2, 2])            //=> tensor([[0.0, 0.0], [0.0, 0.0]])
+    /// zeros([1000000, 1000000])   //=> error: a tensor may have at most
     /// ```
     #[rhai_fn(return_raw)]
     pub fn zeros(context: NativeCallContext, shape: Array) -> RhaiResultOf<Tensor> {
@@ -71,6 +72,7 @@ pub mod tensor {
     #[rhai_fn(return_raw)]
     pub fn full(context: NativeCallContext, shape: Array, value: f64) -> RhaiResultOf<Tensor> {
         let shape = option::list::<usize>(shape, "shape")?;
+        array::affordable(&shape, "full")?;
         Ok(place(&context, Tensor::full(value as f32, shape, &crate::tensor::Device::Cpu))?)
     }
 
@@ -81,7 +83,7 @@ pub mod tensor {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn arange(context: NativeCallContext, n: i64) -> RhaiResultOf<Tensor> {
-        let count = option::convert::<usize>(n.into(), "arange")?;
+        let count = array::affordable(&[option::convert(n.into(), "arange")?], "arange")?;
         Ok(place(
             &context,
             Tensor::from_vec((0..count).map(|i| i as f32).collect(), count, &crate::tensor::Device::Cpu),
@@ -95,7 +97,7 @@ pub mod tensor {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn linspace(context: NativeCallContext, start: f64, end: f64, n: i64) -> RhaiResultOf<Tensor> {
-        let n = option::convert::<usize>(n.into(), "linspace")?;
+        let n = array::affordable(&[option::convert(n.into(), "linspace")?], "linspace")?;
         Ok(array::linspace(start, end, n, crate::tensor::DType::F32, Session::of(&context).device())?)
     }
 
@@ -107,6 +109,7 @@ pub mod tensor {
     #[rhai_fn(return_raw)]
     pub fn eye(context: NativeCallContext, n: i64) -> RhaiResultOf<Tensor> {
         let n = option::convert::<usize>(n.into(), "eye")?;
+        array::affordable(&[n, n], "eye")?;
         Ok(place(&context, Tensor::eye(n, crate::tensor::DType::F32, &crate::tensor::Device::Cpu))?)
     }
 
@@ -294,7 +297,9 @@ pub mod tensor {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn broadcast(x: Tensor, shape: Array) -> RhaiResultOf<Tensor> {
-        Ok(core(x.broadcast_as(option::list::<usize>(shape, "broadcast")?))?)
+        let shape = option::list::<usize>(shape, "broadcast")?;
+        array::affordable(&shape, "broadcast")?;
+        Ok(core(x.broadcast_as(shape))?)
     }
 
     /// The only number of a tensor.

@@ -62,6 +62,15 @@ pub fn dimension(x: &Tensor, dim: i64, function: &str) -> Result<usize> {
     bail!(Shape, "{function}: expected a dimension from {} to {} for shape {:?}, got {dim}", -rank, rank - 1, x.dims())
 }
 
+/// The number of values of a tensor to be made, where that is not beyond all memory.
+pub fn affordable(shape: &[usize], function: &str) -> Result<usize> {
+    const MOST: usize = 1 << 32;
+    match shape.iter().try_fold(1_usize, |count, &n| count.checked_mul(n)) {
+        Some(count) if count <= MOST => Ok(count),
+        _ => bail!(Limit, "{function}: a tensor may have at most {MOST} numbers, got shape {shape:?}"),
+    }
+}
+
 /// `shape` with one `-1` filled in so that the number of values stays.
 pub fn fill_shape(count: usize, shape: &[i64]) -> Result<Vec<usize>> {
     let known: i64 = shape.iter().filter(|&&n| n != -1).product();
