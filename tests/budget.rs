@@ -1,4 +1,5 @@
 //! The house rules that can be checked by reading: imports, lengths, unwraps.
+#![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
 

@@ -1,9 +1,12 @@
 //! Every differentiable op: its gradient against finite differences in f64, its value against a plain composition.
+#![allow(clippy::unwrap_used)]
 
 use amscript::Result;
 use amscript::tensor::grad::gradcheck;
 use amscript::tensor::op::*;
 use amscript::tensor::{D, DType, Device, Rng, Tensor};
+
+type Op = fn(&Tensor) -> Result<Tensor>;
 
 fn random(shape: &[usize], seed: u64) -> Tensor {
     Rng::new(seed).normal(shape, DType::F64, &Device::Cpu).unwrap()
@@ -43,7 +46,7 @@ fn equal(
 #[test]
 fn activations() {
     let x = random(&[5, 8], 1);
-    let all: [(&str, fn(&Tensor) -> Result<Tensor>, fn(&Tensor) -> Result<Tensor>); 7] = [
+    let all: [(&str, Op, Op); 7] = [
         ("silu", silu, |x| Ok(x.silu()?)),
         ("gelu_erf", gelu_erf, |x| Ok(x.gelu_erf()?)),
         ("gelu_tanh", gelu_tanh, |x| Ok(x.gelu()?)),

@@ -1,4 +1,5 @@
 //! The golden case `flux2`: every stage of a tiny FLUX.2-Klein pipeline against diffusers and transformers.
+#![allow(clippy::unwrap_used)]
 
 use amscript::flow::{RolloutOptions, klein_grid, rollout};
 use amscript::model::flux2::Transformer;

@@ -89,7 +89,8 @@ pub mod image {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn show(context: NativeCallContext, images: Tensor) -> RhaiResultOf<()> {
-        Ok(Session::of(&context).print(&pictures::blocks(&images)?))
+        Session::of(&context).print(&pictures::blocks(&images)?);
+        Ok(())
     }
 }
 
