@@ -50,7 +50,7 @@ fn the_tiny_family_can_be_made_again() {
     let family = folder.path().join("family");
     run("scripts/pretrain/text.rhai", &family, &[]);
     let vae = folder.path().join("vae");
-    run("scripts/pretrain/vae.rhai", &vae, &["steps=30", "polish=30", "batch=1"]);
+    run("scripts/pretrain/vae.rhai", &vae, &["steps=30", "batch=1"]);
     std::fs::rename(vae.join("vae"), family.join("vae")).unwrap();
     let place = format!("family={}", family.display());
     run("scripts/pretrain/flow.rhai", &folder.path().join("flow"), &[&place, "scenes=64", "steps=100", "batch=1"]);
