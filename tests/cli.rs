@@ -116,10 +116,10 @@ fn an_unknown_option_names_the_nearest_one() {
 }
 
 #[test]
-fn a_reward_that_is_not_a_number_names_the_sample() {
-    let recipe = "let still = velocity_field(|x, t, c| 0 * x);\nlet x0 = tensor([[4.0], [-1.0]]);\n\
-                  let path = rollout(still, x0, (), #{ grid: uniform(1) });\n\
-                  path.terminal_gradient(terminal_cost(|x| x.sum(1).sqrt()));";
+fn a_reward_that_is_not_a_number_names_the_step_the_time_and_the_sample() {
+    let recipe = "let still = velocity_field(|x, t, c| 0 * x);\nlet run = start_run(#{});\nfor i in run.steps(3) {\n    \
+                  let path = rollout(still, tensor([[4.0], [1.5 - i]]), (), #{ grid: uniform(1) });\n    \
+                  path.terminal_gradient(terminal_cost(|x| x.sum(1).sqrt()));\n}";
     snapshot("nan_reward", &complaint(recipe, &[]));
 }
 

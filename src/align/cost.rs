@@ -71,7 +71,10 @@ pub fn terminal_gradient(cost: &dyn TerminalCost, x1: &Tensor) -> Result<Termina
     };
     let checked = |name: &str, x: &Tensor| match first_non_finite(x)? {
         Some(sample) => {
-            bail!(Numeric, "terminal_gradient: the {name} must be finite, got NaN or infinity for sample {sample}")
+            bail!(
+                Numeric,
+                "terminal_gradient: the {name} must be finite, got NaN or infinity for sample {sample} at t = 1"
+            )
         }
         None => Ok(()),
     };
@@ -110,11 +113,11 @@ mod tests {
         };
         assert_eq!(
             message(|x| Ok(x.narrow(1, 0, 1)?.flatten_all()?.recip()?)),
-            "terminal_gradient: the reward must be finite, got NaN or infinity for sample 1"
+            "terminal_gradient: the reward must be finite, got NaN or infinity for sample 1 at t = 1"
         );
         assert_eq!(
             message(|x| Ok(x.narrow(1, 0, 1)?.flatten_all()?.sqrt()?)),
-            "terminal_gradient: the reward's gradient must be finite, got NaN or infinity for sample 1"
+            "terminal_gradient: the reward's gradient must be finite, got NaN or infinity for sample 1 at t = 1"
         );
         assert_eq!(message(|x| Ok(x.mean_all()?)), "terminal_gradient: rewards must be of shape [2], got []");
     }

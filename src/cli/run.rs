@@ -45,6 +45,9 @@ fn execute(session: Session, name: &str, text: &str) -> ExitCode {
 
 fn fail(error: &Error, session: Option<&Arc<Session>>) -> ExitCode {
     eprint!("{}", report::render(error, |name| session.and_then(|s| s.source(name))));
+    if let Some(step) = session.and_then(|s| s.step()).filter(|_| error.kind != Kind::Interrupt) {
+        eprintln!("the last step begun was step {step}");
+    }
     if error.kind == Kind::Interrupt { ExitCode::from(130) } else { ExitCode::FAILURE }
 }
 

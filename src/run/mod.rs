@@ -42,6 +42,9 @@ pub trait Console: Send + Sync {
 
     /// Steps are running that end by themselves when that is requested.
     fn finish_steps(&self, running: bool);
+
+    /// A step begins, or (`None`) the last one ended well.
+    fn begin_step(&self, step: Option<usize>);
 }
 
 /// What a run starts from.

@@ -73,8 +73,10 @@ impl Iterator for Steps {
         }
         if self.next >= self.total {
             self.end();
+            self.run.0.console.begin_step(None);
             return None;
         }
+        self.run.0.console.begin_step(Some(self.next));
         self.next += 1;
         self.run.state().step = self.next;
         Some(Ok(self.next - 1))

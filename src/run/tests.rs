@@ -22,6 +22,7 @@ impl Console for Person {
     fn finish_steps(&self, running: bool) {
         self.running.store(running, Relaxed);
     }
+    fn begin_step(&self, _step: Option<usize>) {}
 }
 
 struct Desk {

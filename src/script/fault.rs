@@ -89,8 +89,15 @@ fn plain(error: EvalAltResult, text: &str, session: &Session) -> Error {
             let [wanted, came] = [wanted, came].map(|name| script_type(&name));
             Error::new(Kind::Type, format!("expected {wanted}, got {came}"))
         }
+        E::ErrorDataRace(place, _) => in_use(place.split('\'').nth(1).unwrap_or("f")),
         other => Error::new(kind(&other), without_position(other)),
     }
+}
+
+/// `x.f(|| x)`: Rhai holds `x` while its method runs, so the closure cannot look at it.
+fn in_use(function: &str) -> Error {
+    Error::new(Kind::Value, format!("{function}: a closure cannot use the value whose method runs it"))
+        .hint(format!("write `{function}(x, || ..)` instead of `x.{function}(|| ..)`"))
 }
 
 /// What `throw` was given: one of our errors on its way on, or any value.

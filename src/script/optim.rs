@@ -297,6 +297,16 @@ pub mod optim {
         Ok(average.load_state(in_map(&state))?)
     }
 
+    /// How many trainable tensors there are.
+    ///
+    /// ```rhai
+    /// flow("tiny/flux2").lora(#{ rank: 2, targets: ["to_q"] }).params().len   //=> 4
+    /// ```
+    #[rhai_fn(get = "len", pure)]
+    pub fn count_params(params: &mut Params) -> i64 {
+        params.len() as i64
+    }
+
     #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
     pub fn show_optimizer(optimizer: &mut Optimizer) -> String {
         optimizer.to_string()

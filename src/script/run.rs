@@ -26,6 +26,9 @@ impl Console for Session {
     fn finish_steps(&self, running: bool) {
         Session::finish_steps(self, running);
     }
+    fn begin_step(&self, step: Option<usize>) {
+        Session::begin_step(self, step);
+    }
 }
 
 /// The steps of a run, for one `for` loop.

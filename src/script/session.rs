@@ -52,6 +52,7 @@ pub struct Session {
     print: Printer,
     interrupts: AtomicUsize,
     finishing: AtomicBool,
+    step: Mutex<Option<usize>>,
     engine: OnceLock<Weak<Engine>>,
     sources: Mutex<BTreeMap<String, String>>,
     functions: Mutex<BTreeMap<String, String>>,
@@ -65,6 +66,7 @@ impl Session {
             print,
             interrupts: AtomicUsize::new(0),
             finishing: AtomicBool::new(false),
+            step: Mutex::default(),
             engine: OnceLock::new(),
             sources: Mutex::default(),
             functions: Mutex::default(),
@@ -108,6 +110,16 @@ impl Session {
     /// A loop over steps sets this while it will end by itself when [`Session::stop_requested`].
     pub fn finish_steps(&self, finishing: bool) {
         self.finishing.store(finishing, Ordering::Relaxed);
+    }
+
+    /// A loop over steps notes the step that begins, and `None` when it came to its end.
+    pub fn begin_step(&self, step: Option<usize>) {
+        *lock(&self.step) = step;
+    }
+
+    /// The last step that began in a loop that did not come to its end.
+    pub fn step(&self) -> Option<usize> {
+        *lock(&self.step)
     }
 
     /// Errs when the user interrupted or the deadline passed; long native loops call it once per step.
