@@ -56,3 +56,12 @@ fn the_tiny_family_can_be_made_again() {
     run("scripts/pretrain/flow.rhai", &folder.path().join("flow"), &[&place, "scenes=64", "steps=100", "batch=1"]);
     assert!(folder.path().join("flow/transformer/diffusion_pytorch_model.safetensors").exists());
 }
+
+#[test]
+fn the_tiny_reward_can_be_made_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = ["matching=2", "choosing=2", "warmup=1", "captions=2", "held=4"];
+    let printed = run("scripts/pretrain/hpsv2.rhai", folder.path(), &small);
+    assert!(printed.contains("agreement"), "{printed}");
+    assert!(folder.path().join("model/open_clip_model.safetensors").exists());
+}
