@@ -37,6 +37,7 @@ pub struct Archive {
     origin: String,
     body: Body,
     entries: BTreeMap<String, Entry>,
+    metadata: BTreeMap<String, String>,
 }
 
 impl Archive {
@@ -58,16 +59,16 @@ impl Archive {
         let mut header = vec![0; length as usize];
         file.read_exact(&mut header).map_err(refused)?;
         let entries = parse_header(&header, size).map_err(|e| e.within(&origin))?;
-        Ok(Self { origin, body: Body::File(Mutex::new(file)), entries })
+        Ok(Self { origin, body: Body::File(Mutex::new(file)), entries, metadata: parse_metadata(&header) })
     }
 
     /// Opens safetensors bytes that live in the binary.
     pub fn embedded(origin: &str, bytes: &'static [u8]) -> Result<Self> {
         let size = bytes.len() as u64;
-        let entries = header_length(bytes, size)
-            .and_then(|length| parse_header(&bytes[8..8 + length as usize], size))
-            .map_err(|e| e.within(origin))?;
-        Ok(Self { origin: origin.to_string(), body: Body::Embedded(bytes), entries })
+        let header = header_length(bytes, size).map(|n| &bytes[8..8 + n as usize]).map_err(|e| e.within(origin))?;
+        let entries = parse_header(header, size).map_err(|e| e.within(origin))?;
+        let metadata = parse_metadata(header);
+        Ok(Self { origin: origin.to_string(), body: Body::Embedded(bytes), entries, metadata })
     }
 
     /// A bare state dict, or one under `ema`, `state_dict` or `model`, the first that holds tensors.
@@ -98,7 +99,7 @@ impl Archive {
             entries.insert(name.clone(), Entry { dtype: info.dtype, shape, begin: 0, end: bytes });
         }
         check_count(entries.len()).map_err(|e| e.within(&origin))?;
-        Ok(Self { origin, body: Body::Pickle(Box::new(pickle)), entries })
+        Ok(Self { origin, body: Body::Pickle(Box::new(pickle)), entries, metadata: BTreeMap::new() })
     }
 
     /// The file, for messages.
@@ -108,6 +109,11 @@ impl Archive {
 
     pub fn entries(&self) -> &BTreeMap<String, Entry> {
         &self.entries
+    }
+
+    /// The texts of the header's `__metadata__`; none in a pickle.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
     }
 
     /// Reads one tensor, in its stored type, into host memory.
@@ -193,6 +199,12 @@ fn parse_header(header: &[u8], size: u64) -> Result<BTreeMap<String, Entry>> {
     }
     check_cover(&entries, start, size)?;
     Ok(entries)
+}
+
+fn parse_metadata(header: &[u8]) -> BTreeMap<String, String> {
+    let fields: serde_json::Value = serde_json::from_slice(header).unwrap_or_default();
+    let texts = fields["__metadata__"].as_object().into_iter().flatten();
+    texts.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_string()))).collect()
 }
 
 /// The tensors lie one after the other and fill the file.
@@ -314,6 +326,7 @@ mod tests {
         let archive = Archive::open(&path).unwrap();
         assert_eq!(archive.read("a").unwrap().to_vec2::<f32>().unwrap(), [[1.0, 3.0], [2.0, 4.0]]);
         assert_eq!(archive.read("b").unwrap().dtype(), DType::F16);
+        assert_eq!(archive.metadata(), &metadata);
         let read = safetensors::SafeTensors::deserialize(&std::fs::read(&path).unwrap()).map(|s| s.len());
         assert_eq!(read.unwrap(), 2);
     }
