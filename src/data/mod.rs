@@ -1,6 +1,7 @@
-//! Prompts and the shapes world: scenes, captions, and the oracle that knows the truth.
+//! Prompts, class names, and the shapes world: scenes, captions, and the oracle that knows the truth.
 
 pub mod caption;
+pub mod class;
 pub mod distort;
 pub mod font;
 pub mod image;

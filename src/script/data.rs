@@ -1,7 +1,7 @@
 //! Chapter `data`: prompts, the shapes world, the oracle.
 
 use super::*;
-use crate::data::{caption::Scene, distort, oracle, prompts, shapes};
+use crate::data::{caption::Scene, class, distort, oracle, prompts, shapes};
 use crate::script_value;
 use crate::tensor::{Stream, Tensor};
 
@@ -45,6 +45,38 @@ pub mod data {
         }
         let path = Session::of(&context).readable(name).map_err(|e| prompts::hint(e.within("prompts")))?;
         Ok(Prompts::read(&path)?)
+    }
+
+    /// A sentence about each of the 1000 classes of ImageNet-1k, by label, for rewards that judge images by text.
+    ///
+    /// ```rhai
+    /// class_prompts()[1]     //=> "a photo of a goldfish"
+    /// class_prompts().len    //=> 1000
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn class_prompts() -> RhaiResultOf<Prompts> {
+        Ok(class::class_prompts()?)
+    }
+
+    /// The sentences of these labels.
+    ///
+    /// ```rhai
+    /// class_prompts([1, 386])   //=> ["a photo of a goldfish", "a photo of an african elephant"]
+    /// class_prompts([1000])     //=> error: labels must lie in 0..1000
+    /// ```
+    #[rhai_fn(name = "class_prompts", return_raw)]
+    pub fn class_prompts_of(labels: Array) -> RhaiResultOf<Array> {
+        let labels: Vec<usize> = option::list(labels, "class_prompts: labels")?;
+        Ok(as_array(class::prompts_of(&labels)?))
+    }
+
+    /// The names of the 1000 classes of ImageNet-1k, by label.
+    ///
+    /// ```rhai
+    /// class_names()[388]   //=> "giant panda"
+    /// ```
+    pub fn class_names() -> Array {
+        class::class_names().iter().map(|name| Dynamic::from(name.to_string())).collect()
     }
 
     /// The number of prompts in a set.
