@@ -3,7 +3,8 @@
 
 use amscript::flow::{RolloutOptions, klein_grid, rollout};
 use amscript::model::flux2::Transformer;
-use amscript::model::klein::{Klein, Latents};
+use amscript::model::klein::Klein;
+use amscript::model::latents::Latents;
 use amscript::model::source::Folder;
 use amscript::model::{Condition, Flow, Velocity};
 use amscript::nn::weights::Weights;

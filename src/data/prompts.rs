@@ -19,7 +19,7 @@ pub struct Prompts {
 }
 
 /// Names that are not files.
-pub const NAMES: [&str; 2] = ["shapes/train", "shapes/test"];
+pub const NAMES: [&str; 3] = ["shapes/train", "shapes/test", "shapes/single"];
 
 /// Adds the names of the known sets.
 pub fn hint(error: Error) -> Error {
@@ -38,6 +38,7 @@ impl Prompts {
         match name {
             "shapes/train" => Ok(Self { name: name.into(), groups: split(0).clone() }),
             "shapes/test" => Ok(Self { name: name.into(), groups: split(1).clone() }),
+            "shapes/single" => Self::from_list(name, Scene::all(1).iter().map(Scene::caption).collect()),
             _ => Self::read(Path::new(name)),
         }
     }

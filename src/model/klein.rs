@@ -1,13 +1,13 @@
 //! FLUX.2-Klein as a diffusers folder: transformer, autoencoder with normalised latents, Qwen3 prompts.
 
 use super::flux2::{self, Transformer};
+use super::latents::Latents;
 use super::source::Folder;
 use super::text::TextEncoder;
-use super::vae::{self, Autoencoder};
 use super::{Condition, Family, Velocity};
 use crate::bail;
 use crate::error::Result;
-use crate::nn::weights::{Init, Weights};
+use crate::nn::weights::Weights;
 use crate::tensor::op::clamp_through;
 use crate::tensor::{DType, Device, Tensor};
 use serde::Deserialize;
@@ -37,91 +37,6 @@ impl Default for Defaults {
     }
 }
 
-/// The autoencoder and the statistics that normalise its latents: patches of 2 x 2, each channel to zero mean and unit deviation.
-pub struct Latents {
-    pub config: vae::Config,
-    autoencoder: Autoencoder,
-    mean: Tensor,
-    variance: Tensor,
-}
-
-impl Latents {
-    pub fn new(config: &vae::Config, w: &Weights) -> Result<Self> {
-        let (channels, bn) = (4 * config.latent_channels, w.pp("bn"));
-        bn.skip("num_batches_tracked");
-        let autoencoder = Autoencoder::new(config, w)?;
-        Ok(Self {
-            config: config.clone(),
-            autoencoder,
-            mean: bn.get("running_mean", &[channels], Init::Zeros)?,
-            variance: bn.get("running_var", &[channels], Init::Ones)?,
-        })
-    }
-
-    /// From a `vae` folder.
-    pub fn open(folder: &Folder, dtype: DType, device: &Device) -> Result<Self> {
-        let weights = folder.weights("diffusion_pytorch_model", dtype, device)?;
-        let latents = Self::new(&folder.json("config.json")?, &weights)?;
-        weights.finish()?;
-        Ok(latents)
-    }
-
-    /// Mean and log-variance `[batch, c, h, w]` of raw latents of images in [0, 1].
-    pub fn moments(&self, images: &Tensor) -> Result<(Tensor, Tensor)> {
-        self.autoencoder.moments(&images.affine(2.0, -1.0)?)
-    }
-
-    /// Images, nominally in [0, 1] and not clamped, of raw latents `[batch, c, h, w]`.
-    pub fn reconstruct(&self, raw: &Tensor) -> Result<Tensor> {
-        Ok(self.autoencoder.decode(raw)?.affine(0.5, 0.5)?)
-    }
-
-    /// Normalised latents `[batch, 4 c, h, w]` of images in [0, 1]: the mean, without sampling.
-    pub fn encode(&self, images: &Tensor) -> Result<Tensor> {
-        let (_, channels, h, w) = images.dims4()?;
-        let side = self.pixels();
-        if channels != 3 || h % side != 0 || w % side != 0 {
-            bail!(
-                Shape,
-                "encode_image: expected images [batch, 3, h, w] with sides that are multiples of {side}, got {:?}",
-                images.dims()
-            );
-        }
-        let (mean, deviation) = self.statistics()?;
-        Ok(patchify(&self.moments(images)?.0)?.broadcast_sub(&mean)?.broadcast_div(&deviation)?)
-    }
-
-    /// Images, nominally in [0, 1] and not clamped, of normalised latents `[batch, 4 c, h, w]`.
-    pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
-        let (mean, deviation) = self.statistics()?;
-        self.reconstruct(&unpatchify(&latents.broadcast_mul(&deviation)?.broadcast_add(&mean)?)?)
-    }
-
-    /// Pixels per side of one latent.
-    pub fn pixels(&self) -> usize {
-        1 << self.config.block_out_channels.len()
-    }
-
-    fn statistics(&self) -> Result<(Tensor, Tensor)> {
-        let deviation = (&self.variance + self.config.batch_norm_eps)?.sqrt()?;
-        Ok((self.mean.reshape((1, (), 1, 1))?, deviation.reshape((1, (), 1, 1))?))
-    }
-}
-
-/// `[b, c, 2 h, 2 w]` to `[b, 4 c, h, w]`, channel = 4 c + 2 row + column.
-pub fn patchify(x: &Tensor) -> Result<Tensor> {
-    let (b, c, h, w) = x.dims4()?;
-    let x = x.reshape((b, c, h / 2, 2, w / 2, 2))?.permute((0, 1, 3, 5, 2, 4))?;
-    Ok(x.contiguous()?.reshape((b, 4 * c, h / 2, w / 2))?)
-}
-
-/// The inverse of [`patchify`].
-pub fn unpatchify(x: &Tensor) -> Result<Tensor> {
-    let (b, c, h, w) = x.dims4()?;
-    let x = x.reshape((b, c / 4, 2, 2, h, w))?.permute((0, 1, 4, 2, 5, 3))?;
-    Ok(x.contiguous()?.reshape((b, c / 4, 2 * h, 2 * w))?)
-}
-
 /// The parts of the pipeline that alignment does not change, and how to build the one it does.
 pub struct Klein {
     name: String,
@@ -141,11 +56,11 @@ impl Klein {
             None => folder.sub("transformer")?.json("config.json")?,
         };
         let latents = Latents::open(&folder.sub("vae")?, DType::F32, device)?;
-        if config.in_channels != 4 * latents.config.latent_channels {
+        if config.in_channels != latents.channels() {
             bail!(
                 Value,
-                "{name}: the transformer's in_channels must be 4 x the {} latent channels of the vae, got {}",
-                latents.config.latent_channels,
+                "{name}: the transformer's in_channels must be the {} latent channels of the vae, got {}",
+                latents.channels(),
                 config.in_channels
             );
         }
@@ -191,6 +106,11 @@ impl Family for Klein {
         self.text.encode(prompts)
     }
 
+    /// The empty prompt, through the same template and encoder.
+    fn unconditional(&self, rows: usize) -> Result<Condition> {
+        self.text.encode(&vec![String::new(); rows])
+    }
+
     /// Pixels are clamped to [0, 1]; the gradient passes the clamp, so that an out-of-range pixel can be pulled back.
     fn decode(&self, latents: &Tensor) -> Result<Tensor> {
         clamp_through(&self.latents.decode(latents)?, 0.0, 1.0)
@@ -212,6 +132,10 @@ impl Family for Klein {
 
     fn component(&self) -> &str {
         "transformer"
+    }
+
+    fn file(&self) -> &str {
+        "transformer/diffusion_pytorch_model.safetensors"
     }
 
     fn config(&self) -> serde_json::Value {

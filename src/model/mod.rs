@@ -4,7 +4,11 @@
 
 pub mod flux2;
 pub mod klein;
+pub mod labelled;
+pub mod latents;
+pub mod open;
 pub mod qwen3;
+pub mod sit;
 pub mod source;
 pub mod text;
 pub mod tokenizer;
@@ -55,6 +59,24 @@ pub trait Family: Send + Sync {
 
     fn encode(&self, prompts: &[String]) -> Result<Condition>;
 
+    /// The condition of class labels, for families that have classes.
+    fn encode_labels(&self, labels: &[u32]) -> Result<Condition> {
+        bail!(Type, "encode: {} takes prompts, got {} labels", self.name(), labels.len())
+    }
+
+    /// The condition that guidance points away from, for `rows` samples.
+    fn unconditional(&self, rows: usize) -> Result<Condition>;
+
+    /// The guided velocity of a conditional and an unconditional one (classifier-free guidance, arXiv:2207.12598).
+    fn guide(&self, conditional: &Tensor, unconditional: &Tensor, scale: f64) -> Result<Tensor> {
+        Ok((unconditional + ((conditional - unconditional)? * scale)?)?)
+    }
+
+    /// A sentence for every class, to judge by; none where there are no classes.
+    fn classes(&self) -> &[String] {
+        &[]
+    }
+
     /// Images `[batch, 3, height, width]` in [0, 1] of latents, differentiable.
     fn decode(&self, latents: &Tensor) -> Result<Tensor>;
 
@@ -67,8 +89,17 @@ pub trait Family: Send + Sync {
     /// Whether LoRA adapts this linear module unless told otherwise.
     fn lora_target(&self, module: &str) -> bool;
 
-    /// Folder of the network's weights in the pipeline, which is also the prefix of LoRA files.
+    /// Whether full training changes this tensor.
+    fn trained(&self, name: &str) -> bool {
+        let _ = name;
+        true
+    }
+
+    /// What LoRA files call the network: a prefix of their names.
     fn component(&self) -> &str;
+
+    /// The network's weights below the model's folder; `config.json` lies beside them.
+    fn file(&self) -> &str;
 
     /// The network's `config.json`.
     fn config(&self) -> serde_json::Value;
@@ -111,6 +142,15 @@ impl Flow {
         self.model("encode")?.family.encode(prompts)
     }
 
+    pub fn encode_labels(&self, labels: &[u32]) -> Result<Condition> {
+        self.model("encode")?.family.encode_labels(labels)
+    }
+
+    /// A sentence for every class of a class-conditional model.
+    pub fn classes(&self) -> &[String] {
+        self.model.as_ref().map_or(&[], |m| m.family.classes())
+    }
+
     /// The images of end states; the states themselves for a flow in data space.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
         self.model.as_ref().map_or_else(|| Ok(latents.clone()), |m| m.family.decode(latents))
@@ -139,7 +179,8 @@ impl Flow {
 
     /// The same model with every weight trainable.
     pub fn trainable(&self) -> Result<Self> {
-        self.with_weights(self.model("trainable")?.weights.trainable(|_| true)?)
+        let model = self.model("trainable")?;
+        self.with_weights(model.weights.trainable(|name| model.family.trained(name))?)
     }
 
     fn with_weights(&self, weights: Weights) -> Result<Self> {
@@ -151,19 +192,26 @@ impl Flow {
         self.model.as_ref().map(|m| m.weights.params()).unwrap_or_default()
     }
 
-    /// Writes the network as a component of a pipeline folder: `<folder>/<component>/{config.json, *.safetensors}`.
+    /// Writes the network and its config where the family keeps them in a model's folder.
     pub fn save(&self, folder: &Path, dtype: Option<DType>) -> Result<()> {
         let model = self.model("save")?;
         if !model.weights.adapters().is_empty() {
             bail!(Value, "save: expected a model without adapters, got {} of them", model.weights.adapters().len();
                 hint: "write the adapters with save_lora(path)");
         }
-        let folder = folder.join(model.family.component());
+        let file = folder.join(model.family.file());
+        let folder = file.parent().unwrap_or(folder);
         let refused = |e: std::io::Error| Error::new(Kind::File, format!("save: {}: {e}", folder.display()));
-        std::fs::create_dir_all(&folder).map_err(refused)?;
-        model.weights.save(&folder.join("diffusion_pytorch_model.safetensors"), dtype)?;
+        std::fs::create_dir_all(folder).map_err(refused)?;
+        model.weights.save(&file, dtype)?;
         let config = format!("{:#}\n", model.family.config());
-        write_whole(&folder.join("config.json"), config.as_bytes()).map_err(refused)
+        write_whole(&folder.join("config.json"), config.as_bytes()).map_err(refused)?;
+        match model.family.classes() {
+            [] => Ok(()),
+            classes => {
+                write_whole(&folder.join("classes.txt"), (classes.join("\n") + "\n").as_bytes()).map_err(refused)
+            }
+        }
     }
 
     /// Writes the adapters in the diffusers form, scale folded into B; they load with scale 1.

@@ -11,6 +11,9 @@ use serde::Deserialize;
 /// `vae/config.json`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Config {
+    /// `AutoencoderKLFlux2`, or `AutoencoderKL` for Stable Diffusion's.
+    #[serde(rename = "_class_name", default = "class_name")]
+    pub class_name: String,
     pub block_out_channels: Vec<usize>,
     pub layers_per_block: usize,
     pub latent_channels: usize,
@@ -18,9 +21,20 @@ pub struct Config {
     pub norm_num_groups: usize,
     #[serde(default = "batch_norm_eps")]
     pub batch_norm_eps: f64,
+    /// What latents of `AutoencoderKL` are multiplied by.
+    #[serde(default = "scaling_factor")]
+    pub scaling_factor: f64,
     /// Side of the images it was made for, in pixels.
     #[serde(default = "sample_size")]
     pub sample_size: usize,
+}
+
+fn class_name() -> String {
+    "AutoencoderKLFlux2".into()
+}
+
+fn scaling_factor() -> f64 {
+    0.18215
 }
 
 fn groups() -> usize {

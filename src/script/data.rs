@@ -31,7 +31,8 @@ pub mod data {
         prompts.to_string()
     }
 
-    /// A prompt set: `shapes/train` or `shapes/test` (disjoint), or a text file with one prompt per line.
+    /// A prompt set: `shapes/train` or `shapes/test` (disjoint), `shapes/single` (all 256 captions with one object, the classes of
+    /// `tiny/sit`), or a text file with one prompt per line.
     ///
     /// ```rhai
     /// prompts("shapes/test")[0]     //=> "a small red square at the center on charcoal"

@@ -1,9 +1,10 @@
 //! Chapter `model`: flow models, their conditions and adapters, and the autoencoders below them.
 
 use super::*;
-use crate::model::klein::{Klein, Latents, patchify};
+use crate::model::latents::{Latents, patchify};
+use crate::model::open::{Choices, open};
 use crate::model::source::{Folder, Sources};
-use crate::model::{Flow, Velocity};
+use crate::model::{Condition, Flow, Velocity};
 use crate::nn::weights::Weights;
 use crate::optim::Params;
 use crate::options;
@@ -15,8 +16,14 @@ use std::path::{Path, PathBuf};
 options! {
     /// How to open a model.
     pub struct FlowOptions {
-        /// Sizes of a new, random transformer (the keys of `transformer/config.json`) instead of the stored one.
+        /// Sizes of a new, random transformer (the keys of its `config.json`) instead of the stored one.
         transformer: Option<Map> = None,
+        /// Name or folder of the autoencoder, for weights that have none beside them; () means `stabilityai/sd-vae-ft-ema`.
+        vae: Option<String> = None,
+        /// The sentences of the classes, by label, that rewards judge by; () means those of `classes.txt` beside the weights.
+        classes: Option<Vec<String>> = None,
+        /// Guidance of a class-conditional model acts on this many channels, 3 in SiT's own code; () means all.
+        guide_channels: Option<usize> = None,
         /// A LoRA file to apply, frozen.
         lora: Option<String> = None,
     }
@@ -67,8 +74,14 @@ impl Autoencoder {
         Ok(opened)
     }
 
-    /// The same network with other normalisation statistics, those of raw latents `[n, c, h, w]`.
+    /// The same network, its latents brought to unit size by raw ones `[n, c, h, w]`.
     fn normalised(&self, raw: &Tensor) -> Result<Self> {
+        if self.latents.config.class_name == "AutoencoderKL" {
+            let variance = raw.flatten_all()?.var(0)?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+            let mut config = self.config.clone();
+            config["scaling_factor"] = serde_json::json!(variance.sqrt().recip());
+            return Self::new(config, self.weights.map(|_, tensor| Ok(tensor.detach()))?);
+        }
         let patches = patchify(raw)?.transpose(0, 1)?.flatten_from(1)?; // [4 c, n h w / 4]
         let (mean, variance) = (patches.mean(1)?, patches.var(1)?);
         let weights = self.weights.map(|name, tensor| {
@@ -92,8 +105,7 @@ impl Autoencoder {
 
 impl fmt::Display for Autoencoder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let config = &self.latents.config;
-        write!(f, "autoencoder({} latent channels, {} pixels)", 4 * config.latent_channels, self.latents.pixels())
+        write!(f, "autoencoder({} latent channels, {} pixels)", self.latents.channels(), self.latents.pixels())
     }
 }
 
@@ -110,15 +122,11 @@ fn parse_config<T: DeserializeOwned>(place: &str, value: serde_json::Value) -> R
 
 fn open_flow(context: &NativeCallContext, name: &str, options: FlowOptions) -> Result<Flow> {
     let session = Session::of(context);
-    let (folder, device) = (Sources::new(session.request.models.as_deref()).find(name)?, session.device());
-    let config = options.transformer.map(|map| parse_config("flow: transformer", json(&map, "flow: transformer")?));
-    let fresh = config.is_some();
-    let klein = Klein::open(name, &folder, config.transpose()?, device)?;
-    let weights = match fresh {
-        true => Weights::random(&crate::tensor::Rng::new(session.request.seed.unwrap_or(0)), DType::F32, device),
-        false => klein.weights(&folder, device)?,
-    };
-    let flow = Flow::of_family(Arc::new(klein), weights)?;
+    let seed = session.request.seed.unwrap_or(0);
+    let fresh = options.transformer.map(|map| json(&map, "flow: transformer")).transpose()?.map(|sizes| (sizes, seed));
+    let choices = Choices { fresh, vae: options.vae, classes: options.classes, guide_channels: options.guide_channels };
+    let sources = Sources::new(session.request.models.as_deref());
+    let flow = open(name, &sources, &choices, session.device())?;
     match options.lora {
         Some(path) => flow.load_lora(&readable(context, &path, "flow: option `lora`")?),
         None => Ok(flow),
@@ -133,12 +141,28 @@ fn writable(context: &NativeCallContext, path: &str, place: &str) -> Result<Path
     Session::of(context).writable(path).map_err(|e| e.within(place))
 }
 
-/// A prompt, or an array of them.
-fn prompt_list(prompts: Dynamic) -> Result<Vec<String>> {
-    match String::from_script(prompts.clone()) {
-        Some(prompt) => Ok(vec![prompt]),
-        None => option::convert(prompts, "encode: prompts"),
+/// The condition of a prompt or label, or of an array of either, or of a tensor of labels.
+fn encode(flow: &Flow, given: Dynamic) -> Result<Condition> {
+    if let Some(labels) = labels(&given)? {
+        return flow.encode_labels(&labels);
     }
+    match String::from_script(given.clone()) {
+        Some(prompt) => flow.encode(&[prompt]),
+        None => flow.encode(&option::convert::<Vec<String>>(given, "encode: prompts")?),
+    }
+}
+
+fn labels(given: &Dynamic) -> Result<Option<Vec<u32>>> {
+    let whole = match (i64::from_script(given.clone()), Tensor::from_script(given.clone())) {
+        (Some(label), _) => Some(vec![label]),
+        (_, Some(tensor)) => Some(tensor.flatten_all()?.to_dtype(DType::I64)?.to_vec1()?),
+        _ => Vec::<i64>::from_script(given.clone()).filter(|labels| !labels.is_empty()),
+    };
+    let small = |label: i64| {
+        u32::try_from(label)
+            .map_err(|_| Error::new(Kind::Value, format!("encode: labels must be 0 or more, got {label}")))
+    };
+    whole.map(|labels| labels.into_iter().map(small).collect()).transpose()
 }
 
 use option::FromScript;
@@ -184,14 +208,27 @@ pub mod model {
         Ok(flow.velocity(&x, &times, &super::flow::condition(condition, "velocity")?)?)
     }
 
-    /// Prompts as a condition: text, token ids and embeddings; repeated prompts are computed once.
+    /// Prompts, or class labels, as a condition.
+    ///
+    /// Prompts give text, token ids and embeddings; repeated ones are computed once. A class-conditional model takes labels (integers,
+    /// or a tensor of them) or sentences of its `classes`.
     ///
     /// ```rhai
     /// flow("tiny/flux2").encode(["a small red ring on cream"]).text   //=> ["a small red ring on cream"]
     /// ```
     #[rhai_fn(return_raw)]
     pub fn encode(flow: Flow, prompts: Dynamic) -> RhaiResultOf<Condition> {
-        Ok(flow.encode(&prompt_list(prompts)?)?)
+        Ok(super::encode(&flow, prompts)?)
+    }
+
+    /// The sentence of every class of a class-conditional model, by label; empty for other models.
+    ///
+    /// ```rhai
+    /// flow("tiny/flux2").classes   //=> []
+    /// ```
+    #[rhai_fn(get = "classes", pure)]
+    pub fn classes(flow: &mut Flow) -> Array {
+        flow.classes().iter().cloned().map(Dynamic::from).collect()
     }
 
     /// A condition from prompt embeddings `[batch, tokens, features]`.
@@ -228,6 +265,17 @@ pub mod model {
     #[rhai_fn(get = "text", pure)]
     pub fn condition_text(condition: &mut Condition) -> Array {
         condition.text.iter().map(|t| Dynamic::from(t.clone())).collect()
+    }
+
+    /// The class labels of a condition, or ().
+    ///
+    /// ```rhai
+    /// condition(zeros([1, 4, 2])).labels   //=> ()
+    /// ```
+    #[rhai_fn(get = "labels", pure)]
+    pub fn condition_labels(condition: &mut Condition) -> Dynamic {
+        let array = |labels: &Vec<u32>| labels.iter().map(|label| Dynamic::from(*label as i64)).collect::<Array>();
+        condition.labels.as_ref().map_or(Dynamic::UNIT, |labels| array(labels).into())
     }
 
     /// The token ids `[batch, tokens]` of a condition, or ().

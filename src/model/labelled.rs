@@ -1,0 +1,187 @@
+//! SiT as a family: class labels to images, with a Stable Diffusion autoencoder.
+
+use super::latents::Latents;
+use super::sit::{self, Config, Transformer};
+use super::source::Folder;
+use super::{Condition, Family, Velocity};
+use crate::bail;
+use crate::error::{Error, Kind, Result, nearest};
+use crate::nn::weights::Weights;
+use crate::tensor::op::clamp_through;
+use crate::tensor::{DType, Device, Rng, Tensor};
+use std::sync::Arc;
+
+/// The parts around the network.
+pub struct Sit {
+    name: String,
+    config: Config,
+    latents: Latents,
+    /// One sentence per class, which rewards judge by.
+    classes: Vec<String>,
+    /// Guidance acts on this many channels, the first; none: on all.
+    guide_channels: Option<usize>,
+}
+
+impl Sit {
+    /// `classes`: one sentence per class, by label.
+    pub fn new(name: &str, config: Config, latents: Latents, classes: Vec<String>) -> Result<Self> {
+        if config.in_channels != latents.channels() {
+            bail!(
+                Value,
+                "{name}: the transformer's in_channels must be the {} latent channels of the vae, got {}",
+                latents.channels(),
+                config.in_channels
+            );
+        }
+        if classes.len() != config.num_classes {
+            bail!(Value, "{name}: expected {} sentences, one per class, got {}", config.num_classes, classes.len());
+        }
+        Ok(Self { name: name.to_string(), config, latents, classes, guide_channels: None })
+    }
+
+    /// The same with guidance on the first `n` channels only, 3 in the original code; none: on all.
+    pub fn guiding(self, n: Option<usize>) -> Self {
+        Self { guide_channels: n, ..self }
+    }
+
+    pub fn latents(&self) -> &Latents {
+        &self.latents
+    }
+
+    /// Weights in a file or folder, all used and none missing, and their sizes.
+    pub fn weights(folder: &Folder, file: &str, device: &Device) -> Result<(Config, Weights)> {
+        let weights = Weights::open(vec![folder.archive(file)?], DType::F32, device);
+        let config = if folder.has("config.json") { folder.json("config.json")? } else { Config::of(&weights)? };
+        Transformer::new(&config, &weights)?;
+        weights.finish()?;
+        Ok((config, weights))
+    }
+
+    /// New weights of these sizes.
+    pub fn random(config: &Config, rng: &Rng, device: &Device) -> Result<Weights> {
+        sit::random(config, rng, DType::F32, device)
+    }
+}
+
+/// The sentences of `classes.txt`, one per line.
+pub fn sentences(folder: &Folder, classes: usize) -> Result<Vec<String>> {
+    if !folder.has("classes.txt") {
+        return Ok((0..classes).map(|i| format!("class {i}")).collect());
+    }
+    let bytes = folder.bytes("classes.txt")?;
+    Ok(String::from_utf8_lossy(&bytes).lines().map(|line| line.trim().to_string()).collect())
+}
+
+struct Network(Transformer);
+
+impl Velocity for Network {
+    fn velocity(&self, x: &Tensor, t: &Tensor, condition: &Condition) -> Result<Tensor> {
+        let Some(labels) = &condition.labels else {
+            bail!(Value, "velocity: expected a condition with class labels, got none"; hint: "make one with flow.encode([3, 7])");
+        };
+        self.0.velocity(x, t, labels)
+    }
+}
+
+impl Family for Sit {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn network(&self, weights: &Weights) -> Result<Arc<dyn Velocity>> {
+        Ok(Arc::new(Network(Transformer::new(&self.config, weights)?)))
+    }
+
+    /// The classes whose sentences these are.
+    fn encode(&self, prompts: &[String]) -> Result<Condition> {
+        let label = |prompt: &String| match self.classes.iter().position(|class| class == prompt) {
+            Some(label) => Ok(label as u32),
+            None => {
+                let near = nearest(prompt, self.classes.iter().map(String::as_str)).unwrap_or("a label");
+                bail!(Value, "encode: expected labels or the sentence of a class, got `{prompt}`"; hint: "the nearest is `{near}`")
+            }
+        };
+        self.encode_labels(&prompts.iter().map(label).collect::<Result<Vec<_>>>()?)
+    }
+
+    fn encode_labels(&self, labels: &[u32]) -> Result<Condition> {
+        let null = self.config.num_classes;
+        let text = |label: &u32| match self.classes.get(*label as usize) {
+            Some(sentence) => Ok(sentence.clone()),
+            None if *label as usize == null => Ok(String::new()),
+            None => bail!(Value, "encode: labels must be below {null}, or {null} for the null class, got {label}"),
+        };
+        if labels.is_empty() {
+            bail!(Value, "encode: expected at least one label, got none");
+        }
+        let text = labels.iter().map(text).collect::<Result<_>>()?;
+        Ok(Condition { text, labels: Some(labels.to_vec()), ..Condition::default() })
+    }
+
+    /// The null class.
+    fn unconditional(&self, rows: usize) -> Result<Condition> {
+        self.encode_labels(&vec![self.config.num_classes as u32; rows])
+    }
+
+    /// Channels that guidance leaves out keep the conditional velocity.
+    fn guide(&self, conditional: &Tensor, unconditional: &Tensor, scale: f64) -> Result<Tensor> {
+        let channels = self.config.in_channels;
+        let guided = self.guide_channels.unwrap_or(channels).min(channels);
+        let first = |v: &Tensor| v.narrow(1, 0, guided);
+        let change = (first(conditional)? - first(unconditional)?)?;
+        let out = (first(unconditional)? + (change * scale)?)?;
+        Ok(Tensor::cat(&[&out, &conditional.narrow(1, guided, channels - guided)?], 1)?)
+    }
+
+    fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    /// Pixels are clamped to [0, 1]; the gradient passes the clamp, so that an out-of-range pixel can be pulled back.
+    fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        clamp_through(&self.latents.decode(latents)?, 0.0, 1.0)
+    }
+
+    fn encode_image(&self, images: &Tensor) -> Result<Tensor> {
+        self.latents.encode(images)
+    }
+
+    fn latent_shape(&self) -> [usize; 3] {
+        [self.config.in_channels, self.config.input_size, self.config.input_size]
+    }
+
+    fn lora_target(&self, module: &str) -> bool {
+        sit::lora_target(module)
+    }
+
+    fn trained(&self, name: &str) -> bool {
+        sit::trained(name)
+    }
+
+    fn component(&self) -> &str {
+        "transformer"
+    }
+
+    fn file(&self) -> &str {
+        "model.safetensors"
+    }
+
+    fn config(&self) -> serde_json::Value {
+        serde_json::json!(self.config)
+    }
+}
+
+/// The one file of weights in a folder.
+pub fn weights_file(folder: &Folder) -> Result<Option<String>> {
+    let ends = [".safetensors", ".pt"];
+    let names: Vec<String> = folder.names().into_iter().filter(|n| ends.iter().any(|end| n.ends_with(end))).collect();
+    match names.iter().find(|name| *name == "model.safetensors") {
+        Some(name) => Ok(Some(name.clone())),
+        None if names.len() > 1 => Err(Error::new(
+            Kind::File,
+            format!("{}: expected one file of weights, got {}", folder.origin(), names.join(", ")),
+        )
+        .hint("give the path of the file itself")),
+        None => Ok(names.into_iter().next()),
+    }
+}

@@ -1,0 +1,130 @@
+//! Latents that a flow moves in: an autoencoder, and how its raw latents are brought to unit size.
+
+use super::source::Folder;
+use super::vae::{self, Autoencoder};
+use crate::bail;
+use crate::error::Result;
+use crate::nn::weights::{Init, Weights};
+use crate::tensor::{DType, Device, Tensor};
+
+/// An autoencoder and the normalisation of its latents.
+pub struct Latents {
+    pub config: vae::Config,
+    autoencoder: Autoencoder,
+    scaling: Scaling,
+}
+
+/// From raw latents to those of the flow.
+enum Scaling {
+    /// Patches of 2 x 2 become channels, each brought to zero mean and unit deviation by stored statistics (FLUX.2).
+    Patches { mean: Tensor, variance: Tensor },
+    /// All are multiplied by `scaling_factor` (Stable Diffusion).
+    Factor(f64),
+}
+
+impl Latents {
+    pub fn new(config: &vae::Config, w: &Weights) -> Result<Self> {
+        let autoencoder = Autoencoder::new(config, w)?;
+        let scaling = match config.class_name.as_str() {
+            "AutoencoderKLFlux2" => {
+                let (channels, bn) = (4 * config.latent_channels, w.pp("bn"));
+                bn.skip("num_batches_tracked");
+                Scaling::Patches {
+                    mean: bn.get("running_mean", &[channels], Init::Zeros)?,
+                    variance: bn.get("running_var", &[channels], Init::Ones)?,
+                }
+            }
+            "AutoencoderKL" => Scaling::Factor(config.scaling_factor),
+            other => {
+                bail!(Value, "vae: _class_name must be AutoencoderKLFlux2 or AutoencoderKL, got {other}")
+            }
+        };
+        Ok(Self { config: config.clone(), autoencoder, scaling })
+    }
+
+    /// From a `vae` folder.
+    pub fn open(folder: &Folder, dtype: DType, device: &Device) -> Result<Self> {
+        let weights = folder.weights("diffusion_pytorch_model", dtype, device)?;
+        let latents = Self::new(&folder.json("config.json")?, &weights)?;
+        weights.finish()?;
+        Ok(latents)
+    }
+
+    /// Mean and log-variance `[batch, c, h, w]` of raw latents of images in [0, 1].
+    pub fn moments(&self, images: &Tensor) -> Result<(Tensor, Tensor)> {
+        self.autoencoder.moments(&images.affine(2.0, -1.0)?)
+    }
+
+    /// Images, nominally in [0, 1] and not clamped, of raw latents `[batch, c, h, w]`.
+    pub fn reconstruct(&self, raw: &Tensor) -> Result<Tensor> {
+        Ok(self.autoencoder.decode(raw)?.affine(0.5, 0.5)?)
+    }
+
+    /// Normalised latents `[batch, channels, h, w]` of images in [0, 1]: the mean, without sampling.
+    pub fn encode(&self, images: &Tensor) -> Result<Tensor> {
+        let (_, channels, h, w) = images.dims4()?;
+        let side = self.pixels();
+        if channels != 3 || h % side != 0 || w % side != 0 {
+            bail!(
+                Shape,
+                "encode_image: expected images [batch, 3, h, w] with sides that are multiples of {side}, got {:?}",
+                images.dims()
+            );
+        }
+        let raw = self.moments(images)?.0;
+        match &self.scaling {
+            Scaling::Factor(factor) => Ok((raw * *factor)?),
+            Scaling::Patches { mean, variance } => {
+                let (mean, deviation) = self.statistics(mean, variance)?;
+                Ok(patchify(&raw)?.broadcast_sub(&mean)?.broadcast_div(&deviation)?)
+            }
+        }
+    }
+
+    /// Images, nominally in [0, 1] and not clamped, of normalised latents `[batch, channels, h, w]`.
+    pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        match &self.scaling {
+            Scaling::Factor(factor) => self.reconstruct(&(latents / *factor)?),
+            Scaling::Patches { mean, variance } => {
+                let (mean, deviation) = self.statistics(mean, variance)?;
+                self.reconstruct(&unpatchify(&latents.broadcast_mul(&deviation)?.broadcast_add(&mean)?)?)
+            }
+        }
+    }
+
+    /// Channels of the normalised latents.
+    pub fn channels(&self) -> usize {
+        match self.scaling {
+            Scaling::Patches { .. } => 4 * self.config.latent_channels,
+            Scaling::Factor(_) => self.config.latent_channels,
+        }
+    }
+
+    /// Pixels per side of one normalised latent.
+    pub fn pixels(&self) -> usize {
+        let raw = 1 << (self.config.block_out_channels.len() - 1);
+        match self.scaling {
+            Scaling::Patches { .. } => 2 * raw,
+            Scaling::Factor(_) => raw,
+        }
+    }
+
+    fn statistics(&self, mean: &Tensor, variance: &Tensor) -> Result<(Tensor, Tensor)> {
+        let deviation = (variance + self.config.batch_norm_eps)?.sqrt()?;
+        Ok((mean.reshape((1, (), 1, 1))?, deviation.reshape((1, (), 1, 1))?))
+    }
+}
+
+/// `[b, c, 2 h, 2 w]` to `[b, 4 c, h, w]`, channel = 4 c + 2 row + column.
+pub fn patchify(x: &Tensor) -> Result<Tensor> {
+    let (b, c, h, w) = x.dims4()?;
+    let x = x.reshape((b, c, h / 2, 2, w / 2, 2))?.permute((0, 1, 3, 5, 2, 4))?;
+    Ok(x.contiguous()?.reshape((b, 4 * c, h / 2, w / 2))?)
+}
+
+/// The inverse of [`patchify`].
+pub fn unpatchify(x: &Tensor) -> Result<Tensor> {
+    let (b, c, h, w) = x.dims4()?;
+    let x = x.reshape((b, c / 4, 2, 2, h, w))?.permute((0, 1, 4, 2, 5, 3))?;
+    Ok(x.contiguous()?.reshape((b, c / 4, 2 * h, 2 * w))?)
+}

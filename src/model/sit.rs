@@ -1,0 +1,296 @@
+//! The SiT transformer: class labels, patches of latents, adaptive layer norms; tensors named as in the published checkpoints.
+//!
+//! Time runs from noise to data, as here, and is not scaled. With `learn_sigma` the output has twice the channels; the velocity
+//! is the first half.
+
+use crate::bail;
+use crate::error::Result;
+use crate::nn::linear::Linear;
+use crate::nn::weights::{Init, Weights};
+use crate::tensor::op::{Lora, attention, gated_add, gelu_tanh, layer_norm, modulate, silu};
+use crate::tensor::{D, DType, Device, Rng, Tensor};
+use serde::{Deserialize, Serialize};
+
+/// Sizes: `config.json` beside the weights, or read from the tensors' shapes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Config {
+    pub depth: usize,
+    pub hidden_size: usize,
+    pub num_heads: usize,
+    pub patch_size: usize,
+    /// Side of the latents.
+    pub input_size: usize,
+    /// Without the null class, whose label is this number.
+    pub num_classes: usize,
+    #[serde(default = "learn_sigma")]
+    pub learn_sigma: bool,
+    #[serde(default = "mlp_ratio")]
+    pub mlp_ratio: f64,
+    #[serde(default = "in_channels")]
+    pub in_channels: usize,
+}
+
+fn learn_sigma() -> bool {
+    true
+}
+
+fn mlp_ratio() -> f64 {
+    4.0
+}
+
+fn in_channels() -> usize {
+    4
+}
+
+/// Widths of the published models and their numbers of heads; shapes do not tell the latter.
+const PUBLISHED_HEADS: [(usize, usize); 4] = [(384, 6), (768, 12), (1024, 16), (1152, 16)];
+
+/// Sinusoids of the time embedding.
+const TIME_CHANNELS: usize = 256;
+/// Epsilon of every layer norm.
+const EPS: f64 = 1e-6;
+
+impl Config {
+    /// The sizes of stored weights.
+    pub fn of(w: &Weights) -> Result<Self> {
+        let shape = |name: &str, rank: usize| match w.shape(name) {
+            Some(shape) if shape.len() == rank => Ok(shape),
+            Some(shape) => bail!(Shape, "{}: tensor `{name}` must have {rank} dimensions, got {shape:?}", w.origin()),
+            None => bail!(Missing, "{}: tensor `{name}` is missing, so these are not the weights of a SiT", w.origin()),
+        };
+        let embed = shape("x_embedder.proj.weight", 4)?;
+        let (hidden_size, in_channels, patch_size) = (embed[0], embed[1], embed[2].max(1));
+        let Some((_, num_heads)) = PUBLISHED_HEADS.iter().find(|(width, _)| *width == hidden_size) else {
+            bail!(Value, "{}: expected a published width ({:?}), got {hidden_size}",
+                w.origin(), PUBLISHED_HEADS.map(|(width, _)| width);
+                hint: "write the sizes into `config.json` beside the weights; the number of heads cannot be read from shapes")
+        };
+        let depth = (0..).take_while(|i| w.has(&format!("blocks.{i}.attn.qkv.weight"))).count();
+        let hidden = if depth == 0 { 0 } else { shape("blocks.0.mlp.fc1.weight", 2)?[0] };
+        Ok(Self {
+            depth,
+            hidden_size,
+            num_heads: *num_heads,
+            patch_size,
+            input_size: shape("pos_embed", 3)?[1].isqrt() * patch_size,
+            num_classes: shape("y_embedder.embedding_table.weight", 2)?[0].saturating_sub(1),
+            learn_sigma: shape("final_layer.linear.weight", 2)?[0] == 2 * in_channels * patch_size * patch_size,
+            mlp_ratio: hidden as f64 / hidden_size as f64,
+            in_channels,
+        })
+    }
+
+    fn hidden(&self) -> usize {
+        (self.hidden_size as f64 * self.mlp_ratio) as usize
+    }
+
+    /// Patches per side.
+    fn side(&self) -> usize {
+        self.input_size / self.patch_size
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.num_heads == 0 || self.hidden_size % self.num_heads != 0 || self.hidden_size % 4 != 0 {
+            bail!(
+                Value,
+                "sit: hidden_size must be a multiple of 4 and of num_heads {}, got {}",
+                self.num_heads,
+                self.hidden_size
+            );
+        }
+        if self.patch_size == 0 || self.input_size % self.patch_size != 0 {
+            bail!(Value, "sit: patch_size must divide input_size {}, got {}", self.input_size, self.patch_size);
+        }
+        Ok(())
+    }
+}
+
+/// Modules that LoRA adapts unless told otherwise: attention and MLP of every block.
+pub fn lora_target(module: &str) -> bool {
+    [".attn.qkv", ".attn.proj", ".mlp.fc1", ".mlp.fc2"].iter().any(|end| module.ends_with(end))
+}
+
+/// Whether training changes this tensor; the positions stay.
+pub fn trained(name: &str) -> bool {
+    name != "pos_embed"
+}
+
+/// New weights as SiT begins: gates and output closed, positions as sines and cosines.
+pub fn random(config: &Config, rng: &Rng, dtype: DType, device: &Device) -> Result<Weights> {
+    let weights = Weights::random(rng, dtype, device);
+    Transformer::new(config, &weights)?;
+    let at = positions(config)?.to_dtype(dtype)?.to_device(device)?;
+    weights.map(|name, tensor| Ok(if name == "pos_embed" { at.clone() } else { tensor.clone() }))
+}
+
+/// Positions `[1, tokens, width]`: of the column, then of the row, each as sines, then cosines.
+fn positions(config: &Config) -> Result<Tensor> {
+    let (side, quarter) = (config.side(), config.hidden_size / 4);
+    let frequency = |j: usize| 1e4f64.powf(-(j as f64) / quarter as f64);
+    let mut values = Vec::new();
+    for (row, column) in (0..side * side).map(|i| (i / side, i % side)) {
+        for at in [column, row] {
+            values.extend((0..quarter).map(|j| (at as f64 * frequency(j)).sin()));
+            values.extend((0..quarter).map(|j| (at as f64 * frequency(j)).cos()));
+        }
+    }
+    Ok(Tensor::from_vec(values, (1, side * side, config.hidden_size), &Device::Cpu)?)
+}
+
+/// The transformer: latents, time and class labels to a velocity.
+pub struct Transformer {
+    config: Config,
+    embed: Linear,
+    positions: Tensor,
+    time: [Linear; 2],
+    /// `[num_classes + 1, width]`, the null class last.
+    classes: Tensor,
+    blocks: Vec<Block>,
+    modulation: Linear,
+    project: Linear,
+}
+
+impl Transformer {
+    pub fn new(config: &Config, w: &Weights) -> Result<Self> {
+        config.check()?;
+        let (d, c, p) = (config.hidden_size, config.in_channels, config.patch_size);
+        let (outputs, embed, time) =
+            (if config.learn_sigma { 2 * c } else { c }, w.pp("x_embedder.proj"), w.pp("t_embedder.mlp"));
+        let kernel = embed.get("weight", &[d, c, p, p], glorot(c * p * p, d))?;
+        let last = w.pp("final_layer");
+        let project = last.pp("linear").linear_from(d, p * p * outputs, true, Init::Zeros)?;
+        // rows are (patch row, patch column, channel); those of the velocity's channels are used
+        let live = |x: &Tensor| -> Result<Tensor> {
+            let width = x.elem_count() / (p * p * outputs);
+            let rows = x.reshape((p * p, outputs, width))?.narrow(1, 0, c)?.contiguous()?;
+            Ok(if x.rank() == 1 { rows.flatten_all()? } else { rows.reshape((p * p * c, width))? })
+        };
+        let lora = |l: Lora| -> Result<Lora> { Ok(Lora { b: live(&l.b)?, ..l }) };
+        Ok(Self {
+            embed: Linear {
+                weight: kernel.flatten_from(1)?,
+                bias: Some(embed.get("bias", &[d], Init::Zeros)?),
+                lora: None,
+            },
+            positions: w.get("pos_embed", &[1, config.side() * config.side(), d], Init::Zeros)?,
+            time: [
+                time.pp(0).linear_from(TIME_CHANNELS, d, true, Init::Normal(0.02))?,
+                time.pp(2).linear_from(d, d, true, Init::Normal(0.02))?,
+            ],
+            classes: w.get("y_embedder.embedding_table.weight", &[config.num_classes + 1, d], Init::Normal(0.02))?,
+            blocks: (0..config.depth)
+                .map(|i| Block::new(config, &w.pp(format!("blocks.{i}"))))
+                .collect::<Result<_>>()?,
+            modulation: gates(&last, d, 2)?,
+            project: Linear {
+                weight: live(&project.weight)?,
+                bias: project.bias.as_ref().map(live).transpose()?,
+                lora: project.lora.map(lora).transpose()?,
+            },
+            config: config.clone(),
+        })
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Velocity at `x [batch, channels, side, side]`, `t [batch]` and one label per sample; the null class is `num_classes`.
+    pub fn velocity(&self, x: &Tensor, t: &Tensor, labels: &[u32]) -> Result<Tensor> {
+        let (batch, channels, h, w) = x.dims4()?;
+        let (size, classes) = (self.config.input_size, self.config.num_classes);
+        if [channels, h, w] != [self.config.in_channels, size, size] || labels.len() != batch {
+            bail!(
+                Shape,
+                "sit: expected latents [{}, {}, {size}, {size}] for {} labels, got {:?}",
+                labels.len(),
+                self.config.in_channels,
+                labels.len(),
+                x.dims()
+            );
+        }
+        if let Some(label) = labels.iter().find(|label| **label as usize > classes) {
+            bail!(Value, "sit: labels must be below {classes}, or {classes} for the null class, got {label}");
+        }
+        let labels = Tensor::new(labels, x.device())?;
+        let vector = (self.time_vector(t, x.dtype())? + self.classes.index_select(&labels, 0)?.to_dtype(x.dtype())?)?;
+        let vector = silu(&vector)?;
+        let mut tokens = self.embed.forward(&self.patches(x)?)?.broadcast_add(&self.positions.to_dtype(x.dtype())?)?;
+        for block in &self.blocks {
+            tokens = block.forward(&tokens, &vector)?;
+        }
+        let last = self.modulation.forward(&vector)?.chunk(2, D::Minus1)?;
+        let out = self.project.forward(&modulate(&layer_norm(&tokens, None, None, EPS)?, &last[0], &last[1])?)?;
+        let (p, side) = (self.config.patch_size, self.config.side());
+        let out = out.reshape(&[batch, side, side, p, p, channels][..])?.permute([0, 5, 1, 3, 2, 4])?;
+        Ok(out.contiguous()?.reshape((batch, channels, size, size))?)
+    }
+
+    /// `[batch, channels, side, side]` to `[batch, tokens, channels p p]`, row by row.
+    fn patches(&self, x: &Tensor) -> Result<Tensor> {
+        let (batch, c, _, _) = x.dims4()?;
+        let (p, side) = (self.config.patch_size, self.config.side());
+        let x = x.reshape(&[batch, c, side, p, side, p][..])?.permute([0, 2, 4, 1, 3, 5])?;
+        Ok(x.contiguous()?.reshape((batch, side * side, c * p * p))?)
+    }
+
+    /// Sinusoids of the time, cosines first, through the time MLP: `[batch, width]`.
+    fn time_vector(&self, t: &Tensor, dtype: DType) -> Result<Tensor> {
+        let half = TIME_CHANNELS / 2;
+        let frequencies: Vec<f64> = (0..half).map(|i| (-(1e4f64.ln()) * i as f64 / half as f64).exp()).collect();
+        let frequencies = Tensor::from_vec(frequencies, (1, half), &Device::Cpu)?.to_dtype(t.dtype())?;
+        let angles = t.detach().unsqueeze(1)?.broadcast_mul(&frequencies.to_device(t.device())?)?;
+        let waves = Tensor::cat(&[angles.cos()?, angles.sin()?], 1)?.to_dtype(dtype)?;
+        self.time[1].forward(&silu(&self.time[0].forward(&waves)?)?)
+    }
+}
+
+/// Uniform with the deviation `sqrt(2 / (inner + outer))`.
+fn glorot(inner: usize, outer: usize) -> Init {
+    Init::Uniform((6.0 / (inner + outer) as f64).sqrt())
+}
+
+/// The linear layer that makes `n` shifts, scales and gates of width `d`.
+fn gates(w: &Weights, d: usize, n: usize) -> Result<Linear> {
+    w.pp("adaLN_modulation.1").linear_from(d, n * d, true, Init::Zeros)
+}
+
+/// Attention, then MLP, each modulated and gated by time and class.
+struct Block {
+    modulation: Linear,
+    qkv: [Linear; 3],
+    out: Linear,
+    mlp: [Linear; 2],
+    heads: usize,
+}
+
+impl Block {
+    fn new(config: &Config, w: &Weights) -> Result<Self> {
+        let (d, hidden) = (config.hidden_size, config.hidden());
+        let linear = |name: &str, inner, outer| w.pp(name).linear_from(inner, outer, true, glorot(inner, outer));
+        let qkv = linear("attn.qkv", d, 3 * d)?;
+        Ok(Self {
+            modulation: gates(w, d, 6)?,
+            qkv: [qkv.rows(0, d)?, qkv.rows(d, d)?, qkv.rows(2 * d, d)?],
+            out: linear("attn.proj", d, d)?,
+            mlp: [linear("mlp.fc1", d, hidden)?, linear("mlp.fc2", hidden, d)?],
+            heads: config.num_heads,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, vector: &Tensor) -> Result<Tensor> {
+        // (shift, scale, gate) of attention, then of the MLP
+        let m = self.modulation.forward(vector)?.chunk(6, D::Minus1)?;
+        let modulated = |x: &Tensor, i: usize| modulate(&layer_norm(x, None, None, EPS)?, &m[i], &m[i + 1]);
+        let (batch, tokens, width) = x.dims3()?;
+        let h = modulated(x, 0)?;
+        let part = |i: usize| -> Result<Tensor> {
+            Ok(self.qkv[i].forward(&h)?.reshape((batch, tokens, self.heads, width / self.heads))?)
+        };
+        let scale = ((width / self.heads) as f64).powf(-0.5);
+        let attended = attention(&part(0)?, &part(1)?, &part(2)?, scale, None)?.flatten_from(2)?;
+        let x = gated_add(x, &m[2], &self.out.forward(&attended)?)?;
+        let h = gelu_tanh(&self.mlp[0].forward(&modulated(&x, 3)?)?)?;
+        gated_add(&x, &m[5], &self.mlp[1].forward(&h)?)
+    }
+}

@@ -1,0 +1,88 @@
+//! The golden case `sit`: a tiny SiT in three files, and Stable Diffusion's autoencoder, against the original code and diffusers.
+#![allow(clippy::unwrap_used)]
+
+use amscript::flow::{RolloutOptions, rollout, uniform};
+use amscript::model::latents::Latents;
+use amscript::model::open::{Choices, open};
+use amscript::model::source::{Folder, Sources};
+use amscript::model::{Condition, Flow, Velocity};
+use amscript::tensor::grad::{pullback, vjp};
+use amscript::tensor::{DType, Device, Tensor};
+use std::collections::HashMap;
+
+const FOLDER: &str = "tests/golden/sit";
+
+fn expected() -> HashMap<String, Tensor> {
+    candle_core::safetensors::load(format!("{FOLDER}/expected.safetensors"), &Device::Cpu).unwrap()
+}
+
+/// The README's last column: differences from a float64 run. Ten times that is allowed, and 1e-5 of the largest value.
+const DIFFERENCES: [(&str, f64); 11] = [
+    ("velocity", 1.5e-6),
+    ("vjp", 4.4e-6),
+    ("velocity_null", 1.3e-6),
+    ("velocity_cfg4", 7.0e-6),
+    ("velocity_cfg3", 7.0e-6),
+    ("sample_states", 6.8e-7),
+    ("sample_cfg4_states", 2.5e-6),
+    ("vae_mean", 1.9e-6),
+    ("sample_image", 3.5e-6),
+    ("decoded", 3.3e-6),
+    ("decoded_vjp", 1.4e-4),
+];
+
+fn close(name: &str, got: &Tensor) {
+    let wanted = &expected()[&format!("out.{name}")];
+    assert_eq!(got.dims(), wanted.dims(), "{name}");
+    let top =
+        |x: &Tensor| x.abs().unwrap().max_all().unwrap().to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap();
+    let allowed = DIFFERENCES.iter().find(|(n, _)| *n == name).unwrap().1 * 10.0;
+    let (error, allowed) = (top(&(got - wanted).unwrap()), allowed.max(1e-5 * top(wanted)));
+    assert!(error <= allowed, "{name}: {error:e} where {allowed:e} is allowed");
+}
+
+fn model(file: &str, guide_channels: Option<usize>) -> Flow {
+    let choices = Choices { vae: Some(format!("{FOLDER}/vae")), guide_channels, ..Choices::default() };
+    open(&format!("{FOLDER}/{file}"), &Sources::default(), &choices, &Device::Cpu).unwrap()
+}
+
+fn condition(flow: &Flow, name: &str) -> Condition {
+    let labels: Vec<u32> = expected()[name].to_vec1::<i64>().unwrap().into_iter().map(|l| l as u32).collect();
+    flow.encode_labels(&labels).unwrap()
+}
+
+#[test]
+fn velocity_and_its_vjp_of_every_file() {
+    let g = expected();
+    for file in ["sit.safetensors", "sit.pt", "sit_train.pt"] {
+        let flow = model(file, None);
+        let c = condition(&flow, "in.y");
+        let (v, gradient) = vjp(|x| flow.velocity(x, &g["in.t"], &c), &g["in.x"], &g["in.cotangent"]).unwrap();
+        close("velocity", &v);
+        close("vjp", &gradient);
+        let null = flow.encode_labels(&[10, 10, 10]).unwrap();
+        close("velocity_null", &flow.velocity(&g["in.x"], &g["in.t"], &null).unwrap());
+    }
+}
+
+#[test]
+fn ten_euler_steps() {
+    let (flow, g) = (model("sit.safetensors", None), expected());
+    let c = condition(&flow, "in.noise_y");
+    let path = rollout(&flow, &g["in.noise"], &c, &RolloutOptions::new(uniform(10).unwrap())).unwrap();
+    close("sample_states", &Tensor::stack(&path.states, 0).unwrap());
+}
+
+#[test]
+fn autoencoder_in_both_namings() {
+    let g = expected();
+    for folder in ["vae", "vae_old_keys"] {
+        let folder = Folder::disk(format!("{FOLDER}/{folder}"));
+        let latents = Latents::open(&folder, DType::F32, &Device::Cpu).unwrap();
+        close("vae_mean", &latents.moments(&g["in.image"].affine(0.5, 0.5).unwrap()).unwrap().0);
+        let z = candle_core::Var::from_tensor(&g["in.z"]).unwrap();
+        let decoded = latents.decode(z.as_tensor()).unwrap().affine(2.0, -1.0).unwrap();
+        close("decoded", &decoded.detach());
+        close("decoded_vjp", &pullback(&decoded, &g["in.image_cotangent"], &[z.as_tensor().clone()]).unwrap()[0]);
+    }
+}
