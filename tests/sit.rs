@@ -2,10 +2,11 @@
 #![allow(clippy::unwrap_used)]
 
 use amscript::flow::{RolloutOptions, rollout, uniform};
+use amscript::model::labelled::{Sit, sentences};
 use amscript::model::latents::Latents;
 use amscript::model::open::{Choices, open};
 use amscript::model::source::{Folder, Sources};
-use amscript::model::{Condition, Flow, Velocity};
+use amscript::model::{Condition, Family, Flow, Velocity};
 use amscript::tensor::grad::{pullback, vjp};
 use amscript::tensor::{DType, Device, Tensor};
 use std::collections::HashMap;
@@ -65,12 +66,51 @@ fn velocity_and_its_vjp_of_every_file() {
     }
 }
 
+/// Velocity with guidance of scale 4.
+struct Guided {
+    sit: Sit,
+    flow: Flow,
+}
+
+impl Guided {
+    fn new(channels: Option<usize>) -> Self {
+        let folder = Folder::disk(FOLDER);
+        let vae = Latents::open(&folder.sub("vae").unwrap(), DType::F32, &Device::Cpu).unwrap();
+        let (config, _) = Sit::weights(&folder, "sit.safetensors", &Device::Cpu).unwrap();
+        let classes = sentences(&folder, config.num_classes).unwrap();
+        let sit = Sit::new("golden", config, vae, classes).unwrap().guiding(channels);
+        Self { sit, flow: model("sit.safetensors", None) }
+    }
+}
+
+impl Velocity for Guided {
+    fn velocity(&self, x: &Tensor, t: &Tensor, condition: &Condition) -> amscript::Result<Tensor> {
+        let null = self.sit.unconditional(x.dim(0)?)?;
+        self.sit.guide(&self.flow.velocity(x, t, condition)?, &self.flow.velocity(x, t, &null)?, 4.0)
+    }
+}
+
 #[test]
-fn ten_euler_steps() {
-    let (flow, g) = (model("sit.safetensors", None), expected());
-    let c = condition(&flow, "in.noise_y");
-    let path = rollout(&flow, &g["in.noise"], &c, &RolloutOptions::new(uniform(10).unwrap())).unwrap();
+fn guidance_of_all_channels_and_of_three() {
+    let g = expected();
+    for (channels, name) in [(None, "velocity_cfg4"), (Some(3), "velocity_cfg3")] {
+        let guided = Guided::new(channels);
+        let c = condition(&guided.flow, "in.y");
+        close(name, &guided.velocity(&g["in.x"], &g["in.t"], &c).unwrap());
+    }
+}
+
+#[test]
+fn ten_euler_steps_with_and_without_guidance() {
+    let (guided, g) = (Guided::new(None), expected());
+    let c = condition(&guided.flow, "in.noise_y");
+    let options = RolloutOptions::new(uniform(10).unwrap());
+    let path = rollout(&guided.flow, &g["in.noise"], &c, &options).unwrap();
     close("sample_states", &Tensor::stack(&path.states, 0).unwrap());
+    let path = rollout(&guided, &g["in.noise"], &c, &options).unwrap();
+    close("sample_cfg4_states", &Tensor::stack(&path.states, 0).unwrap());
+    let image = guided.sit.latents().decode(&path.last().narrow(0, 0, 1).unwrap()).unwrap();
+    close("sample_image", &image.affine(2.0, -1.0).unwrap());
 }
 
 #[test]

@@ -5,6 +5,7 @@ use super::sit::{self, Config, Transformer};
 use super::source::Folder;
 use super::{Condition, Family, Velocity};
 use crate::bail;
+use crate::data::class::{class_names, prompts_of};
 use crate::error::{Error, Kind, Result, nearest};
 use crate::nn::weights::Weights;
 use crate::tensor::op::clamp_through;
@@ -63,10 +64,13 @@ impl Sit {
     }
 }
 
-/// The sentences of `classes.txt`, one per line.
+/// The sentences of `classes.txt`, one per line; without that file, those of ImageNet for its number of classes.
 pub fn sentences(folder: &Folder, classes: usize) -> Result<Vec<String>> {
-    if !folder.has("classes.txt") {
-        return Ok((0..classes).map(|i| format!("class {i}")).collect());
+    let labels: Vec<usize> = (0..classes).collect();
+    match folder.has("classes.txt") {
+        true => {}
+        false if classes == class_names().len() => return prompts_of(&labels),
+        false => return Ok(labels.iter().map(|label| format!("class {label}")).collect()),
     }
     let bytes = folder.bytes("classes.txt")?;
     Ok(String::from_utf8_lossy(&bytes).lines().map(|line| line.trim().to_string()).collect())
