@@ -6,7 +6,7 @@ use super::source::Folder;
 use super::{Condition, Family, Velocity};
 use crate::bail;
 use crate::data::class::{class_names, prompts_of};
-use crate::error::{Error, Kind, Result, nearest};
+use crate::error::{Result, nearest};
 use crate::nn::weights::Weights;
 use crate::tensor::op::clamp_through;
 use crate::tensor::{DType, Device, Rng, Tensor};
@@ -175,17 +175,19 @@ impl Family for Sit {
     }
 }
 
-/// The one file of weights in a folder.
+/// Files of weights by preference, where a folder holds several.
+const PREFERRED: [&str; 3] = ["model.safetensors", "SiT-XL-2-256.pt", "SiT-XL-2-256x256.pt"];
+
+/// The file of weights in a folder, if there is one.
 pub fn weights_file(folder: &Folder) -> Result<Option<String>> {
     let ends = [".safetensors", ".pt"];
     let names: Vec<String> = folder.names().into_iter().filter(|n| ends.iter().any(|end| n.ends_with(end))).collect();
-    match names.iter().find(|name| *name == "model.safetensors") {
-        Some(name) => Ok(Some(name.clone())),
-        None if names.len() > 1 => Err(Error::new(
-            Kind::File,
-            format!("{}: expected one file of weights, got {}", folder.origin(), names.join(", ")),
-        )
-        .hint("give the path of the file itself")),
-        None => Ok(names.into_iter().next()),
+    if let Some(name) = PREFERRED.iter().find(|name| names.iter().any(|n| n == *name)) {
+        return Ok(Some(name.to_string()));
     }
+    if names.len() > 1 {
+        bail!(File, "{}: expected one file of weights, got {}", folder.origin(), names.join(", ");
+            hint: "give the path of the file itself");
+    }
+    Ok(names.into_iter().next())
 }

@@ -32,8 +32,8 @@ const SIT_VAE: &str = "stabilityai/sd-vae-ft-ema";
 
 /// A model by name (see [`Sources::named`]), the path of its folder, or the path of a file of weights.
 pub fn open(name: &str, sources: &Sources, choices: &Choices, device: &Device) -> Result<Flow> {
-    let path = Path::new(name);
-    if let (true, Some(folder), Some(file)) = (path.is_file(), path.parent(), path.file_name().and_then(|f| f.to_str()))
+    if let Some(path) = sources.file(name)
+        && let (Some(folder), Some(file)) = (path.parent(), path.file_name().and_then(|file| file.to_str()))
     {
         let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
         return open_sit(name, &Folder::disk(folder), Some(file.to_string()), sources, choices, device);

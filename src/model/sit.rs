@@ -7,7 +7,7 @@ use crate::bail;
 use crate::error::Result;
 use crate::nn::linear::Linear;
 use crate::nn::weights::{Init, Weights};
-use crate::tensor::op::{Lora, attention, gated_add, gelu_tanh, layer_norm, modulate, silu};
+use crate::tensor::op::{attention, gated_add, gelu_tanh, layer_norm, modulate, silu};
 use crate::tensor::{D, DType, Device, Rng, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -158,14 +158,6 @@ impl Transformer {
             (if config.learn_sigma { 2 * c } else { c }, w.pp("x_embedder.proj"), w.pp("t_embedder.mlp"));
         let kernel = embed.get("weight", &[d, c, p, p], glorot(c * p * p, d))?;
         let last = w.pp("final_layer");
-        let project = last.pp("linear").linear_from(d, p * p * outputs, true, Init::Zeros)?;
-        // rows are (patch row, patch column, channel); those of the velocity's channels are used
-        let live = |x: &Tensor| -> Result<Tensor> {
-            let width = x.elem_count() / (p * p * outputs);
-            let rows = x.reshape((p * p, outputs, width))?.narrow(1, 0, c)?.contiguous()?;
-            Ok(if x.rank() == 1 { rows.flatten_all()? } else { rows.reshape((p * p * c, width))? })
-        };
-        let lora = |l: Lora| -> Result<Lora> { Ok(Lora { b: live(&l.b)?, ..l }) };
         Ok(Self {
             embed: Linear {
                 weight: kernel.flatten_from(1)?,
@@ -182,11 +174,7 @@ impl Transformer {
                 .map(|i| Block::new(config, &w.pp(format!("blocks.{i}"))))
                 .collect::<Result<_>>()?,
             modulation: gates(&last, d, 2)?,
-            project: Linear {
-                weight: live(&project.weight)?,
-                bias: project.bias.as_ref().map(live).transpose()?,
-                lora: project.lora.map(lora).transpose()?,
-            },
+            project: last.pp("linear").linear_from(d, p * p * outputs, true, Init::Zeros)?,
             config: config.clone(),
         })
     }
@@ -221,8 +209,10 @@ impl Transformer {
         }
         let last = self.modulation.forward(&vector)?.chunk(2, D::Minus1)?;
         let out = self.project.forward(&modulate(&layer_norm(&tokens, None, None, EPS)?, &last[0], &last[1])?)?;
+        // tokens by (patch row, patch column, channel), the velocity's channels first
         let (p, side) = (self.config.patch_size, self.config.side());
-        let out = out.reshape(&[batch, side, side, p, p, channels][..])?.permute([0, 5, 1, 3, 2, 4])?;
+        let out = out.reshape(&[batch, side, side, p, p, out.dim(2)? / (p * p)][..])?.narrow(5, 0, channels)?;
+        let out = out.permute([0, 5, 1, 3, 2, 4])?;
         Ok(out.contiguous()?.reshape((batch, channels, size, size))?)
     }
 

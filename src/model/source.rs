@@ -17,6 +17,7 @@ static ASSETS: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/assets");
 pub const PUBLISHED: &[(&str, &str)] = &[
     ("flux2", "black-forest-labs/FLUX.2-klein-base-4B"),
     ("flux2-distilled", "black-forest-labs/FLUX.2-klein-4B"),
+    ("sit", "nyu-visionx/SiT-collections"),
     ("hpsv2", "xswu/HPSv2"),
 ];
 
@@ -189,6 +190,12 @@ impl Sources {
     /// The folder of a model: a path, or a name as in [`Sources::named`].
     pub fn find(&self, name: &str) -> Result<Folder> {
         if Path::new(name).is_dir() { Ok(Folder::disk(name)) } else { self.named(name) }
+    }
+
+    /// A file of weights: a path, or the name of a file in one of the model folders.
+    pub fn file(&self, name: &str) -> Option<PathBuf> {
+        let inside = self.folders.iter().filter(|_| plain(name)).map(|folder| folder.join(name));
+        std::iter::once(PathBuf::from(name)).chain(inside).find(|path| path.is_file())
     }
 
     /// The folder of a model by name: short (see [`PUBLISHED`]), a repository such as `org/name`, or a tiny model.
