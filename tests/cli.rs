@@ -178,3 +178,53 @@ fn a_misnamed_weight_is_named() {
     });
     snapshot("misnamed_weights", &text);
 }
+
+/// A folder of models: one whole, one with a truncated part, one in a Hugging Face cache with a link to nothing.
+#[cfg(unix)]
+fn models_folder() -> tempfile::TempDir {
+    use std::os::unix::fs::symlink;
+    let folder = tempfile::tempdir().unwrap();
+    let zeros = candle_core::Tensor::zeros((3, 4), candle_core::DType::BF16, &candle_core::Device::Cpu).unwrap();
+    let tensors = std::collections::HashMap::from([("w", zeros)]);
+    let at = |name: &str| {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        path
+    };
+    let whole = at("models/flux2/transformer/diffusion_pytorch_model.safetensors");
+    candle_core::safetensors::save(&tensors, &whole).unwrap();
+    std::fs::write(at("models/flux2/model_index.json"), "{}").unwrap();
+    let bytes = std::fs::read(&whole).unwrap();
+    std::fs::write(at("models/flux2/vae/diffusion_pytorch_model.safetensors"), &bytes[..bytes.len() - 5]).unwrap();
+    let index = r#"{"weight_map": {"w": "model-00001-of-00002.safetensors", "v": "model-00002-of-00002.safetensors"}}"#;
+    std::fs::write(at("models/flux2/text_encoder/model.safetensors.index.json"), index).unwrap();
+    std::fs::copy(&whole, at("models/flux2/text_encoder/model-00001-of-00002.safetensors")).unwrap();
+    let snapshot = at("hub/models--xswu--HPSv2/snapshots/abc/open_clip_model.safetensors");
+    let blob = "0123456789abcdef".repeat(4);
+    std::fs::copy(&whole, at(&format!("hub/models--xswu--HPSv2/blobs/{blob}"))).unwrap();
+    symlink(format!("../../blobs/{blob}"), &snapshot).unwrap();
+    symlink("../../blobs/absent", snapshot.with_file_name("HPS_v2.1_compressed.pt")).unwrap();
+    folder
+}
+
+#[test]
+#[cfg(unix)]
+fn models_are_listed_with_their_files_and_what_is_wrong_with_them() {
+    let folder = models_folder();
+    let listed = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_amscript"));
+        command.current_dir(folder.path()).env("HF_HUB_CACHE", "hub").env_remove("AMSCRIPT_MODELS").arg("models");
+        let output = command.args(["--models", "models"]).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    snapshot("models_folder", &listed(&["flux2"]));
+    snapshot("models_cache", &listed(&["hpsv2", "--hash"]));
+    let all = listed(&[]);
+    assert!(
+        all.contains("tiny/flux2: embedded\n") && all.contains("flux2-distilled: not found; fetch it with"),
+        "{all}"
+    );
+    let json: serde_json::Value = serde_json::from_str(&listed(&["flux2", "--json"])).unwrap();
+    assert_eq!(json[0]["files"][3]["tensors"], serde_json::json!({ "count": 1, "parameters": 12, "types": ["bf16"] }));
+}

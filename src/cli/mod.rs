@@ -2,6 +2,8 @@
 #![allow(clippy::print_stdout)]
 
 pub mod doc;
+pub mod models;
+pub mod quantity;
 pub mod report;
 pub mod run;
 
@@ -22,6 +24,8 @@ struct Cli {
 enum Command {
     /// Run a script.
     Run(RunArgs),
+    /// List the models that are known, those that are found, and their files.
+    Models(ModelsArgs),
     /// Write the reference manual and the editor definitions to docs/.
     Doc {
         /// Compare with what is there instead, and fail when it is old.
@@ -52,6 +56,22 @@ pub struct RunArgs {
     pub models: Option<PathBuf>,
 }
 
+/// What to list.
+#[derive(Args)]
+pub struct ModelsArgs {
+    /// One model, by name or path, with all of its files.
+    pub name: Option<String>,
+    /// A folder with models, searched first.
+    #[arg(long, value_name = "DIR")]
+    pub models: Option<PathBuf>,
+    /// Hash large files too.
+    #[arg(long)]
+    pub hash: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
 fn key_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().into(), value.trim().into())),
@@ -63,7 +83,7 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let mut arguments: Vec<OsString> = arguments.collect();
     let first = arguments.get(1).and_then(|a| a.to_str());
-    if first.is_some_and(|a| !matches!(a, "run" | "doc" | "help" | "-h" | "--help" | "-V" | "--version")) {
+    if first.is_some_and(|a| !matches!(a, "run" | "models" | "doc" | "help" | "-h" | "--help" | "-V" | "--version")) {
         arguments.insert(1, "run".into());
     }
     if arguments.len() < 2 {
@@ -72,6 +92,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     }
     match Cli::parse_from(arguments).command {
         Command::Run(arguments) => run::run(arguments),
+        Command::Models(arguments) => models::command(&arguments),
         Command::Doc { check } => doc::command(check),
     }
 }

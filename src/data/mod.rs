@@ -2,6 +2,7 @@
 
 pub mod caption;
 pub mod class;
+pub mod digest;
 pub mod distort;
 pub mod font;
 pub mod image;

@@ -3,6 +3,7 @@
 //! Conventions of one model (time direction, sign, token order) are converted in that model's file and nowhere else.
 
 pub mod flux2;
+pub mod inventory;
 pub mod klein;
 pub mod labelled;
 pub mod latents;

@@ -245,8 +245,9 @@ impl Sources {
     }
 }
 
+/// Below `folder` by its name, its repository, or the repository's last part; a tiny model by its whole name only.
 fn in_folder(folder: &Path, name: &str, repository: &str) -> Option<PathBuf> {
-    let last = repository.rsplit('/').next().unwrap_or(repository);
+    let last = repository.rsplit('/').next().filter(|_| !name.starts_with("tiny/")).unwrap_or(repository);
     [name, repository, last].into_iter().map(|name| folder.join(name)).find(|path| path.is_dir())
 }
 
@@ -314,6 +315,8 @@ mod tests {
         touch(root.path().join("models/HPSv2/HPS.pt"));
         assert!(sources.find("hpsv2").unwrap().path().unwrap().ends_with("models/HPSv2"));
         assert_eq!(sources.known().len(), 2 + Sources::default().known().len());
+        touch(root.path().join("models/flux2/config.json"));
+        assert!(sources.find("tiny/flux2").unwrap().path().is_none());
     }
 
     #[test]
