@@ -7,6 +7,7 @@ use super::text::TextEncoder;
 use super::{Condition, Family, Velocity};
 use crate::bail;
 use crate::error::Result;
+use crate::nn::lora::Alias;
 use crate::nn::weights::Weights;
 use crate::tensor::op::clamp_through;
 use crate::tensor::{DType, Device, Tensor};
@@ -128,6 +129,14 @@ impl Family for Klein {
 
     fn lora_target(&self, module: &str) -> bool {
         flux2::lora_target(module)
+    }
+
+    fn block_linear(&self, module: &str) -> bool {
+        flux2::block_linear(module)
+    }
+
+    fn alias(&self, module: &str) -> Option<Alias> {
+        flux2::alias(module)
     }
 
     fn component(&self) -> &str {

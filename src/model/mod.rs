@@ -2,6 +2,7 @@
 //!
 //! Conventions of one model (time direction, sign, token order) are converted in that model's file and nowhere else.
 
+pub mod adapter;
 pub mod flux2;
 pub mod inventory;
 pub mod klein;
@@ -18,10 +19,9 @@ pub mod vae;
 use crate::bail;
 use crate::data::write_whole;
 use crate::error::{Error, Kind, Result};
-use crate::nn::archive;
+use crate::nn::lora::Alias;
 use crate::nn::weights::Weights;
 use crate::tensor::{DType, Device, Rng, Tensor};
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -96,6 +96,17 @@ pub trait Family: Send + Sync {
         true
     }
 
+    /// Whether this linear module is part of a block (its modulation is not).
+    fn block_linear(&self, module: &str) -> bool {
+        self.lora_target(module)
+    }
+
+    /// The name of a linear module in another published layout, which LoRA files may use.
+    fn alias(&self, module: &str) -> Option<Alias> {
+        let _ = module;
+        None
+    }
+
     /// What LoRA files call the network: a prefix of their names.
     fn component(&self) -> &str;
 
@@ -119,6 +130,8 @@ pub struct Flow {
 struct Model {
     family: Arc<dyn Family>,
     weights: Weights,
+    /// How strongly its adapters act, where that depends on time.
+    strength: Option<Arc<adapter::Strength>>,
 }
 
 impl Flow {
@@ -129,8 +142,11 @@ impl Flow {
 
     /// A network of `family` with these weights.
     pub fn of_family(family: Arc<dyn Family>, weights: Weights) -> Result<Self> {
-        let velocity = family.network(&weights)?;
-        Ok(Self { name: family.name().to_string(), velocity, model: Some(Model { family, weights }) })
+        Self::of_model(Model { family, weights, strength: None })
+    }
+
+    fn of_model(model: Model) -> Result<Self> {
+        Ok(Self { name: model.family.name().to_string(), velocity: model.network()?, model: Some(model) })
     }
 
     fn model(&self, verb: &str) -> Result<&Model> {
@@ -168,16 +184,6 @@ impl Flow {
         rng.normal(&[n, c, h, w], DType::F32, model.weights.device())
     }
 
-    /// The same model with trainable low-rank adapters on the modules `chosen` (none: the family's usual ones); it starts equal.
-    pub fn lora(&self, rank: usize, scale: f64, chosen: Option<&[String]>, rng: &Rng) -> Result<Self> {
-        let model = self.model("lora")?;
-        let matches = |module: &str| match chosen {
-            Some(ends) => ends.iter().any(|end| module == end || module.ends_with(&format!(".{end}"))),
-            None => model.family.lora_target(module),
-        };
-        self.with_weights(model.weights.with_lora(matches, rank, scale, rng)?)
-    }
-
     /// The same model with every weight trainable.
     pub fn trainable(&self) -> Result<Self> {
         let model = self.model("trainable")?;
@@ -185,7 +191,7 @@ impl Flow {
     }
 
     fn with_weights(&self, weights: Weights) -> Result<Self> {
-        Self::of_family(self.model("flow")?.family.clone(), weights)
+        Self::of_model(Model { weights, ..self.model("flow")?.clone() })
     }
 
     /// Trainable tensors by name, in order.
@@ -198,7 +204,7 @@ impl Flow {
         let model = self.model("save")?;
         if !model.weights.adapters().is_empty() {
             bail!(Value, "save: expected a model without adapters, got {} of them", model.weights.adapters().len();
-                hint: "write the adapters with save_lora(path)");
+                hint: "write the adapters with save_lora(path), or merge() them first");
         }
         let file = folder.join(model.family.file());
         let folder = file.parent().unwrap_or(folder);
@@ -213,37 +219,6 @@ impl Flow {
                 write_whole(&folder.join("classes.txt"), (classes.join("\n") + "\n").as_bytes()).map_err(refused)
             }
         }
-    }
-
-    /// Writes the adapters in the diffusers form, scale folded into B; they load with scale 1.
-    pub fn save_lora(&self, path: &Path) -> Result<()> {
-        let model = self.model("save_lora")?;
-        let mut tensors = BTreeMap::new();
-        for (module, lora) in model.weights.adapters() {
-            let name = format!("{}.{module}", model.family.component());
-            tensors.insert(format!("{name}.lora_A.weight"), lora.a.detach());
-            tensors.insert(format!("{name}.lora_B.weight"), (lora.b.detach() * lora.scale)?);
-        }
-        if tensors.is_empty() {
-            bail!(Value, "save_lora: expected a model with adapters, got none"; hint: "make them with flow.lora(#{{ rank: 16 }})");
-        }
-        let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
-        archive::write(path, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), &metadata)
-    }
-
-    /// The same model with the adapters of a file that [`Flow::save_lora`] wrote, frozen.
-    pub fn load_lora(&self, path: &Path) -> Result<Self> {
-        let model = self.model("load_lora")?;
-        let stored = Weights::load(path, model.weights.dtype(), model.weights.device())?.tensors()?;
-        let prefix = format!("{}.", model.family.component());
-        let mut named = BTreeMap::new();
-        for (name, tensor) in stored {
-            let Some(module) = name.strip_prefix(&prefix) else {
-                bail!(File, "load_lora: {}: names must begin with `{prefix}`, got `{name}`", path.display());
-            };
-            named.insert(module.to_string(), tensor);
-        }
-        self.with_weights(model.weights.with_adapters(model.weights.adapters_from(&named, 1.0)?)?)
     }
 
     pub fn device(&self) -> Device {
@@ -263,7 +238,9 @@ impl Velocity for Flow {
 
     fn frozen(&self) -> Result<Option<Arc<dyn Velocity>>> {
         match &self.model {
-            Some(model) if !self.params().is_empty() => Ok(Some(model.family.network(&model.weights.frozen()?)?)),
+            Some(model) if !self.params().is_empty() => {
+                Ok(Some(Model { weights: model.weights.frozen()?, ..model.clone() }.network()?))
+            }
             _ => self.velocity.frozen(),
         }
     }

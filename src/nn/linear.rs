@@ -1,7 +1,7 @@
 //! Linear layers taken from `Weights`, and the low-rank adapters (LoRA) that attach to them by module name.
 
 use crate::bail;
-use crate::error::{Result, nearest};
+use crate::error::Result;
 use crate::nn::weights::{Init, Weights};
 use crate::tensor::op::{self, Lora};
 use crate::tensor::{DType, Device, Rng, Tensor};
@@ -64,8 +64,8 @@ impl Weights {
         let mut adapters = BTreeMap::new();
         for (name, [out, inner]) in linears.iter().filter(|(name, _)| chosen(name)) {
             let normal = (rng.split(name).normal(&[rank, *inner], DType::F64, &Device::Cpu)? / rank as f64)?;
-            let a = Var::from_tensor(&normal.to_dtype(self.dtype())?.to_device(self.device())?)?.into_inner();
-            let b = Var::zeros(&[*out, rank][..], self.dtype(), self.device())?.into_inner();
+            let a = Var::from_tensor(&normal.to_dtype(self.adapter_dtype())?.to_device(self.device())?)?.into_inner();
+            let b = Var::zeros(&[*out, rank][..], self.adapter_dtype(), self.device())?.into_inner();
             adapters.insert(name.clone(), Lora { a, b, scale });
         }
         if adapters.is_empty() {
@@ -73,40 +73,46 @@ impl Weights {
             bail!(Value, "lora: must choose at least one linear module, got none of {}", linears.len();
                 hint: "modules are named like {}", some.join(", "));
         }
+        self.adapted(adapters)
+    }
+
+    /// Adapters in place of none: an error where there are some.
+    pub fn adapted(&self, adapters: BTreeMap<String, Lora>) -> Result<Weights> {
+        if !self.adapters().is_empty() {
+            bail!(Value, "expected a model without adapters, got {} of them", self.adapters().len();
+                hint: "add them into the weights with merge() first");
+        }
         self.with_adapters(adapters)
     }
 
-    /// Adapters from stored `<module>.lora_A.weight` / `.lora_B.weight` pairs, names as in these weights.
-    pub fn adapters_from(&self, stored: &BTreeMap<String, Tensor>, scale: f64) -> Result<BTreeMap<String, Lora>> {
-        let linears = self.linears();
-        let mut adapters = BTreeMap::new();
-        for (name, a) in stored {
-            let Some(module) = name.strip_suffix(".lora_A.weight") else {
-                match name.strip_suffix(".lora_B.weight").map(|module| format!("{module}.lora_A.weight")) {
-                    Some(partner) if stored.contains_key(&partner) => continue,
-                    _ => bail!(File, "lora: expected pairs of lora_A and lora_B tensors, got `{name}` alone"),
-                }
-            };
-            let Some(b) = stored.get(&format!("{module}.lora_B.weight")) else {
-                bail!(Missing, "lora: tensor `{module}.lora_B.weight` is missing");
-            };
-            let Some([out, inner]) = linears.get(module) else {
-                let near = nearest(module, linears.keys().map(String::as_str)).unwrap_or("none");
-                bail!(Name, "lora: the model has no linear module `{module}`"; hint: "the nearest is `{near}`");
-            };
-            let rank = a.dim(0)?;
-            if a.dims() != [rank, *inner] || b.dims() != [*out, rank] {
-                bail!(
-                    Shape,
-                    "lora: `{module}` needs A [rank, {inner}] and B [{out}, rank], got {:?} and {:?}",
-                    a.dims(),
-                    b.dims()
-                );
-            }
-            let cast = |t: &Tensor| t.to_dtype(self.dtype())?.to_device(self.device());
-            adapters.insert(module.to_string(), Lora { a: cast(a)?, b: cast(b)?, scale });
+    /// The same weights, their adapters' change multiplied; the factors are shared, so later training shows.
+    pub fn scaled(&self, strength: f64) -> Result<Weights> {
+        if !strength.is_finite() {
+            bail!(Value, "strength: the factor must be finite, got {strength}");
         }
-        Ok(adapters)
+        if strength == 0.0 {
+            return self.with_adapters(BTreeMap::new());
+        }
+        let scaled = |lora: &Lora| Lora { scale: lora.scale * strength, ..lora.clone() };
+        self.with_adapters(self.adapters().iter().map(|(name, lora)| (name.clone(), scaled(lora))).collect())
+    }
+
+    /// Constant weights with the adapters added in, computed in the adapters' dtype; tensors without adapters are shared.
+    pub fn merged(&self) -> Result<Weights> {
+        let sum = |name: &str, weight: &Tensor| match name.strip_suffix(".weight").and_then(|m| self.adapters().get(m))
+        {
+            Some(Lora { a, b, scale }) => {
+                let change = (b.detach().matmul(&a.detach())? * *scale)?;
+                Ok((weight.detach().to_dtype(change.dtype())? + change)?.to_dtype(weight.dtype())?)
+            }
+            None => Ok(weight.detach()),
+        };
+        self.map(sum)?.with_adapters(BTreeMap::new())
+    }
+
+    /// The dtype of adapters: f32, or f64 for f64 weights.
+    pub fn adapter_dtype(&self) -> DType {
+        if self.dtype() == DType::F64 { DType::F64 } else { DType::F32 }
     }
 }
 
@@ -140,17 +146,14 @@ mod tests {
     }
 
     #[test]
-    fn adapters_must_fit_the_model() {
+    fn adapters_are_chosen_and_not_stacked() {
         let weights = base();
         assert!(weights.with_lora(|_| false, 2, 1.0, &Rng::new(1)).err().unwrap().message.contains("none of 2"));
-        let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
-        let mut stored = BTreeMap::from([("two.lora_A.weight".to_string(), zeros(&[1, 2]))]);
-        assert!(weights.adapters_from(&stored, 1.0).unwrap_err().message.contains("`two.lora_B.weight` is missing"));
-        stored.insert("two.lora_B.weight".into(), zeros(&[2, 1]));
-        assert_eq!(weights.adapters_from(&stored, 1.0).unwrap()["two"].a.dtype(), DType::F64);
-        stored.insert("tow.lora_A.weight".into(), zeros(&[1, 2]));
-        stored.insert("tow.lora_B.weight".into(), zeros(&[2, 1]));
-        let error = weights.adapters_from(&stored, 1.0).unwrap_err();
-        assert!(error.message.contains("no linear module `tow`"), "{error}");
+        let one = weights.with_lora(|name| name == "one", 2, 1.0, &Rng::new(1)).unwrap();
+        let twice = one.with_lora(|_| true, 2, 1.0, &Rng::new(1)).err().unwrap();
+        assert!(
+            twice.to_string().contains("got 1 of them\nhint: add them into the weights with merge() first"),
+            "{twice}"
+        );
     }
 }

@@ -3,4 +3,5 @@
 pub mod archive;
 pub mod clip;
 pub mod linear;
+pub mod lora;
 pub mod weights;

@@ -24,6 +24,7 @@
 //! 8. Arrays and other values: [`option::list`], [`option::convert`].
 #![allow(clippy::unwrap_used)] // written by rhai's macro for `&mut` receivers
 
+pub mod adapter;
 pub mod align;
 pub mod callback;
 pub mod catalog;
@@ -101,10 +102,16 @@ pub const CHAPTERS: &[Chapter] = &[
     chapter!(grad, "Derivatives of script functions."),
     chapter!(
         model,
-        "Flow models, what they are conditioned on, adapters, autoencoders.",
+        "Flow models, what they are conditioned on, autoencoders.",
         "flow" => model::FlowOptions,
-        "lora" => model::LoraOptions,
         "save" => model::SaveOptions,
+    ),
+    chapter!(
+        adapter,
+        "Low-rank adapters (LoRA): made, loaded, saved, made weaker or stronger, merged.",
+        "lora" => adapter::LoraOptions,
+        "load_lora" => adapter::LoadLoraOptions,
+        "save_lora" => adapter::SaveLoraOptions,
     ),
     chapter!(
         flow,

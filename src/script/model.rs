@@ -1,4 +1,4 @@
-//! Chapter `model`: flow models, their conditions and adapters, and the autoencoders below them.
+//! Chapter `model`: flow models, their conditions, and the autoencoders below them.
 
 use super::*;
 use crate::model::latents::{Latents, patchify};
@@ -26,18 +26,6 @@ options! {
         guide_channels: Option<usize> = None,
         /// A LoRA file to apply, frozen.
         lora: Option<String> = None,
-    }
-}
-
-options! {
-    /// Low-rank adapters.
-    pub struct LoraOptions {
-        /// Rank of the change of each weight.
-        rank: usize = 16,
-        /// The change is multiplied by alpha / rank; () means alpha = rank.
-        alpha: Option<f64> = None,
-        /// Ends of the names of the modules to adapt; () means the family's usual ones.
-        targets: Option<Vec<String>> = None,
     }
 }
 
@@ -128,7 +116,7 @@ fn open_flow(context: &NativeCallContext, name: &str, options: FlowOptions) -> R
     let sources = Sources::new(session.request.models.as_deref());
     let flow = open(name, &sources, &choices, session.device())?;
     match options.lora {
-        Some(path) => flow.load_lora(&readable(context, &path, "flow: option `lora`")?),
+        Some(path) => flow.load_lora(&readable(context, &path, "flow: option `lora`")?, false),
         None => Ok(flow),
     }
 }
@@ -167,7 +155,7 @@ fn labels(given: &Dynamic) -> Result<Option<Vec<u32>>> {
 
 use option::FromScript;
 
-/// Flow models (`flow(name)`), what they are conditioned on, adapters, and autoencoders.
+/// Flow models (`flow(name)`), what they are conditioned on, and autoencoders.
 #[export_module(manifest)]
 pub mod model {
     use super::*;
@@ -332,20 +320,6 @@ pub mod model {
         Ok(rng.draw(|rng| flow.noise(n, rng))?)
     }
 
-    /// The same model with trainable low-rank adapters; it starts equal to this one and shares its weights.
-    ///
-    /// ```rhai
-    /// flow("tiny/flux2").lora(#{ rank: 2 }).params().len > 0   //=> true
-    /// flow("tiny/flux2").lora(#{ rnk: 2 })                   //=> error: did you mean `rank`?
-    /// ```
-    #[rhai_fn(return_raw)]
-    pub fn lora(context: NativeCallContext, flow: Flow, options: Map) -> RhaiResultOf<Flow> {
-        let o = LoraOptions::parse("lora", options)?;
-        let rng = crate::tensor::Rng::new(Session::of(&context).request.seed.unwrap_or(0)).split("lora");
-        let scale = o.alpha.map_or(1.0, |alpha| alpha / o.rank.max(1) as f64);
-        Ok(flow.lora(o.rank, scale, o.targets.as_deref(), &rng)?)
-    }
-
     /// The same model with every weight of its network trainable.
     ///
     /// ```rhai
@@ -376,26 +350,6 @@ pub mod model {
     pub fn save_flow(context: NativeCallContext, flow: Flow, folder: &str, options: Map) -> RhaiResultOf<()> {
         let half = SaveOptions::parse("save", options)?.half;
         Ok(flow.save(&writable(&context, folder, "save")?, half.then_some(DType::F16))?)
-    }
-
-    /// Writes the adapters in the form diffusers loads.
-    ///
-    /// ```rhai no_run
-    /// policy.save_lora("lora.safetensors")
-    /// ```
-    #[rhai_fn(return_raw, volatile)]
-    pub fn save_lora(context: NativeCallContext, flow: Flow, path: &str) -> RhaiResultOf<()> {
-        Ok(flow.save_lora(&writable(&context, path, "save_lora")?)?)
-    }
-
-    /// The same model with the adapters of a file, frozen.
-    ///
-    /// ```rhai
-    /// flow("tiny/flux2").load_lora("nowhere.safetensors")   //=> error: nowhere.safetensors
-    /// ```
-    #[rhai_fn(return_raw)]
-    pub fn load_lora(context: NativeCallContext, flow: Flow, path: &str) -> RhaiResultOf<Flow> {
-        Ok(flow.load_lora(&readable(&context, path, "load_lora")?)?)
     }
 
     /// Every model and reward that can be found now, and where.

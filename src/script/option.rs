@@ -2,7 +2,7 @@
 
 use crate::bail;
 use crate::error::{Error, Kind, Result, nearest};
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 use rhai::{Array, Blob, Dynamic, FnPtr, ImmutableString, Map};
 
 /// A Rust type that a script value can become.
@@ -96,6 +96,18 @@ impl FromScript for Tensor {
     }
     fn show(&self) -> String {
         crate::tensor::show::show(self)
+    }
+}
+
+impl FromScript for DType {
+    fn expected() -> String {
+        "a kind of number such as `bf16()`".into()
+    }
+    fn from_script(value: Dynamic) -> Option<Self> {
+        value.flatten().try_cast()
+    }
+    fn show(&self) -> String {
+        format!("{}()", self.as_str())
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::model::Flow;
+use crate::nn::lora::Form;
 use crate::run::{Console, Recipe, Row, Saved, Start, Steps as Iterating};
 use crate::tensor::{Stream, Tensor, show as text};
 use crate::{bail, options};
@@ -252,7 +253,7 @@ pub mod run {
         Ok(())
     }
 
-    /// Saves the adapters of a policy as `lora.safetensors` in the run's directory.
+    /// Saves a policy in the run's directory: its adapters as `lora.safetensors`, or all of a trainable network below `model`.
     ///
     /// ```rhai no_run
     /// let run = start_run(#{});
@@ -260,7 +261,10 @@ pub mod run {
     /// ```
     #[rhai_fn(name = "save", return_raw)]
     pub fn save_policy(run: Run, policy: Flow) -> RhaiResultOf<()> {
-        Ok(policy.save_lora(&run.folder().join("lora.safetensors"))?)
+        match policy.is_adapted() {
+            false if !policy.params().is_empty() => Ok(policy.save(&run.folder().join("model"), None)?),
+            _ => Ok(policy.save_lora(&run.folder().join("lora.safetensors"), Form::Diffusers, None)?),
+        }
     }
 
     /// The run's random stream of that name; asked for again it goes on where it was, also after a resume.

@@ -6,6 +6,7 @@ use amscript::align::{
     terminal_gradient,
 };
 use amscript::flow::{RolloutOptions, klein_grid, rollout};
+use amscript::model::adapter::Targets;
 use amscript::model::klein::Klein;
 use amscript::model::source::Folder;
 use amscript::model::{Condition, Flow};
@@ -29,7 +30,7 @@ impl Case {
         let klein = Klein::open("golden", &folder, None, &Device::Cpu).unwrap();
         let weights = klein.weights(&folder, &Device::Cpu).unwrap();
         let base = Flow::of_family(Arc::new(klein), weights).unwrap();
-        let policy = base.lora(4, 1.0, None, &Rng::new(7)).unwrap();
+        let policy = base.lora(4, 1.0, &Targets::Usual, &Rng::new(7)).unwrap();
         let condition = base.encode(&["a red cat".into(), "a blue dog".into()]).unwrap();
         let x0 = base.noise(2, &mut Rng::new(1)).unwrap();
         Self { base, policy, condition, x0 }

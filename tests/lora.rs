@@ -1,0 +1,337 @@
+//! LoRA files, strength and merging on the golden FLUX.2; the case `flux2_lora` is what diffusers and peft make of them.
+#![allow(clippy::unwrap_used)]
+
+use amscript::model::adapter::Targets;
+use amscript::model::klein::Klein;
+use amscript::model::source::Folder;
+use amscript::model::{Condition, Flow, Velocity};
+use amscript::nn::archive;
+use amscript::nn::lora::Form;
+use amscript::tensor::{DType, Device, Rng, Tensor};
+use candle_core::Var;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+struct Case {
+    base: Flow,
+    golden: HashMap<String, Tensor>,
+}
+
+fn golden(name: &str) -> PathBuf {
+    Path::new("tests/golden/flux2_lora").join(name)
+}
+
+fn top(x: &Tensor) -> f64 {
+    x.detach().abs().unwrap().max_all().unwrap().to_dtype(DType::F64).unwrap().to_scalar().unwrap()
+}
+
+fn error(got: &Tensor, expected: &Tensor) -> f64 {
+    assert_eq!(got.dims(), expected.dims());
+    top(&(got.detach() - expected.detach()).unwrap()) / top(expected)
+}
+
+impl Case {
+    fn new() -> Self {
+        let folder = Folder::disk("tests/golden/flux2");
+        let klein = Klein::open("golden", &folder, None, &Device::Cpu).unwrap();
+        let weights = klein.weights(&folder, &Device::Cpu).unwrap();
+        let golden = candle_core::safetensors::load(golden("expected.safetensors"), &Device::Cpu).unwrap();
+        Self { base: Flow::of_family(Arc::new(klein), weights).unwrap(), golden }
+    }
+
+    fn condition(&self) -> Condition {
+        Condition { embeddings: Some(self.golden["in.text"].clone()), ..Condition::default() }
+    }
+
+    /// `[batch, channels, 4, 6]` of the packed golden latents.
+    fn x(&self) -> Tensor {
+        let packed = &self.golden["in.x_packed"];
+        let (b, _, c) = packed.dims3().unwrap();
+        packed.transpose(1, 2).unwrap().contiguous().unwrap().reshape((b, c, 4, 6)).unwrap()
+    }
+
+    /// Times from noise to data, a different one for each sample.
+    fn t(&self) -> Tensor {
+        self.golden["in.t"].affine(-1.0, 1.0).unwrap()
+    }
+
+    fn velocity(&self, flow: &Flow) -> Tensor {
+        flow.velocity(&self.x(), &self.t(), &self.condition()).unwrap().detach()
+    }
+
+    /// In the golden's sign and token order.
+    fn packed(&self, flow: &Flow) -> Tensor {
+        self.velocity(flow).neg().unwrap().flatten_from(2).unwrap().transpose(1, 2).unwrap().contiguous().unwrap()
+    }
+
+    /// Adapters on `targets` with every factor drawn.
+    fn tuned(&self, rank: usize, targets: &Targets) -> Flow {
+        let (rng, tuned) = (Rng::new(3), self.base.lora(rank, 0.7, targets, &Rng::new(3)).unwrap());
+        for (name, tensor) in tuned.params() {
+            let noise = rng.split(&name).normal(tensor.dims(), DType::F32, &Device::Cpu).unwrap();
+            Var::from_tensor(&tensor).unwrap().set(&(noise * 0.2).unwrap()).unwrap();
+        }
+        tuned
+    }
+
+    /// What loading these tensors gives: the flow, or the error without the file's name.
+    fn load(&self, tensors: &[(&str, Tensor)], metadata: &[(&str, &str)]) -> Result<Flow, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.safetensors");
+        let metadata = metadata.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect::<BTreeMap<_, _>>();
+        archive::write(&path, tensors.iter().map(|(name, x)| (*name, x)), &metadata).unwrap();
+        let loaded = self.base.load_lora(&path, false);
+        loaded.map_err(|e| e.to_string().replace(&path.display().to_string(), "F"))
+    }
+}
+
+fn normal(name: &str, shape: &[usize]) -> Tensor {
+    Rng::new(5).split(name).normal(shape, DType::F32, &Device::Cpu).unwrap()
+}
+
+fn number(value: f32) -> Tensor {
+    Tensor::new(value, &Device::Cpu).unwrap()
+}
+
+const FILES: [(&str, &str); 3] = [
+    ("pytorch_lora_weights.safetensors", "out.velocity_packed"),
+    ("lora_alpha.safetensors", "out.velocity_alpha_packed"),
+    ("lora_bfl.safetensors", "out.velocity_bfl_packed"),
+];
+
+#[test]
+fn golden_files_give_the_golden_velocity() {
+    let case = Case::new();
+    for (file, expected) in FILES {
+        let flow = case.base.load_lora(&golden(file), false).unwrap();
+        assert!(flow.params().is_empty());
+        let error = error(&case.packed(&flow), &case.golden[expected]);
+        assert!(error < 1e-5, "{file}: {error:e}");
+    }
+    let halved = case.base.load_lora(&golden(FILES[0].0), false).unwrap().strength(0.5).unwrap();
+    assert!(error(&case.packed(&halved), &case.golden["out.velocity_alpha_packed"]) < 1e-5);
+}
+
+#[test]
+fn golden_products() {
+    let case = Case::new();
+    let params: HashMap<_, _> = case.base.load_lora(&golden(FILES[0].0), true).unwrap().params().into_iter().collect();
+    let deltas: Vec<_> = case.golden.iter().filter_map(|(k, v)| Some((k.strip_prefix("out.delta.")?, v))).collect();
+    assert_eq!((deltas.len(), params.len()), (3, 6));
+    for (module, delta) in deltas {
+        let factor = |side: &str| params[&format!("{module}.lora_{side}.weight")].detach();
+        assert!(error(&factor("B").matmul(&factor("A")).unwrap(), delta) < 1e-5, "{module}");
+    }
+}
+
+#[test]
+fn what_is_saved_reads_back_in_either_form() {
+    let case = Case::new();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("lora.safetensors");
+    let all = Targets::Named(
+        case.base
+            .lora(1, 1.0, &Targets::Blocks, &Rng::new(0))
+            .unwrap()
+            .params()
+            .iter()
+            .filter_map(|(name, _)| name.strip_suffix(".lora_A.weight").map(String::from))
+            .chain(["norm_out.linear", "x_embedder", "double_stream_modulation_txt.linear"].map(String::from))
+            .collect(),
+    );
+    let mut flows =
+        vec![case.tuned(2, &Targets::Usual), case.tuned(3, &all), case.tuned(2, &Targets::Named(vec!["to_k".into()]))];
+    flows.extend(FILES.map(|(file, _)| case.base.load_lora(&golden(file), false).unwrap()));
+    for (i, flow) in flows.iter().enumerate() {
+        assert!(error(&case.velocity(flow), &case.velocity(&case.base)) > 1e-2);
+        for form in [Form::Diffusers, Form::Kohya] {
+            flow.save_lora(&path, form, None).unwrap();
+            let again = case.base.load_lora(&path, false).unwrap();
+            let error = error(&case.velocity(&again), &case.velocity(flow));
+            assert!(error < 2e-6, "flow {i}, {form:?}: {error:e}");
+        }
+        flow.save_lora(&path, Form::Diffusers, Some(DType::BF16)).unwrap();
+        assert!(archive::Archive::open(&path).unwrap().entries().values().all(|e| e.dtype == DType::BF16));
+        case.base.load_lora(&path, false).unwrap();
+        let merged = flow.merge().unwrap();
+        assert!(!merged.is_adapted());
+        let error = error(&case.velocity(&merged), &case.velocity(flow));
+        assert!(error < 1e-5, "flow {i}, merged: {error:e}");
+    }
+}
+
+#[test]
+fn names_of_other_programs() {
+    let case = Case::new();
+    let (a, b) = (normal("a", &[4, 48]), normal("b", &[48, 4]));
+    let module = "transformer_blocks.1.attn.to_out.0";
+    let pair = |stem: &str, down: &str, up: &str| {
+        vec![(format!("{stem}.{down}.weight"), a.clone()), (format!("{stem}.{up}.weight"), b.clone())]
+    };
+    let load = |tensors: Vec<(String, Tensor)>, metadata: &[(&str, &str)]| {
+        let tensors: Vec<_> = tensors.iter().map(|(name, x)| (name.as_str(), x.clone())).collect();
+        case.velocity(&case.load(&tensors, metadata).unwrap())
+    };
+    let whole = load(pair(&format!("transformer.{module}"), "lora_A", "lora_B"), &[]);
+    for (stem, down, up) in [
+        (module, "lora_A", "lora_B"),
+        ("base_model.model.transformer_blocks.1.attn.to_out.0", "lora_A", "lora_B"),
+        ("base_model.model.double_blocks.1.img_attn.proj", "lora_A.default", "lora_B.default"),
+        ("transformer.transformer_blocks.1.attn.to_out.0", "lora.down", "lora.up"),
+        ("diffusion_model.double_blocks.1.img_attn.proj", "lora_A", "lora_B"),
+        ("model.diffusion_model.double_blocks.1.img_attn.proj", "lora_down", "lora_up"),
+        ("lora_unet_double_blocks_1_img_attn_proj", "lora_down", "lora_up"),
+        ("lora_transformer_transformer_blocks_1_attn_to_out_0", "lora_down", "lora_up"),
+    ] {
+        let velocity = load(pair(stem, down, up), &[]);
+        assert_eq!(error(&velocity, &whole), 0.0, "{stem}");
+    }
+    let half = (&b * 0.5).unwrap();
+    let half =
+        load(vec![(format!("{module}.lora_A.weight"), a.clone()), (format!("{module}.lora_B.weight"), half)], &[]);
+    for stem in [module, "diffusion_model.double_blocks.1.img_attn.proj", "lora_unet_double_blocks_1_img_attn_proj"] {
+        let mut tensors = pair(stem, "lora_down", "lora_up");
+        tensors.push((format!("{stem}.alpha"), number(2.0)));
+        assert!(error(&load(tensors, &[]), &half) < 1e-6, "{stem}");
+    }
+    for metadata in [
+        r#"{"transformer.r": 4, "transformer.lora_alpha": 2}"#,
+        r#"{"transformer.r": 4, "transformer.lora_alpha": 1, "transformer.use_rslora": true}"#,
+        r#"{"transformer.lora_alpha": 4, "transformer.alpha_pattern": {"to_q": 1, "attn.to_out.0": 2}}"#,
+        r#"{"transformer.lora_alpha": 4, "transformer.alpha_pattern": {"^transformer_blocks\\.1\\.attn\\.to_out\\.0": 2}}"#,
+    ] {
+        let velocity =
+            load(pair(&format!("transformer.{module}"), "lora_A", "lora_B"), &[("lora_adapter_metadata", metadata)]);
+        assert!(error(&velocity, &half) < 1e-6, "{metadata}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("adapter_model.safetensors");
+    std::fs::write(folder.path().join("adapter_config.json"), r#"{"r": 4, "lora_alpha": 2, "peft_type": "LORA"}"#)
+        .unwrap();
+    let tensors = pair(&format!("base_model.model.{module}"), "lora_A", "lora_B");
+    archive::write(&path, tensors.iter().map(|(n, x)| (n.as_str(), x)), &BTreeMap::new()).unwrap();
+    assert!(error(&case.velocity(&case.base.load_lora(&path, false).unwrap()), &half) < 1e-6);
+}
+
+/// BFL's last layer has (shift, scale), diffusers' (scale, shift).
+#[test]
+fn the_last_layers_halves_change_places() {
+    let case = Case::new();
+    let (a, b) = (normal("a", &[2, 48]), normal("b", &[96, 2]));
+    let swapped = Tensor::cat(&[b.narrow(0, 48, 48).unwrap(), b.narrow(0, 0, 48).unwrap()], 0).unwrap();
+    let own =
+        [("transformer.norm_out.linear.lora_A.weight", a.clone()), ("transformer.norm_out.linear.lora_B.weight", b)];
+    let bfl = [
+        ("diffusion_model.final_layer.adaLN_modulation.1.lora_A.weight", a),
+        ("diffusion_model.final_layer.adaLN_modulation.1.lora_B.weight", swapped),
+    ];
+    let [own, bfl] = [own, bfl].map(|tensors| case.velocity(&case.load(&tensors, &[]).unwrap()));
+    assert_eq!(error(&bfl, &own), 0.0);
+}
+
+#[test]
+fn nothing_is_skipped() {
+    let case = Case::new();
+    let (a, b) = (normal("a", &[4, 48]), normal("b", &[48, 4]));
+    let refused = |tensors: &[(&str, &Tensor)], metadata: &[(&str, &str)]| {
+        let tensors: Vec<_> = tensors.iter().map(|(name, x)| (*name, (*x).clone())).collect();
+        case.load(&tensors, metadata).err().unwrap()
+    };
+    let q = "transformer.transformer_blocks.0.attn.to_q";
+    let names =
+        [format!("{q}.lora_A.weight"), format!("{q}.lora_B.weight"), format!("{q}.dora_scale"), format!("{q}.alpha")];
+    let [qa, qb, dora, alpha] = names.each_ref().map(String::as_str);
+    for (message, tensors) in [
+        (
+            "F: tensor `transformer.transformer_blocks.0.attn.to_p.lora_A.weight`: the model has no linear module `transformer_blocks.0.attn.to_p`\nhint: the nearest is `transformer_blocks.0.attn.to_",
+            vec![
+                ("transformer.transformer_blocks.0.attn.to_p.lora_A.weight", &a),
+                ("transformer.transformer_blocks.0.attn.to_p.lora_B.weight", &b),
+            ],
+        ),
+        (
+            "the model has no linear module `double_blocks_9_img_mlp_0`\nhint: the nearest is `double_blocks_0_img_mlp_0`",
+            vec![
+                ("lora_unet_double_blocks_9_img_mlp_0.lora_down.weight", &a),
+                ("lora_unet_double_blocks_9_img_mlp_0.lora_up.weight", &b),
+            ],
+        ),
+        ("must have its partner B (lora_B, lora_up) beside it", vec![(qa, &a)]),
+        ("must have its partner A (lora_A, lora_down) beside it", vec![(qb, &b)]),
+        ("must have shapes [rank, 48] and [48, rank], got [48, 4] and [4, 48]", vec![(qa, &b), (qb, &a)]),
+        ("must have shapes [rank, 48] and [48, 4], got", vec![(qa, &a), (qb, &a)]),
+        ("belongs to DoRA; only plain LoRA is read", vec![(qa, &a), (qb, &b), (dora, &a)]),
+        ("belongs to LoKr", vec![("transformer.x.lokr_w1", &a)]),
+        (
+            "and `.alpha`, got tensor `transformer.proj_out.weight`",
+            vec![(qa, &a), (qb, &b), ("transformer.proj_out.weight", &a)],
+        ),
+        ("must hold one number, got shape [4, 48]", vec![(qa, &a), (qb, &b), (alpha, &a)]),
+        (
+            "module `transformer_blocks.0.attn.to_q` is changed twice",
+            vec![
+                (qa, &a),
+                (qb, &b),
+                ("transformer_blocks.0.attn.to_q.lora_A.weight", &a),
+                ("transformer_blocks.0.attn.to_q.lora_B.weight", &b),
+            ],
+        ),
+        ("expected LoRA tensors such as `transformer.<module>.lora_A.weight`, got none", vec![]),
+    ] {
+        let refusal = refused(&tensors, &[]);
+        assert!(refusal.contains(message), "{refusal}");
+    }
+    for (message, metadata) in [
+        ("F: lora_adapter_metadata: not valid", "{"),
+        ("lora_adapter_metadata: the adapters are DoRA", r#"{"transformer.use_dora": true}"#),
+        (
+            "lora_adapter_metadata: alpha_pattern: expected ends of module names and numbers, got `to_.*`",
+            r#"{"transformer.alpha_pattern": {"to_.*": 1}}"#,
+        ),
+    ] {
+        let refusal = refused(&[(qa, &a), (qb, &b)], &[("lora_adapter_metadata", metadata)]);
+        assert!(refusal.contains(message), "{refusal}");
+    }
+    let adapted = case.base.load_lora(&golden(FILES[0].0), false).unwrap();
+    let twice = adapted.load_lora(&golden(FILES[0].0), false).err().unwrap().to_string();
+    assert!(
+        twice.starts_with("load_lora: expected a model without adapters, got 3 of them\nhint: add them into"),
+        "{twice}"
+    );
+}
+
+#[test]
+fn strength_is_live_and_may_depend_on_time() {
+    let case = Case::new();
+    let tuned = case.tuned(2, &Targets::Usual);
+    let half = tuned.strength(0.5).unwrap();
+    let by = |f: fn(f64) -> f64| tuned.strength_by_time(Arc::new(move |t| Ok(f(t)))).unwrap();
+    let (base, full) = (case.velocity(&case.base), case.velocity(&tuned));
+    assert_eq!(error(&case.velocity(&tuned.strength(0.0).unwrap()), &base), 0.0);
+    assert_eq!(error(&case.velocity(&by(|_| 0.0)), &base), 0.0);
+    assert_eq!(error(&case.velocity(&by(|_| 1.0)), &full), 0.0);
+    assert_eq!(error(&case.velocity(&half.strength(2.0).unwrap()), &full), 0.0);
+    let before = case.velocity(&half);
+    // Times are 0.1 and more, one per sample: those of one strength go together.
+    let times: Vec<f32> = case.t().to_vec1().unwrap();
+    let bound = f64::from(times.iter().copied().fold(0.0, f32::max)) - 1e-3;
+    let early = tuned.strength_by_time(Arc::new(move |t| Ok(if t < bound { 1.0 } else { 0.0 }))).unwrap();
+    let mixed = case.velocity(&early);
+    for (row, t) in times.iter().enumerate() {
+        let expected = if f64::from(*t) < bound { &full } else { &base };
+        assert!(error(&mixed.get(row).unwrap(), &expected.get(row).unwrap()) < 1e-5, "sample {row} at {t}");
+    }
+    for refused in [early.merge().err(), early.save_lora(Path::new("x"), Form::Diffusers, None).err()] {
+        assert!(refused.unwrap().message.contains("got one that depends on time"));
+    }
+    // Training the policy shows in all of them.
+    let (_, b) = tuned.params().into_iter().find(|(name, _)| name.contains("lora_B")).unwrap();
+    Var::from_tensor(&b).unwrap().set(&(b.detach() * 3.0).unwrap()).unwrap();
+    assert!(error(&case.velocity(&half), &before) > 1e-4);
+    assert!(error(&case.velocity(&early), &mixed) > 1e-4);
+    let folder = tempfile::tempdir().unwrap();
+    half.save_lora(&folder.path().join("half.safetensors"), Form::Diffusers, None).unwrap();
+    let again = case.base.load_lora(&folder.path().join("half.safetensors"), false).unwrap();
+    assert!(error(&case.velocity(&again), &case.velocity(&half)) < 2e-6);
+}
