@@ -144,8 +144,8 @@ impl Velocity for Timed {
         if let Some((strength, _)) = groups.values().next().filter(|_| groups.len() == 1) {
             return at(*strength)?.velocity(x, t, condition);
         }
-        let (mut parts, mut order) = (Vec::new(), vec![0; x.dim(0)?]);
-        let mut placed = 0..;
+        let (mut parts, mut order) = (Vec::new(), vec![0u32; x.dim(0)?]);
+        let mut placed = 0u32..;
         for (strength, rows) in groups.values() {
             let index = Tensor::new(rows.as_slice(), x.device())?;
             let (x, t) = (x.index_select(&index, 0)?, t.index_select(&index, 0)?);
