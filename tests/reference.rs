@@ -47,13 +47,13 @@ impl Case {
         let part = folder().sub("transformer").unwrap();
         let config = part.json("config.json").unwrap();
         let weights = part.weights("diffusion_pytorch_model", DType::F32, &Device::Cpu).unwrap();
-        let transformer = Transformer::new(&config, &weights).unwrap();
+        let transformer = Transformer::new(&config, &weights, false).unwrap();
         weights.finish().unwrap();
         if !trainable {
             return Self { golden: expected(), transformer, weights };
         }
         let weights = weights.trainable(|_| true).unwrap();
-        Self { golden: expected(), transformer: Transformer::new(&config, &weights).unwrap(), weights }
+        Self { golden: expected(), transformer: Transformer::new(&config, &weights, false).unwrap(), weights }
     }
 
     /// Our velocity at the golden inputs: time from noise to data.

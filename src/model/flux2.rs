@@ -8,9 +8,11 @@ use crate::error::Result;
 use crate::nn::linear::Linear;
 use crate::nn::lora::Alias;
 use crate::nn::weights::{Init, Weights};
-use crate::tensor::op::{attention, gated_add, layer_norm, modulate, rms_norm, rope_pairs, silu, swiglu};
+use crate::tensor::grad::segment;
+use crate::tensor::op::{attention, cast, gated_add, layer_norm, modulate, rms_norm, rope_pairs, silu, swiglu};
 use crate::tensor::{D, DType, Device, Tensor};
 use serde::Deserialize;
+use std::sync::Arc;
 
 /// `transformer/config.json`.
 #[derive(Clone, Debug, Deserialize)]
@@ -140,14 +142,28 @@ pub struct Transformer {
     modulation_image: Linear,
     modulation_text: Linear,
     modulation_single: Linear,
-    double: Vec<DoubleBlock>,
-    single: Vec<SingleBlock>,
+    double: Vec<Block<DoubleBlock>>,
+    single: Vec<Block<SingleBlock>>,
     norm_out: Linear,
     project: Linear,
+    compute: DType,
+}
+
+/// A block, and the variables in it when it is to be recomputed in the backward.
+struct Block<T> {
+    inner: Arc<T>,
+    params: Option<Vec<Tensor>>,
+}
+
+impl<T> Block<T> {
+    fn new(inner: T, w: &Weights, recompute: bool) -> Self {
+        Self { inner: Arc::new(inner), params: recompute.then(|| w.variables()) }
+    }
 }
 
 impl Transformer {
-    pub fn new(config: &Config, w: &Weights) -> Result<Self> {
+    /// With `recompute`, blocks keep only their inputs for the backward and run again there: memory for compute.
+    pub fn new(config: &Config, w: &Weights, recompute: bool) -> Result<Self> {
         config.check()?;
         let (d, channels) = (config.width(), config.in_channels);
         let time = w.pp("time_guidance_embed.timestep_embedder");
@@ -164,14 +180,17 @@ impl Transformer {
             modulation_text: gates("double_stream_modulation_txt.linear", 6)?,
             modulation_single: gates("single_stream_modulation.linear", 3)?,
             double: (0..config.num_layers)
-                .map(|i| DoubleBlock::new(config, &w.pp(format!("transformer_blocks.{i}"))))
+                .map(|i| w.pp(format!("transformer_blocks.{i}")))
+                .map(|w| Ok(Block::new(DoubleBlock::new(config, &w)?, &w, recompute)))
                 .collect::<Result<_>>()?,
             single: (0..config.num_single_layers)
-                .map(|i| SingleBlock::new(config, &w.pp(format!("single_transformer_blocks.{i}.attn"))))
+                .map(|i| w.pp(format!("single_transformer_blocks.{i}")))
+                .map(|w| Ok(Block::new(SingleBlock::new(config, &w.pp("attn"))?, &w, recompute)))
                 .collect::<Result<_>>()?,
             norm_out: gates("norm_out.linear", 2)?,
             project: w.pp("proj_out").linear_from(d, channels, false, Init::Zeros)?,
             config: config.clone(),
+            compute: w.compute(),
         })
     }
 
@@ -179,7 +198,8 @@ impl Transformer {
         &self.config
     }
 
-    /// Velocity at `x [batch, channels, h, w]`, `t [batch]` and prompt embeddings `[batch, tokens, features]`.
+    /// Velocity at `x [batch, channels, h, w]`, `t [batch]` and prompt embeddings `[batch, tokens, features]`, in `x`'s type
+    /// whatever the network computes in.
     pub fn velocity(&self, x: &Tensor, t: &Tensor, text: &Tensor) -> Result<Tensor> {
         let (batch, channels, h, w) = x.dims4()?;
         let (text_batch, text_tokens, features) = text.dims3()?;
@@ -194,9 +214,10 @@ impl Transformer {
             );
         }
         let rope = self.rotations(text_tokens, h, w, x.device())?;
-        let vector = silu(&self.time_vector(t, x.dtype())?)?;
-        let mut image = self.embed_image.forward(&x.flatten_from(2)?.transpose(1, 2)?.contiguous()?)?;
-        let mut text = self.embed_text.forward(&text.to_dtype(x.dtype())?)?;
+        let vector = silu(&self.time_vector(t)?)?;
+        let mut image =
+            self.embed_image.forward(&cast(&x.flatten_from(2)?.transpose(1, 2)?.contiguous()?, self.compute)?)?;
+        let mut text = self.embed_text.forward(&text.to_dtype(self.compute)?)?;
         let of_image = chunks(&self.modulation_image.forward(&vector)?, 6)?;
         let of_text = chunks(&self.modulation_text.forward(&vector)?, 6)?;
         for block in &self.double {
@@ -210,24 +231,23 @@ impl Transformer {
         let image = all.narrow(1, text_tokens, h * w)?.contiguous()?;
         let last = chunks(&self.norm_out.forward(&vector)?, 2)?; // (scale, shift) in the diffusers layout
         let image = modulate(&layer_norm(&image, None, None, self.config.eps)?, &last[1], &last[0])?;
-        let out = self.project.forward(&image)?.transpose(1, 2)?.contiguous()?;
+        let out = cast(&self.project.forward(&image)?, x.dtype())?.transpose(1, 2)?.contiguous()?;
         Ok(out.reshape((batch, channels, h, w))?.neg()?)
     }
 
-    /// Sinusoids of 1000 times the noise level, cosines first, through the time MLP: `[batch, width]`. Frequencies and angles are
-    /// rounded to f32 as in diffusers: at 1000 radians the rounding shows.
-    fn time_vector(&self, t: &Tensor, dtype: DType) -> Result<Tensor> {
+    /// Sinusoids of 1000 times the noise level, cosines first, through the time MLP: `[batch, width]`.
+    fn time_vector(&self, t: &Tensor) -> Result<Tensor> {
         let half = self.config.timestep_guidance_channels / 2;
-        let frequencies: Vec<f32> = (0..half).map(|i| (-(1e4f64.ln() as f32) * i as f32 / half as f32).exp()).collect();
-        let frequencies = Tensor::from_vec(frequencies, (1, half), t.device())?;
-        let level = t.detach().to_dtype(DType::F64)?.affine(-1.0, 1.0)?.to_dtype(DType::F32)?;
-        let angles = (level * 1000.0)?.unsqueeze(1)?.broadcast_mul(&frequencies)?;
-        let waves = Tensor::cat(&[angles.cos()?, angles.sin()?], 1)?.to_dtype(dtype)?;
+        let frequencies: Vec<f64> = (0..half).map(|i| (-(1e4f64.ln()) * i as f64 / half as f64).exp()).collect();
+        let frequencies = Tensor::from_vec(frequencies, (1, half), &Device::Cpu)?.to_dtype(t.dtype())?;
+        let level = t.detach().affine(-1000.0, 1000.0)?.unsqueeze(1)?;
+        let angles = level.broadcast_mul(&frequencies.to_device(t.device())?)?;
+        let waves = Tensor::cat(&[angles.cos()?, angles.sin()?], 1)?.to_dtype(self.compute)?;
         self.time[1].forward(&silu(&self.time[0].forward(&waves)?)?)
     }
 
     /// Cosines and sines `[tokens, head / 2]` of the positions (0, row, column, text index), text first.
-    fn rotations(&self, text: usize, h: usize, w: usize, device: &Device) -> Result<(Tensor, Tensor)> {
+    fn rotations(&self, text: usize, h: usize, w: usize, device: &Device) -> Result<Rotations> {
         let mut angles = Vec::new();
         let positions = (0..text).map(|j| [0, 0, 0, j]).chain((0..h * w).map(|i| [0, i / w, i % w, 0]));
         for position in positions {
@@ -243,6 +263,38 @@ impl Transformer {
 
 fn chunks(x: &Tensor, n: usize) -> Result<Vec<Tensor>> {
     Ok(x.chunk(n, D::Minus1)?)
+}
+
+/// Cosines and sines by token.
+type Rotations = (Tensor, Tensor);
+
+impl Block<DoubleBlock> {
+    fn forward(
+        &self,
+        image: &Tensor,
+        text: &Tensor,
+        of_image: &[Tensor],
+        of_text: &[Tensor],
+        rope: &Rotations,
+    ) -> Result<(Tensor, Tensor)> {
+        let Some(params) = &self.params else { return self.inner.forward(image, text, of_image, of_text, rope) };
+        let (block, rope, tokens) = (self.inner.clone(), rope.clone(), text.dim(1)?);
+        let inputs: Vec<&Tensor> = [image, text].into_iter().chain(of_image).chain(of_text).collect();
+        let both = segment(&inputs, params, move |i| {
+            let (image, text) = block.forward(&i[0], &i[1], &i[2..8], &i[8..14], &rope)?;
+            Ok(Tensor::cat(&[text, image], 1)?)
+        })?;
+        Ok((both.narrow(1, tokens, image.dim(1)?)?, both.narrow(1, 0, tokens)?))
+    }
+}
+
+impl Block<SingleBlock> {
+    fn forward(&self, x: &Tensor, m: &[Tensor], rope: &Rotations) -> Result<Tensor> {
+        let Some(params) = &self.params else { return self.inner.forward(x, m, rope) };
+        let (block, rope) = (self.inner.clone(), rope.clone());
+        let inputs: Vec<&Tensor> = std::iter::once(x).chain(m).collect();
+        segment(&inputs, params, move |i| block.forward(&i[0], &i[1..], &rope))
+    }
 }
 
 /// Queries, keys and values of one stream, with the normalisation of queries and keys.
@@ -275,7 +327,7 @@ impl Projection {
 }
 
 /// Rotary embedding of queries and keys, then attention over all tokens: `[batch, tokens, width]`.
-fn attend([q, k, v]: [Tensor; 3], rope: &(Tensor, Tensor)) -> Result<Tensor> {
+fn attend([q, k, v]: [Tensor; 3], rope: &Rotations) -> Result<Tensor> {
     let head = q.dim(3)? as f64;
     let (q, k) = (rope_pairs(&q, &rope.0, &rope.1)?, rope_pairs(&k, &rope.0, &rope.1)?);
     Ok(attention(&q, &k, &v, head.powf(-0.5), None)?.flatten_from(2)?)
@@ -338,7 +390,7 @@ impl DoubleBlock {
         text: &Tensor,
         of_image: &[Tensor],
         of_text: &[Tensor],
-        rope: &(Tensor, Tensor),
+        rope: &Rotations,
     ) -> Result<(Tensor, Tensor)> {
         let (text_tokens, image_tokens) = (text.dim(1)?, image.dim(1)?);
         let (a, b) = (self.text.qkv(text, of_text)?, self.image.qkv(image, of_image)?);
@@ -371,7 +423,7 @@ impl SingleBlock {
         })
     }
 
-    fn forward(&self, x: &Tensor, m: &[Tensor], rope: &(Tensor, Tensor)) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, m: &[Tensor], rope: &Rotations) -> Result<Tensor> {
         let h = modulate(&layer_norm(x, None, None, self.eps)?, &m[0], &m[1])?;
         let attended = attend(self.project.forward(&h)?, rope)?;
         let gated = swiglu(&self.up.forward(&h)?)?;

@@ -77,8 +77,7 @@ impl Klein {
     /// The transformer's weights in the folder, all used and none missing.
     pub fn weights(&self, folder: &Folder, device: &Device) -> Result<Weights> {
         let weights = folder.sub("transformer")?.weights("diffusion_pytorch_model", DType::F32, device)?;
-        Transformer::new(&self.config, &weights)?;
-        weights.finish()?;
+        weights.verify(|w| Transformer::new(&self.config, w, false))?;
         Ok(weights)
     }
 }
@@ -100,7 +99,7 @@ impl Family for Klein {
     }
 
     fn network(&self, weights: &Weights) -> Result<Arc<dyn Velocity>> {
-        Ok(Arc::new(Network(Transformer::new(&self.config, weights)?)))
+        Ok(Arc::new(Network(Transformer::new(&self.config, weights, false)?)))
     }
 
     fn encode(&self, prompts: &[String]) -> Result<Condition> {

@@ -51,10 +51,9 @@ impl Sit {
 
     /// Weights in a file or folder, all used and none missing, and their sizes.
     pub fn weights(folder: &Folder, file: &str, device: &Device) -> Result<(Config, Weights)> {
-        let weights = Weights::open(vec![folder.archive(file)?], DType::F32, device);
+        let weights = Weights::open(vec![folder.archive(file)?], DType::F32, device)?;
         let config = if folder.has("config.json") { folder.json("config.json")? } else { Config::of(&weights)? };
-        Transformer::new(&config, &weights)?;
-        weights.finish()?;
+        weights.verify(|w| Transformer::new(&config, w))?;
         Ok((config, weights))
     }
 

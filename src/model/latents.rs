@@ -45,9 +45,9 @@ impl Latents {
     /// From a `vae` folder.
     pub fn open(folder: &Folder, dtype: DType, device: &Device) -> Result<Self> {
         let weights = folder.weights("diffusion_pytorch_model", dtype, device)?;
-        let latents = Self::new(&folder.json("config.json")?, &weights)?;
-        weights.finish()?;
-        Ok(latents)
+        let config = folder.json("config.json")?;
+        weights.verify(|w| Self::new(&config, w))?;
+        Self::new(&config, &weights)
     }
 
     /// Mean and log-variance `[batch, c, h, w]` of raw latents of images in [0, 1].

@@ -125,7 +125,7 @@ impl Folder {
     pub fn weights(&self, stem: &str, dtype: DType, device: &Device) -> Result<Weights> {
         let index = format!("{stem}.safetensors.index.json");
         if !self.has(&index) {
-            return Ok(Weights::open(vec![self.archive(&format!("{stem}.safetensors"))?], dtype, device));
+            return Weights::open(vec![self.archive(&format!("{stem}.safetensors"))?], dtype, device);
         }
         #[derive(serde::Deserialize)]
         struct Index {
@@ -142,7 +142,7 @@ impl Folder {
                 bail!(Missing, "{}/{shard}: tensor `{name}` is missing, though the index lists it", self.origin());
             }
         }
-        Ok(Weights::open(archives, dtype, device))
+        Weights::open(archives, dtype, device)
     }
 
     fn lacks(&self, name: &str) -> Error {

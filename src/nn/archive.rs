@@ -1,35 +1,37 @@
-//! Files of named tensors, opened by their headers: safetensors (also embedded ones) and PyTorch zip pickles.
+//! Files of named tensors, opened by their headers: safetensors (also embedded ones) and PyTorch zip files.
 //!
-//! Sizes, names and offsets are checked against the file before memory is spent on a tensor.
+//! Files are mapped, not read. Sizes, names and offsets are checked against the file before memory is spent on a tensor.
 
 use crate::bail;
 use crate::error::{Error, Kind, Result};
-use candle_core::pickle::PthTensors;
+use crate::nn::pickle;
 use candle_core::{DType, Device, Tensor};
+use memmap2::Mmap;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::Write;
+use std::ops::Range;
 use std::path::Path;
-use std::sync::Mutex;
 
 const MAX_HEADER: u64 = 16 << 20;
 const MAX_TENSORS: usize = 20_000;
 
-/// Type and shape of a stored tensor.
+/// Type, shape and place of a stored tensor.
 #[derive(Clone, Debug)]
 pub struct Entry {
     pub dtype: DType,
     pub shape: Vec<usize>,
-    /// Bytes from the start of the file; unused for pickles.
-    begin: u64,
-    end: u64,
+    /// Bytes from the start of the file.
+    pub(super) begin: u64,
+    pub(super) end: u64,
+    /// The last dimension varies slowest.
+    pub(super) reversed: bool,
 }
 
 enum Body {
-    File(Mutex<File>),
+    File(Mmap),
     Embedded(&'static [u8]),
-    Pickle(Box<PthTensors>),
 }
 
 /// One open file of tensors; tensors are read when asked for.
@@ -41,65 +43,29 @@ pub struct Archive {
 }
 
 impl Archive {
-    /// Opens a safetensors file, or a PyTorch zip pickle when the name ends in `.pt`, `.pth`, `.bin` or `.ckpt`.
+    /// Opens a safetensors file, or a PyTorch zip file when the name ends in `.pt`, `.pth`, `.bin` or `.ckpt`.
     pub fn open(path: &Path) -> Result<Self> {
-        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
-        let pickle = matches!(extension, "pt" | "pth" | "bin" | "ckpt");
-        if pickle { Self::open_pickle(path) } else { Self::open_safetensors(path) }
-    }
-
-    fn open_safetensors(path: &Path) -> Result<Self> {
         let origin = path.display().to_string();
         let refused = |e: std::io::Error| Error::new(Kind::File, format!("{origin}: {e}"));
-        let mut file = File::open(path).map_err(refused)?;
-        let size = file.metadata().map_err(refused)?.len();
-        let mut start = Vec::with_capacity(8);
-        (&file).take(8).read_to_end(&mut start).map_err(refused)?;
-        let length = header_length(&start, size).map_err(|e| e.within(&origin))?;
-        let mut header = vec![0; length as usize];
-        file.read_exact(&mut header).map_err(refused)?;
-        let entries = parse_header(&header, size).map_err(|e| e.within(&origin))?;
-        Ok(Self { origin, body: Body::File(Mutex::new(file)), entries, metadata: parse_metadata(&header) })
+        let file = File::open(path).map_err(refused)?;
+        if file.metadata().map_err(refused)?.len() == 0 {
+            bail!(File, "{origin}: expected a file of tensors, got 0 bytes");
+        }
+        // SAFETY: weight files are not changed while they are open; one that is cut short meanwhile ends the process.
+        let map = unsafe { Mmap::map(&file) }.map_err(refused)?;
+        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+        let parsed = match extension {
+            "pt" | "pth" | "bin" | "ckpt" => pickle::entries(&map).map(|entries| (entries, BTreeMap::new())),
+            _ => safetensors_entries(&map),
+        };
+        let (entries, metadata) = parsed.map_err(|e| e.within(&origin))?;
+        Ok(Self { origin, body: Body::File(map), entries, metadata })
     }
 
     /// Opens safetensors bytes that live in the binary.
     pub fn embedded(origin: &str, bytes: &'static [u8]) -> Result<Self> {
-        let size = bytes.len() as u64;
-        let header = header_length(bytes, size).map(|n| &bytes[8..8 + n as usize]).map_err(|e| e.within(origin))?;
-        let entries = parse_header(header, size).map_err(|e| e.within(origin))?;
-        let metadata = parse_metadata(header);
+        let (entries, metadata) = safetensors_entries(bytes).map_err(|e| e.within(origin))?;
         Ok(Self { origin: origin.to_string(), body: Body::Embedded(bytes), entries, metadata })
-    }
-
-    /// A bare state dict, or one under `ema`, `state_dict` or `model`, the first that holds tensors.
-    fn open_pickle(path: &Path) -> Result<Self> {
-        let origin = path.display().to_string();
-        let size = path.metadata().map_err(|e| Error::new(Kind::File, format!("{origin}: {e}")))?.len();
-        let refused = |e: candle_core::Error| {
-            Error::new(Kind::File, format!("{origin}: not a PyTorch zip file ({e})"))
-                .hint("save it with a current torch.save, or convert it to safetensors")
-        };
-        let mut pickle = PthTensors::new(path, None).map_err(refused)?;
-        for key in ["ema", "state_dict", "model"] {
-            if pickle.tensor_infos().is_empty() {
-                // a missing key is an error there, and means: try the next
-                pickle = PthTensors::new(path, Some(key)).unwrap_or(pickle);
-            }
-        }
-        if pickle.tensor_infos().is_empty() {
-            bail!(File, "{origin}: expected a state dict (bare, or under `ema`, `state_dict` or `model`), got none");
-        }
-        let mut entries = BTreeMap::new();
-        for (name, info) in pickle.tensor_infos() {
-            let shape = info.layout.dims().to_vec();
-            let bytes = byte_size(&shape, info.dtype).filter(|&bytes| bytes <= size);
-            let Some(bytes) = bytes else {
-                bail!(File, "{origin}: tensor `{name}` of shape {shape:?} does not fit a file of {size} bytes");
-            };
-            entries.insert(name.clone(), Entry { dtype: info.dtype, shape, begin: 0, end: bytes });
-        }
-        check_count(entries.len()).map_err(|e| e.within(&origin))?;
-        Ok(Self { origin, body: Body::Pickle(Box::new(pickle)), entries, metadata: BTreeMap::new() })
     }
 
     /// The file, for messages.
@@ -111,37 +77,51 @@ impl Archive {
         &self.entries
     }
 
-    /// The texts of the header's `__metadata__`; none in a pickle.
+    /// The texts a safetensors header carries beside its tensors.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
 
     /// Reads one tensor, in its stored type, into host memory.
     pub fn read(&self, name: &str) -> Result<Tensor> {
-        let Some(entry) = self.entries.get(name) else {
-            bail!(Missing, "{}: no tensor `{name}`", self.origin);
+        let rows = self.entry(name)?.shape.first().copied().unwrap_or(1);
+        self.read_rows(name, 0..rows)
+    }
+
+    /// Reads rows of one tensor, in its stored type, into host memory.
+    pub fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Tensor> {
+        let entry = self.entry(name)?;
+        let all = match &self.body {
+            Body::File(map) => &map[..],
+            Body::Embedded(bytes) => bytes,
         };
-        let place =
-            |e: &dyn std::fmt::Display| Error::new(Kind::File, format!("{}: tensor `{name}`: {e}", self.origin));
-        match &self.body {
-            Body::Embedded(bytes) => raw(&bytes[entry.begin as usize..entry.end as usize], entry),
-            Body::File(file) => {
-                let mut file = file.lock().map_err(|e| place(&e))?;
-                let mut bytes = vec![0; (entry.end - entry.begin) as usize];
-                file.seek(SeekFrom::Start(entry.begin)).map_err(|e| place(&e))?;
-                file.read_exact(&mut bytes).map_err(|e| place(&e))?;
-                raw(&bytes, entry)
-            }
-            Body::Pickle(pickle) => match pickle.get(name).map_err(|e| place(&e))? {
-                Some(tensor) => Ok(tensor.contiguous()?),
-                None => Err(place(&"not readable")),
-            },
+        let bytes = &all[entry.begin as usize..entry.end as usize];
+        let tensor = |bytes, shape: &[usize]| Tensor::from_raw_buffer(bytes, entry.dtype, shape, &Device::Cpu);
+        let Some((&count, inner)) = entry.shape.split_first() else { return Ok(tensor(bytes, &[])?) };
+        if rows.end > count || rows.start > rows.end {
+            bail!(Shape, "{}: tensor `{name}` has rows 0..{count}, asked for {rows:?}", self.origin);
         }
+        if entry.reversed {
+            let shape: Vec<usize> = entry.shape.iter().rev().copied().collect();
+            let order: Vec<usize> = (0..shape.len()).rev().collect();
+            return Ok(tensor(bytes, &shape)?.permute(order)?.narrow(0, rows.start, rows.len())?.contiguous()?);
+        }
+        let row = bytes.len() / count.max(1);
+        let shape: Vec<usize> = std::iter::once(rows.len()).chain(inner.iter().copied()).collect();
+        Ok(tensor(&bytes[rows.start * row..rows.end * row], &shape)?)
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry> {
+        let missing = || Error::new(Kind::Missing, format!("{}: no tensor `{name}`", self.origin));
+        self.entries.get(name).ok_or_else(missing)
     }
 }
 
-fn raw(bytes: &[u8], entry: &Entry) -> Result<Tensor> {
-    Ok(Tensor::from_raw_buffer(bytes, entry.dtype, &entry.shape, &Device::Cpu)?)
+type Header = (BTreeMap<String, Entry>, BTreeMap<String, String>);
+
+fn safetensors_entries(bytes: &[u8]) -> Result<Header> {
+    let length = header_length(bytes, bytes.len() as u64)?;
+    parse_header(&bytes[8..8 + length as usize], bytes.len() as u64)
 }
 
 fn header_length(start: &[u8], size: u64) -> Result<u64> {
@@ -171,14 +151,18 @@ struct Field {
     data_offsets: [u64; 2],
 }
 
-fn parse_header(header: &[u8], size: u64) -> Result<BTreeMap<String, Entry>> {
+fn parse_header(header: &[u8], size: u64) -> Result<Header> {
     let unreadable =
         |e: serde_json::Error| Error::new(Kind::File, format!("the safetensors header is not valid ({e})"));
     let fields: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(header).map_err(unreadable)?;
     check_count(fields.len())?;
     let start = 8 + header.len() as u64;
-    let mut entries = BTreeMap::new();
-    for (name, value) in fields.into_iter().filter(|(name, _)| name != "__metadata__") {
+    let (mut entries, mut metadata) = (BTreeMap::new(), BTreeMap::new());
+    for (name, value) in fields {
+        if name == "__metadata__" {
+            metadata = serde_json::from_value(value).map_err(unreadable)?;
+            continue;
+        }
         let field: Field = serde_json::from_value(value)
             .map_err(|e| Error::new(Kind::File, format!("tensor `{name}`: the header entry is not valid ({e})")))?;
         let [begin, end] = field.data_offsets;
@@ -195,16 +179,11 @@ fn parse_header(header: &[u8], size: u64) -> Result<BTreeMap<String, Entry>> {
                 field.dtype
             );
         }
-        entries.insert(name, Entry { dtype, shape: field.shape, begin: start + begin, end: start + end });
+        let (begin, end) = (start + begin, start + end);
+        entries.insert(name, Entry { dtype, shape: field.shape, begin, end, reversed: false });
     }
     check_cover(&entries, start, size)?;
-    Ok(entries)
-}
-
-fn parse_metadata(header: &[u8]) -> BTreeMap<String, String> {
-    let fields: serde_json::Value = serde_json::from_slice(header).unwrap_or_default();
-    let texts = fields["__metadata__"].as_object().into_iter().flatten();
-    texts.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_string()))).collect()
+    Ok((entries, metadata))
 }
 
 /// The tensors lie one after the other and fill the file.
@@ -224,14 +203,14 @@ fn check_cover(entries: &BTreeMap<String, Entry>, start: u64, size: u64) -> Resu
     Ok(())
 }
 
-fn check_count(count: usize) -> Result<()> {
+pub(super) fn check_count(count: usize) -> Result<()> {
     if count > MAX_TENSORS {
         bail!(Limit, "expected at most {MAX_TENSORS} tensors, got {count}");
     }
     Ok(())
 }
 
-fn byte_size(shape: &[usize], dtype: DType) -> Option<u64> {
+pub(super) fn byte_size(shape: &[usize], dtype: DType) -> Option<u64> {
     shape.iter().try_fold(dtype.size_in_bytes() as u64, |bytes, &n| bytes.checked_mul(n as u64))
 }
 
@@ -326,7 +305,6 @@ mod tests {
         let archive = Archive::open(&path).unwrap();
         assert_eq!(archive.read("a").unwrap().to_vec2::<f32>().unwrap(), [[1.0, 3.0], [2.0, 4.0]]);
         assert_eq!(archive.read("b").unwrap().dtype(), DType::F16);
-        assert_eq!(archive.metadata(), &metadata);
         let read = safetensors::SafeTensors::deserialize(&std::fs::read(&path).unwrap()).map(|s| s.len());
         assert_eq!(read.unwrap(), 2);
     }

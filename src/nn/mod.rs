@@ -2,6 +2,8 @@
 
 pub mod archive;
 pub mod clip;
+pub mod layout;
 pub mod linear;
 pub mod lora;
+mod pickle;
 pub mod weights;

@@ -5,6 +5,7 @@
 use crate::bail;
 use crate::error::{Error, Kind, Result, nearest};
 use crate::nn::archive::{self, Archive};
+use crate::nn::layout::{self, Layout, Piece};
 use crate::tensor::op::Lora;
 use crate::tensor::{DType, Device, Rng, Tensor};
 use candle_core::Var;
@@ -31,11 +32,48 @@ pub struct Weights {
     prefix: String,
 }
 
+/// Where tensors come from that are not in memory.
+#[derive(Clone, Default)]
+enum Source {
+    #[default]
+    Memory,
+    Files(Arc<Stored>),
+    /// Makes what is asked for; one stream per name.
+    Random(Rng),
+    /// Shapes only: of these files, or whatever is asked for. Tensors are broadcast zeros and hold no memory.
+    Hollow(Option<Arc<Stored>>),
+}
+
+/// Open files, and by the name a model uses: which file, the name there, and the piece.
+struct Stored {
+    archives: Vec<Archive>,
+    pieces: BTreeMap<String, (usize, String, Piece)>,
+}
+
+impl Source {
+    fn stored(&self) -> Option<&Stored> {
+        match self {
+            Self::Files(stored) | Self::Hollow(Some(stored)) => Some(stored),
+            _ => None,
+        }
+    }
+
+    /// The source once all tensors were taken from it.
+    fn drained(&self) -> Self {
+        if let Self::Hollow(_) = self { self.clone() } else { Self::Memory }
+    }
+}
+
+impl Stored {
+    fn dtype(&self, name: &str) -> Option<DType> {
+        let (i, name, _) = self.pieces.get(name)?;
+        Some(self.archives[*i].entries().get(name)?.dtype)
+    }
+}
+
 struct Shared {
     origin: String,
-    archives: Vec<Archive>,
-    /// Makes tensors that are not there; one stream per name.
-    random: Option<Rng>,
+    source: Source,
     dtype: DType,
     device: Device,
     /// Low-rank changes by module name; see [`crate::nn::linear`].
@@ -47,32 +85,80 @@ struct Shared {
 pub(super) struct State {
     tensors: BTreeMap<String, Tensor>,
     used: BTreeSet<String>,
+    /// Shapes a model asked for, by full name.
+    asked: BTreeMap<String, Vec<usize>>,
     /// Linear modules seen so far: `[out, in]`.
     pub(super) linears: BTreeMap<String, [usize; 2]>,
 }
 
 impl Weights {
-    fn new(origin: &str, archives: Vec<Archive>, random: Option<Rng>, dtype: DType, device: &Device) -> Self {
-        let origin = origin.to_string();
-        let (device, adapters, state) = (device.clone(), BTreeMap::new(), Mutex::default());
-        let shared = Shared { origin, archives, random, dtype, device, adapters, state };
+    fn new(origin: &str, source: Source, dtype: DType, device: &Device) -> Self {
+        let (origin, device, adapters) = (origin.to_string(), device.clone(), BTreeMap::new());
+        let shared = Shared { origin, source, dtype, device, adapters, state: Mutex::default() };
         Self { shared: Arc::new(shared), prefix: String::new() }
     }
 
     /// Tensors of open files, read when first asked for and converted to `dtype` on `device`.
-    pub fn open(archives: Vec<Archive>, dtype: DType, device: &Device) -> Self {
+    pub fn open(archives: Vec<Archive>, dtype: DType, device: &Device) -> Result<Self> {
+        Self::open_as(archives, &layout::same, dtype, device)
+    }
+
+    /// Like [`Weights::open`], under the names that `layout` gives to what is stored.
+    pub fn open_as(archives: Vec<Archive>, layout: &Layout, dtype: DType, device: &Device) -> Result<Self> {
         let origin = archives.first().map_or("no file", Archive::origin).to_string();
-        Self::new(&origin, archives, None, dtype, device)
+        let mut pieces = BTreeMap::new();
+        for (i, archive) in archives.iter().enumerate() {
+            for (stored, entry) in archive.entries() {
+                for piece in layout(stored, &entry.shape) {
+                    let name = piece.name.clone();
+                    if pieces.insert(name.clone(), (i, stored.clone(), piece)).is_some() {
+                        bail!(File, "{}: tensor `{name}` is there twice", archive.origin());
+                    }
+                }
+            }
+        }
+        let stored = Stored { archives, pieces };
+        Ok(Self::new(&origin, Source::Files(Arc::new(stored)), dtype, device))
     }
 
     /// A safetensors or PyTorch file.
     pub fn load(path: &Path, dtype: DType, device: &Device) -> Result<Self> {
-        Ok(Self::open(vec![Archive::open(path)?], dtype, device))
+        Self::open(vec![Archive::open(path)?], dtype, device)
     }
 
     /// A random network: every tensor a model asks for is drawn from the stream split by the tensor's name.
     pub fn random(rng: &Rng, dtype: DType, device: &Device) -> Self {
-        Self::new("random weights", Vec::new(), Some(rng.clone()), dtype, device)
+        Self::new("random weights", Source::Random(rng.clone()), dtype, device)
+    }
+
+    /// Shapes without numbers: whatever a model asks for is there and holds no memory.
+    pub fn outline(dtype: DType) -> Self {
+        Self::new("an outline", Source::Hollow(None), dtype, &Device::Cpu)
+    }
+
+    /// The same names and shapes without numbers; nothing is read.
+    pub fn hollow(&self) -> Self {
+        let source = match &self.shared.source {
+            Source::Files(stored) => Source::Hollow(Some(stored.clone())),
+            Source::Random(_) => Source::Hollow(None),
+            other => other.clone(),
+        };
+        let hollow = Self::new(self.origin(), source, self.dtype(), &Device::Cpu);
+        hollow.state().tensors = self.state().tensors.clone();
+        hollow
+    }
+
+    /// Refuses files that do not hold exactly the tensors `build` asks for, by their headers alone.
+    pub fn verify<M>(&self, build: impl FnOnce(&Weights) -> Result<M>) -> Result<()> {
+        let hollow = self.hollow();
+        build(&hollow)?;
+        hollow.finish()
+    }
+
+    /// How many tensors and numbers the models built from these weights asked for.
+    pub fn count(&self) -> (usize, usize) {
+        let state = self.state();
+        (state.asked.len(), state.asked.values().map(|shape| shape.iter().product::<usize>()).sum())
     }
 
     /// Tensors in memory, as they are; `origin` names them in messages.
@@ -81,7 +167,7 @@ impl Weights {
             Some(tensor) => (tensor.dtype(), tensor.device().clone()),
             None => (DType::F32, Device::Cpu),
         };
-        let weights = Self::new(origin, Vec::new(), None, dtype, &device);
+        let weights = Self::new(origin, Source::Memory, dtype, &device);
         weights.state().tensors = tensors;
         weights
     }
@@ -97,6 +183,14 @@ impl Weights {
 
     pub fn dtype(&self) -> DType {
         self.shared.dtype
+    }
+
+    /// What a network of these weights computes in: their type, but f32 instead of half precision on the CPU.
+    pub fn compute(&self) -> DType {
+        match (self.dtype(), self.device()) {
+            (DType::BF16 | DType::F16, Device::Cpu) => DType::F32,
+            (dtype, _) => dtype,
+        }
     }
 
     pub fn device(&self) -> &Device {
@@ -124,7 +218,7 @@ impl Weights {
     pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
         let name = self.full(name);
         let held = self.state().tensors.get(&name).map(|tensor| tensor.dims().to_vec());
-        held.or_else(|| self.shared.archives.iter().find_map(|a| a.entries().get(&name).map(|e| e.shape.clone())))
+        held.or_else(|| Some(self.shared.source.stored()?.pieces.get(&name)?.2.shape.clone()))
     }
 
     pub fn has(&self, name: &str) -> bool {
@@ -134,7 +228,7 @@ impl Weights {
     /// All full names, in order.
     pub fn names(&self) -> Vec<String> {
         let mut names: BTreeSet<String> = self.state().tensors.keys().cloned().collect();
-        names.extend(self.shared.archives.iter().flat_map(|a| a.entries().keys().cloned()));
+        names.extend(self.shared.source.stored().into_iter().flat_map(|stored| stored.pieces.keys().cloned()));
         names.into_iter().collect()
     }
 
@@ -147,16 +241,19 @@ impl Weights {
         {
             bail!(Shape, "{}: tensor `{full}` must have shape {shape:?}, got {found:?}", self.shared.origin);
         }
-        let tensor = match (&found, &self.shared.random) {
+        let tensor = match (&found, &self.shared.source) {
             (Some(_), _) => self.fetch(&full)?,
-            (None, Some(rng)) => {
+            (None, Source::Random(rng)) => {
                 let tensor = self.shared.draw(rng, &full, shape, init)?;
                 self.state().tensors.insert(full.clone(), tensor.clone());
                 tensor
             }
-            (None, None) => return Err(self.missing(&full)),
+            (None, Source::Hollow(None)) => hollow(shape, self.dtype())?,
+            (None, _) => return Err(self.missing(&full)),
         };
-        self.state().used.insert(full);
+        let mut state = self.state();
+        state.asked.insert(full.clone(), shape.to_vec());
+        state.used.insert(full);
         Ok(tensor)
     }
 
@@ -171,10 +268,27 @@ impl Weights {
             return Ok(tensor.clone());
         }
         let shared = &self.shared;
-        let Some(archive) = shared.archives.iter().find(|a| a.entries().contains_key(full)) else {
+        let Some((stored, (i, name, piece))) = shared.source.stored().and_then(|s| Some((s, s.pieces.get(full)?)))
+        else {
             return Err(self.missing(full));
         };
-        let tensor = archive.read(full)?.to_dtype(shared.dtype)?.to_device(&shared.device)?;
+        let archive = &stored.archives[*i];
+        let dtype = archive.entries()[name].dtype;
+        if !matches!(dtype, DType::F32 | DType::F64 | DType::BF16 | DType::F16) {
+            bail!(Dtype, "{}: tensor `{name}` must be of type f32, f64, bf16 or f16, got {}", archive.origin(), dtype.as_str();
+                hint: "quantised files are not read; take the bf16 file");
+        }
+        if matches!(shared.source, Source::Hollow(_)) {
+            return hollow(&piece.shape, shared.dtype);
+        }
+        let tensor = archive.read_rows(name, piece.rows.clone())?.reshape(&piece.shape[..])?;
+        let tensor = if piece.swapped {
+            let half = tensor.dim(0)? / 2;
+            Tensor::cat(&[tensor.narrow(0, half, half)?, tensor.narrow(0, 0, half)?], 0)?
+        } else {
+            tensor
+        };
+        let tensor = tensor.to_dtype(shared.dtype)?.to_device(&shared.device)?;
         self.state().tensors.insert(full.to_string(), tensor.clone());
         Ok(tensor)
     }
@@ -204,9 +318,11 @@ impl Weights {
             hint: "check that the config beside the weights belongs to them")
     }
 
-    /// Every tensor by full name, read if it was not yet.
+    /// Every float tensor by full name, read if it was not yet; counters and the like are left out.
     pub fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
-        self.names().into_iter().map(|name| Ok((name.clone(), self.fetch(&name)?))).collect()
+        let stored = self.shared.source.stored();
+        let float = |name: &String| stored.and_then(|s| s.dtype(name)).is_none_or(|dtype| dtype.is_float());
+        self.names().into_iter().filter(float).map(|name| Ok((name.clone(), self.fetch(&name)?))).collect()
     }
 
     /// The same names with other tensors: `change(name, tensor)`.
@@ -223,7 +339,7 @@ impl Weights {
         let state = Mutex::new(State { tensors, ..self.state().clone() });
         let (origin, device) = (self.origin().to_string(), self.device().clone());
         let shared =
-            Shared { origin, archives: Vec::new(), random: None, dtype: self.dtype(), device, adapters, state };
+            Shared { origin, source: self.shared.source.drained(), dtype: self.dtype(), device, adapters, state };
         Ok(Self { shared: Arc::new(shared), prefix: self.prefix.clone() })
     }
 
@@ -237,10 +353,14 @@ impl Weights {
         self.replaced(self.tensors()?, adapters)
     }
 
-    /// A copy whose chosen tensors are variables that an optimizer can change.
+    /// A copy whose chosen tensors are variables that an optimizer can change, in f32 or f64.
     pub fn trainable(&self, chosen: impl Fn(&str) -> bool) -> Result<Self> {
         self.map(|name, tensor| match chosen(name) {
-            true => Ok(Var::from_tensor(&tensor.detach())?.into_inner()),
+            true => {
+                // half precision loses small steps
+                let dtype = if tensor.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+                Ok(Var::from_tensor(&tensor.detach().to_dtype(dtype)?)?.into_inner())
+            }
             false => Ok(tensor.detach()),
         })
     }
@@ -262,6 +382,13 @@ impl Weights {
         tensors.collect::<BTreeMap<_, _>>().into_iter().collect()
     }
 
+    /// The variables at and below this prefix.
+    pub fn variables(&self) -> Vec<Tensor> {
+        let below =
+            |name: &str| name.strip_prefix(&self.prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        self.params().into_iter().filter(|(name, _)| self.prefix.is_empty() || below(name)).map(|(_, x)| x).collect()
+    }
+
     /// Writes all tensors as safetensors, in `dtype` if one is given.
     pub fn save(&self, path: &Path, dtype: Option<DType>) -> Result<()> {
         let mut tensors = self.tensors()?;
@@ -271,6 +398,11 @@ impl Weights {
         let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
         archive::write(path, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), &metadata)
     }
+}
+
+/// A zero seen as this shape: no memory, whatever the size.
+fn hollow(shape: &[usize], dtype: DType) -> Result<Tensor> {
+    Ok(Tensor::zeros((), dtype, &Device::Cpu)?.broadcast_as(shape)?)
 }
 
 impl Shared {

@@ -49,7 +49,7 @@ impl Hpsv2 {
             Some(file) => file.clone(),
             None => weight_file(folder)?,
         };
-        let weights = Weights::open(vec![folder.archive(&file)?], DType::F32, device);
+        let weights = Weights::open(vec![folder.archive(&file)?], DType::F32, device)?;
         let tokenizer = match &options.tokenizer {
             Some(place) => Tokenizer::open(&sources.find(place)?)?,
             None if folder.has("tokenizer.json") => Tokenizer::open(folder)?,

@@ -198,19 +198,30 @@ pub fn pullback(value: &Tensor, v: &Tensor, wanted: &[Tensor]) -> Result<Vec<Ten
 
 /// Runs `f` without keeping its graph and runs it again in the backward: memory for compute.
 ///
-/// Gradients flow to `inputs` and to nothing else, so trainable parameters used by `f` must be among them.
-pub fn segment(inputs: &[&Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor> + Send + Sync + 'static) -> Result<Tensor> {
+/// Gradients flow to `inputs` and to `params`, the variables that `f` uses, and to nothing else.
+pub fn segment(
+    inputs: &[&Tensor],
+    params: &[Tensor],
+    f: impl Fn(&[Tensor]) -> Result<Tensor> + Send + Sync + 'static,
+) -> Result<Tensor> {
     let detached: Vec<Tensor> = inputs.iter().map(|x| x.detach()).collect();
+    let all: Vec<&Tensor> = inputs.iter().copied().chain(params).collect();
+    if !all.iter().any(|x| x.track_op()) {
+        return f(&detached);
+    }
     let output = f(&detached)?.detach().copy()?;
-    custom_vjp(inputs, output, move |grad, wanted| {
-        let variables: Vec<Tensor> = detached
-            .iter()
-            .zip(wanted)
-            .map(|(x, w)| Ok(if *w { Var::from_tensor(x)?.into_inner() } else { x.clone() }))
-            .collect::<Result<_>>()?;
-        let value = f(&variables)?;
-        let gradients = pullback(&value, grad, &variables)?;
-        Ok(gradients.into_iter().zip(wanted).map(|(g, w)| w.then_some(g)).collect())
+    let params = params.to_vec();
+    custom_vjp(&all, output, move |grad, wanted| {
+        let fresh = |(x, wanted): (&Tensor, &bool)| match wanted {
+            true => Ok(Var::from_tensor(x)?.into_inner()),
+            false => Ok(x.clone()),
+        };
+        let inputs: Vec<Tensor> = detached.iter().zip(wanted).map(fresh).collect::<Result<_>>()?;
+        let value = f(&inputs)?;
+        let asked = inputs.into_iter().chain(params.iter().cloned()).zip(wanted);
+        let tracked: Vec<Tensor> = asked.filter(|(_, wanted)| **wanted).map(|(x, _)| x).collect();
+        let mut gradients = pullback(&value, grad, &tracked)?.into_iter();
+        Ok(wanted.iter().map(|wanted| if *wanted { gradients.next() } else { None }).collect())
     })
 }
 
@@ -297,11 +308,16 @@ mod tests {
         let (x, w) = (random(&[3, 4], 1), Var::from_tensor(&random(&[4, 4], 2)).unwrap());
         let plain = |x: &Tensor, w: &Tensor| -> Result<Tensor> { Ok(x.matmul(w)?.tanh()?.sqr()?) };
         let loss = plain(&x, w.as_tensor()).unwrap().sum_all().unwrap();
-        let checkpointed = segment(&[&x, w.as_tensor()], move |i| plain(&i[0], &i[1])).unwrap().sum_all().unwrap();
+        let checkpointed = segment(&[&x, w.as_tensor()], &[], move |i| plain(&i[0], &i[1])).unwrap().sum_all().unwrap();
         let wanted = [w.as_tensor().clone()];
-        let (a, b) = (gradients(&loss, &wanted).unwrap(), gradients(&checkpointed, &wanted).unwrap());
-        let error = (&a[0] - &b[0]).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
-        assert!(error < 1e-12, "{error}");
+        let inner = w.as_tensor().clone();
+        let closed = segment(&[&x], &wanted, move |i| plain(&i[0], &inner)).unwrap().sum_all().unwrap();
+        let expected = gradients(&loss, &wanted).unwrap();
+        for other in [checkpointed, closed] {
+            let got = gradients(&other, &wanted).unwrap();
+            let error = (&expected[0] - &got[0]).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
+            assert!(error < 1e-12, "{error}");
+        }
     }
 
     #[test]

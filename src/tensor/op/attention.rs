@@ -1,5 +1,6 @@
 //! Softmax and scaled dot-product attention; scores are made in blocks of queries and never stored whole.
 
+use super::cast::wide;
 use crate::bail;
 use crate::error::Result;
 use crate::tensor::grad::custom_vjp;
@@ -76,7 +77,11 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, mask: Option<&T
         }
     }
     let sizes = Sizes { batch, s, t, heads, kv, d, scale };
-    on_cpu!(q, attention_cpu(q, k, v, mask, sizes), attention_composed(q, k, v, mask, sizes))
+    wide([q, k, v], |[q, k, v]| {
+        let mask = mask.map(|m| m.to_dtype(q.dtype())).transpose()?;
+        let mask = mask.as_ref();
+        on_cpu!(q, attention_cpu(q, k, v, mask, sizes), attention_composed(q, k, v, mask, sizes))
+    })
 }
 
 fn attention_composed(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, z: Sizes) -> Result<Tensor> {

@@ -1,5 +1,6 @@
 //! 2-D convolution (one small matrix product per image, patches unrolled per thread) and nearest upsampling.
 
+use super::cast::cast;
 use crate::bail;
 use crate::error::Result;
 use crate::tensor::grad::custom_vjp;
@@ -36,6 +37,8 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, stride: usize,
     }
     let (oh, ow) = ((h + 2 * padding - kh) / stride + 1, (w + 2 * padding - kw) / stride + 1);
     let z = Sizes { batch, inner, h, w, outer, kh, kw, stride, padding, oh, ow };
+    let (weight, bias) = (&cast(weight, x.dtype())?, bias.map(|b| cast(b, x.dtype())).transpose()?);
+    let bias = bias.as_ref();
     on_cpu!(x, conv2d_cpu(x, weight, bias, z), {
         let y = x.conv2d(weight, padding, stride, 1, 1)?;
         match bias {

@@ -3,6 +3,7 @@
 
 mod activation;
 mod attention;
+mod cast;
 mod conv;
 mod linear;
 mod norm;
@@ -11,6 +12,7 @@ mod rope;
 
 pub use activation::{clamp_through, gelu_erf, gelu_tanh, quick_gelu, sigmoid, silu, softplus, swiglu};
 pub use attention::{attention, softmax};
+pub use cast::cast;
 pub use conv::{conv2d, upsample_nearest2x};
 pub use linear::{Lora, linear};
 pub use norm::{gated_add, group_norm, layer_norm, modulate, rms_norm};

@@ -1,5 +1,6 @@
 //! Normalisations and the modulations that follow them.
 
+use super::cast::wide;
 use crate::bail;
 use crate::error::Result;
 use crate::tensor::grad::custom_vjp;
@@ -10,17 +11,26 @@ use rayon::prelude::*;
 /// Layer normalisation over the last dimension, with optional weight and bias.
 pub fn layer_norm(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {
     let width = x.dim(D::Minus1)?;
-    affine(&normalise(x, width, true, eps)?, weight, bias)
+    match (weight, bias) {
+        (Some(weight), Some(bias)) => {
+            wide([x, weight, bias], |[x, w, b]| affine(&normalise(x, width, true, eps)?, Some(w), Some(b)))
+        }
+        _ => wide([x], |[x]| affine(&normalise(x, width, true, eps)?, weight, bias)),
+    }
 }
 
 /// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let width = x.dim(D::Minus1)?;
-    affine(&normalise(x, width, false, eps)?, Some(weight), None)
+    wide([x, weight], |[x, weight]| affine(&normalise(x, width, false, eps)?, Some(weight), None))
 }
 
 /// Group normalisation of `x [batch, channels, ..]` with weight and bias per channel.
 pub fn group_norm(x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    wide([x, weight, bias], |[x, weight, bias]| group_norm_in(x, groups, weight, bias, eps))
+}
+
+fn group_norm_in(x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     let (batch, channels) = (x.dim(0)?, x.dim(1)?);
     if groups == 0 || channels % groups != 0 {
         bail!(Shape, "group_norm: {groups} groups must divide {channels} channels");

@@ -1,5 +1,6 @@
 //! Rotary position embeddings, as consecutive pairs (FLUX) or as halves (Llama, Qwen).
 
+use super::cast::wide;
 use crate::bail;
 use crate::error::Result;
 use crate::tensor::grad::custom_vjp;
@@ -8,12 +9,12 @@ use candle_core::{D, Tensor};
 
 /// Rotates dimensions `(2 i, 2 i + 1)` of `x [batch, s, heads, d]` by angles given as `cos, sin [s, d / 2]`.
 pub fn rope_pairs(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    rope(x, cos, sin, true)
+    wide([x], |[x]| rope(x, cos, sin, true))
 }
 
 /// Rotates dimensions `(i, i + d / 2)` of `x [batch, s, heads, d]` by angles given as `cos, sin [s, d / 2]`.
 pub fn rope_halves(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    rope(x, cos, sin, false)
+    wide([x], |[x]| rope(x, cos, sin, false))
 }
 
 fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, pairs: bool) -> Result<Tensor> {

@@ -1,0 +1,160 @@
+//! PyTorch zip files: which tensors their pickle names and where the bytes lie. Nothing in a pickle is ever run.
+
+use crate::bail;
+use crate::error::{Error, Kind, Result};
+use crate::nn::archive::{Entry, byte_size, check_count};
+use candle_core::pickle::{Object, Stack, TensorInfo};
+use std::collections::BTreeMap;
+use std::io::{BufReader, Cursor, Read};
+use std::path::Path;
+use zip::{CompressionMethod, ZipArchive};
+
+type Zip<'a> = ZipArchive<Cursor<&'a [u8]>>;
+
+/// A pickle larger than this holds more than names and shapes.
+const MAX_PICKLE: u64 = 64 << 20;
+
+/// The tensors of a bare state dict, or of one under `ema`, `state_dict` or `model`, the first that is there.
+pub(super) fn entries(bytes: &[u8]) -> Result<BTreeMap<String, Entry>> {
+    let mut zip = ZipArchive::new(Cursor::new(bytes)).map_err(|e| not_zip(&e))?;
+    let Some(name) = zip.file_names().flatten().map(|n| n.into_owned()).find(|n| n.ends_with("data.pkl")) else {
+        bail!(File, "expected a PyTorch file, got a zip file without `data.pkl`");
+    };
+    let pickle = zip.by_name(&name).map_err(|e| not_zip(&e))?;
+    if pickle.size() > MAX_PICKLE {
+        bail!(Limit, "expected a pickle of at most {MAX_PICKLE} bytes, got {}", pickle.size());
+    }
+    let mut stack = Stack::empty();
+    let unreadable = |e: candle_core::Error| {
+        Error::new(Kind::File, format!("the pickle is not readable ({e})"))
+            .hint("save only the state dict with torch.save, or convert it to safetensors")
+    };
+    stack.read_loop(&mut BufReader::new(pickle.take(MAX_PICKLE))).map_err(unreadable)?;
+    let object = stack.finalize().map_err(unreadable)?;
+    refuse_code(&object)?;
+    let folder = name.trim_end_matches(".pkl").to_string();
+    let mut entries = BTreeMap::new();
+    for (key, value) in state_dict(object)? {
+        let name = key.clone().unicode().unwrap_or_default();
+        let unreadable = |e| Error::new(Kind::File, format!("tensor `{name}`: {e}"));
+        if let Some(info) = value.into_tensor_info(key, Path::new(&folder)).map_err(unreadable)? {
+            let entry = entry(&mut zip, &info).map_err(|e| e.within(format!("tensor `{}`", info.name)))?;
+            entries.insert(info.name, entry);
+        }
+    }
+    check_count(entries.len())?;
+    Ok(entries)
+}
+
+fn not_zip(error: &dyn std::fmt::Display) -> Error {
+    Error::new(Kind::File, format!("not a PyTorch zip file ({error})")).hint(
+        "save it with a current torch.save, or convert it to safetensors; a shorter file than published is cut off",
+    )
+}
+
+fn is_tensor(value: &Object) -> bool {
+    matches!(value, Object::Reduce { callable, .. } if matches!(&**callable, Object::Class { class_name, .. } if class_name.starts_with("_rebuild")))
+}
+
+fn state_dict(object: Object) -> Result<Vec<(Object, Object)>> {
+    let Object::Dict(mut items) = object else {
+        bail!(File, "expected a state dict, got another object");
+    };
+    if items.iter().any(|(_, value)| is_tensor(value)) {
+        return Ok(items);
+    }
+    for wanted in ["ema", "state_dict", "model"] {
+        let found = items.iter().position(|(key, _)| matches!(key, Object::Unicode(key) if key == wanted));
+        if let Some(Object::Dict(inner)) = found.map(|i| items.swap_remove(i).1)
+            && inner.iter().any(|(_, value)| is_tensor(value))
+        {
+            return Ok(inner);
+        }
+    }
+    bail!(File, "expected a state dict (bare, or under `ema`, `state_dict` or `model`), got none")
+}
+
+/// Where the bytes of a tensor lie in the file: PyTorch stores them uncompressed.
+fn entry(zip: &mut Zip, info: &TensorInfo) -> Result<Entry> {
+    let data = zip.by_name(&info.path).map_err(|e| Error::new(Kind::File, format!("its data is missing ({e})")))?;
+    if data.compression() != CompressionMethod::Stored {
+        bail!(File, "its data is compressed"; hint: "save the file again with torch.save");
+    }
+    let (shape, start) = (info.layout.dims().to_vec(), info.layout.start_offset() as u64);
+    let reversed = !info.layout.is_contiguous();
+    if reversed && !info.layout.is_fortran_contiguous() {
+        bail!(File, "its numbers are not in a row"; hint: "save `tensor.contiguous()`");
+    }
+    let end =
+        byte_size(&shape, info.dtype).and_then(|bytes| bytes.checked_add(start)).filter(|&end| end <= data.size());
+    match (data.data_start(), end) {
+        (Some(at), Some(end)) => Ok(Entry { dtype: info.dtype, shape, begin: at + start, end: at + end, reversed }),
+        _ => bail!(File, "shape {shape:?} needs more than the {} bytes stored", data.size();
+            hint: "the file is cut off; fetch it again"),
+    }
+}
+
+/// What data is made of; anything else would be code if the pickle were run.
+fn is_data(module: &str, class: &str) -> bool {
+    match module {
+        "collections" => matches!(class, "OrderedDict" | "defaultdict"),
+        "torch" => class.ends_with("Storage") || matches!(class, "Size" | "device") || class.starts_with("float"),
+        "torch._utils" => class.starts_with("_rebuild_"),
+        "torch._tensor" => class == "_rebuild_from_type_v2",
+        "torch.nn.parameter" => class == "Parameter",
+        "argparse" => class == "Namespace",
+        "pathlib" => class.ends_with("Path"),
+        "numpy" => matches!(class, "dtype" | "ndarray"),
+        "numpy.core.multiarray" | "numpy._core.multiarray" => matches!(class, "scalar" | "_reconstruct"),
+        "_codecs" => class == "encode",
+        _ => false,
+    }
+}
+
+fn refuse_code(object: &Object) -> Result<()> {
+    match object {
+        Object::Class { module_name, class_name } if !is_data(module_name, class_name) => {
+            bail!(File, "the pickle calls `{module_name}.{class_name}`, which is not data";
+                hint: "do not trust the file; convert it to safetensors where it came from")
+        }
+        Object::Tuple(items) | Object::List(items) => items.iter().try_for_each(refuse_code),
+        Object::Dict(items) => items.iter().try_for_each(|(k, v)| refuse_code(k).and_then(|()| refuse_code(v))),
+        Object::Reduce { callable, args } | Object::Build { callable, args } => {
+            refuse_code(callable).and_then(|()| refuse_code(args))
+        }
+        Object::PersistentLoad(inner) => refuse_code(inner),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn file(pickle: &[u8]) -> Vec<u8> {
+        let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
+        let stored = zip::write::SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
+        zip.start_file("archive/data.pkl", stored).unwrap();
+        zip.write_all(pickle).unwrap();
+        zip.finish().unwrap().into_inner()
+    }
+
+    fn refusal(bytes: &[u8]) -> String {
+        entries(bytes).unwrap_err().message
+    }
+
+    #[test]
+    fn code_and_other_objects_are_refused() {
+        // {"w": os.system("true")}
+        let code = b"\x80\x02}X\x01\x00\x00\x00wcos\nsystem\nX\x04\x00\x00\x00true\x85Rs.";
+        assert_eq!(refusal(&file(code)), "the pickle calls `os.system`, which is not data");
+        assert!(refusal(&file(b"\x80\x02}.")).starts_with("expected a state dict (bare"));
+        assert_eq!(refusal(&file(b"\x80\x02]."))[..21], *"expected a state dict");
+        assert!(refusal(&file(b"\x80\x02]\xff")).starts_with("the pickle is not readable"));
+        assert!(refusal(b"no zip").starts_with("not a PyTorch zip file"));
+        let mut cut = file(code);
+        cut.truncate(cut.len() - 10);
+        assert!(refusal(&cut).starts_with("not a PyTorch zip file"));
+    }
+}
