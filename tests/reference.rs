@@ -3,15 +3,15 @@
 
 use amscript::flow::{RolloutOptions, klein_grid, rollout};
 use amscript::model::flux2::Transformer;
-use amscript::model::klein::Klein;
+use amscript::model::adapter::Targets;
 use amscript::model::latents::Latents;
-use amscript::model::source::Folder;
+use amscript::model::open::{Choices, open};
+use amscript::model::source::{Component, Folder, Sources};
 use amscript::model::{Condition, Flow, Velocity};
 use amscript::nn::weights::Weights;
 use amscript::tensor::grad::{gradients, pullback, vjp};
 use amscript::tensor::{DType, Device, Tensor};
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 
 fn folder() -> Folder {
     Folder::disk("tests/golden/flux2")
@@ -19,6 +19,14 @@ fn folder() -> Folder {
 
 fn expected() -> HashMap<String, Tensor> {
     candle_core::safetensors::load("tests/golden/flux2/expected.safetensors", &Device::Cpu).unwrap()
+}
+
+fn latents() -> Latents {
+    Latents::open(&Component::Folder(folder().sub("vae").unwrap()), None, DType::F32, &Device::Cpu).unwrap()
+}
+
+fn opened(choices: &Choices) -> Flow {
+    open("tests/golden/flux2", &Sources::default(), choices, &Device::Cpu).unwrap()
 }
 
 /// Largest difference relative to the largest expected value.
@@ -91,7 +99,7 @@ fn transformer_weight_gradients() {
 #[test]
 fn autoencoder_both_ways() {
     let g = expected();
-    let latents = Latents::open(&folder().sub("vae").unwrap(), DType::F32, &Device::Cpu).unwrap();
+    let latents = latents();
     let image = g["in.image"].affine(0.5, 0.5).unwrap();
     close("mean", &latents.moments(&image).unwrap().0, &g["out.vae_mean"], 1e-4);
     close("latent", &latents.encode(&image).unwrap(), &g["out.vae_latent"], 1e-4);
@@ -103,24 +111,96 @@ fn autoencoder_both_ways() {
 }
 
 /// The pipeline's unclamped image and the states of the four-step sample.
-fn sample(velocity: Arc<dyn Velocity>, klein: &Klein, condition: &Condition, name: &str) {
+fn sample(velocity: &dyn Velocity, condition: &Condition, name: &str) {
     let g = expected();
     let options = RolloutOptions::new(klein_grid(4, 24).unwrap());
-    let path = rollout(velocity.as_ref(), &g["in.noise"], condition, &options).unwrap();
+    let path = rollout(velocity, &g["in.noise"], condition, &options).unwrap();
     let states = Tensor::cat(&path.states, 0).unwrap();
     close("states", &states, &unpack(&g[&format!("out.{name}_states_packed")]), 1e-4);
     close("latent", path.last(), &g[&format!("out.{name}_latent")], 1e-4);
-    let image = klein.latents().decode(path.last()).unwrap().affine(2.0, -1.0).unwrap();
+    let image = latents().decode(path.last()).unwrap().affine(2.0, -1.0).unwrap();
     close("image", &image, &g[&format!("out.{name}_image")], 1e-4);
 }
 
 #[test]
 fn four_step_sample_from_a_prompt() {
-    let klein = Klein::open("golden", &folder(), None, &Device::Cpu).unwrap();
-    let weights = klein.weights(&folder(), &Device::Cpu).unwrap();
-    let klein = Arc::new(klein);
-    let flow = Flow::of_family(klein.clone(), weights).unwrap();
+    let flow = opened(&Choices::default());
     let case: serde_json::Value = folder().json("case.json").unwrap();
     let prompt = case["prompts"][0].as_str().unwrap().to_string();
-    sample(Arc::new(flow.clone()), &klein, &flow.encode(&[prompt]).unwrap(), "sample");
+    sample(&flow, &flow.encode(&[prompt]).unwrap(), "sample");
+}
+
+fn single_files(choices: Choices) -> Choices {
+    let file = |name: &str| format!("tests/golden/flux2/{name}.safetensors");
+    Choices { weights: Some(file("flux2_bfl").into()), vae: Some(file("ae")), ..choices }
+}
+
+fn golden_velocity(flow: &Flow) -> Tensor {
+    let g = expected();
+    let condition = Condition { embeddings: Some(g["in.text"].clone()), ..Condition::default() };
+    let v = flow.velocity(&g["in.x"], &g["in.t"].affine(-1.0, 1.0).unwrap(), &condition).unwrap();
+    v.detach().neg().unwrap()
+}
+
+#[test]
+fn single_files_hold_the_same_model() {
+    let flow = opened(&single_files(Choices::default()));
+    let g = expected();
+    close("velocity", &golden_velocity(&flow), &g["out.velocity"], 1e-4);
+    let same = opened(&Choices::default());
+    close("the folder's velocity", &golden_velocity(&flow), &golden_velocity(&same), 1e-6);
+    let images = |flow: &Flow| flow.decode(&g["in.z"]).unwrap();
+    close("the folder's image", &images(&flow), &images(&same), 1e-6);
+    let image = g["in.image"].affine(0.5, 0.5).unwrap();
+    close("latent", &flow.encode_image(&image).unwrap(), &g["out.vae_latent"], 1e-4);
+    let by_path =
+        open("tests/golden/flux2/flux2_bfl.safetensors", &Sources::default(), &Choices::default(), &Device::Cpu);
+    close("opened by path", &golden_velocity(&by_path.unwrap()), &golden_velocity(&same), 1e-6);
+}
+
+/// Every golden weight is a bf16 number, so holding them so changes nothing; computing so does.
+#[test]
+fn half_precision_weights_and_compute() {
+    let g = expected();
+    let with =
+        |dtype, compute| golden_velocity(&opened(&single_files(Choices { dtype, compute, ..Choices::default() })));
+    close("bf16 weights", &with(Some(DType::BF16), None), &g["out.velocity"], 1e-4);
+    close("bf16 compute", &with(Some(DType::BF16), Some(DType::BF16)), &g["out.velocity"], 0.05);
+    close("f16 compute", &with(Some(DType::F32), Some(DType::F16)), &g["out.velocity"], 0.01);
+    let f64 = with(Some(DType::F64), None);
+    assert_eq!(f64.dtype(), DType::F32);
+    close("f64 compute", &f64, &g["out.velocity"], 2e-5);
+}
+
+#[test]
+fn recomputed_blocks_give_the_same_gradients() {
+    let g = expected();
+    let condition = Condition { embeddings: Some(g["in.text"].clone()), ..Condition::default() };
+    let rng = amscript::tensor::Rng::new(3);
+    let products = |recompute| {
+        let base = opened(&Choices { recompute: Some(recompute), ..Choices::default() });
+        let tuned = base.lora(2, 1.0, &Targets::Usual, &rng).unwrap();
+        for (name, tensor) in tuned.params() {
+            let noise = (rng.split(&name).normal(tensor.dims(), DType::F32, &Device::Cpu).unwrap() * 0.2).unwrap();
+            candle_core::Var::from_tensor(&tensor).unwrap().set(&noise).unwrap();
+        }
+        let x = candle_core::Var::from_tensor(&g["in.x"]).unwrap().into_inner();
+        let v = tuned.velocity(&x, &g["in.t"], &condition).unwrap();
+        let wanted: Vec<Tensor> = std::iter::once(x).chain(tuned.params().into_iter().map(|(_, p)| p)).collect();
+        pullback(&v, &unpack(&g["in.cotangent_packed"]), &wanted).unwrap()
+    };
+    for (i, (plain, again)) in products(false).iter().zip(products(true)).enumerate() {
+        close(&format!("gradient {i}"), &again, plain, 1e-5);
+    }
+}
+
+#[test]
+fn the_published_size_from_shapes_alone() {
+    let config: serde_json::Value = serde_json::json!({
+        "in_channels": 128, "num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "attention_head_dim": 128,
+        "joint_attention_dim": 7680, "mlp_ratio": 3.0, "axes_dims_rope": [32, 32, 32, 32],
+    });
+    let outline = Weights::outline(DType::BF16);
+    Transformer::new(&serde_json::from_value(config).unwrap(), &outline, true).unwrap();
+    assert_eq!(outline.count(), (169, 3_875_544_576));
 }

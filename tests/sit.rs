@@ -5,7 +5,7 @@ use amscript::flow::{RolloutOptions, rollout, uniform};
 use amscript::model::labelled::{Sit, sentences};
 use amscript::model::latents::Latents;
 use amscript::model::open::{Choices, open};
-use amscript::model::source::{Folder, Sources};
+use amscript::model::source::{Component, Folder, Sources};
 use amscript::model::{Condition, Family, Flow, Velocity};
 use amscript::tensor::grad::{pullback, vjp};
 use amscript::tensor::{DType, Device, Tensor};
@@ -75,7 +75,8 @@ struct Guided {
 impl Guided {
     fn new(channels: Option<usize>) -> Self {
         let folder = Folder::disk(FOLDER);
-        let vae = Latents::open(&folder.sub("vae").unwrap(), DType::F32, &Device::Cpu).unwrap();
+        let vae =
+            Latents::open(&Component::Folder(folder.sub("vae").unwrap()), None, DType::F32, &Device::Cpu).unwrap();
         let (config, _) = Sit::weights(&folder, "sit.safetensors", &Device::Cpu).unwrap();
         let classes = sentences(&folder, config.num_classes).unwrap();
         let sit = Sit::new("golden", config, vae, classes).unwrap().guiding(channels);
@@ -118,7 +119,7 @@ fn autoencoder_in_both_namings() {
     let g = expected();
     for folder in ["vae", "vae_old_keys"] {
         let folder = Folder::disk(format!("{FOLDER}/{folder}"));
-        let latents = Latents::open(&folder, DType::F32, &Device::Cpu).unwrap();
+        let latents = Latents::open(&Component::Folder(folder), None, DType::F32, &Device::Cpu).unwrap();
         close("vae_mean", &latents.moments(&g["in.image"].affine(0.5, 0.5).unwrap()).unwrap().0);
         let z = candle_core::Var::from_tensor(&g["in.z"]).unwrap();
         let decoded = latents.decode(z.as_tensor()).unwrap().affine(2.0, -1.0).unwrap();

@@ -4,7 +4,8 @@
 //! `1 - t`, the velocity is minus the output. Tokens are text first, then image, row by row.
 
 use crate::bail;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
+use crate::nn::layout::Piece;
 use crate::nn::linear::Linear;
 use crate::nn::lora::Alias;
 use crate::nn::weights::{Init, Weights};
@@ -48,6 +49,34 @@ fn eps() -> f64 {
 }
 
 impl Config {
+    /// The sizes of weights that have no config beside them. Heads are as wide as the norms of their queries; the four axes
+    /// of the rotation share a head equally, as published.
+    pub fn of(w: &Weights) -> Result<Self> {
+        let dims = |name: &str| {
+            let missing =
+                || Error::new(Kind::Missing, format!("{}: not a FLUX.2 transformer, `{name}` is missing", w.origin()));
+            w.shape(name).filter(|shape| shape.len() == 2 || name.contains("norm")).ok_or_else(missing)
+        };
+        let count = |kind: &str, one: &str| (0..).take_while(|i| w.has(&format!("{kind}.{i}.{one}.weight"))).count();
+        let (image, text) = (dims("x_embedder.weight")?, dims("context_embedder.weight")?);
+        let (width, head) = (image[0], dims("transformer_blocks.0.attn.norm_q.weight")?[0]);
+        let hidden = dims("transformer_blocks.0.ff.linear_out.weight")?[1];
+        Ok(Self {
+            in_channels: image[1],
+            num_layers: count("transformer_blocks", "attn.to_q"),
+            num_single_layers: count("single_transformer_blocks", "attn.to_out"),
+            num_attention_heads: width / head.max(1),
+            attention_head_dim: head,
+            joint_attention_dim: text[1],
+            mlp_ratio: hidden as f64 / width as f64,
+            axes_dims_rope: vec![head / 4; 4],
+            rope_theta: theta(),
+            timestep_guidance_channels: dims("time_guidance_embed.timestep_embedder.linear_1.weight")?[1],
+            eps: eps(),
+            guidance_embeds: w.has("time_guidance_embed.guidance_embedder.linear_1.weight"),
+        })
+    }
+
     pub fn width(&self) -> usize {
         self.num_attention_heads * self.attention_head_dim
     }
@@ -131,6 +160,41 @@ pub fn alias(module: &str) -> Option<Alias> {
     };
     let (_, other, part) = table.iter().find(|(own, ..)| *own == inside)?;
     Some(Alias { module: format!("{blocks}.{index}.{other}"), part: *part, swapped: false })
+}
+
+/// Query and key norms in this layout and in BFL's.
+const NORMS: [(&str, &str); 6] = [
+    ("attn.norm_q", "img_attn.norm.query_norm"),
+    ("attn.norm_k", "img_attn.norm.key_norm"),
+    ("attn.norm_added_q", "txt_attn.norm.query_norm"),
+    ("attn.norm_added_k", "txt_attn.norm.key_norm"),
+    ("attn.norm_q", "norm.query_norm"),
+    ("attn.norm_k", "norm.key_norm"),
+];
+
+/// The tensors of a file in this layout or in BFL's, which may carry a prefix.
+pub fn layout(stored: &str, shape: &[usize]) -> Vec<Piece> {
+    let name = stored.strip_prefix("model.diffusion_model.").unwrap_or(stored);
+    let Some((module, _)) = name.rsplit_once('.') else { return vec![Piece::whole(name, shape)] };
+    if let Some((own, _)) = TOP.iter().find(|(_, other)| *other == module) {
+        let piece = Piece::whole(format!("{own}.weight"), shape);
+        return vec![if *own == "norm_out.linear" { piece.swapped() } else { piece }];
+    }
+    let inside = module.split_once('.').and_then(|(kind, rest)| Some((kind, rest.split_once('.')?)));
+    let (blocks, table, i, inside): (_, &[_], _, _) = match inside {
+        Some(("double_blocks", (i, inside))) => ("transformer_blocks", &DOUBLE, i, inside),
+        Some(("single_blocks", (i, inside))) => ("single_transformer_blocks", &SINGLE, i, inside),
+        _ => return vec![Piece::whole(name, shape)],
+    };
+    let full = |own: &str| format!("{blocks}.{i}.{own}.weight");
+    if let Some((own, _)) = NORMS.iter().find(|(_, other)| *other == inside) {
+        return vec![Piece::whole(full(own), shape)];
+    }
+    let parts: Vec<&str> = table.iter().filter(|(_, other, _)| *other == inside).map(|(own, ..)| *own).collect();
+    match parts.len() {
+        0 => vec![Piece::whole(name, shape)],
+        n => parts.iter().enumerate().map(|(i, own)| Piece::part(full(own), shape, i, n)).collect(),
+    }
 }
 
 /// The transformer: latents, time and prompt embeddings to a velocity.

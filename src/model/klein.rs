@@ -2,15 +2,14 @@
 
 use super::flux2::{self, Transformer};
 use super::latents::Latents;
-use super::source::Folder;
 use super::text::TextEncoder;
 use super::{Condition, Family, Velocity};
 use crate::bail;
 use crate::error::Result;
 use crate::nn::lora::Alias;
 use crate::nn::weights::Weights;
+use crate::tensor::Tensor;
 use crate::tensor::op::clamp_through;
-use crate::tensor::{DType, Device, Tensor};
 use serde::Deserialize;
 use std::sync::Arc;
 
@@ -20,10 +19,18 @@ use std::sync::Arc;
 pub struct Defaults {
     pub max_sequence_length: usize,
     pub text_encoder_out_layers: Vec<usize>,
-    /// Image side in pixels; by default 256, or less for an autoencoder made for less.
-    pub size: Option<usize>,
+    /// Image height and width in pixels; by default 256, or less for an autoencoder made for less.
+    pub size: Option<Size>,
     pub steps: usize,
     pub guidance: f64,
+}
+
+/// Height and width, or one side of a square.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(untagged)]
+pub enum Size {
+    Square(usize),
+    Sides([usize; 2]),
 }
 
 impl Default for Defaults {
@@ -44,19 +51,21 @@ pub struct Klein {
     config: flux2::Config,
     latents: Latents,
     text: TextEncoder,
-    defaults: Defaults,
+    /// Height and width of the images, in pixels.
+    size: [usize; 2],
+    recompute: bool,
 }
 
 impl Klein {
-    /// From a pipeline folder; `config` replaces `transformer/config.json` when a new transformer is to be made.
-    pub fn open(name: &str, folder: &Folder, config: Option<flux2::Config>, device: &Device) -> Result<Self> {
-        let defaults: Defaults =
-            if folder.has("amscript.json") { folder.json("amscript.json")? } else { Defaults::default() };
-        let config = match config {
-            Some(config) => config,
-            None => folder.sub("transformer")?.json("config.json")?,
-        };
-        let latents = Latents::open(&folder.sub("vae")?, DType::F32, device)?;
+    /// `size` in pixels; `recompute`: see [`Transformer::new`].
+    pub fn new(
+        name: &str,
+        config: flux2::Config,
+        latents: Latents,
+        text: TextEncoder,
+        size: Option<Size>,
+        recompute: bool,
+    ) -> Result<Self> {
         if config.in_channels != latents.channels() {
             bail!(
                 Value,
@@ -65,20 +74,28 @@ impl Klein {
                 config.in_channels
             );
         }
-        let (tokens, states) = (defaults.max_sequence_length, &defaults.text_encoder_out_layers);
-        let text = TextEncoder::open(folder, tokens, states, DType::F32, device)?;
-        Ok(Self { name: name.to_string(), config, latents, text, defaults })
+        if config.joint_attention_dim != text.features() {
+            bail!(
+                Value,
+                "{name}: the transformer's joint_attention_dim must be the {} features of the prompts, got {}",
+                text.features(),
+                config.joint_attention_dim;
+                hint: "text_encoder_out_layers says which hidden states make the features"
+            );
+        }
+        let size = match size.unwrap_or(Size::Square(latents.config.sample_size.min(256))) {
+            Size::Square(side) => [side; 2],
+            Size::Sides(sides) => sides,
+        };
+        let (name, pixels) = (name.to_string(), latents.pixels());
+        if size.iter().any(|side| *side == 0 || side % pixels != 0) {
+            bail!(Value, "{name}: height and width must be multiples of {pixels}, got {size:?}");
+        }
+        Ok(Self { name, config, latents, text, size, recompute })
     }
 
     pub fn latents(&self) -> &Latents {
         &self.latents
-    }
-
-    /// The transformer's weights in the folder, all used and none missing.
-    pub fn weights(&self, folder: &Folder, device: &Device) -> Result<Weights> {
-        let weights = folder.sub("transformer")?.weights("diffusion_pytorch_model", DType::F32, device)?;
-        weights.verify(|w| Transformer::new(&self.config, w, false))?;
-        Ok(weights)
     }
 }
 
@@ -99,7 +116,7 @@ impl Family for Klein {
     }
 
     fn network(&self, weights: &Weights) -> Result<Arc<dyn Velocity>> {
-        Ok(Arc::new(Network(Transformer::new(&self.config, weights, false)?)))
+        Ok(Arc::new(Network(Transformer::new(&self.config, weights, self.recompute)?)))
     }
 
     fn encode(&self, prompts: &[String]) -> Result<Condition> {
@@ -121,9 +138,16 @@ impl Family for Klein {
     }
 
     fn latent_shape(&self) -> [usize; 3] {
-        let size = self.defaults.size.unwrap_or(self.latents.config.sample_size.min(256));
-        let side = size / self.latents.pixels();
-        [self.config.in_channels, side, side]
+        let [h, w] = self.size.map(|side| side / self.latents.pixels());
+        [self.config.in_channels, h, w]
+    }
+
+    fn pixels(&self) -> usize {
+        self.latents.pixels()
+    }
+
+    fn unload_text_encoder(&self) {
+        self.text.unload();
     }
 
     fn lora_target(&self, module: &str) -> bool {

@@ -149,6 +149,10 @@ impl Family for Sit {
         self.latents.encode(images)
     }
 
+    fn pixels(&self) -> usize {
+        self.latents.pixels()
+    }
+
     fn latent_shape(&self) -> [usize; 3] {
         [self.config.in_channels, self.config.input_size, self.config.input_size]
     }

@@ -1,6 +1,6 @@
 //! Latents that a flow moves in: an autoencoder, and how its raw latents are brought to unit size.
 
-use super::source::Folder;
+use super::source::Component;
 use super::vae::{self, Autoencoder};
 use crate::bail;
 use crate::error::Result;
@@ -42,10 +42,13 @@ impl Latents {
         Ok(Self { config: config.clone(), autoencoder, scaling })
     }
 
-    /// From a `vae` folder.
-    pub fn open(folder: &Folder, dtype: DType, device: &Device) -> Result<Self> {
-        let weights = folder.weights("diffusion_pytorch_model", dtype, device)?;
-        let config = folder.json("config.json")?;
+    /// From a `vae` folder or a single file; `groups` are those of the group norms where no config says so.
+    pub fn open(part: &Component, groups: Option<usize>, dtype: DType, device: &Device) -> Result<Self> {
+        let archives = part.archives()?;
+        let layout = vae::layout(vae::levels(archives.iter().flat_map(|archive| archive.entries().keys())));
+        let weights = Weights::open_as(archives, &layout, dtype, device)?;
+        let mut config = part.config()?.map_or_else(|| vae::Config::of(&weights), Ok)?;
+        config.norm_num_groups = groups.unwrap_or(config.norm_num_groups);
         weights.verify(|w| Self::new(&config, w))?;
         Self::new(&config, &weights)
     }

@@ -87,6 +87,12 @@ pub trait Family: Send + Sync {
     /// Channels, height and width of the latents of one image of the default size.
     fn latent_shape(&self) -> [usize; 3];
 
+    /// Pixels per side of one latent.
+    fn pixels(&self) -> usize;
+
+    /// Frees the weights that only prompts need; prompts seen before stay, a new one reads them again.
+    fn unload_text_encoder(&self) {}
+
     /// Whether LoRA adapts this linear module unless told otherwise.
     fn lora_target(&self, module: &str) -> bool;
 
@@ -168,6 +174,12 @@ impl Flow {
         self.model.as_ref().map_or(&[], |m| m.family.classes())
     }
 
+    /// Frees the weights that only prompts need.
+    pub fn unload_text_encoder(&self) -> Result<()> {
+        self.model("unload_text_encoder")?.family.unload_text_encoder();
+        Ok(())
+    }
+
     /// The images of end states; the states themselves for a flow in data space.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
         self.model.as_ref().map_or_else(|| Ok(latents.clone()), |m| m.family.decode(latents))
@@ -177,10 +189,17 @@ impl Flow {
         self.model("encode_image")?.family.encode_image(images)
     }
 
-    /// Standard normal latents `[n, channels, height, width]` of the default size, f32.
-    pub fn noise(&self, n: usize, rng: &mut Rng) -> Result<Tensor> {
+    /// Standard normal latents `[n, channels, height, width]` for images of `size` (height and width in pixels), or of the
+    /// model's size, f32.
+    pub fn noise(&self, n: usize, size: Option<[usize; 2]>, rng: &mut Rng) -> Result<Tensor> {
         let model = self.model("noise")?;
-        let [c, h, w] = model.family.latent_shape();
+        let ([c, mut h, mut w], pixels) = (model.family.latent_shape(), model.family.pixels());
+        if let Some(size) = size {
+            if size.iter().any(|side| *side == 0 || side % pixels != 0) {
+                bail!(Value, "noise: height and width must be multiples of {pixels}, got {size:?}");
+            }
+            [h, w] = size.map(|side| side / pixels);
+        }
         rng.normal(&[n, c, h, w], DType::F32, model.weights.device())
     }
 

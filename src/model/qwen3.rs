@@ -79,6 +79,7 @@ pub struct Qwen3 {
     config: Config,
     embedding: Tensor,
     layers: Vec<Layer>,
+    compute: DType,
 }
 
 impl Qwen3 {
@@ -96,7 +97,7 @@ impl Qwen3 {
         let embedding =
             model.get("embed_tokens.weight", &[config.vocab_size, config.hidden_size], Init::Normal(1.0))?;
         let layers = (0..layers).map(|i| Layer::new(&model.pp("layers").pp(i), config)).collect::<Result<_>>()?;
-        Ok(Self { config: config.clone(), embedding, layers })
+        Ok(Self { config: config.clone(), embedding, layers, compute: weights.compute() })
     }
 
     pub fn device(&self) -> &Device {
@@ -106,12 +107,19 @@ impl Qwen3 {
     /// Draws a whole random model, the layers and norm behind the last used hidden state included, so that its file is complete.
     pub fn random(config: &Config, rng: &Rng) -> Result<Weights> {
         let weights = Weights::random(rng, DType::F32, &Device::Cpu);
-        Self::new(&weights, config, 0)?;
+        Self::whole(&weights, config)?;
+        Ok(weights)
+    }
+
+    /// Asks for every tensor of a whole model, its head included where it has one of its own.
+    pub fn whole(weights: &Weights, config: &Config) -> Result<()> {
+        Self::new(weights, config, 0)?;
         for i in 0..config.num_hidden_layers {
             Layer::new(&weights.pp("model.layers").pp(i), config)?;
         }
         weights.get("model.norm.weight", &[config.hidden_size], Init::Ones)?;
-        Ok(weights)
+        weights.skip("lm_head.weight");
+        Ok(())
     }
 
     /// Hidden state 0 (the embeddings) and the residual stream after each layer, `[b, s, width]` each, for ids `[b, s]` whose
@@ -119,7 +127,8 @@ impl Qwen3 {
     pub fn hidden_states(&self, ids: &Tensor, lengths: &[usize]) -> Result<Vec<Tensor>> {
         let (batch, tokens) = ids.dims2()?;
         let width = self.config.hidden_size;
-        let mut x = self.embedding.index_select(&ids.flatten_all()?, 0)?.reshape((batch, tokens, width))?;
+        let x = self.embedding.index_select(&ids.flatten_all()?, 0)?.to_dtype(self.compute)?;
+        let mut x = x.reshape((batch, tokens, width))?;
         let mask = mask(lengths, tokens, x.dtype(), x.device())?;
         let (cos, sin) = rotation(&self.config, tokens, x.dtype(), x.device())?;
         let mut states = vec![x.clone()];

@@ -9,7 +9,7 @@ use include_dir::{Dir, include_dir};
 use serde::de::DeserializeOwned;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Component, Path, PathBuf};
+use std::path::{self, Path, PathBuf};
 
 static ASSETS: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/assets");
 
@@ -121,11 +121,16 @@ impl Folder {
         }
     }
 
-    /// `{stem}.safetensors`, or the shards that `{stem}.safetensors.index.json` lists.
+    /// The weights in [`Folder::archives`].
     pub fn weights(&self, stem: &str, dtype: DType, device: &Device) -> Result<Weights> {
+        Weights::open(self.archives(stem)?, dtype, device)
+    }
+
+    /// `{stem}.safetensors`, or the shards that `{stem}.safetensors.index.json` lists.
+    pub fn archives(&self, stem: &str) -> Result<Vec<Archive>> {
         let index = format!("{stem}.safetensors.index.json");
         if !self.has(&index) {
-            return Weights::open(vec![self.archive(&format!("{stem}.safetensors"))?], dtype, device);
+            return Ok(vec![self.archive(&format!("{stem}.safetensors"))?]);
         }
         #[derive(serde::Deserialize)]
         struct Index {
@@ -142,7 +147,7 @@ impl Folder {
                 bail!(Missing, "{}/{shard}: tensor `{name}` is missing, though the index lists it", self.origin());
             }
         }
-        Weights::open(archives, dtype, device)
+        Ok(archives)
     }
 
     fn lacks(&self, name: &str) -> Error {
@@ -155,9 +160,42 @@ impl Folder {
     }
 }
 
+/// The files of one part of a model: a folder in the Hugging Face layout, or a single file of weights.
+#[derive(Clone, Debug)]
+pub enum Component {
+    Folder(Folder),
+    File(PathBuf),
+}
+
+impl Component {
+    /// A folder or file on disk.
+    pub fn at(path: &Path) -> Result<Self> {
+        match (path.is_dir(), path.is_file()) {
+            (true, _) => Ok(Self::Folder(Folder::disk(path))),
+            (_, true) => Ok(Self::File(path.into())),
+            _ => bail!(Missing, "{}: expected a folder or file of weights, got neither", path.display()),
+        }
+    }
+
+    pub fn archives(&self) -> Result<Vec<Archive>> {
+        match self {
+            Self::Folder(folder) => folder.archives("diffusion_pytorch_model"),
+            Self::File(path) => Ok(vec![Archive::open(path)?]),
+        }
+    }
+
+    /// The `config.json` of a folder; a single file has none.
+    pub fn config<T: DeserializeOwned>(&self) -> Result<Option<T>> {
+        match self {
+            Self::Folder(folder) => folder.json("config.json").map(Some),
+            Self::File(_) => Ok(None),
+        }
+    }
+}
+
 /// A relative name that stays below the folder it is looked up in.
 fn plain(name: &str) -> bool {
-    !name.is_empty() && Path::new(name).components().all(|c| matches!(c, Component::Normal(_)))
+    !name.is_empty() && Path::new(name).components().all(|c| matches!(c, path::Component::Normal(_)))
 }
 
 /// The places where names are looked up, in order; the embedded tiny family comes last.

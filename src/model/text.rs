@@ -12,7 +12,7 @@ use crate::tensor::{D, DType, Device, Rng, Tensor};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What a prompt becomes before the tokenizer: one user turn, thinking switched off.
 pub fn render(prompt: &str) -> String {
@@ -62,9 +62,9 @@ impl RandomSizes {
     }
 }
 
-/// Prompts to embeddings, each prompt computed once.
+/// Prompts to embeddings, each prompt computed once. The network is read when a prompt first needs it.
 pub struct TextEncoder {
-    model: Qwen3,
+    network: Mutex<Option<Arc<Qwen3>>>,
     config: Config,
     weights: Weights,
     tokenizer: Tokenizer,
@@ -74,18 +74,28 @@ pub struct TextEncoder {
     cache: Mutex<HashMap<String, (Tensor, Tensor)>>,
 }
 
-/// Prompts computed in one forward pass.
-const CHUNK: usize = 32;
+/// Tokens computed in one forward pass.
+const CHUNK: usize = 1024;
 /// Cached prompts are dropped when their embeddings pass this many numbers.
-const CACHED_NUMBERS: usize = 1 << 28;
+const CACHED_NUMBERS: usize = 1 << 30;
 
 impl TextEncoder {
-    /// From the pipeline's `text_encoder` and `tokenizer` folders; `states` are the hidden states to concatenate, each prompt is
-    /// padded or cut to `tokens`.
-    pub fn open(pipeline: &Folder, tokens: usize, states: &[usize], dtype: DType, device: &Device) -> Result<Self> {
-        let folder = pipeline.sub("text_encoder")?;
-        let weights = folder.weights("model", dtype, device)?;
-        Self::new(&weights, &folder.json("config.json")?, Tokenizer::open(&pipeline.sub("tokenizer")?)?, tokens, states)
+    /// From the `text_encoder` and `tokenizer` folders of a pipeline; `states` are the hidden states to concatenate, each prompt
+    /// is padded or cut to `tokens`. Without a `dtype`: see [`Weights::usual_dtype`].
+    pub fn open(
+        folder: &Folder,
+        tokenizer: &Folder,
+        tokens: usize,
+        states: &[usize],
+        dtype: Option<DType>,
+        device: &Device,
+    ) -> Result<Self> {
+        let archives = folder.archives("model")?;
+        let dtype = dtype.unwrap_or_else(|| Weights::usual_dtype(&archives));
+        let weights = Weights::open(archives, dtype, device)?;
+        let config = folder.json("config.json")?;
+        weights.verify(|w| Qwen3::whole(w, &config))?;
+        Self::new(&weights, &config, Tokenizer::open(tokenizer)?, tokens, states)
     }
 
     /// From weights and their config.
@@ -96,13 +106,42 @@ impl TextEncoder {
         tokens: usize,
         states: &[usize],
     ) -> Result<Self> {
-        let model = Qwen3::new(weights, config, states.iter().copied().max().unwrap_or(0))?;
         if tokenizer.size() > config.vocab_size {
             bail!(Value, "qwen3: the tokenizer has {} tokens, the model {}", tokenizer.size(), config.vocab_size);
         }
         let padding = tokenizer.id("<|endoftext|>")?;
         let (config, weights, states) = (config.clone(), weights.clone(), states.to_vec());
-        Ok(Self { model, config, weights, tokenizer, padding, tokens, states, cache: Mutex::default() })
+        let encoder = Self {
+            network: Mutex::default(),
+            config,
+            weights,
+            tokenizer,
+            padding,
+            tokens,
+            states,
+            cache: Mutex::default(),
+        };
+        encoder.build(&encoder.weights.hollow())?;
+        Ok(encoder)
+    }
+
+    /// The layers that the features need.
+    fn build(&self, weights: &Weights) -> Result<Qwen3> {
+        Qwen3::new(weights, &self.config, self.states.iter().copied().max().unwrap_or(0))
+    }
+
+    fn network(&self) -> Result<Arc<Qwen3>> {
+        let mut network = self.network.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(network) = &*network {
+            return Ok(network.clone());
+        }
+        Ok(network.insert(Arc::new(self.build(&self.weights)?)).clone())
+    }
+
+    /// Frees the network. Prompts seen before stay; a new one reads it again.
+    pub fn unload(&self) {
+        *self.network.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.weights.unload();
     }
 
     /// A random frozen encoder with a tokenizer trained on `texts`, scaled so that their features have unit deviation.
@@ -125,7 +164,7 @@ impl TextEncoder {
     fn deviation(&self, texts: &[String]) -> Result<f64> {
         let (mut sum, mut count) = (0.0, 0);
         let spread: Vec<&String> = texts.iter().step_by(texts.len().div_ceil(256).max(1)).collect();
-        for chunk in spread.chunks(CHUNK) {
+        for chunk in spread.chunks(self.chunk()) {
             let features = self.compute(chunk)?.1.sqr()?.mean(D::Minus1)?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
             for (text, row) in chunk.iter().zip(features) {
                 let length = self.ids(text)?.1;
@@ -198,7 +237,7 @@ impl TextEncoder {
             cache.clear();
             fresh = prompts.iter().collect();
         }
-        for chunk in fresh.chunks(CHUNK) {
+        for chunk in fresh.chunks(self.chunk()) {
             let (ids, features) = self.compute(chunk)?;
             for (i, prompt) in chunk.iter().enumerate() {
                 cache.insert(prompt.to_string(), (ids.get(i)?, features.get(i)?));
@@ -219,20 +258,31 @@ impl TextEncoder {
         })
     }
 
+    /// Prompts computed in one forward pass.
+    fn chunk(&self) -> usize {
+        (CHUNK / self.tokens.max(1)).max(1)
+    }
+
     fn compute(&self, prompts: &[&String]) -> Result<(Tensor, Tensor)> {
+        let network = self.network()?;
         let rows = prompts.iter().map(|prompt| self.ids(prompt)).collect::<Result<Vec<_>>>()?;
         let lengths: Vec<usize> = rows.iter().map(|(_, length)| *length).collect();
         let ids: Vec<u32> = rows.into_iter().flat_map(|(ids, _)| ids).collect();
-        let ids = Tensor::from_vec(ids, (prompts.len(), self.tokens), self.model.device())?;
-        let states = self.model.hidden_states(&ids, &lengths)?;
+        let ids = Tensor::from_vec(ids, (prompts.len(), self.tokens), network.device())?;
+        let states = network.hidden_states(&ids, &lengths)?;
         let chosen: Vec<&Tensor> = self.states.iter().map(|&i| &states[i]).collect();
-        Ok((ids, Tensor::cat(&chosen, 2)?))
+        Ok((ids, Tensor::cat(&chosen, 2)?.to_dtype(self.weights.dtype())?))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn open(pipeline: &Folder, tokens: usize, states: &[usize]) -> TextEncoder {
+        let [encoder, tokenizer] = ["text_encoder", "tokenizer"].map(|part| pipeline.sub(part).unwrap());
+        TextEncoder::open(&encoder, &tokenizer, tokens, states, None, &Device::Cpu).unwrap()
+    }
 
     /// Case `flux2`: prompts in `case.json`, ids, mask and embeddings from transformers.
     #[test]
@@ -248,7 +298,7 @@ mod tests {
         let expected: HashMap<String, Tensor> =
             candle_core::safetensors::load(folder.path().unwrap().join("expected.safetensors"), &Device::Cpu).unwrap();
         let states = &case.text_encoder_out_layers;
-        let encoder = TextEncoder::open(&folder, case.max_sequence_length, states, DType::F32, &Device::Cpu).unwrap();
+        let encoder = open(&folder, case.max_sequence_length, states);
         let got = encoder.encode(&case.prompts).unwrap();
         let ids = got.ids.unwrap().to_dtype(DType::I64).unwrap().to_vec2::<i64>().unwrap();
         assert_eq!(ids, expected["out.prompt_ids"].to_vec2::<i64>().unwrap());
@@ -263,6 +313,11 @@ mod tests {
         let largest = |t: &Tensor| t.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
         let error = largest(&(got.embeddings.unwrap() - wanted).unwrap()) / largest(wanted);
         assert!(error < 1e-5, "relative error {error}");
+        encoder.unload();
+        let again = encoder.encode(&case.prompts[..1]).unwrap().embeddings.unwrap();
+        assert_eq!(largest(&(again - wanted.narrow(0, 0, 1).unwrap()).unwrap()) / largest(wanted) < 1e-5, true);
+        assert!(encoder.network.lock().unwrap().is_none(), "a prompt seen before needs no network");
+        assert!(encoder.encode(&["another".to_string()]).is_ok());
     }
 
     #[test]
@@ -274,7 +329,7 @@ mod tests {
         assert!((encoder.deviation(&texts).unwrap() - 1.0).abs() < 1e-4);
         let folder = tempfile::tempdir().unwrap();
         encoder.save(folder.path(), None).unwrap();
-        let read = TextEncoder::open(&Folder::disk(folder.path()), 24, &[1, 2], DType::F32, &Device::Cpu).unwrap();
+        let read = open(&Folder::disk(folder.path()), 24, &[1, 2]);
         let rows = |e: &TextEncoder| {
             e.encode(&texts).unwrap().embeddings.unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
         };

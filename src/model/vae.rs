@@ -2,6 +2,7 @@
 
 use crate::bail;
 use crate::error::Result;
+use crate::nn::layout::Piece;
 use crate::nn::linear::Linear;
 use crate::nn::weights::{Init, Weights};
 use crate::tensor::Tensor;
@@ -51,6 +52,90 @@ fn sample_size() -> usize {
 
 /// Epsilon of every group norm.
 const EPS: f64 = 1e-6;
+
+impl Config {
+    /// The sizes of weights that have no config beside them, as far as they can be read from the tensors.
+    pub fn of(w: &Weights) -> Result<Self> {
+        let first = |name: String| w.shape(&name).and_then(|shape| shape.first().copied());
+        let resnet = |i, j| first(format!("encoder.down_blocks.{i}.resnets.{j}.conv1.weight"));
+        let block_out_channels: Vec<usize> = (0..).map_while(|i| resnet(i, 0)).collect();
+        let Some(latent_channels) = first("post_quant_conv.weight".into()).filter(|_| !block_out_channels.is_empty())
+        else {
+            bail!(File, "{}: expected an autoencoder, found no `encoder` or `post_quant_conv`", w.origin());
+        };
+        let class_name = if w.has("bn.running_mean") { class_name() } else { "AutoencoderKL".into() };
+        Ok(Self {
+            class_name,
+            block_out_channels,
+            layers_per_block: (0..).take_while(|j| resnet(0, *j).is_some()).count(),
+            latent_channels,
+            norm_num_groups: groups(),
+            batch_norm_eps: batch_norm_eps(),
+            scaling_factor: scaling_factor(),
+            sample_size: sample_size(),
+        })
+    }
+}
+
+/// Names of the diffusers layout for those of any published one: its own, its older attention names, and that of the
+/// original code (BFL, CompVis), whose decoder counts its `levels` from the other end.
+pub fn layout(levels: usize) -> impl Fn(&str, &[usize]) -> Vec<Piece> {
+    move |stored, shape| {
+        let name = rename(stored.strip_prefix("first_stage_model.").unwrap_or(stored), levels);
+        let piece = Piece::whole(&name, shape);
+        match shape {
+            // attention stored as a convolution of one pixel
+            [out, inner, 1, 1] if name.contains(".attentions.") => vec![piece.shaped(vec![*out, *inner])],
+            _ => vec![piece],
+        }
+    }
+}
+
+/// Levels of the decoder that names of the original code speak of.
+pub fn levels<'a>(names: impl Iterator<Item = &'a String>) -> usize {
+    let level = |name: &String| name.split_once("decoder.up.")?.1.split('.').next()?.parse::<usize>().ok();
+    names.filter_map(level).max().map_or(0, |top| top + 1)
+}
+
+fn rename(name: &str, levels: usize) -> String {
+    let parts: Vec<&str> = name.split('.').collect();
+    let up = |level: &str| level.parse::<usize>().ok().and_then(|l| levels.checked_sub(l + 1));
+    let inner = |rest: &[&str]| rest.join(".").replace("nin_shortcut", "conv_shortcut");
+    match parts.as_slice() {
+        ["encoder", "quant_conv", rest] => format!("quant_conv.{rest}"),
+        ["decoder", "post_quant_conv", rest] => format!("post_quant_conv.{rest}"),
+        ["encoder", "down", l, "block", j, rest @ ..] => format!("encoder.down_blocks.{l}.resnets.{j}.{}", inner(rest)),
+        ["encoder", "down", l, "downsample", rest @ ..] => {
+            format!("encoder.down_blocks.{l}.downsamplers.0.{}", inner(rest))
+        }
+        ["decoder", "up", l, kind @ ("block" | "upsample"), rest @ ..] => match (up(l), *kind) {
+            (Some(l), "block") => format!("decoder.up_blocks.{l}.resnets.{}", inner(rest)),
+            (Some(l), _) => format!("decoder.up_blocks.{l}.upsamplers.0.{}", inner(rest)),
+            (None, _) => name.to_string(),
+        },
+        [side, "mid", "block_1", rest @ ..] => format!("{side}.mid_block.resnets.0.{}", inner(rest)),
+        [side, "mid", "block_2", rest @ ..] => format!("{side}.mid_block.resnets.1.{}", inner(rest)),
+        [side, "mid", "attn_1", module, rest] => {
+            format!("{side}.mid_block.attentions.0.{}.{rest}", attention_name(module))
+        }
+        [side, "mid_block", "attentions", i, module, rest] => {
+            format!("{side}.mid_block.attentions.{i}.{}.{rest}", attention_name(module))
+        }
+        [side, "norm_out", rest] => format!("{side}.conv_norm_out.{rest}"),
+        _ => name.to_string(),
+    }
+}
+
+fn attention_name(module: &str) -> &str {
+    match module {
+        "q" | "query" => "to_q",
+        "k" | "key" => "to_k",
+        "v" | "value" => "to_v",
+        "proj_out" | "proj_attn" => "to_out.0",
+        "norm" => "group_norm",
+        other => other,
+    }
+}
 
 /// Images in [-1, 1] to latents and back, without any scaling of the latents.
 pub struct Autoencoder {

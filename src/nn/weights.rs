@@ -13,6 +13,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+/// Networks of more numbers than this are held in bf16 and recompute their blocks, unless told otherwise.
+pub const LARGE: usize = 1_000_000_000;
+
 /// How a tensor begins in a random network.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {
@@ -38,8 +41,8 @@ enum Source {
     #[default]
     Memory,
     Files(Arc<Stored>),
-    /// Makes what is asked for; one stream per name.
-    Random(Rng),
+    /// Makes what is asked for; one stream per name. With a deviation, every matrix is normal with it, whatever its beginning.
+    Random(Rng, Option<f64>),
     /// Shapes only: of these files, or whatever is asked for. Tensors are broadcast zeros and hold no memory.
     Hollow(Option<Arc<Stored>>),
 }
@@ -75,6 +78,8 @@ struct Shared {
     origin: String,
     source: Source,
     dtype: DType,
+    /// What networks compute in; none: see [`Weights::compute`].
+    compute: Option<DType>,
     device: Device,
     /// Low-rank changes by module name; see [`crate::nn::linear`].
     adapters: BTreeMap<String, Lora>,
@@ -94,7 +99,7 @@ pub(super) struct State {
 impl Weights {
     fn new(origin: &str, source: Source, dtype: DType, device: &Device) -> Self {
         let (origin, device, adapters) = (origin.to_string(), device.clone(), BTreeMap::new());
-        let shared = Shared { origin, source, dtype, device, adapters, state: Mutex::default() };
+        let shared = Shared { origin, source, dtype, compute: None, device, adapters, state: Mutex::default() };
         Self { shared: Arc::new(shared), prefix: String::new() }
     }
 
@@ -128,7 +133,12 @@ impl Weights {
 
     /// A random network: every tensor a model asks for is drawn from the stream split by the tensor's name.
     pub fn random(rng: &Rng, dtype: DType, device: &Device) -> Self {
-        Self::new("random weights", Source::Random(rng.clone()), dtype, device)
+        Self::new("random weights", Source::Random(rng.clone(), None), dtype, device)
+    }
+
+    /// A random network whose matrices are all normal with this deviation, so that nothing in it is zero.
+    pub fn noise(rng: &Rng, deviation: f64, dtype: DType, device: &Device) -> Self {
+        Self::new("random weights", Source::Random(rng.clone(), Some(deviation)), dtype, device)
     }
 
     /// Shapes without numbers: whatever a model asks for is there and holds no memory.
@@ -140,7 +150,7 @@ impl Weights {
     pub fn hollow(&self) -> Self {
         let source = match &self.shared.source {
             Source::Files(stored) => Source::Hollow(Some(stored.clone())),
-            Source::Random(_) => Source::Hollow(None),
+            Source::Random(..) => Source::Hollow(None),
             other => other.clone(),
         };
         let hollow = Self::new(self.origin(), source, self.dtype(), &Device::Cpu);
@@ -185,12 +195,39 @@ impl Weights {
         self.shared.dtype
     }
 
+    /// The type weights are held in unless told otherwise: f32, or bf16 for more than a billion numbers.
+    pub fn usual_dtype(archives: &[Archive]) -> DType {
+        let entries = archives.iter().flat_map(|archive| archive.entries().values());
+        let numbers: usize = entries.map(|entry| entry.shape.iter().product::<usize>()).sum();
+        if numbers > LARGE { DType::BF16 } else { DType::F32 }
+    }
+
+    /// Numbers in the files.
+    pub fn stored(&self) -> usize {
+        let pieces = self.shared.source.stored().into_iter().flat_map(|stored| stored.pieces.values());
+        pieces.map(|(.., piece)| piece.shape.iter().product::<usize>()).sum()
+    }
+
+    /// Forgets the tensors that were read; files stay open, and what is asked for is read again.
+    pub fn unload(&self) {
+        if let Source::Files(_) = self.shared.source {
+            self.state().tensors.clear();
+        }
+    }
+
     /// What a network of these weights computes in: their type, but f32 instead of half precision on the CPU.
     pub fn compute(&self) -> DType {
-        match (self.dtype(), self.device()) {
-            (DType::BF16 | DType::F16, Device::Cpu) => DType::F32,
-            (dtype, _) => dtype,
+        match (self.shared.compute, self.dtype(), self.device()) {
+            (Some(dtype), ..) => dtype,
+            (None, DType::BF16 | DType::F16, Device::Cpu) => DType::F32,
+            (None, dtype, _) => dtype,
         }
+    }
+
+    /// The same weights for networks that compute in this type.
+    pub fn computing(self, dtype: Option<DType>) -> Self {
+        let shared = Shared { compute: dtype, ..self.shared.copy() };
+        Self { shared: Arc::new(shared), prefix: self.prefix }
     }
 
     pub fn device(&self) -> &Device {
@@ -243,7 +280,8 @@ impl Weights {
         }
         let tensor = match (&found, &self.shared.source) {
             (Some(_), _) => self.fetch(&full)?,
-            (None, Source::Random(rng)) => {
+            (None, Source::Random(rng, deviation)) => {
+                let init = deviation.filter(|_| shape.len() > 1).map_or(init, Init::Normal);
                 let tensor = self.shared.draw(rng, &full, shape, init)?;
                 self.state().tensors.insert(full.clone(), tensor.clone());
                 tensor
@@ -337,9 +375,7 @@ impl Weights {
     /// These weights with other tensors and adapters.
     fn replaced(&self, tensors: BTreeMap<String, Tensor>, adapters: BTreeMap<String, Lora>) -> Result<Self> {
         let state = Mutex::new(State { tensors, ..self.state().clone() });
-        let (origin, device) = (self.origin().to_string(), self.device().clone());
-        let shared =
-            Shared { origin, source: self.shared.source.drained(), dtype: self.dtype(), device, adapters, state };
+        let shared = Shared { source: self.shared.source.drained(), adapters, state, ..self.shared.copy() };
         Ok(Self { shared: Arc::new(shared), prefix: self.prefix.clone() })
     }
 
@@ -406,6 +442,19 @@ fn hollow(shape: &[usize], dtype: DType) -> Result<Tensor> {
 }
 
 impl Shared {
+    fn copy(&self) -> Self {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Self {
+            origin: self.origin.clone(),
+            source: self.source.clone(),
+            dtype: self.dtype,
+            compute: self.compute,
+            device: self.device.clone(),
+            adapters: self.adapters.clone(),
+            state: Mutex::new(state),
+        }
+    }
+
     fn draw(&self, rng: &Rng, name: &str, shape: &[usize], init: Init) -> Result<Tensor> {
         let mut stream = rng.split(name);
         Ok(match init {

@@ -16,16 +16,65 @@ use std::path::{Path, PathBuf};
 options! {
     /// How to open a model.
     pub struct FlowOptions {
+        /// The type weights are held in, such as `bf16()`; () means f32, or bf16 above a billion numbers.
+        dtype: Option<DType> = None,
+        /// The type the transformer computes in; () means that of the weights, on the CPU f32 for half precision.
+        compute: Option<DType> = None,
+        /// Blocks run again in the backward instead of keeping what they computed; () means: above a billion numbers.
+        recompute: Option<bool> = None,
+        /// Image side in pixels, or `[height, width]`; () means the model's.
+        size: Option<Dynamic> = None,
+        /// File or folder of the network's weights, when they are not in the model's folder.
+        weights: Option<String> = None,
+        /// Name, folder or file of the autoencoder, for weights that have none beside them; () means the published one.
+        vae: Option<String> = None,
+        /// Folder of the text encoder, likewise.
+        text_encoder: Option<String> = None,
+        /// Folder of the tokenizer, likewise.
+        tokenizer: Option<String> = None,
+        /// Tokens that a prompt is padded or cut to; () means the recorded or published value, as below.
+        max_sequence_length: Option<usize> = None,
+        /// The text encoder's hidden states that make the features.
+        text_encoder_out_layers: Option<Vec<usize>> = None,
+        /// Attention heads of a transformer in a single file.
+        num_heads: Option<usize> = None,
+        /// Dimensions of a head that rotate along each axis.
+        axes_dims_rope: Option<Vec<usize>> = None,
+        /// Base of the rotation's frequencies.
+        rope_theta: Option<f64> = None,
+        /// Groups of the group norms of an autoencoder in a single file.
+        norm_num_groups: Option<usize> = None,
         /// Sizes of a new, random transformer (the keys of its `config.json`) instead of the stored one.
         transformer: Option<Map> = None,
-        /// Name or folder of the autoencoder, for weights that have none beside them; () means `stabilityai/sd-vae-ft-ema`.
-        vae: Option<String> = None,
+        /// All matrices of a new transformer are normal with this deviation; () means as training begins, with a zero output.
+        deviation: Option<f64> = None,
         /// The sentences of the classes, by label, that rewards judge by; () means those of `classes.txt` beside the weights.
         classes: Option<Vec<String>> = None,
         /// Guidance of a class-conditional model acts on this many channels, 3 in SiT's own code; () means all.
         guide_channels: Option<usize> = None,
         /// A LoRA file to apply, frozen.
         lora: Option<String> = None,
+    }
+}
+
+impl FlowOptions {
+    /// The given ones among those that a file may record, by their name there.
+    fn settings(&self) -> Result<serde_json::Map<String, serde_json::Value>> {
+        let sides = |size: Dynamic| match usize::from_script(size.clone()) {
+            Some(side) => Ok(serde_json::json!(side)),
+            None => Ok::<_, Error>(serde_json::json!(option::convert::<Vec<usize>>(size, "flow: option `size`")?)),
+        };
+        let size = self.size.clone().filter(|size| !size.is_unit()).map(sides).transpose()?;
+        let given = [
+            ("size", size),
+            ("max_sequence_length", self.max_sequence_length.map(|v| serde_json::json!(v))),
+            ("text_encoder_out_layers", self.text_encoder_out_layers.as_ref().map(|v| serde_json::json!(v))),
+            ("num_heads", self.num_heads.map(|v| serde_json::json!(v))),
+            ("axes_dims_rope", self.axes_dims_rope.as_ref().map(|v| serde_json::json!(v))),
+            ("rope_theta", self.rope_theta.map(|v| serde_json::json!(v))),
+            ("norm_num_groups", self.norm_num_groups.map(|v| serde_json::json!(v))),
+        ];
+        Ok(given.into_iter().filter_map(|(name, value)| Some((name.to_string(), value?))).collect())
     }
 }
 
@@ -111,8 +160,23 @@ fn parse_config<T: DeserializeOwned>(place: &str, value: serde_json::Value) -> R
 fn open_flow(context: &NativeCallContext, name: &str, options: FlowOptions) -> Result<Flow> {
     let session = Session::of(context);
     let seed = session.request.seed.unwrap_or(0);
-    let fresh = options.transformer.map(|map| json(&map, "flow: transformer")).transpose()?.map(|sizes| (sizes, seed));
-    let choices = Choices { fresh, vae: options.vae, classes: options.classes, guide_channels: options.guide_channels };
+    let fresh =
+        options.transformer.as_ref().map(|map| json(map, "flow: transformer")).transpose()?.map(|sizes| (sizes, seed));
+    let path = |path: &Option<String>| path.as_ref().map(PathBuf::from);
+    let choices = Choices {
+        fresh,
+        deviation: options.deviation,
+        dtype: options.dtype,
+        compute: options.compute,
+        recompute: options.recompute,
+        weights: path(&options.weights),
+        text_encoder: path(&options.text_encoder),
+        tokenizer: path(&options.tokenizer),
+        settings: options.settings()?,
+        vae: options.vae,
+        classes: options.classes,
+        guide_channels: options.guide_channels,
+    };
     let sources = Sources::new(session.request.models.as_deref());
     let flow = open(name, &sources, &choices, session.device())?;
     match options.lora {
@@ -309,7 +373,7 @@ pub mod model {
         Ok(flow.encode_image(&images)?)
     }
 
-    /// Standard normal latents of `n` images of the model's size.
+    /// Standard normal latents of `n` images of the model's size, or of `size`: a side in pixels or `[height, width]`.
     ///
     /// ```rhai
     /// flow("tiny/flux2").noise(4, rng(0)).shape   //=> [4, 32, 8, 8]
@@ -317,7 +381,38 @@ pub mod model {
     #[rhai_fn(return_raw, volatile)]
     pub fn noise(flow: Flow, n: i64, rng: crate::tensor::Stream) -> RhaiResultOf<Tensor> {
         let n: usize = option::convert(n.into(), "noise: n")?;
-        Ok(rng.draw(|rng| flow.noise(n, rng))?)
+        Ok(rng.draw(|rng| flow.noise(n, None, rng))?)
+    }
+
+    /// The same for images of another size.
+    ///
+    /// ```rhai
+    /// flow("tiny/flux2").noise(1, rng(0), [32, 96]).shape   //=> [1, 32, 4, 12]
+    /// flow("tiny/flux2").noise(1, rng(0), 30)               //=> error: must be multiples of 8
+    /// ```
+    #[rhai_fn(name = "noise", return_raw, volatile)]
+    pub fn noise_of_size(flow: Flow, n: i64, rng: crate::tensor::Stream, size: Dynamic) -> RhaiResultOf<Tensor> {
+        let n: usize = option::convert(n.into(), "noise: n")?;
+        let sides = match usize::from_script(size.clone()) {
+            Some(side) => vec![side; 2],
+            None => option::convert::<Vec<usize>>(size, "noise: size")?,
+        };
+        let Ok(sides) = <[usize; 2]>::try_from(sides) else {
+            return Err(Error::new(Kind::Value, "noise: size: expected a side or [height, width]").into());
+        };
+        Ok(rng.draw(|rng| flow.noise(n, Some(sides), rng))?)
+    }
+
+    /// Frees the weights of the text encoder. Prompts that were encoded before stay at hand; a new one reads the weights again.
+    ///
+    /// ```rhai
+    /// let base = flow("tiny/flux2");
+    /// base.unload_text_encoder();
+    /// base.encode("a small red ring on cream").text   //=> ["a small red ring on cream"]
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn unload_text_encoder(flow: Flow) -> RhaiResultOf<()> {
+        Ok(flow.unload_text_encoder()?)
     }
 
     /// The same model with every weight of its network trainable.

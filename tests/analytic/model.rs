@@ -7,13 +7,12 @@ use amscript::align::{
 };
 use amscript::flow::{RolloutOptions, klein_grid, rollout};
 use amscript::model::adapter::Targets;
-use amscript::model::klein::Klein;
-use amscript::model::source::Folder;
+use amscript::model::open::{Choices, open};
+use amscript::model::source::Sources;
 use amscript::model::{Condition, Flow};
 use amscript::optim::{AdamW, OptimizerOptions, Params, constant_rate};
 use amscript::tensor::grad::gradients;
 use amscript::tensor::{Device, Rng, Tensor};
-use std::sync::Arc;
 
 const STEPS: usize = 4;
 
@@ -26,13 +25,10 @@ struct Case {
 
 impl Case {
     fn new() -> Self {
-        let folder = Folder::disk("tests/golden/flux2");
-        let klein = Klein::open("golden", &folder, None, &Device::Cpu).unwrap();
-        let weights = klein.weights(&folder, &Device::Cpu).unwrap();
-        let base = Flow::of_family(Arc::new(klein), weights).unwrap();
+        let base = open("tests/golden/flux2", &Sources::default(), &Choices::default(), &Device::Cpu).unwrap();
         let policy = base.lora(4, 1.0, &Targets::Usual, &Rng::new(7)).unwrap();
         let condition = base.encode(&["a red cat".into(), "a blue dog".into()]).unwrap();
-        let x0 = base.noise(2, &mut Rng::new(1)).unwrap();
+        let x0 = base.noise(2, None, &mut Rng::new(1)).unwrap();
         Self { base, policy, condition, x0 }
     }
 
