@@ -1,4 +1,7 @@
 //! The golden case `flux2`: every stage of a tiny FLUX.2-Klein pipeline against diffusers and transformers.
+//!
+//! torch's exp is a last place off in two of the 128 frequencies of the time embedding, whose angles reach 1000. With its values
+//! every figure of the transformer below is under 5e-6.
 #![allow(clippy::unwrap_used)]
 
 use amscript::flow::{RolloutOptions, klein_grid, rollout};
@@ -27,6 +30,11 @@ fn latents() -> Latents {
 
 fn opened(choices: &Choices) -> Flow {
     open("tests/golden/flux2", &Sources::default(), choices, &Device::Cpu).unwrap()
+}
+
+/// Time from noise to data, without rounding.
+fn flipped(t: &Tensor) -> Tensor {
+    t.to_dtype(DType::F64).unwrap().affine(-1.0, 1.0).unwrap()
 }
 
 /// Largest difference relative to the largest expected value.
@@ -66,7 +74,7 @@ impl Case {
 
     /// Our velocity at the golden inputs: time from noise to data.
     fn velocity(&self, x: &Tensor) -> amscript::Result<Tensor> {
-        self.transformer.velocity(x, &self.golden["in.t"].affine(-1.0, 1.0)?, &self.golden["in.text"])
+        self.transformer.velocity(x, &flipped(&self.golden["in.t"]), &self.golden["in.text"])
     }
 }
 
@@ -76,8 +84,8 @@ fn transformer_velocity_and_its_vjp() {
     let g = &case.golden;
     let cotangent = unpack(&g["in.cotangent_packed"]);
     let (v, gradient) = vjp(|x| case.velocity(x), &g["in.x"], &cotangent).unwrap();
-    close("velocity", &v.neg().unwrap(), &g["out.velocity"], 1e-4);
-    close("vjp", &gradient.neg().unwrap(), &unpack(&g["out.vjp_packed"]), 1e-4);
+    close("velocity", &v.neg().unwrap(), &g["out.velocity"], 1.5e-5);
+    close("vjp", &gradient.neg().unwrap(), &unpack(&g["out.vjp_packed"]), 3.5e-5);
 }
 
 #[test]
@@ -86,13 +94,13 @@ fn transformer_weight_gradients() {
     let g = &case.golden;
     let target = unpack(&g["in.target_packed"]);
     let loss = (case.velocity(&g["in.x"]).unwrap().neg().unwrap() - target).unwrap().sqr().unwrap().mean_all().unwrap();
-    close("loss", &loss.reshape(1).unwrap(), &g["out.loss"], 1e-4);
+    close("loss", &loss.reshape(1).unwrap(), &g["out.loss"], 1e-5);
     let params: BTreeMap<String, Tensor> = case.weights.params().into_iter().collect();
     let names: Vec<&str> = g.keys().filter_map(|k| k.strip_prefix("out.grad.")).collect();
     assert_eq!(names.len(), 4);
     let wanted: Vec<Tensor> = names.iter().map(|name| params[*name].clone()).collect();
     for (name, gradient) in names.iter().zip(gradients(&loss, &wanted).unwrap()) {
-        close(name, &gradient, &g[&format!("out.grad.{name}")], 1e-4);
+        close(name, &gradient, &g[&format!("out.grad.{name}")], 2.1e-5);
     }
 }
 
@@ -101,13 +109,13 @@ fn autoencoder_both_ways() {
     let g = expected();
     let latents = latents();
     let image = g["in.image"].affine(0.5, 0.5).unwrap();
-    close("mean", &latents.moments(&image).unwrap().0, &g["out.vae_mean"], 1e-4);
-    close("latent", &latents.encode(&image).unwrap(), &g["out.vae_latent"], 1e-4);
+    close("mean", &latents.moments(&image).unwrap().0, &g["out.vae_mean"], 1e-5);
+    close("latent", &latents.encode(&image).unwrap(), &g["out.vae_latent"], 1e-5);
     let z = candle_core::Var::from_tensor(&g["in.z"]).unwrap();
     let decoded = latents.decode(z.as_tensor()).unwrap().affine(2.0, -1.0).unwrap();
-    close("decoded", &decoded.detach(), &g["out.decoded"], 1e-4);
+    close("decoded", &decoded.detach(), &g["out.decoded"], 1e-5);
     let gradient = pullback(&decoded, &g["in.image_cotangent"], &[z.as_tensor().clone()]).unwrap().remove(0);
-    close("decoded vjp", &gradient, &g["out.decoded_vjp"], 1e-4);
+    close("decoded vjp", &gradient, &g["out.decoded_vjp"], 1e-5);
 }
 
 /// The pipeline's unclamped image and the states of the four-step sample.
@@ -116,10 +124,10 @@ fn sample(velocity: &dyn Velocity, condition: &Condition, name: &str) {
     let options = RolloutOptions::new(klein_grid(4, 24).unwrap());
     let path = rollout(velocity, &g["in.noise"], condition, &options).unwrap();
     let states = Tensor::cat(&path.states, 0).unwrap();
-    close("states", &states, &unpack(&g[&format!("out.{name}_states_packed")]), 1e-4);
-    close("latent", path.last(), &g[&format!("out.{name}_latent")], 1e-4);
+    close("states", &states, &unpack(&g[&format!("out.{name}_states_packed")]), 1e-5);
+    close("latent", path.last(), &g[&format!("out.{name}_latent")], 1e-5);
     let image = latents().decode(path.last()).unwrap().affine(2.0, -1.0).unwrap();
-    close("image", &image, &g[&format!("out.{name}_image")], 1e-4);
+    close("image", &image, &g[&format!("out.{name}_image")], 3.5e-5);
 }
 
 #[test]
@@ -138,7 +146,7 @@ fn single_files(choices: Choices) -> Choices {
 fn golden_velocity(flow: &Flow) -> Tensor {
     let g = expected();
     let condition = Condition { embeddings: Some(g["in.text"].clone()), ..Condition::default() };
-    let v = flow.velocity(&g["in.x"], &g["in.t"].affine(-1.0, 1.0).unwrap(), &condition).unwrap();
+    let v = flow.velocity(&g["in.x"], &flipped(&g["in.t"]), &condition).unwrap();
     v.detach().neg().unwrap()
 }
 
@@ -146,13 +154,13 @@ fn golden_velocity(flow: &Flow) -> Tensor {
 fn single_files_hold_the_same_model() {
     let flow = opened(&single_files(Choices::default()));
     let g = expected();
-    close("velocity", &golden_velocity(&flow), &g["out.velocity"], 1e-4);
+    close("velocity", &golden_velocity(&flow), &g["out.velocity"], 1.5e-5);
     let same = opened(&Choices::default());
     close("the folder's velocity", &golden_velocity(&flow), &golden_velocity(&same), 1e-6);
     let images = |flow: &Flow| flow.decode(&g["in.z"]).unwrap();
     close("the folder's image", &images(&flow), &images(&same), 1e-6);
     let image = g["in.image"].affine(0.5, 0.5).unwrap();
-    close("latent", &flow.encode_image(&image).unwrap(), &g["out.vae_latent"], 1e-4);
+    close("latent", &flow.encode_image(&image).unwrap(), &g["out.vae_latent"], 1e-5);
     let by_path =
         open("tests/golden/flux2/flux2_bfl.safetensors", &Sources::default(), &Choices::default(), &Device::Cpu);
     close("opened by path", &golden_velocity(&by_path.unwrap()), &golden_velocity(&same), 1e-6);
@@ -164,12 +172,12 @@ fn half_precision_weights_and_compute() {
     let g = expected();
     let with =
         |dtype, compute| golden_velocity(&opened(&single_files(Choices { dtype, compute, ..Choices::default() })));
-    close("bf16 weights", &with(Some(DType::BF16), None), &g["out.velocity"], 1e-4);
+    close("bf16 weights", &with(Some(DType::BF16), None), &g["out.velocity"], 1.5e-5);
     close("bf16 compute", &with(Some(DType::BF16), Some(DType::BF16)), &g["out.velocity"], 0.05);
     close("f16 compute", &with(Some(DType::F32), Some(DType::F16)), &g["out.velocity"], 0.01);
     let f64 = with(Some(DType::F64), None);
     assert_eq!(f64.dtype(), DType::F32);
-    close("f64 compute", &f64, &g["out.velocity"], 2e-5);
+    close("f64 compute", &f64, &g["out.velocity"], 1.5e-5);
 }
 
 #[test]
