@@ -5,8 +5,8 @@
 #![allow(clippy::unwrap_used)]
 
 use amscript::flow::{RolloutOptions, klein_grid, rollout};
-use amscript::model::flux2::Transformer;
 use amscript::model::adapter::Targets;
+use amscript::model::flux2::Transformer;
 use amscript::model::latents::Latents;
 use amscript::model::open::{Choices, open};
 use amscript::model::source::{Component, Folder, Sources};
