@@ -299,14 +299,14 @@ impl Transformer {
         Ok(out.reshape((batch, channels, h, w))?.neg()?)
     }
 
-    /// Sinusoids of 1000 times the noise level, cosines first, through the time MLP: `[batch, width]`.
+    /// Sinusoids of 1000 times the noise level, cosines first, through the time MLP: `[batch, width]`. Frequencies and angles are
+    /// rounded to f32 as in diffusers: at 1000 radians the rounding shows.
     fn time_vector(&self, t: &Tensor) -> Result<Tensor> {
         let half = self.config.timestep_guidance_channels / 2;
-        // f32 at every step, as in the published code: angles reach 1000, where another rounding shows
-        let frequency = |i: usize| ((-(1e4f64.ln()) as f32 * i as f32 / half as f32) as f64).exp() as f32;
-        let frequencies = Tensor::from_vec((0..half).map(frequency).collect(), (1, half), &Device::Cpu)?;
-        let level = t.detach().to_dtype(DType::F64)?.affine(-1000.0, 1000.0)?.to_dtype(DType::F32)?.unsqueeze(1)?;
-        let angles = level.broadcast_mul(&frequencies.to_device(t.device())?)?;
+        let frequencies: Vec<f32> = (0..half).map(|i| (-(1e4f64.ln() as f32) * i as f32 / half as f32).exp()).collect();
+        let frequencies = Tensor::from_vec(frequencies, (1, half), t.device())?;
+        let level = t.detach().to_dtype(DType::F64)?.affine(-1.0, 1.0)?.to_dtype(DType::F32)?;
+        let angles = (level * 1000.0)?.unsqueeze(1)?.broadcast_mul(&frequencies)?;
         let waves = Tensor::cat(&[angles.cos()?, angles.sin()?], 1)?.to_dtype(self.compute)?;
         self.time[1].forward(&silu(&self.time[0].forward(&waves)?)?)
     }
