@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::flow::{Grid, RolloutOptions, Trajectory, rollout};
 use crate::model::{Condition, Velocity};
 use crate::tensor::Tensor;
+use std::sync::Arc;
 
 /// How squared errors are put together over active steps and latent entries; over the batch it is always the mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -101,6 +102,10 @@ pub struct MatchingOptions {
     pub regularizer: Regularizer,
     pub index: AdjointIndex,
     pub loss: MatchingLoss,
+    /// What is rolled out instead of the policy, such as the policy with guidance.
+    pub rolled: Option<Arc<dyn Velocity>>,
+    /// What carries the adjoint instead of the base.
+    pub carrying: Option<Arc<dyn Velocity>>,
 }
 
 impl MatchingOptions {
@@ -112,6 +117,8 @@ impl MatchingOptions {
             regularizer: Regularizer::quadratic(),
             index: AdjointIndex::default(),
             loss: MatchingLoss::default(),
+            rolled: None,
+            carrying: None,
         }
     }
 }
@@ -130,7 +137,8 @@ pub struct Matched {
 /// One update of truncated deterministic adjoint matching (arXiv:2605.06583, Algorithm 1) at its least cost.
 ///
 /// N policy forwards: the rollout keeps the graph of its K active steps for the loss. K base forwards: those of the adjoint's
-/// products serve the loss too. K base and K policy backwards. The numbers are those of the separate functions.
+/// products serve the loss too. K base and K policy backwards. The numbers are those of the separate functions. Where another
+/// field is rolled out, or carries the adjoint, K forwards more of the policy, or of the base.
 pub fn adjoint_matching(
     policy: &dyn Velocity,
     base: &dyn Velocity,
@@ -140,9 +148,17 @@ pub fn adjoint_matching(
     options: &MatchingOptions,
 ) -> Result<Matched> {
     let keep = options.truncate.active(options.rollout.grid.steps())?;
-    let path = rollout(policy, x0, condition, &RolloutOptions { keep, track: true, ..options.rollout.clone() })?;
+    let rollout_options = RolloutOptions { keep, track: options.rolled.is_none(), ..options.rollout.clone() };
+    let mut path = rollout(options.rolled.as_deref().unwrap_or(policy), x0, condition, &rollout_options)?;
+    if options.rolled.is_some() {
+        path.velocities = velocities(policy, &path)?;
+    }
     let terminal = terminal_gradient(cost, path.last())?;
-    let adjoint = lean_adjoint(base, &path, &terminal.gradient, options.index)?;
+    let carrying = options.carrying.as_deref();
+    let mut adjoint = lean_adjoint(carrying.unwrap_or(base), &path, &terminal.gradient, options.index)?;
+    if carrying.is_some() {
+        adjoint.base_velocities = velocities(base, &path)?.iter().map(Tensor::detach).collect();
+    }
     let targets = control_target(&adjoint, &options.regularizer)?;
     let loss = velocity_matching(&path.velocities, &adjoint.base_velocities, &targets, &path, options.loss)?;
     // The graph stays with the loss alone, so that it is freed with it.

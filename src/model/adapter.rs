@@ -1,5 +1,6 @@
 //! Low-rank adapters of a flow: made, loaded, saved, made weaker or stronger, merged into the weights.
 
+use super::guidance::Guided;
 use super::{Condition, Family, Flow, Model, Velocity};
 use crate::bail;
 use crate::error::Result;
@@ -101,13 +102,19 @@ impl Flow {
 }
 
 impl Model {
-    /// The velocity network, or one that looks at the time first.
+    /// The velocity: of the network, of one that looks at the time first, or of two forwards of these.
     pub(super) fn network(&self) -> Result<Arc<dyn Velocity>> {
-        let Model { family, weights, strength } = self.clone();
-        match strength {
-            Some(strength) if !weights.adapters().is_empty() => Ok(Arc::new(Timed { family, weights, strength })),
-            _ => family.network(&weights),
-        }
+        let Model { family, weights, strength, guidance } = self.clone();
+        let network: Arc<dyn Velocity> = match strength {
+            Some(strength) if !weights.adapters().is_empty() => {
+                Arc::new(Timed { family: family.clone(), weights, strength })
+            }
+            _ => family.network(&weights)?,
+        };
+        Ok(match guidance {
+            Some(scale) => Arc::new(Guided { family, network, scale }),
+            None => network,
+        })
     }
 
     /// Refuses a strength that depends on time.

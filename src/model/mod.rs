@@ -4,6 +4,7 @@
 
 pub mod adapter;
 pub mod flux2;
+mod guidance;
 pub mod inventory;
 pub mod klein;
 pub mod labelled;
@@ -138,6 +139,8 @@ struct Model {
     weights: Weights,
     /// How strongly its adapters act, where that depends on time.
     strength: Option<Arc<adapter::Strength>>,
+    /// Scale of the guidance.
+    guidance: Option<f64>,
 }
 
 impl Flow {
@@ -148,7 +151,7 @@ impl Flow {
 
     /// A network of `family` with these weights.
     pub fn of_family(family: Arc<dyn Family>, weights: Weights) -> Result<Self> {
-        Self::of_model(Model { family, weights, strength: None })
+        Self::of_model(Model { family, weights, strength: None, guidance: None })
     }
 
     fn of_model(model: Model) -> Result<Self> {
@@ -268,9 +271,12 @@ impl Velocity for Flow {
 impl std::fmt::Display for Flow {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let trained: usize = self.params().iter().map(|(_, t)| t.elem_count()).sum();
+        let guidance = self.model.as_ref().and_then(|model| model.guidance);
+        write!(f, "flow({}", self.name)?;
+        guidance.map_or(Ok(()), |scale| write!(f, ", guided {scale}"))?;
         match trained {
-            0 => write!(f, "flow({})", self.name),
-            n => write!(f, "flow({}, {n} trainable)", self.name),
+            0 => write!(f, ")"),
+            n => write!(f, ", {n} trainable)"),
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::tensor::{DType, Tensor};
 use crate::{options, script_value};
 use std::fmt;
 
+script_value!(Flow, "a flow such as `flow(\"tiny/flux2\")`");
 script_value!(Penalty, "a control penalty such as `power(4)`");
 script_value!(Index, "an adjoint index such as `same_step()`");
 script_value!(Reduce, "a reduction such as `sum_errors()`");
@@ -112,15 +113,24 @@ options! {
         reduction: Reduce = Reduce(Reduction::Sum),
         /// Weight each step with its width in time.
         weighted: bool = false,
+        /// What is rolled out, such as `guided(policy, 4)`; () means the policy. Another flow than the policy costs K forwards more.
+        rolled: Option<Flow> = None,
+        /// What carries the adjoint back, such as `guided(base, 4)`; () means the base. Another flow costs K forwards more.
+        carrying: Option<Flow> = None,
     }
 }
 
 impl UpdateOptions {
-    fn core(self, context: &NativeCallContext) -> MatchingOptions {
+    fn core(self, context: &NativeCallContext, policy: &Flow, base: &Flow) -> MatchingOptions {
+        let unless = |flow: Option<Flow>, own: &Flow| {
+            flow.filter(|flow| !flow.is(own)).map(|flow| Arc::new(flow) as Arc<dyn crate::model::Velocity>)
+        };
         let mut options = MatchingOptions::new(self.grid);
         options.rollout.solver = self.solver.0;
         options.rollout.on_step = Some(watched(context));
         options.truncate = self.truncate;
+        options.rolled = unless(self.rolled, policy);
+        options.carrying = unless(self.carrying, base);
         options.regularizer = self.penalty.penalty;
         options.index = self.index.0;
         options.loss = MatchingLoss { reduction: self.reduction.0, weighted: self.weighted };
@@ -422,7 +432,7 @@ pub mod align {
         options: Map,
     ) -> RhaiResultOf<Update> {
         let condition = super::condition(condition, "adjoint_matching")?;
-        let options = UpdateOptions::parse("adjoint_matching", options)?.core(&context);
+        let options = UpdateOptions::parse("adjoint_matching", options)?.core(&context, &policy, &base);
         let cost = cost.of_states(&policy)?;
         let update = solver::adjoint_matching(&policy, &base, &x0, &condition, &cost, &options)?;
         let path = Trajectory::new(policy, update.path);

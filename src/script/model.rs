@@ -415,6 +415,20 @@ pub mod model {
         Ok(flow.unload_text_encoder()?)
     }
 
+    /// The same model with classifier-free guidance: its velocity away from that of the empty prompt (or the null class), by `scale`.
+    ///
+    /// Each velocity is two forwards; at scale 1 the flow itself comes back. In training, guidance is a choice in three places:
+    /// what is rolled out, what carries the adjoint, and the control that is matched (`adjoint_matching`).
+    ///
+    /// ```rhai
+    /// guided(flow("tiny/flux2"), 4)   //=> flow(tiny/flux2, guided 4)
+    /// guided(flow("tiny/flux2"), 1)   //=> flow(tiny/flux2)
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn guided(flow: Flow, scale: f64) -> RhaiResultOf<Flow> {
+        Ok(flow.guided(scale)?)
+    }
+
     /// The same model with every weight of its network trainable.
     ///
     /// ```rhai

@@ -9,10 +9,11 @@ use amscript::flow::{RolloutOptions, klein_grid, rollout};
 use amscript::model::adapter::Targets;
 use amscript::model::open::{Choices, open};
 use amscript::model::source::Sources;
-use amscript::model::{Condition, Flow};
+use amscript::model::{Condition, Flow, Velocity};
 use amscript::optim::{AdamW, OptimizerOptions, Params, constant_rate};
 use amscript::tensor::grad::gradients;
 use amscript::tensor::{Device, Rng, Tensor};
+use std::sync::Arc;
 
 const STEPS: usize = 4;
 
@@ -61,6 +62,18 @@ impl Case {
         (0..n).map(step).collect()
     }
 
+    /// The loss from the separate functions: the policy that is rolled out and the one that is matched, the base that carries
+    /// the adjoint and the one that is matched.
+    fn separate(&self, [rolled, policy]: [&Flow; 2], [carrying, base]: [&Flow; 2]) -> Tensor {
+        let options = Case::options(2);
+        let keep = RolloutOptions { keep: 2, ..options.rollout.clone() };
+        let path = rollout(rolled, &self.x0, &self.condition, &keep).unwrap();
+        let end = terminal_gradient(&self.cost(300.0), path.last()).unwrap();
+        let adjoint = lean_adjoint(carrying, &path, &end.gradient, options.index).unwrap();
+        let targets = control_target(&adjoint, &options.regularizer).unwrap();
+        matching_loss(policy, base, &path, &targets, options.loss).unwrap()
+    }
+
     fn bits(&self) -> Vec<Vec<f32>> {
         self.policy.params().iter().map(|(_, t)| t.flatten_all().unwrap().to_vec1().unwrap()).collect()
     }
@@ -89,15 +102,42 @@ fn fused_and_separate_updates_agree_to_the_bit() {
     let fused = adjoint_matching(&counted, &frozen, x0, condition, &case.cost(300.0), &options).unwrap();
     assert_eq!((counted.calls(), frozen.calls()), (STEPS, 2));
 
-    let path = rollout(policy, x0, condition, &RolloutOptions { keep: 2, ..options.rollout.clone() }).unwrap();
-    let end = terminal_gradient(&case.cost(300.0), path.last()).unwrap();
-    let adjoint = lean_adjoint(base, &path, &end.gradient, options.index).unwrap();
-    let targets = control_target(&adjoint, &options.regularizer).unwrap();
-    let separate = matching_loss(policy, base, &path, &targets, options.loss).unwrap();
+    let separate = case.separate([policy, policy], [base, base]);
     assert_eq!(values(&fused.loss), values(&separate));
     let wanted: Vec<Tensor> = policy.params().into_iter().map(|(_, t)| t).collect();
     let both = gradients(&fused.loss, &wanted).unwrap().into_iter().zip(gradients(&separate, &wanted).unwrap());
     both.for_each(|(a, b)| assert_eq!(values(&a), values(&b)));
+}
+
+/// Guidance in the rollout, the carrying of the adjoint, the control: each a choice of its own.
+#[test]
+fn guidance_is_chosen_in_three_places() {
+    let case = Case::new();
+    case.train(2);
+    let Case { base, policy, condition, x0 } = &case;
+    let (guided_policy, guided_base) = (policy.guided(3.0).unwrap(), base.guided(3.0).unwrap());
+    let mut losses = Vec::new();
+    for [in_rollout, in_adjoint, in_control] in
+        [[false; 3], [true, false, false], [true, true, false], [true, false, true], [true; 3]]
+    {
+        let pick = |guided: bool| if guided { [&guided_policy, &guided_base] } else { [policy, base] };
+        let ([rolled, _], [_, carrying], [p, b]) = (pick(in_rollout), pick(in_adjoint), pick(in_control));
+        let field = |flow: &Flow| Some(Arc::new(flow.clone()) as Arc<dyn Velocity>);
+        let options = MatchingOptions {
+            rolled: field(rolled).filter(|_| in_rollout != in_control),
+            carrying: field(carrying).filter(|_| in_adjoint != in_control),
+            ..Case::options(2)
+        };
+        let fused = adjoint_matching(p, b, x0, condition, &case.cost(300.0), &options).unwrap();
+        let separate = case.separate([rolled, p], [carrying, b]);
+        assert_eq!(values(&fused.loss), values(&separate));
+        let wanted: Vec<Tensor> = policy.params().into_iter().map(|(_, t)| t).collect();
+        let both = gradients(&fused.loss, &wanted).unwrap().into_iter().zip(gradients(&separate, &wanted).unwrap());
+        both.for_each(|(a, b)| assert_eq!(values(&a), values(&b)));
+        losses.push(values(&fused.loss)[0]);
+    }
+    losses.sort_by(f32::total_cmp);
+    assert!(losses.windows(2).all(|pair| pair[0] < pair[1]), "{losses:?}");
 }
 
 #[test]
