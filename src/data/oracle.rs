@@ -10,6 +10,7 @@ use super::{
 use crate::{
     bail,
     error::Result,
+    tensor::op::{Filter, resize},
     tensor::{DType, Device, Tensor},
 };
 use rayon::prelude::*;
@@ -54,15 +55,20 @@ impl Reading {
     }
 }
 
-/// Reads images `[n, 3, 64, 64]` against their captions.
+/// Reads images `[n, 3, side, side]` against their captions, at 64 x 64 pixels.
 pub fn read(images: &Tensor, captions: &[String]) -> Result<Vec<Reading>> {
-    if images.dims() != [captions.len(), 3, SIDE, SIDE] {
+    let square = matches!(images.dims(), [n, 3, h, w] if *n == captions.len() && h == w && *h > 0);
+    if !square {
         bail!(
-            Shape, "oracle: images must be [{}, 3, {SIDE}, {SIDE}], one per caption, got {:?}", captions.len(), images.dims();
+            Shape, "oracle: images must be [{}, 3, side, side], one per caption, got {:?}", captions.len(), images.dims();
             hint: "the oracle reads scenes of the shapes world only"
         );
     }
     let scenes = captions.iter().map(|c| Scene::parse(c)).collect::<Result<Vec<_>>>()?;
+    let images = match images.dims()[2] {
+        SIDE => images.detach(),
+        _ => resize(&images.detach(), SIDE, SIDE, Filter::Bilinear { antialias: true })?,
+    };
     let pixels = images.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
     Ok(pixels.par_chunks(NUMBERS).zip(&scenes).map(|(image, scene)| read_one(image, scene)).collect())
 }

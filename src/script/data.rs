@@ -157,16 +157,26 @@ pub mod data {
         Ok(core(rng.draw(|rng| distort::distort(&captions, rng))?.to_device(Session::of(&context).device()))?)
     }
 
+    /// Whether a text describes a scene of the shapes world, so that `oracle` can judge it.
+    ///
+    /// ```rhai
+    /// is_scene("a small red ring at the center on cream")   //=> true
+    /// is_scene("a cat on a mat")                            //=> false
+    /// ```
+    pub fn is_scene(text: &str) -> bool {
+        crate::data::caption::Scene::parse(text).is_ok()
+    }
+
     /// The true preference: how well each image shows its caption, from 0 to 1.
     ///
-    /// It reads the scene back from the pixels: right object, colour, size and place, clean edges and background. Training
-    /// must not see it; it is there to tell whether a learnt reward was followed or hacked.
+    /// It reads the scene back from the pixels: right object, colour, size and place, clean edges and background. Images
+    /// of another size are brought to 64 x 64 first. Training must not see it; it is there to tell whether a learnt reward was followed or hacked.
     ///
     /// ```rhai
     /// let world = shapes(8, rng(0));
     /// oracle(world.images, world.captions).min().item() > 0.97   //=> true
     /// oracle(zeros([8, 3, 64, 64]), world.captions).max().item() < 0.2   //=> true
-    /// oracle(zeros([1, 3, 8, 8]), ["a small red ring at the center on cream"])   //=> error: oracle: images must be
+    /// oracle(zeros([1, 3, 64, 32]), ["a small red ring at the center on cream"])   //=> error: oracle: images must be
     /// ```
     #[rhai_fn(return_raw)]
     pub fn oracle(images: Tensor, captions: Dynamic) -> RhaiResultOf<Tensor> {

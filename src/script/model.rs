@@ -162,16 +162,18 @@ fn open_flow(context: &NativeCallContext, name: &str, options: FlowOptions) -> R
     let seed = session.request.seed.unwrap_or(0);
     let fresh =
         options.transformer.as_ref().map(|map| json(map, "flow: transformer")).transpose()?.map(|sizes| (sizes, seed));
-    let path = |path: &Option<String>| path.as_ref().map(PathBuf::from);
+    let path = |option: &str, path: &Option<String>| {
+        path.as_ref().map(|path| readable(context, path, &format!("flow: option `{option}`"))).transpose()
+    };
     let choices = Choices {
         fresh,
         deviation: options.deviation,
         dtype: options.dtype,
         compute: options.compute,
         recompute: options.recompute,
-        weights: path(&options.weights),
-        text_encoder: path(&options.text_encoder),
-        tokenizer: path(&options.tokenizer),
+        weights: path("weights", &options.weights)?,
+        text_encoder: path("text_encoder", &options.text_encoder)?,
+        tokenizer: path("tokenizer", &options.tokenizer)?,
         settings: options.settings()?,
         vae: options.vae,
         classes: options.classes,
