@@ -45,6 +45,31 @@ fn flux_ode_am_takes_other_truncations_and_orders() {
 }
 
 #[test]
+fn sit_ode_am_leaves_a_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = ["iterations=2", "batch=2", "steps=4", "rank=2", "test_classes=2", "images_per_class=2"];
+    let printed = run("scripts/sit_ode_am.rhai", folder.path(), &small);
+    assert!(["reward", "oracle", "diversity"].iter().all(|row| printed.contains(row)), "{printed}");
+    assert!(folder.path().join("lora.safetensors").exists());
+}
+
+#[test]
+fn the_tiny_class_conditional_model_can_be_made_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let family = folder.path().join("family");
+    run("scripts/pretrain/vae.rhai", &family, &["layout=AutoencoderKL", "channels=4", "steps=30", "batch=1"]);
+    let place = format!("family={}", family.display());
+    run(
+        "scripts/pretrain/sit.rhai",
+        &folder.path().join("sit"),
+        &[&place, "scenes=64", "steps=4", "warmup=1", "batch=2"],
+    );
+    for name in ["model.safetensors", "config.json", "classes.txt"] {
+        assert!(folder.path().join("sit").join(name).exists(), "{name}");
+    }
+}
+
+#[test]
 fn the_tiny_family_can_be_made_again() {
     let folder = tempfile::tempdir().unwrap();
     let family = folder.path().join("family");

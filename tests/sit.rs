@@ -2,14 +2,18 @@
 #![allow(clippy::unwrap_used)]
 
 use amscript::flow::{RolloutOptions, rollout, uniform};
+use amscript::model::adapter::Targets;
 use amscript::model::labelled::{Sit, sentences};
 use amscript::model::latents::Latents;
 use amscript::model::open::{Choices, open};
+use amscript::model::sit::{Config, Transformer, random};
 use amscript::model::source::{Component, Folder, Sources};
 use amscript::model::{Condition, Family, Flow, Velocity};
-use amscript::tensor::grad::{pullback, vjp};
-use amscript::tensor::{DType, Device, Tensor};
+use amscript::nn::weights::{Init, Weights};
+use amscript::tensor::grad::{gradients, pullback, vjp};
+use amscript::tensor::{DType, Device, Rng, Tensor};
 use std::collections::HashMap;
+use std::path::Path;
 
 const FOLDER: &str = "tests/golden/sit";
 
@@ -47,6 +51,12 @@ fn model(file: &str, guide_channels: Option<usize>) -> Flow {
     open(&format!("{FOLDER}/{file}"), &Sources::default(), &choices, &Device::Cpu).unwrap()
 }
 
+fn stored() -> (Config, Weights) {
+    let folder = Folder::disk(FOLDER);
+    let weights = Weights::open(vec![folder.archive("sit.safetensors").unwrap()], DType::F32, &Device::Cpu).unwrap();
+    (folder.json("config.json").unwrap(), weights)
+}
+
 fn condition(flow: &Flow, name: &str) -> Condition {
     let labels: Vec<u32> = expected()[name].to_vec1::<i64>().unwrap().into_iter().map(|l| l as u32).collect();
     flow.encode_labels(&labels).unwrap()
@@ -77,9 +87,9 @@ impl Guided {
         let folder = Folder::disk(FOLDER);
         let vae =
             Latents::open(&Component::Folder(folder.sub("vae").unwrap()), None, DType::F32, &Device::Cpu).unwrap();
-        let (config, _) = Sit::weights(&folder, "sit.safetensors", &Device::Cpu).unwrap();
+        let (config, _) = stored();
         let classes = sentences(&folder, config.num_classes).unwrap();
-        let sit = Sit::new("golden", config, vae, classes).unwrap().guiding(channels);
+        let sit = Sit::new("golden", config, vae, classes, false).unwrap().guiding(channels);
         Self { sit, flow: model("sit.safetensors", None) }
     }
 }
@@ -118,12 +128,164 @@ fn ten_euler_steps_with_and_without_guidance() {
 fn autoencoder_in_both_namings() {
     let g = expected();
     for folder in ["vae", "vae_old_keys"] {
-        let folder = Folder::disk(format!("{FOLDER}/{folder}"));
-        let latents = Latents::open(&Component::Folder(folder), None, DType::F32, &Device::Cpu).unwrap();
+        let part = Component::Folder(Folder::disk(format!("{FOLDER}/{folder}")));
+        let latents = Latents::open(&part, None, DType::F32, &Device::Cpu).unwrap();
         close("vae_mean", &latents.moments(&g["in.image"].affine(0.5, 0.5).unwrap()).unwrap().0);
         let z = candle_core::Var::from_tensor(&g["in.z"]).unwrap();
         let decoded = latents.decode(z.as_tensor()).unwrap().affine(2.0, -1.0).unwrap();
         close("decoded", &decoded.detach());
         close("decoded_vjp", &pullback(&decoded, &g["in.image_cotangent"], &[z.as_tensor().clone()]).unwrap()[0]);
     }
+}
+
+#[test]
+fn sizes_of_published_weights_are_read_from_shapes() {
+    let config = Config {
+        depth: 2,
+        hidden_size: 384,
+        num_heads: 6,
+        patch_size: 2,
+        input_size: 32,
+        num_classes: 1000,
+        learn_sigma: true,
+        mlp_ratio: 4.0,
+        in_channels: 4,
+    };
+    let weights = random(&config, &Rng::new(0), DType::F32, &Device::Cpu).unwrap();
+    assert_eq!(Config::of(&weights, None).unwrap(), config);
+    let golden = Weights::load(Path::new(&format!("{FOLDER}/sit.pt")), DType::F32, &Device::Cpu).unwrap();
+    assert!(Config::of(&golden, None).unwrap_err().hint.unwrap().contains("num_heads"));
+    assert_eq!(Config::of(&golden, Some(3)).unwrap(), self::stored().0);
+}
+
+#[test]
+fn the_published_model_has_292_tensors() {
+    let xl = Config {
+        depth: 28,
+        hidden_size: 1152,
+        num_heads: 16,
+        patch_size: 2,
+        input_size: 32,
+        num_classes: 1000,
+        learn_sigma: true,
+        mlp_ratio: 4.0,
+        in_channels: 4,
+    };
+    let weights = Weights::outline(DType::F32);
+    Transformer::new(&xl, &weights, false).unwrap();
+    assert_eq!(weights.count(), (292, 675_129_632));
+}
+
+#[test]
+fn new_weights_have_the_original_positions_and_a_zero_velocity() {
+    let (config, stored) = stored();
+    let fresh = random(&config, &Rng::new(0), DType::F32, &Device::Cpu).unwrap();
+    let at = |w: &Weights| w.get("pos_embed", &[1, 16, 48], Init::Zeros).unwrap();
+    let error = (at(&fresh) - at(&stored)).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+    assert!(error < 1e-6, "{error}");
+    let g = expected();
+    let v = Transformer::new(&config, &fresh, false).unwrap().velocity(&g["in.x"], &g["in.t"], &[3, 10, 7]).unwrap();
+    assert_eq!(v.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap(), 0.0);
+}
+
+#[test]
+fn a_saved_model_opens_again_and_its_positions_do_not_train() {
+    let flow = model("sit.safetensors", None);
+    let folder = tempfile::tempdir().unwrap();
+    flow.save(folder.path(), None).unwrap();
+    let choices = Choices { vae: Some(format!("{FOLDER}/vae")), ..Choices::default() };
+    let again = open(folder.path().to_str().unwrap(), &Sources::default(), &choices, &Device::Cpu).unwrap();
+    assert_eq!(again.classes(), flow.classes());
+    let (g, c) = (expected(), condition(&again, "in.y"));
+    close("velocity", &again.velocity(&g["in.x"], &g["in.t"], &c).unwrap());
+    let trained: Vec<String> = again.trainable().unwrap().params().into_iter().map(|p| p.0).collect();
+    assert_eq!(trained.len(), 3 * 10 + 12 - 1);
+    assert!(!trained.contains(&"pos_embed".to_string()));
+    assert_eq!(again.lora(2, 1.0, &Targets::default(), &Rng::new(0)).unwrap().params().len(), 3 * 4 * 2);
+}
+
+#[test]
+fn every_weight_has_its_gradient() {
+    let (config, stored) = stored();
+    let weights = stored.map(|_, t| Ok(t.to_dtype(DType::F64)?)).unwrap().trainable(|n| n != "pos_embed").unwrap();
+    let weights = weights.computing(Some(DType::F64));
+    let g = expected();
+    let wide = |name: &str| g[name].to_dtype(DType::F64).unwrap();
+    let transformer = Transformer::new(&config, &weights, false).unwrap(); // built once: it must see what an optimizer writes
+    let loss = || {
+        let v = transformer.velocity(&wide("in.x"), &wide("in.t"), &[3, 10, 7])?;
+        Ok::<_, amscript::Error>(v.sqr()?.mean_all()?)
+    };
+    let params = weights.params();
+    let tensors: Vec<Tensor> = params.iter().map(|p| p.1.clone()).collect();
+    let found = gradients(&loss().unwrap(), &tensors).unwrap();
+    for ((name, tensor), gradient) in params.iter().zip(found) {
+        let direction = Rng::new(1).split(name).normal(tensor.dims(), DType::F64, &Device::Cpu).unwrap();
+        let number = |t: Tensor| t.to_scalar::<f64>().unwrap();
+        let predicted = number((&gradient * &direction).unwrap().sum_all().unwrap());
+        let var = candle_core::Var::from_tensor(tensor).unwrap();
+        let start = tensor.copy().unwrap();
+        let at = |h: f64| {
+            var.set(&(&start + (&direction * h).unwrap()).unwrap()).unwrap();
+            number(loss().unwrap().detach())
+        };
+        let measured = (at(1e-4) - at(-1e-4)) / 2e-4;
+        var.set(&start).unwrap();
+        assert!((predicted - measured).abs() <= 1e-5 * (1.0 + predicted.abs()), "{name}: {predicted} and {measured}");
+    }
+}
+
+#[test]
+fn labels_and_sentences_are_checked() {
+    let flow = model("sit.safetensors", None);
+    assert_eq!(flow.encode_labels(&[3]).unwrap().text, ["class 3"]);
+    assert_eq!(flow.encode(&["class 7".into()]).unwrap().labels, Some(vec![7]));
+    let refused = |c: amscript::Result<Condition>| c.err().unwrap().to_string();
+    assert!(refused(flow.encode_labels(&[11])).contains("below 10, or 10 for the null class, got 11"));
+    assert!(refused(flow.encode(&["class 17".into()])).contains("got `class 17`"));
+    let c = Condition { labels: Some(vec![1]), ..Condition::default() };
+    assert!(
+        flow.velocity(&expected()["in.x"], &expected()["in.t"], &c).err().unwrap().message.contains("for 1 labels")
+    );
+}
+
+#[test]
+fn a_folder_with_several_files_of_weights_is_refused() {
+    let choices = Choices { vae: Some(format!("{FOLDER}/vae")), ..Choices::default() };
+    let error = open(FOLDER, &Sources::default(), &choices, &Device::Cpu).err().unwrap();
+    assert!(error.message.contains("expected one file of weights"), "{error}");
+}
+
+#[test]
+fn recomputed_blocks_give_the_same_gradients() {
+    let (config, stored) = stored();
+    let g = expected();
+    let gradients_of = |recompute| {
+        let weights = stored.trainable(|n| n != "pos_embed").unwrap();
+        let transformer = Transformer::new(&config, &weights, recompute).unwrap();
+        let loss =
+            transformer.velocity(&g["in.x"], &g["in.t"], &[3, 10, 7]).unwrap().sqr().unwrap().mean_all().unwrap();
+        let params: Vec<Tensor> = weights.params().into_iter().map(|p| p.1).collect();
+        gradients(&loss, &params).unwrap()
+    };
+    for (a, b) in gradients_of(false).iter().zip(gradients_of(true)) {
+        let error = (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        assert!(error < 1e-6, "{error}");
+    }
+}
+
+#[test]
+fn half_precision_stays_near() {
+    let choices = Choices {
+        vae: Some(format!("{FOLDER}/vae")),
+        dtype: Some(DType::BF16),
+        compute: Some(DType::BF16),
+        ..Choices::default()
+    };
+    let flow = open(&format!("{FOLDER}/sit.pt"), &Sources::default(), &choices, &Device::Cpu).unwrap();
+    let (g, c) = (expected(), condition(&flow, "in.y"));
+    let v = flow.velocity(&g["in.x"], &g["in.t"], &c).unwrap();
+    assert_eq!(v.dtype(), DType::F32);
+    let error = (v - &g["out.velocity"]).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+    assert!((1e-4..0.15).contains(&error), "{error}");
 }

@@ -8,8 +8,8 @@ use crate::bail;
 use crate::data::class::{class_names, prompts_of};
 use crate::error::{Result, nearest};
 use crate::nn::weights::Weights;
+use crate::tensor::Tensor;
 use crate::tensor::op::clamp_through;
-use crate::tensor::{DType, Device, Rng, Tensor};
 use std::sync::Arc;
 
 /// The parts around the network.
@@ -19,13 +19,13 @@ pub struct Sit {
     latents: Latents,
     /// One sentence per class, which rewards judge by.
     classes: Vec<String>,
-    /// Guidance acts on this many channels, the first; none: on all.
     guide_channels: Option<usize>,
+    recompute: bool,
 }
 
 impl Sit {
-    /// `classes`: one sentence per class, by label.
-    pub fn new(name: &str, config: Config, latents: Latents, classes: Vec<String>) -> Result<Self> {
+    /// `classes`: one sentence per class, by label; `recompute`: see [`Transformer::new`].
+    pub fn new(name: &str, config: Config, latents: Latents, classes: Vec<String>, recompute: bool) -> Result<Self> {
         if config.in_channels != latents.channels() {
             bail!(
                 Value,
@@ -37,7 +37,7 @@ impl Sit {
         if classes.len() != config.num_classes {
             bail!(Value, "{name}: expected {} sentences, one per class, got {}", config.num_classes, classes.len());
         }
-        Ok(Self { name: name.to_string(), config, latents, classes, guide_channels: None })
+        Ok(Self { name: name.to_string(), config, latents, classes, guide_channels: None, recompute })
     }
 
     /// The same with guidance on the first `n` channels only, 3 in the original code; none: on all.
@@ -47,19 +47,6 @@ impl Sit {
 
     pub fn latents(&self) -> &Latents {
         &self.latents
-    }
-
-    /// Weights in a file or folder, all used and none missing, and their sizes.
-    pub fn weights(folder: &Folder, file: &str, device: &Device) -> Result<(Config, Weights)> {
-        let weights = Weights::open(vec![folder.archive(file)?], DType::F32, device)?;
-        let config = if folder.has("config.json") { folder.json("config.json")? } else { Config::of(&weights)? };
-        weights.verify(|w| Transformer::new(&config, w))?;
-        Ok((config, weights))
-    }
-
-    /// New weights of these sizes.
-    pub fn random(config: &Config, rng: &Rng, device: &Device) -> Result<Weights> {
-        sit::random(config, rng, DType::F32, device)
     }
 }
 
@@ -92,7 +79,7 @@ impl Family for Sit {
     }
 
     fn network(&self, weights: &Weights) -> Result<Arc<dyn Velocity>> {
-        Ok(Arc::new(Network(Transformer::new(&self.config, weights)?)))
+        Ok(Arc::new(Network(Transformer::new(&self.config, weights, self.recompute)?)))
     }
 
     /// The classes whose sentences these are.

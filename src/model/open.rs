@@ -5,6 +5,7 @@ use super::flux2::{self, Transformer};
 use super::klein::{Defaults, Klein};
 use super::labelled::{Sit, sentences, weights_file};
 use super::latents::Latents;
+use super::sit;
 use super::source::{Component, Folder, Sources};
 use super::text::TextEncoder;
 use crate::bail;
@@ -78,11 +79,12 @@ pub fn open(name: &str, sources: &Sources, choices: &Choices, device: &Device) -
     if !labelled {
         return open_klein(name, &home, network, sources, choices, device);
     }
-    let file = match network.and_then(|path| path.file_name()?.to_str()) {
-        Some(file) => Some(file.to_string()),
-        None => weights_file(&home)?,
+    let archive = match (&choices.fresh, network) {
+        (Some(_), _) => None,
+        (None, Some(file)) => Some(Archive::open(file)?),
+        (None, None) => weights_file(&home)?.map(|file| home.archive(&file)).transpose()?,
     };
-    open_sit(name, &home, file, sources, choices, device)
+    open_sit(name, &home, archive, sources, choices, device)
 }
 
 /// Parts come from where `choices` says, else from the model's own folder, else from the published one.
@@ -156,42 +158,54 @@ fn transformer(part: &Component, choices: &Choices, device: &Device) -> Result<(
 
 fn open_sit(
     name: &str,
-    folder: &Folder,
-    file: Option<String>,
+    home: &Folder,
+    archive: Option<Archive>,
     sources: &Sources,
     choices: &Choices,
     device: &Device,
 ) -> Result<Flow> {
-    let (config, weights) = match (&choices.fresh, file) {
+    let (config, weights) = match (&choices.fresh, archive) {
         (Some((sizes, seed)), _) => {
             let config = sizes_of(sizes)?;
-            let weights = Sit::random(&config, &Rng::new(*seed), device)?;
-            (config, weights)
+            let weights = sit::random(&config, &Rng::new(*seed), choices.dtype.unwrap_or(DType::F32), device)?;
+            (config, weights.computing(choices.compute))
         }
-        (None, Some(file)) => Sit::weights(folder, &file, device)?,
+        (None, Some(archive)) => sit_weights(home, archive, choices, device)?,
         (None, None) => {
             bail!(
                 Missing,
                 "{}: expected a model_index.json, or the weights of a SiT, got {}",
-                folder.origin(),
-                folder.names().into_iter().take(4).collect::<Vec<_>>().join(", ")
+                home.origin(),
+                home.names().into_iter().take(4).collect::<Vec<_>>().join(", ")
             )
         }
     };
     let vae = match &choices.vae {
         Some(vae) if Path::new(vae).exists() => Component::at(Path::new(vae)),
         Some(vae) => sources.find(vae).map(Component::Folder),
-        None if folder.has("vae") => folder.sub("vae").map(Component::Folder),
+        None if home.has("vae") => home.sub("vae").map(Component::Folder),
         None => sources.named(SIT_VAE).map(Component::Folder),
     };
     let vae = vae.map_err(|e| e.within(format!("{name}: autoencoder")))?;
     let classes = match &choices.classes {
         Some(classes) => classes.clone(),
-        None => sentences(folder, config.num_classes)?,
+        None => sentences(home, config.num_classes)?,
     };
-    let sit =
-        Sit::new(name, config, Latents::open(&vae, choices.setting("norm_num_groups")?, DType::F32, device)?, classes)?;
+    let latents = Latents::open(&vae, choices.setting("norm_num_groups")?, DType::F32, device)?;
+    let recompute = choices.recompute.unwrap_or_else(|| weights.stored() > LARGE);
+    let sit = Sit::new(name, config, latents, classes, recompute)?;
     Flow::of_family(Arc::new(sit.guiding(choices.guide_channels)), weights)
+}
+
+/// The weights of a SiT, all used and none missing, and its sizes: from its config, else from the tensors.
+fn sit_weights(home: &Folder, archive: Archive, choices: &Choices, device: &Device) -> Result<(sit::Config, Weights)> {
+    let archives = vec![archive];
+    let dtype = choices.dtype.unwrap_or_else(|| Weights::usual_dtype(&archives));
+    let weights = Weights::open(archives, dtype, device)?.computing(choices.compute);
+    let heads = choices.setting("num_heads")?;
+    let config = if home.has("config.json") { home.json("config.json")? } else { sit::Config::of(&weights, heads)? };
+    weights.verify(|w| sit::Transformer::new(&config, w, false))?;
+    Ok((config, weights))
 }
 
 fn sizes_of<T: DeserializeOwned>(sizes: &Value) -> Result<T> {

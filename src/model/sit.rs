@@ -7,9 +7,11 @@ use crate::bail;
 use crate::error::Result;
 use crate::nn::linear::Linear;
 use crate::nn::weights::{Init, Weights};
-use crate::tensor::op::{attention, gated_add, gelu_tanh, layer_norm, modulate, silu};
+use crate::tensor::grad::segment;
+use crate::tensor::op::{attention, cast, gated_add, gelu_tanh, layer_norm, modulate, silu};
 use crate::tensor::{D, DType, Device, Rng, Tensor};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// Sizes: `config.json` beside the weights, or read from the tensors' shapes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -42,7 +44,7 @@ fn in_channels() -> usize {
     4
 }
 
-/// Widths of the published models and their numbers of heads; shapes do not tell the latter.
+/// Widths of the published models and their numbers of heads.
 const PUBLISHED_HEADS: [(usize, usize); 4] = [(384, 6), (768, 12), (1024, 16), (1152, 16)];
 
 /// Sinusoids of the time embedding.
@@ -51,8 +53,8 @@ const TIME_CHANNELS: usize = 256;
 const EPS: f64 = 1e-6;
 
 impl Config {
-    /// The sizes of stored weights.
-    pub fn of(w: &Weights) -> Result<Self> {
+    /// The sizes of stored weights; shapes do not tell the number of heads of other widths than the published ones.
+    pub fn of(w: &Weights, heads: Option<usize>) -> Result<Self> {
         let shape = |name: &str, rank: usize| match w.shape(name) {
             Some(shape) if shape.len() == rank => Ok(shape),
             Some(shape) => bail!(Shape, "{}: tensor `{name}` must have {rank} dimensions, got {shape:?}", w.origin()),
@@ -60,17 +62,18 @@ impl Config {
         };
         let embed = shape("x_embedder.proj.weight", 4)?;
         let (hidden_size, in_channels, patch_size) = (embed[0], embed[1], embed[2].max(1));
-        let Some((_, num_heads)) = PUBLISHED_HEADS.iter().find(|(width, _)| *width == hidden_size) else {
+        let published = PUBLISHED_HEADS.iter().find(|(width, _)| *width == hidden_size).map(|(_, heads)| *heads);
+        let Some(num_heads) = heads.or(published) else {
             bail!(Value, "{}: expected a published width ({:?}), got {hidden_size}",
                 w.origin(), PUBLISHED_HEADS.map(|(width, _)| width);
-                hint: "write the sizes into `config.json` beside the weights; the number of heads cannot be read from shapes")
+                hint: "give the number of heads: in `config.json` beside the weights, or as the option `num_heads`")
         };
         let depth = (0..).take_while(|i| w.has(&format!("blocks.{i}.attn.qkv.weight"))).count();
         let hidden = if depth == 0 { 0 } else { shape("blocks.0.mlp.fc1.weight", 2)?[0] };
         Ok(Self {
             depth,
             hidden_size,
-            num_heads: *num_heads,
+            num_heads,
             patch_size,
             input_size: shape("pos_embed", 3)?[1].isqrt() * patch_size,
             num_classes: shape("y_embedder.embedding_table.weight", 2)?[0].saturating_sub(1),
@@ -118,7 +121,7 @@ pub fn trained(name: &str) -> bool {
 /// New weights as SiT begins: gates and output closed, positions as sines and cosines.
 pub fn random(config: &Config, rng: &Rng, dtype: DType, device: &Device) -> Result<Weights> {
     let weights = Weights::random(rng, dtype, device);
-    Transformer::new(config, &weights)?;
+    Transformer::new(config, &weights, false)?;
     let at = positions(config)?.to_dtype(dtype)?.to_device(device)?;
     weights.map(|name, tensor| Ok(if name == "pos_embed" { at.clone() } else { tensor.clone() }))
 }
@@ -145,13 +148,16 @@ pub struct Transformer {
     time: [Linear; 2],
     /// `[num_classes + 1, width]`, the null class last.
     classes: Tensor,
-    blocks: Vec<Block>,
+    /// Each with the variables in it when it is to be recomputed in the backward.
+    blocks: Vec<(Arc<Block>, Option<Vec<Tensor>>)>,
     modulation: Linear,
     project: Linear,
+    compute: DType,
 }
 
 impl Transformer {
-    pub fn new(config: &Config, w: &Weights) -> Result<Self> {
+    /// With `recompute`, blocks keep only their inputs for the backward and run again there: memory for compute.
+    pub fn new(config: &Config, w: &Weights, recompute: bool) -> Result<Self> {
         config.check()?;
         let (d, c, p) = (config.hidden_size, config.in_channels, config.patch_size);
         let (outputs, embed, time) =
@@ -171,10 +177,12 @@ impl Transformer {
             ],
             classes: w.get("y_embedder.embedding_table.weight", &[config.num_classes + 1, d], Init::Normal(0.02))?,
             blocks: (0..config.depth)
-                .map(|i| Block::new(config, &w.pp(format!("blocks.{i}"))))
+                .map(|i| w.pp(format!("blocks.{i}")))
+                .map(|w| Ok((Arc::new(Block::new(config, &w)?), recompute.then(|| w.variables()))))
                 .collect::<Result<_>>()?,
             modulation: gates(&last, d, 2)?,
             project: last.pp("linear").linear_from(d, p * p * outputs, true, Init::Zeros)?,
+            compute: w.compute(),
             config: config.clone(),
         })
     }
@@ -183,7 +191,8 @@ impl Transformer {
         &self.config
     }
 
-    /// Velocity at `x [batch, channels, side, side]`, `t [batch]` and one label per sample; the null class is `num_classes`.
+    /// Velocity at `x [batch, channels, side, side]`, `t [batch]` and one label per sample, in `x`'s type whatever the network
+    /// computes in; the null class is `num_classes`.
     pub fn velocity(&self, x: &Tensor, t: &Tensor, labels: &[u32]) -> Result<Tensor> {
         let (batch, channels, h, w) = x.dims4()?;
         let (size, classes) = (self.config.input_size, self.config.num_classes);
@@ -201,14 +210,22 @@ impl Transformer {
             bail!(Value, "sit: labels must be below {classes}, or {classes} for the null class, got {label}");
         }
         let labels = Tensor::new(labels, x.device())?;
-        let vector = (self.time_vector(t, x.dtype())? + self.classes.index_select(&labels, 0)?.to_dtype(x.dtype())?)?;
-        let vector = silu(&vector)?;
-        let mut tokens = self.embed.forward(&self.patches(x)?)?.broadcast_add(&self.positions.to_dtype(x.dtype())?)?;
-        for block in &self.blocks {
-            tokens = block.forward(&tokens, &vector)?;
+        let class = cast(&self.classes.index_select(&labels, 0)?, self.compute)?;
+        let vector = silu(&(self.time_vector(t)? + class)?)?;
+        let positions = self.positions.to_dtype(self.compute)?;
+        let mut tokens = self.embed.forward(&cast(&self.patches(x)?, self.compute)?)?.broadcast_add(&positions)?;
+        for (block, params) in &self.blocks {
+            tokens = match params {
+                None => block.forward(&tokens, &vector)?,
+                Some(params) => {
+                    let block = block.clone();
+                    segment(&[&tokens, &vector], params, move |i| block.forward(&i[0], &i[1]))?
+                }
+            };
         }
         let last = self.modulation.forward(&vector)?.chunk(2, D::Minus1)?;
         let out = self.project.forward(&modulate(&layer_norm(&tokens, None, None, EPS)?, &last[0], &last[1])?)?;
+        let out = cast(&out, x.dtype())?;
         // tokens by (patch row, patch column, channel), the velocity's channels first
         let (p, side) = (self.config.patch_size, self.config.side());
         let out = out.reshape(&[batch, side, side, p, p, out.dim(2)? / (p * p)][..])?.narrow(5, 0, channels)?;
@@ -225,12 +242,12 @@ impl Transformer {
     }
 
     /// Sinusoids of the time, cosines first, through the time MLP: `[batch, width]`.
-    fn time_vector(&self, t: &Tensor, dtype: DType) -> Result<Tensor> {
+    fn time_vector(&self, t: &Tensor) -> Result<Tensor> {
         let half = TIME_CHANNELS / 2;
         let frequencies: Vec<f64> = (0..half).map(|i| (-(1e4f64.ln()) * i as f64 / half as f64).exp()).collect();
         let frequencies = Tensor::from_vec(frequencies, (1, half), &Device::Cpu)?.to_dtype(t.dtype())?;
         let angles = t.detach().unsqueeze(1)?.broadcast_mul(&frequencies.to_device(t.device())?)?;
-        let waves = Tensor::cat(&[angles.cos()?, angles.sin()?], 1)?.to_dtype(dtype)?;
+        let waves = Tensor::cat(&[angles.cos()?, angles.sin()?], 1)?.to_dtype(self.compute)?;
         self.time[1].forward(&silu(&self.time[0].forward(&waves)?)?)
     }
 }

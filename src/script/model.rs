@@ -233,10 +233,12 @@ pub mod model {
     /// A flow model by name or path.
     ///
     /// Names are looked up in `--models`, `AMSCRIPT_MODELS`, the Hugging Face cache, then the embedded tiny family. A path is a
-    /// pipeline folder in the diffusers layout.
+    /// pipeline folder in the diffusers layout (FLUX.2), or the weights of a SiT: a `.pt` or `.safetensors` file, or a folder with one,
+    /// and beside it, if they are not as published, `config.json`, `classes.txt` and the autoencoder in `vae`.
     ///
     /// ```rhai
     /// flow("tiny/flux2")    //=> flow(tiny/flux2)
+    /// flow("tiny/sit")      //=> flow(tiny/sit)
     /// flow("tiny/flux")     //=> error: the nearest name is `tiny/flux2`
     /// ```
     #[rhai_fn(return_raw)]
@@ -269,6 +271,9 @@ pub mod model {
     ///
     /// ```rhai
     /// flow("tiny/flux2").encode(["a small red ring on cream"]).text   //=> ["a small red ring on cream"]
+    /// flow("tiny/sit").encode([3, 7]).text[0]    //=> "a small red circle at the center on charcoal"
+    /// flow("tiny/sit").encode([300])             //=> error: labels must be below 256, or 256 for the null class, got 300
+    /// flow("tiny/flux2").encode([3])             //=> error: takes prompts, got 1 labels
     /// ```
     #[rhai_fn(return_raw)]
     pub fn encode(flow: Flow, prompts: Dynamic) -> RhaiResultOf<Condition> {
@@ -278,7 +283,9 @@ pub mod model {
     /// The sentence of every class of a class-conditional model, by label; empty for other models.
     ///
     /// ```rhai
-    /// flow("tiny/flux2").classes   //=> []
+    /// flow("tiny/sit").classes[7]       //=> "a small red square at the center on charcoal"
+    /// flow("tiny/sit").classes.len()    //=> 256
+    /// flow("tiny/flux2").classes        //=> []
     /// ```
     #[rhai_fn(get = "classes", pure)]
     pub fn classes(flow: &mut Flow) -> Array {
@@ -324,7 +331,8 @@ pub mod model {
     /// The class labels of a condition, or ().
     ///
     /// ```rhai
-    /// condition(zeros([1, 4, 2])).labels   //=> ()
+    /// flow("tiny/sit").encode(tensor([3, 7])).labels   //=> [3, 7]
+    /// condition(zeros([1, 4, 2])).labels               //=> ()
     /// ```
     #[rhai_fn(get = "labels", pure)]
     pub fn condition_labels(condition: &mut Condition) -> Dynamic {
