@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
-from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline, Flux2Transformer2DModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
@@ -57,9 +57,8 @@ def main(folder):
         transformer = Flux2Transformer2DModel.from_pretrained(GOLDEN, subfolder="transformer")
         if form == "diffusers":
             compare("base", transformer, ours["base"])
-        pipeline = Flux2KleinPipeline.from_pretrained(
-            GOLDEN, transformer=transformer, vae=None, text_encoder=None, tokenizer=None
-        )
+        scheduler = FlowMatchEulerDiscreteScheduler()
+        pipeline = Flux2KleinPipeline(scheduler, vae=None, text_encoder=None, tokenizer=None, transformer=transformer)
         pipeline.load_lora_weights(str(folder), weight_name=f"{form}.safetensors")
         compare(form, transformer, ours["tuned"])
     merged = Flux2Transformer2DModel.from_pretrained(folder / "merged", subfolder="transformer")
