@@ -2,11 +2,14 @@
 #![allow(clippy::unwrap_used)]
 
 use amscript::model::adapter::Targets;
+use amscript::model::flux2::{Transformer, alias, block_linear, lora_target};
 use amscript::model::open::{Choices, open};
 use amscript::model::source::Sources;
 use amscript::model::{Condition, Flow, Velocity};
 use amscript::nn::archive;
 use amscript::nn::lora::Form;
+use amscript::nn::weights::Weights;
+use amscript::tensor::grad::{gradients, vjp};
 use amscript::tensor::{DType, Device, Rng, Tensor};
 use candle_core::Var;
 use std::collections::{BTreeMap, HashMap};
@@ -33,7 +36,11 @@ fn error(got: &Tensor, expected: &Tensor) -> f64 {
 
 impl Case {
     fn new() -> Self {
-        let base = open("tests/golden/flux2", &Sources::default(), &Choices::default(), &Device::Cpu).unwrap();
+        Self::with(&Choices::default())
+    }
+
+    fn with(choices: &Choices) -> Self {
+        let base = open("tests/golden/flux2", &Sources::default(), choices, &Device::Cpu).unwrap();
         let golden = candle_core::safetensors::load(golden("expected.safetensors"), &Device::Cpu).unwrap();
         Self { base, golden }
     }
@@ -63,14 +70,8 @@ impl Case {
         self.velocity(flow).neg().unwrap().flatten_from(2).unwrap().transpose(1, 2).unwrap().contiguous().unwrap()
     }
 
-    /// Adapters on `targets` with every factor drawn.
     fn tuned(&self, rank: usize, targets: &Targets) -> Flow {
-        let (rng, tuned) = (Rng::new(3), self.base.lora(rank, 0.7, targets, &Rng::new(3)).unwrap());
-        for (name, tensor) in tuned.params() {
-            let noise = rng.split(&name).normal(tensor.dims(), DType::F32, &Device::Cpu).unwrap();
-            Var::from_tensor(&tensor).unwrap().set(&(noise * 0.2).unwrap()).unwrap();
-        }
-        tuned
+        tuned(&self.base, rank, targets)
     }
 
     /// What loading these tensors gives: the flow, or the error without the file's name.
@@ -82,6 +83,16 @@ impl Case {
         let loaded = self.base.load_lora(&path, false);
         loaded.map_err(|e| e.to_string().replace(&path.display().to_string(), "F"))
     }
+}
+
+/// Adapters on `targets` with every factor drawn.
+fn tuned(base: &Flow, rank: usize, targets: &Targets) -> Flow {
+    let (rng, tuned) = (Rng::new(3), base.lora(rank, 0.7, targets, &Rng::new(3)).unwrap());
+    for (name, tensor) in tuned.params() {
+        let noise = rng.split(&name).normal(tensor.dims(), DType::F32, &Device::Cpu).unwrap();
+        Var::from_tensor(&tensor).unwrap().set(&(noise * 0.2).unwrap()).unwrap();
+    }
+    tuned
 }
 
 fn normal(name: &str, shape: &[usize]) -> Tensor {
@@ -113,6 +124,47 @@ fn golden_files_give_the_golden_velocity() {
     }
     let halved = case.base.load_lora(&golden(FILES[0].0), false).unwrap().strength(0.5).unwrap();
     assert!(error(&case.packed(&halved), &case.golden["out.velocity_alpha_packed"]) < TOLERANCE);
+}
+
+/// Weights from BFL's file, held in bf16 (which they are), and computed with in bf16.
+#[test]
+fn adapters_go_with_every_form_of_the_base() {
+    let single = Some("tests/golden/flux2/flux2_bfl.safetensors".into());
+    let bf16 = Some(DType::BF16);
+    for (choices, tolerance) in [
+        (Choices { weights: single.clone(), ..Choices::default() }, TOLERANCE),
+        (Choices { weights: single.clone(), dtype: bf16, ..Choices::default() }, TOLERANCE),
+        (Choices { weights: single.clone(), dtype: Some(DType::F64), ..Choices::default() }, TOLERANCE),
+        (Choices { weights: single, dtype: bf16, compute: bf16, ..Choices::default() }, 0.05),
+    ] {
+        let case = Case::with(&choices);
+        for (file, expected) in FILES {
+            let flow = case.base.load_lora(&golden(file), true).unwrap();
+            let dtype = if choices.dtype == Some(DType::F64) { DType::F64 } else { DType::F32 };
+            assert!(flow.params().iter().all(|(_, tensor)| tensor.dtype() == dtype));
+            let error = error(&case.packed(&flow), &case.golden[expected]);
+            assert!(error < tolerance, "{file}: {error:e}");
+        }
+    }
+}
+
+/// 16.7 and 24.1 million at rank 16, as people count them.
+#[test]
+fn parameters_of_the_published_size() {
+    let config = serde_json::json!({
+        "in_channels": 128, "num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "attention_head_dim": 128,
+        "joint_attention_dim": 7680, "mlp_ratio": 3.0, "axes_dims_rope": [32, 32, 32, 32],
+    });
+    let outline = Weights::outline(DType::BF16);
+    Transformer::new(&serde_json::from_value(config).unwrap(), &outline, true).unwrap();
+    let count = |chosen: fn(&str) -> bool| -> usize {
+        outline.linears().iter().filter(|(name, _)| chosen(name)).map(|(_, [out, inner])| 16 * (out + inner)).sum()
+    };
+    assert_eq!(count(lora_target), 16_711_680);
+    assert_eq!(count(block_linear), 24_084_480);
+    for module in outline.linears().keys() {
+        assert!(alias(module).is_some(), "{module} has a name in BFL's layout");
+    }
 }
 
 #[test]
@@ -324,6 +376,17 @@ fn strength_is_live_and_may_depend_on_time() {
         let expected = if *t < bound { &full } else { &base };
         assert!(error(&mixed.get(row).unwrap(), &expected.get(row).unwrap()) < 1e-5, "sample {row} at {t}");
     }
+    // Gradients pass to the states, sample by sample, and to the parameters.
+    let (cotangent, c) = (normal("cotangent", case.x().dims()), case.condition());
+    let back = |flow: &Flow| vjp(|x| flow.velocity(x, &case.t(), &c), &case.x(), &cotangent).unwrap().1;
+    let (mixed_back, full_back, base_back) = (back(&early), back(&tuned), back(&case.base));
+    for (row, t) in times.iter().enumerate() {
+        let expected = if *t < bound { &full_back } else { &base_back };
+        assert!(error(&mixed_back.get(row).unwrap(), &expected.get(row).unwrap()) < 1e-5, "sample {row} at {t}");
+    }
+    let params: Vec<Tensor> = tuned.params().into_iter().map(|(_, tensor)| tensor).collect();
+    let loss = early.velocity(&case.x(), &case.t(), &c).unwrap().sqr().unwrap().sum_all().unwrap();
+    assert!(gradients(&loss, &params).unwrap().iter().all(|gradient| top(gradient) > 0.0));
     for refused in [early.merge().err(), early.save_lora(Path::new("x"), Form::Diffusers, None).err()] {
         assert!(refused.unwrap().message.contains("got one that depends on time"));
     }
@@ -336,4 +399,28 @@ fn strength_is_live_and_may_depend_on_time() {
     half.save_lora(&folder.path().join("half.safetensors"), Form::Diffusers, None).unwrap();
     let again = case.base.load_lora(&folder.path().join("half.safetensors"), false).unwrap();
     assert!(error(&case.velocity(&again), &case.velocity(&half)) < 2e-6);
+}
+
+#[test]
+fn sit_keeps_its_own_names() {
+    let choices = Choices { vae: Some("tests/golden/sit/vae".into()), ..Choices::default() };
+    let base = open("tests/golden/sit/sit.safetensors", &Sources::default(), &choices, &Device::Cpu).unwrap();
+    let g = candle_core::safetensors::load("tests/golden/sit/expected.safetensors", &Device::Cpu).unwrap();
+    let (x, t) = (&g["in.x"], &g["in.t"]);
+    let c = base.encode_labels(&vec![1; x.dim(0).unwrap()]).unwrap();
+    let velocity = |flow: &Flow| flow.velocity(x, t, &c).unwrap().detach();
+    let targets = Targets::Named(["qkv", "fc2", "final_layer.linear"].map(String::from).to_vec());
+    let flow = tuned(&base, 2, &targets);
+    assert!(error(&velocity(&flow), &velocity(&base)) > 1e-3);
+    assert!(error(&velocity(&flow.merge().unwrap()), &velocity(&flow)) < 1e-5);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("lora.safetensors");
+    for (form, name) in [
+        (Form::Diffusers, "transformer.blocks.0.attn.qkv.lora_A.weight"),
+        (Form::Kohya, "lora_unet_blocks_0_attn_qkv.lora_down.weight"),
+    ] {
+        flow.save_lora(&path, form, None).unwrap();
+        assert!(archive::Archive::open(&path).unwrap().entries().contains_key(name));
+        assert!(error(&velocity(&base.load_lora(&path, false).unwrap()), &velocity(&flow)) < 2e-6, "{form:?}");
+    }
 }

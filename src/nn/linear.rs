@@ -156,4 +156,21 @@ mod tests {
             "{twice}"
         );
     }
+    #[test]
+    fn adapters_of_half_precision_weights_are_f32_and_merge_in_f32() {
+        let weights = Weights::random(&Rng::new(0), DType::BF16, &Device::Cpu);
+        weights.pp("one").linear(3, 2, false).unwrap();
+        let adapted = weights.with_lora(|_| true, 2, 0.5, &Rng::new(1)).unwrap();
+        let b = Rng::new(3).normal(&[2, 2], DType::F32, &Device::Cpu).unwrap();
+        Var::from_tensor(&adapted.adapters()["one"].b).unwrap().set(&b).unwrap();
+        let weight = |w: &Weights| w.get("one.weight", &[2, 3], Init::Zeros).unwrap();
+        let sum = weight(&weights).to_dtype(DType::F32).unwrap()
+            + (b.matmul(&adapted.adapters()["one"].a.detach()).unwrap() * 0.5).unwrap();
+        let expected = sum.unwrap().to_dtype(DType::BF16).unwrap();
+        let merged = adapted.merged().unwrap();
+        assert!(merged.adapters().is_empty());
+        let bits = |x: &Tensor| x.to_dtype(DType::F32).unwrap().to_vec2::<f32>().unwrap();
+        assert_eq!(bits(&weight(&merged)), bits(&expected));
+        assert_eq!(weight(&merged).dtype(), DType::BF16);
+    }
 }

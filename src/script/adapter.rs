@@ -168,7 +168,7 @@ pub mod adapter {
     /// let x = base.noise(1, rng(0));
     /// let c = base.encode("a small red ring on cream");
     /// policy.strength(0).velocity(x, 0.5, c) == base.velocity(x, 0.5, c)   //=> true
-    /// policy.strength(0.5)   //=> flow(tiny/flux2, 17920 trainable)
+    /// policy.strength(0.5)   //=> flow(tiny/flux2, 13312 trainable)
     /// ```
     #[rhai_fn(return_raw)]
     pub fn strength(flow: Flow, factor: f64) -> RhaiResultOf<Flow> {
@@ -188,21 +188,21 @@ pub mod adapter {
         Ok(flow.strength_by_time(Arc::new(move |t| callback.call::<f64>((t,))))?)
     }
 
-    /// The same model with its adapters before a time, and without them from then on: `until(k / n)` tunes the first `k` of `n`
+    /// The same model with its adapters before a time, and without them from then on: `up_to(k / n)` tunes the first `k` of `n`
     /// uniform steps.
     ///
     /// ```rhai
     /// let base = flow("tiny/flux2");
-    /// let early = base.lora(#{ rank: 2 }).until(3 / 10);
+    /// let early = base.lora(#{ rank: 2 }).up_to(3 / 10);
     /// let x = base.noise(1, rng(0));
     /// let c = base.encode("a small red ring on cream");
     /// early.velocity(x, 0.3, c) == base.velocity(x, 0.3, c)   //=> true
-    /// early.until(2)                                          //=> error: between 0 and 1, got 2
+    /// early.up_to(2)                                          //=> error: between 0 and 1, got 2
     /// ```
     #[rhai_fn(return_raw)]
-    pub fn until(flow: Flow, time: f64) -> RhaiResultOf<Flow> {
+    pub fn up_to(flow: Flow, time: f64) -> RhaiResultOf<Flow> {
         if !(0.0..=1.0).contains(&time) {
-            let message = format!("until: the time must be between 0 and 1, got {time}");
+            let message = format!("up_to: the time must be between 0 and 1, got {time}");
             return Err(Error::new(Kind::Value, message).into());
         }
         Ok(flow.strength_by_time(Arc::new(move |t| Ok(if t < time - SAME_TIME { 1.0 } else { 0.0 })))?)
