@@ -126,7 +126,8 @@ fn golden_files_give_the_golden_velocity() {
     assert!(error(&case.packed(&halved), &case.golden["out.velocity_alpha_packed"]) < TOLERANCE);
 }
 
-/// Weights from BFL's file, held in bf16 (which they are), and computed with in bf16.
+/// Weights from BFL's file, held in bf16 (which they are), and computed with in bf16, where diffusers itself is off by 0.031, 0.038
+/// and 0.076 for the three files.
 #[test]
 fn adapters_go_with_every_form_of_the_base() {
     let single = Some("tests/golden/flux2/flux2_bfl.safetensors".into());
@@ -135,7 +136,7 @@ fn adapters_go_with_every_form_of_the_base() {
         (Choices { weights: single.clone(), ..Choices::default() }, TOLERANCE),
         (Choices { weights: single.clone(), dtype: bf16, ..Choices::default() }, TOLERANCE),
         (Choices { weights: single.clone(), dtype: Some(DType::F64), ..Choices::default() }, TOLERANCE),
-        (Choices { weights: single, dtype: bf16, compute: bf16, ..Choices::default() }, 0.05),
+        (Choices { weights: single, dtype: bf16, compute: bf16, ..Choices::default() }, 0.08),
     ] {
         let case = Case::with(&choices);
         for (file, expected) in FILES {
