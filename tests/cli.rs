@@ -228,3 +228,43 @@ fn models_are_listed_with_their_files_and_what_is_wrong_with_them() {
     let json: serde_json::Value = serde_json::from_str(&listed(&["flux2", "--json"])).unwrap();
     assert_eq!(json[0]["files"][3]["tensors"], serde_json::json!({ "count": 1, "parameters": 12, "types": ["bf16"] }));
 }
+
+/// What `--plan` prints for a recipe of this repository.
+fn plan(arguments: &[&str]) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/flux_ode_am.rhai");
+    let output = amscript(folder.path(), &[&["run", recipe.to_str().unwrap(), "--plan"], arguments].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "a plan writes nothing");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_plan_says_what_a_run_would_take() {
+    // one image at a time, so that the number of threads does not matter
+    snapshot("plan", &plan(&["--set", "batch=1"]));
+    assert!(plan(&["--device", "cuda"]).contains("forwards per update"));
+}
+
+#[test]
+fn a_plan_of_a_script_without_updates_lists_what_it_opens() {
+    let folder = folder("print(flow(\"tiny/flux2\"));");
+    let output = amscript(folder.path(), &["run", "recipe.rhai", "--plan"]);
+    snapshot("plan_without_update", &String::from_utf8(output.stdout).unwrap());
+}
+
+#[test]
+fn a_plan_of_full_training_by_hand_counts_every_weight() {
+    let recipe = "let base = flow(\"tiny/flux2\");\nlet policy = base.trainable();\n\
+                  let opt = adamw(policy.params());\nlet bright = scripted_reward(|images, prompts| images.mean([1, 2, 3]));\n\
+                  let c = base.encode([\"a\"]);\n\
+                  let path = rollout(policy, base.noise(1, rng(0)), c, #{ grid: uniform(4), keep: last(2) });\n\
+                  let a1 = path.terminal_gradient(reward_cost(bright, c, 1));\nlean_adjoint(base, path, a1);";
+    let folder = folder(recipe);
+    let output = amscript(folder.path(), &["run", "recipe.rhai", "--plan"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        text.contains("by hand, N = 4 steps, K = 2 active") && text.contains("1,501,632 trained numbers"),
+        "{text}"
+    );
+}

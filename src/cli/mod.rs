@@ -3,6 +3,7 @@
 
 pub mod doc;
 pub mod models;
+pub mod plan;
 pub mod quantity;
 pub mod report;
 pub mod run;
@@ -54,6 +55,9 @@ pub struct RunArgs {
     /// A folder with models, searched first.
     #[arg(long, value_name = "DIR")]
     pub models: Option<PathBuf>,
+    /// Print what the run would take in weights, work and memory, from the headers of the weights alone, and end.
+    #[arg(long)]
+    pub plan: bool,
 }
 
 /// What to list.

@@ -4,7 +4,7 @@ use super::{RunArgs, report};
 use crate::bail;
 use crate::error::{Error, Kind, Result};
 use crate::run::progress::above_bar;
-use crate::script::session::Request;
+use crate::script::session::{Printer, Request};
 use crate::script::{Host, Session};
 use crate::tensor::{Device, place};
 use std::io::Read;
@@ -21,8 +21,18 @@ pub fn run(arguments: RunArgs) -> ExitCode {
         Ok(prepared) => prepared,
         Err(error) => return fail(&error, None),
     };
-    let (request, name, text) = prepared;
-    let session = Session::new(request, Box::new(|line| above_bar(|| println!("{line}"))));
+    let (mut request, name, text) = prepared;
+    // what a planned script writes is thrown away
+    let draft = match arguments.plan.then(tempfile::tempdir).transpose() {
+        Ok(draft) => draft,
+        Err(e) => return fail(&Error::new(Kind::File, format!("--plan: no temporary folder: {e}")), None),
+    };
+    request.out = draft.as_ref().map(|draft| draft.path().into()).or(request.out);
+    let printer: Printer = match arguments.plan {
+        true => Box::new(|_| ()),
+        false => Box::new(|line| above_bar(|| println!("{line}"))),
+    };
+    let session = Session::new(request, printer);
     let worker = std::thread::Builder::new().stack_size(STACK).spawn(move || execute(session, &name, &text));
     match worker.map(|w| w.join()) {
         Ok(Ok(code)) => code,
@@ -37,9 +47,14 @@ fn execute(session: Session, name: &str, text: &str) -> ExitCode {
     // without a handler Ctrl-C still ends the process
     ctrlc::set_handler(move || interrupts.interrupt()).ok();
     let outcome = host.run(name, text).and_then(|_| all_used(host.session()));
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&error, Some(host.session())),
+    let planned = host.session().planner().map(|planner| planner.plan());
+    match (outcome, planned) {
+        (outcome, Some(plan)) if outcome.is_ok() || plan.update.is_some() => {
+            println!("{}", super::plan::text(&plan));
+            ExitCode::SUCCESS
+        }
+        (Ok(_), _) => ExitCode::SUCCESS,
+        (Err(error), _) => fail(&error, Some(host.session())),
     }
 }
 
@@ -54,7 +69,7 @@ fn fail(error: &Error, session: Option<&Arc<Session>>) -> ExitCode {
 /// Everything that can be known to be wrong before the script runs.
 fn prepare(arguments: &RunArgs) -> Result<(Request, String, String)> {
     let (script, name, text) = read(&arguments.script)?;
-    if let Some(out) = &arguments.out {
+    if let Some(out) = arguments.out.as_ref().filter(|_| !arguments.plan) {
         try_writing(out)?;
     }
     if let Some(models) = arguments.models.as_ref().filter(|m| !m.is_dir()) {
@@ -64,10 +79,11 @@ fn prepare(arguments: &RunArgs) -> Result<(Request, String, String)> {
         script,
         overrides: arguments.set.clone(),
         seed: arguments.seed,
-        device: device(arguments.device.as_deref())?,
+        device: if arguments.plan { Device::Cpu } else { device(arguments.device.as_deref())? },
         out: arguments.out.clone(),
         models: arguments.models.clone(),
         deadline: None,
+        plan: arguments.plan.then(|| wanted(arguments.device.as_deref()).is_none_or(|name| name == "cpu")),
     };
     Ok((request, name, text))
 }
@@ -95,7 +111,12 @@ fn try_writing(folder: &Path) -> Result<()> {
     }
 }
 
-/// `--device`, else `AMSCRIPT_DEVICE`, else the processor.
+/// `--device`, else `AMSCRIPT_DEVICE`.
+fn wanted(argument: Option<&str>) -> Option<String> {
+    argument.map(String::from).or_else(|| std::env::var("AMSCRIPT_DEVICE").ok()).filter(|name| !name.is_empty())
+}
+
+/// The device asked for, else the processor.
 fn device(argument: Option<&str>) -> Result<Device> {
     match argument {
         Some(name) => place::named(name).map_err(|e| e.within("--device")),

@@ -1,5 +1,6 @@
 //! FLUX.2-Klein as a diffusers folder: transformer, autoencoder with normalised latents, Qwen3 prompts.
 
+use super::estimate::{self, Ops, Part, Work};
 use super::flux2::{self, Transformer};
 use super::latents::Latents;
 use super::text::TextEncoder;
@@ -144,6 +145,23 @@ impl Family for Klein {
 
     fn pixels(&self) -> usize {
         self.latents.pixels()
+    }
+
+    fn parts(&self) -> Result<Vec<Part>> {
+        Ok(vec![self.text.part()?, self.latents.part()])
+    }
+
+    fn work(&self, weights: &Weights, h: usize, w: usize, fused: bool) -> Work {
+        let (encode, prompt) = self.text.work();
+        let ops = Ops { dtype: weights.compute_on(fused), fused };
+        Work {
+            network: estimate::flux2(&self.config, self.text.tokens(), h * w, ops),
+            recompute: self.recompute,
+            passes: 1.0,
+            decode: self.latents.work(h, w, fused),
+            encode,
+            prompt,
+        }
     }
 
     fn unload_text_encoder(&self) {

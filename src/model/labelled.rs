@@ -1,5 +1,6 @@
 //! SiT as a family: class labels to images, with a Stable Diffusion autoencoder.
 
+use super::estimate::{self, Ops, Part, Work};
 use super::latents::Latents;
 use super::sit::{self, Config, Transformer};
 use super::source::Folder;
@@ -142,6 +143,17 @@ impl Family for Sit {
 
     fn latent_shape(&self) -> [usize; 3] {
         [self.config.in_channels, self.config.input_size, self.config.input_size]
+    }
+
+    fn parts(&self) -> Result<Vec<Part>> {
+        Ok(vec![self.latents.part()])
+    }
+
+    fn work(&self, weights: &Weights, h: usize, w: usize, fused: bool) -> Work {
+        let ops = Ops { dtype: weights.compute_on(fused), fused };
+        let decode = self.latents.work(h, w, fused);
+        let network = estimate::sit(&self.config, ops);
+        Work { network, recompute: self.recompute, passes: 1.0, decode, ..Work::default() }
     }
 
     fn lora_target(&self, module: &str) -> bool {

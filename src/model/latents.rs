@@ -1,5 +1,6 @@
 //! Latents that a flow moves in: an autoencoder, and how its raw latents are brought to unit size.
 
+use super::estimate::{Cost, Ops, Part, decoder};
 use super::source::Component;
 use super::vae::{self, Autoencoder};
 use crate::bail;
@@ -12,6 +13,7 @@ pub struct Latents {
     pub config: vae::Config,
     autoencoder: Autoencoder,
     scaling: Scaling,
+    part: Part,
 }
 
 /// From raw latents to those of the flow.
@@ -39,18 +41,46 @@ impl Latents {
                 bail!(Value, "vae: _class_name must be AutoencoderKLFlux2 or AutoencoderKL, got {other}")
             }
         };
-        Ok(Self { config: config.clone(), autoencoder, scaling })
+        let part = Part::of("autoencoder", w);
+        Ok(Self { config: config.clone(), autoencoder, scaling, part })
     }
 
     /// From a `vae` folder or a single file; `groups` are those of the group norms where no config says so.
     pub fn open(part: &Component, groups: Option<usize>, dtype: DType, device: &Device) -> Result<Self> {
+        let (config, weights) = Self::stored(part, groups, dtype, device)?;
+        Self::new(&config, &weights)
+    }
+
+    /// The same from headers alone, only to be measured.
+    pub fn outline(part: &Component, groups: Option<usize>, dtype: DType) -> Result<Self> {
+        let (config, weights) = Self::stored(part, groups, dtype, &Device::Cpu)?;
+        Self::new(&config, &weights.hollow())
+    }
+
+    fn stored(
+        part: &Component,
+        groups: Option<usize>,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<(vae::Config, Weights)> {
         let archives = part.archives()?;
         let layout = vae::layout(vae::levels(archives.iter().flat_map(|archive| archive.entries().keys())));
         let weights = Weights::open_as(archives, &layout, dtype, device)?;
         let mut config = part.config()?.map_or_else(|| vae::Config::of(&weights), Ok)?;
         config.norm_num_groups = groups.unwrap_or(config.norm_num_groups);
         weights.verify(|w| Self::new(&config, w))?;
-        Self::new(&config, &weights)
+        Ok((config, weights))
+    }
+
+    /// Its weights.
+    pub fn part(&self) -> Part {
+        self.part.clone()
+    }
+
+    /// The work of decoding normalised latents of `h` by `w`.
+    pub fn work(&self, h: usize, w: usize, fused: bool) -> Cost {
+        let patch = if let Scaling::Patches { .. } = self.scaling { 2 } else { 1 };
+        decoder(&self.config, patch * h, patch * w, Ops { dtype: DType::F32, fused })
     }
 
     /// Mean and log-variance `[batch, c, h, w]` of raw latents of images in [0, 1].

@@ -3,6 +3,7 @@
 //! Conventions of one model (time direction, sign, token order) are converted in that model's file and nowhere else.
 
 pub mod adapter;
+pub mod estimate;
 pub mod flux2;
 mod guidance;
 pub mod inventory;
@@ -23,6 +24,7 @@ use crate::error::{Error, Kind, Result};
 use crate::nn::lora::Alias;
 use crate::nn::weights::Weights;
 use crate::tensor::{DType, Device, Rng, Tensor};
+use estimate::{Part, Work};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -90,6 +92,17 @@ pub trait Family: Send + Sync {
 
     /// Pixels per side of one latent.
     fn pixels(&self) -> usize;
+
+    /// Weights around the network.
+    fn parts(&self) -> Result<Vec<Part>> {
+        Ok(Vec::new())
+    }
+
+    /// The work on one sample of `h` by `w` latents, on a device with fused kernels (the CPU) or another.
+    fn work(&self, weights: &Weights, h: usize, w: usize, fused: bool) -> Work {
+        let _ = (weights, h, w, fused);
+        Work { passes: 1.0, ..Work::default() }
+    }
 
     /// Frees the weights that only prompts need; prompts seen before stay, a new one reads them again.
     fn unload_text_encoder(&self) {}
@@ -165,7 +178,10 @@ impl Flow {
     }
 
     pub fn encode(&self, prompts: &[String]) -> Result<Condition> {
-        self.model("encode")?.family.encode(prompts)
+        match self.is_hollow() {
+            true => Ok(Condition { text: prompts.to_vec(), ..Condition::default() }),
+            false => self.model("encode")?.family.encode(prompts),
+        }
     }
 
     pub fn encode_labels(&self, labels: &[u32]) -> Result<Condition> {
@@ -177,6 +193,35 @@ impl Flow {
         self.model.as_ref().map_or(&[], |m| m.family.classes())
     }
 
+    /// Its weights by part, the network's last.
+    pub fn parts(&self) -> Result<Vec<Part>> {
+        let Some(model) = &self.model else { return Ok(Vec::new()) };
+        let network = Part::of("transformer", &model.weights);
+        let parts = model.family.parts()?.into_iter().chain([network]);
+        Ok(parts.map(|part| Part { name: format!("{}: {}", self.name, part.name), ..part }).collect())
+    }
+
+    /// The work on one sample of states `[batch, channels, height, width]`; nothing is known of a closure's.
+    pub fn work(&self, dims: &[usize], fused: bool) -> Work {
+        match (&self.model, dims) {
+            (Some(model), [_, _, h, w]) => {
+                let work = model.family.work(&model.weights, *h, *w, fused);
+                Work { passes: if model.guidance.is_some() { 2.0 } else { 1.0 }, ..work }
+            }
+            _ => Work { passes: 1.0, ..Work::default() },
+        }
+    }
+
+    /// How many numbers full training would change.
+    pub fn trainable_numbers(&self) -> usize {
+        self.model.as_ref().map_or(0, |m| m.weights.numbers(|name| m.family.trained(name)))
+    }
+
+    /// Whether it was made from headers alone; its velocity is zero then, and its images are black.
+    fn is_hollow(&self) -> bool {
+        self.model.as_ref().is_some_and(|m| m.weights.is_hollow())
+    }
+
     /// Frees the weights that only prompts need.
     pub fn unload_text_encoder(&self) -> Result<()> {
         self.model("unload_text_encoder")?.family.unload_text_encoder();
@@ -185,7 +230,19 @@ impl Flow {
 
     /// The images of end states; the states themselves for a flow in data space.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
-        self.model.as_ref().map_or_else(|| Ok(latents.clone()), |m| m.family.decode(latents))
+        match &self.model {
+            None => Ok(latents.clone()),
+            Some(model) if self.is_hollow() => {
+                let ((batch, _, h, w), side) = (latents.dims4()?, model.family.pixels());
+                Ok(Tensor::zeros((1, 1, 1, 1), latents.dtype(), latents.device())?.expand((
+                    batch,
+                    3,
+                    side * h,
+                    side * w,
+                ))?)
+            }
+            Some(model) => model.family.decode(latents),
+        }
     }
 
     pub fn encode_image(&self, images: &Tensor) -> Result<Tensor> {
@@ -255,11 +312,15 @@ impl Flow {
 
 impl Velocity for Flow {
     fn velocity(&self, x: &Tensor, t: &Tensor, condition: &Condition) -> Result<Tensor> {
+        if self.is_hollow() {
+            return Ok(x.zeros_like()?);
+        }
         self.velocity.velocity(x, t, condition)
     }
 
     fn frozen(&self) -> Result<Option<Arc<dyn Velocity>>> {
         match &self.model {
+            Some(_) if self.is_hollow() => Ok(None),
             Some(model) if !self.params().is_empty() => {
                 Ok(Some(Model { weights: model.weights.frozen()?, ..model.clone() }.network()?))
             }

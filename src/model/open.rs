@@ -45,6 +45,8 @@ pub struct Choices {
     pub classes: Option<Vec<String>>,
     /// Guidance acts on this many channels, the first; none: on all.
     pub guide_channels: Option<usize>,
+    /// From headers alone, only to be measured.
+    pub hollow: bool,
 }
 
 impl Choices {
@@ -132,7 +134,8 @@ fn open_klein(
         (None, Some(path)) => transformer(&Component::at(path)?, choices, device)?,
         (None, None) => transformer(&Component::Folder(home.sub("transformer")?), choices, device)?,
     };
-    let latents = Latents::open(&vae, choices.setting("norm_num_groups")?, DType::F32, device)?;
+    let weights = if choices.hollow { weights.hollow().computing(choices.compute) } else { weights };
+    let latents = latents(&vae, choices, device)?;
     let encoder = part("text_encoder", choices.text_encoder.as_deref())?;
     let tokenizer = part("tokenizer", choices.tokenizer.as_deref())?;
     let (tokens, states) = (defaults.max_sequence_length, &defaults.text_encoder_out_layers);
@@ -167,7 +170,11 @@ fn open_sit(
     let (config, weights) = match (&choices.fresh, archive) {
         (Some((sizes, seed)), _) => {
             let config = sizes_of(sizes)?;
-            let weights = sit::random(&config, &Rng::new(*seed), choices.dtype.unwrap_or(DType::F32), device)?;
+            let dtype = choices.dtype.unwrap_or(DType::F32);
+            let weights = match choices.hollow {
+                true => Weights::outline(dtype),
+                false => sit::random(&config, &Rng::new(*seed), dtype, device)?,
+            };
             (config, weights.computing(choices.compute))
         }
         (None, Some(archive)) => sit_weights(home, archive, choices, device)?,
@@ -191,7 +198,8 @@ fn open_sit(
         Some(classes) => classes.clone(),
         None => sentences(home, config.num_classes)?,
     };
-    let latents = Latents::open(&vae, choices.setting("norm_num_groups")?, DType::F32, device)?;
+    let weights = if choices.hollow { weights.hollow().computing(choices.compute) } else { weights };
+    let latents = latents(&vae, choices, device)?;
     let recompute = choices.recompute.unwrap_or_else(|| weights.stored() > LARGE);
     let sit = Sit::new(name, config, latents, classes, recompute)?;
     Flow::of_family(Arc::new(sit.guiding(choices.guide_channels)), weights)
@@ -206,6 +214,15 @@ fn sit_weights(home: &Folder, archive: Archive, choices: &Choices, device: &Devi
     let config = if home.has("config.json") { home.json("config.json")? } else { sit::Config::of(&weights, heads)? };
     weights.verify(|w| sit::Transformer::new(&config, w, false))?;
     Ok((config, weights))
+}
+
+/// The autoencoder in a folder or file.
+fn latents(vae: &Component, choices: &Choices, device: &Device) -> Result<Latents> {
+    let groups = choices.setting("norm_num_groups")?;
+    match choices.hollow {
+        true => Latents::outline(vae, groups, DType::F32),
+        false => Latents::open(vae, groups, DType::F32, device),
+    }
 }
 
 fn sizes_of<T: DeserializeOwned>(sizes: &Value) -> Result<T> {

@@ -4,6 +4,7 @@ use crate::bail;
 use crate::data::write_whole;
 use crate::error::{Error, Kind, Result};
 use crate::model::Condition;
+use crate::model::estimate::{Part, qwen3};
 use crate::model::qwen3::{Config, Qwen3, RopeParameters};
 use crate::model::source::Folder;
 use crate::model::tokenizer::Tokenizer;
@@ -77,7 +78,7 @@ pub struct TextEncoder {
 /// Tokens computed in one forward pass.
 const CHUNK: usize = 1024;
 /// Cached prompts are dropped when their embeddings pass this many numbers.
-const CACHED_NUMBERS: usize = 1 << 30;
+pub const CACHED_NUMBERS: usize = 1 << 30;
 
 impl TextEncoder {
     /// From the `text_encoder` and `tokenizer` folders of a pipeline; `states` are the hidden states to concatenate, each prompt
@@ -128,6 +129,20 @@ impl TextEncoder {
     /// The layers that the features need.
     fn build(&self, weights: &Weights) -> Result<Qwen3> {
         Qwen3::new(weights, &self.config, self.states.iter().copied().max().unwrap_or(0))
+    }
+
+    /// The weights of the layers that the features need.
+    pub fn part(&self) -> Result<Part> {
+        let hollow = self.weights.hollow();
+        self.build(&hollow)?;
+        Ok(Part { passing: true, ..Part::of("text encoder, layers needed", &hollow) })
+    }
+
+    /// Operations that encode one prompt, and bytes of its embeddings.
+    pub fn work(&self) -> (f64, f64) {
+        let layers = self.states.iter().copied().max().unwrap_or(0);
+        let bytes = self.tokens * self.features() * self.weights.dtype().size_in_bytes();
+        (qwen3(&self.config, layers, self.tokens), bytes as f64)
     }
 
     fn network(&self) -> Result<Arc<Qwen3>> {

@@ -165,6 +165,17 @@ impl Weights {
         hollow.finish()
     }
 
+    /// Whether tensors have shapes and no numbers.
+    pub fn is_hollow(&self) -> bool {
+        matches!(self.shared.source, Source::Hollow(_))
+    }
+
+    /// How many numbers of those that models asked for have names that are `chosen`.
+    pub fn numbers(&self, chosen: impl Fn(&str) -> bool) -> usize {
+        let state = self.state();
+        state.asked.iter().filter(|(name, _)| chosen(name)).map(|(_, shape)| shape.iter().product::<usize>()).sum()
+    }
+
     /// How many tensors and numbers the models built from these weights asked for.
     pub fn count(&self) -> (usize, usize) {
         let state = self.state();
@@ -217,10 +228,15 @@ impl Weights {
 
     /// What a network of these weights computes in: their type, but f32 instead of half precision on the CPU.
     pub fn compute(&self) -> DType {
-        match (self.shared.compute, self.dtype(), self.device()) {
-            (Some(dtype), ..) => dtype,
-            (None, DType::BF16 | DType::F16, Device::Cpu) => DType::F32,
-            (None, dtype, _) => dtype,
+        self.compute_on(self.device().is_cpu())
+    }
+
+    /// [`Weights::compute`] on a CPU or another device.
+    pub fn compute_on(&self, cpu: bool) -> DType {
+        match (self.shared.compute, self.dtype()) {
+            (Some(dtype), _) => dtype,
+            (None, DType::BF16 | DType::F16) if cpu => DType::F32,
+            (None, dtype) => dtype,
         }
     }
 

@@ -3,6 +3,7 @@
 use crate::bail;
 use crate::data::write_whole;
 use crate::error::{Error, Kind, Result};
+use crate::model::estimate::{self, Cost, Ops, Part};
 use crate::model::source::{Folder, Sources};
 use crate::model::tokenizer::Tokenizer;
 use crate::nn::clip::{Clip, Config, unit};
@@ -36,6 +37,8 @@ pub struct Options {
     pub weights: Option<String>,
     /// A folder with a `tokenizer.json`.
     pub tokenizer: Option<String>,
+    /// From headers alone, only to be measured; every score is zero.
+    pub hollow: bool,
 }
 
 impl Hpsv2 {
@@ -50,6 +53,7 @@ impl Hpsv2 {
             None => weight_file(folder)?,
         };
         let weights = Weights::open(vec![folder.archive(&file)?], DType::F32, device)?;
+        let weights = if options.hollow { weights.hollow() } else { weights };
         let tokenizer = match &options.tokenizer {
             Some(place) => Tokenizer::open(&sources.find(place)?)?,
             None if folder.has("tokenizer.json") => Tokenizer::open(folder)?,
@@ -145,6 +149,9 @@ fn weight_file(folder: &Folder) -> Result<String> {
 
 impl Reward for Hpsv2 {
     fn compute(&self, images: &Tensor, prompts: &[String]) -> Result<Tensor> {
+        if self.weights.is_hollow() {
+            return Ok(Tensor::zeros(images.dim(0)?, images.dtype(), images.device())?);
+        }
         let cosine = (self.image_rows(images)? * self.text_rows(prompts)?)?.sum(1)?;
         Ok(cosine.to_dtype(images.dtype())?)
     }
@@ -156,6 +163,14 @@ impl Reward for Hpsv2 {
 
     fn describe(&self) -> String {
         format!("hpsv2 {}", self.name)
+    }
+
+    fn parts(&self) -> Vec<Part> {
+        vec![Part::of(&format!("{}: reward", self.name), &self.weights)]
+    }
+
+    fn work(&self, fused: bool) -> Cost {
+        estimate::clip(&self.clip.config.model_cfg.vision_cfg, Ops { dtype: self.weights.dtype(), fused })
     }
 
     fn trainable(&self) -> Result<Arc<dyn Reward>> {

@@ -6,6 +6,7 @@ pub mod sum;
 
 use crate::bail;
 use crate::error::Result;
+use crate::model::estimate::{Cost, Part};
 use crate::tensor::Tensor;
 use crate::tensor::sample::first_non_finite;
 use std::path::Path;
@@ -52,6 +53,16 @@ pub trait Reward: Send + Sync {
     /// Scores of all images (rows) against all prompts (columns), `[b, n]`, where a reward compares features.
     fn similarities(&self, _images: &Tensor, _prompts: &[String]) -> Result<Tensor> {
         bail!(Value, "similarities: {} does not compare features of images and texts", self.describe())
+    }
+
+    /// Its weights.
+    fn parts(&self) -> Vec<Part> {
+        Vec::new()
+    }
+
+    /// The work of judging one image, on a device with fused kernels (the CPU) or another; none is known of closures.
+    fn work(&self, _fused: bool) -> Cost {
+        Cost::default()
     }
 
     /// The same reward with variables for weights.

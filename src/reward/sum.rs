@@ -1,6 +1,7 @@
 //! Weighted sums of rewards: `0.7 * a + 0.3 * b - 1`.
 
 use crate::error::Result;
+use crate::model::estimate::{Cost, Part};
 use crate::reward::Reward;
 use crate::tensor::Tensor;
 use std::sync::Arc;
@@ -43,6 +44,16 @@ impl Reward for Sum {
             total = (total + (reward.score(images, prompts)?.to_dtype(images.dtype())? * *factor)?)?;
         }
         Ok(total)
+    }
+
+    fn parts(&self) -> Vec<Part> {
+        self.terms.iter().flat_map(|(_, reward)| reward.parts()).collect()
+    }
+
+    fn work(&self, fused: bool) -> Cost {
+        let mut all = Cost::default();
+        self.terms.iter().for_each(|(_, reward)| all += reward.work(fused));
+        all
     }
 
     fn describe(&self) -> String {

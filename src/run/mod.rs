@@ -7,6 +7,7 @@ mod canvas;
 pub mod checkpoint;
 pub mod folder;
 pub mod log;
+pub mod plan;
 pub mod plot;
 pub mod progress;
 pub mod record;

@@ -40,6 +40,13 @@ fn versions() -> Value {
     json!({ "amscript": env!("CARGO_PKG_VERSION"), "candle": of("candle-core"), "rhai": of("rhai"), "rng": "chacha12" })
 }
 
+/// Most bytes of memory that this process held so far; known on Linux.
+pub fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
+}
+
 /// SHA-256 of a file.
 pub fn hash_file(path: &Path) -> Result<String> {
     digest::hash_file(path, |_| ()).map_err(|e| file_error(path, "read", &e))
@@ -64,6 +71,14 @@ pub fn file_error(path: &Path, verb: &str, error: &std::io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn peak_memory_grows_with_what_is_held() {
+        let before = peak_memory().unwrap();
+        let held = vec![1u8; before as usize + (64 << 20)];
+        assert!(peak_memory().unwrap() >= before + (32 << 20), "{}", held.len());
+    }
 
     #[test]
     fn versions_come_from_the_lock_file() {

@@ -71,7 +71,8 @@ pub fn json(folder: &Path, rows: &[Row], steps: usize, seconds: f64) -> Result<V
         }
         measures.insert(row.name.clone(), Value::Object(columns));
     }
-    Ok(json!({ "measures": measures, "steps": steps, "seconds": seconds, "sha256": hashes(folder)? }))
+    let (sha256, peak) = (hashes(folder)?, super::record::peak_memory());
+    Ok(json!({ "measures": measures, "steps": steps, "seconds": seconds, "peak_memory": peak, "sha256": sha256 }))
 }
 
 /// Hashes of the weights in the run directory.

@@ -5,8 +5,9 @@ use super::reward::texts;
 use super::*;
 use crate::align as solver;
 use crate::align::{AdjointIndex, MatchingLoss, MatchingOptions, Reduction, RewardCost};
-use crate::model::Flow;
+use crate::model::{Flow, estimate};
 use crate::reward::Judge;
+use crate::run::plan::Planner;
 use crate::tensor::{DType, Tensor};
 use crate::{options, script_value};
 use std::fmt;
@@ -23,12 +24,18 @@ type Score = dyn Fn(&Tensor) -> Result<Tensor> + Send + Sync;
 pub struct Cost {
     score: Arc<Score>,
     scale: f64,
+    judge: Option<Judge>,
 }
 
 impl Cost {
     /// `score` gives `[batch]` rewards of images, differentiably; the cost is `-scale` times that.
     pub fn new(score: impl Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static, scale: f64) -> Self {
-        Self { score: Arc::new(score), scale }
+        Self { score: Arc::new(score), scale, judge: None }
+    }
+
+    /// The work of judging one image; nothing is known of a closure's.
+    pub fn work(&self, fused: bool) -> estimate::Cost {
+        self.judge.as_ref().map(|judge| judge.work(fused)).unwrap_or_default()
     }
 
     /// The cost of end states of `flow`.
@@ -121,6 +128,18 @@ options! {
 }
 
 impl UpdateOptions {
+    /// Notes an update of a policy and its base.
+    fn planned(&self, planner: &Planner, [policy, base]: [&Flow; 2], x0: &Tensor, cost: &Cost) -> Result<Error> {
+        let steps = self.grid.steps();
+        let flows = plan::Flows {
+            rolled: self.rolled.as_ref().unwrap_or(policy),
+            policy,
+            carrying: self.carrying.as_ref().unwrap_or(base),
+            base,
+        };
+        Ok(plan::fused(planner, &flows, x0, [steps, self.truncate.active(steps)?], cost))
+    }
+
     fn core(self, context: &NativeCallContext, policy: &Flow, base: &Flow) -> MatchingOptions {
         let unless = |flow: Option<Flow>, own: &Flow| {
             flow.filter(|flow| !flow.is(own)).map(|flow| Arc::new(flow) as Arc<dyn crate::model::Velocity>)
@@ -201,10 +220,11 @@ pub mod align {
     #[rhai_fn(return_raw)]
     pub fn reward_cost(reward: Judge, prompts: Dynamic, scale: f64) -> RhaiResultOf<Cost> {
         let _ = texts(prompts.clone(), 1, "reward_cost: prompts")?;
+        let judge = Some(reward.clone());
         let score = move |images: &Tensor| {
             reward.score(images, &texts(prompts.clone(), images.dim(0)?, "reward_cost: prompts")?)
         };
-        Ok(Cost::new(score, scale))
+        Ok(Cost { judge, ..Cost::new(score, scale) })
     }
 
     /// The terminal condition of the adjoint: the gradient of the cost at the end states, per sample.
@@ -217,7 +237,10 @@ pub mod align {
     /// path.reward.to_array()                                               //=> [-6.0, -12.0]
     /// ```
     #[rhai_fn(return_raw)]
-    pub fn terminal_gradient(path: Trajectory, cost: Cost) -> RhaiResultOf<Tensor> {
+    pub fn terminal_gradient(context: NativeCallContext, path: Trajectory, cost: Cost) -> RhaiResultOf<Tensor> {
+        if let Some(planner) = Session::of(&context).planner() {
+            return Ok(plan::judged(planner, &path, &cost)?);
+        }
         let end = solver::terminal_gradient(&cost.of_states(&path.flow)?, path.path.last())?;
         path.measured().reward = Some(end.reward);
         Ok(end.gradient)
@@ -319,12 +342,16 @@ pub mod align {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn lean_adjoint(
+        context: NativeCallContext,
         base: Flow,
         path: Trajectory,
         terminal_gradient: Tensor,
         options: Map,
     ) -> RhaiResultOf<Adjoint> {
         let options = AdjointOptions::parse("lean_adjoint", options)?;
+        if let Some(planner) = Session::of(&context).planner() {
+            return Err(plan::separate(planner, &path, &base).into());
+        }
         let adjoint = solver::lean_adjoint(&base, &path.path, &terminal_gradient, options.index.0)?;
         path.measured().base = Some((base, adjoint.base_velocities.clone()));
         Ok(adjoint)
@@ -432,7 +459,11 @@ pub mod align {
         options: Map,
     ) -> RhaiResultOf<Update> {
         let condition = super::condition(condition, "adjoint_matching")?;
-        let options = UpdateOptions::parse("adjoint_matching", options)?.core(&context, &policy, &base);
+        let options = UpdateOptions::parse("adjoint_matching", options)?;
+        if let Some(planner) = Session::of(&context).planner() {
+            return Err(options.planned(planner, [&policy, &base], &x0, &cost)?.into());
+        }
+        let options = options.core(&context, &policy, &base);
         let cost = cost.of_states(&policy)?;
         let update = solver::adjoint_matching(&policy, &base, &x0, &condition, &cost, &options)?;
         let path = Trajectory::new(policy, update.path);

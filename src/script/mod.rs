@@ -45,6 +45,7 @@ pub mod model;
 pub mod operator;
 pub mod optim;
 pub mod option;
+mod plan;
 pub mod plot;
 pub mod random;
 pub mod reduction;

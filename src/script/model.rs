@@ -178,9 +178,13 @@ fn open_flow(context: &NativeCallContext, name: &str, options: FlowOptions) -> R
         vae: options.vae,
         classes: options.classes,
         guide_channels: options.guide_channels,
+        hollow: session.planner().is_some(),
     };
     let sources = Sources::new(session.request.models.as_deref());
     let flow = open(name, &sources, &choices, session.device())?;
+    if let Some(planner) = session.planner() {
+        planner.plan().parts.extend(flow.parts()?);
+    }
     match options.lora {
         Some(path) => flow.load_lora(&readable(context, &path, "flow: option `lora`")?, false),
         None => Ok(flow),
@@ -446,7 +450,10 @@ pub mod model {
     /// base.trainable().params().len > base.lora().params().len   //=> true
     /// ```
     #[rhai_fn(name = "trainable", return_raw)]
-    pub fn trainable_flow(flow: Flow) -> RhaiResultOf<Flow> {
+    pub fn trainable_flow(context: NativeCallContext, flow: Flow) -> RhaiResultOf<Flow> {
+        if let Some(planner) = Session::of(&context).planner() {
+            return Ok(plan::whole(planner, &flow)?);
+        }
         Ok(flow.trainable()?)
     }
 

@@ -133,8 +133,11 @@ pub mod reward {
         let session = Session::of(&context);
         let sources = Sources::new(session.request.models.as_deref());
         let (folder, file) = place(name, &session, &sources)?;
-        let options = hpsv2::Options { weights: options.weights.or(file), tokenizer: options.tokenizer };
-        Ok(Judge::new(Hpsv2::open(name, &folder, &options, &sources, session.device())?))
+        let (weights, hollow) = (options.weights.or(file), session.planner().is_some());
+        let options = hpsv2::Options { weights, tokenizer: options.tokenizer, hollow };
+        let judge = Hpsv2::open(name, &folder, &options, &sources, session.device())?;
+        session.planner().inspect(|planner| planner.plan().parts.extend(crate::reward::Reward::parts(&judge)));
+        Ok(Judge::new(judge))
     }
 
     /// A reward from a closure that gives one number per image.

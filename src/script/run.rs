@@ -210,8 +210,12 @@ pub mod run {
     /// seen   //=> [0, 1, 2]
     /// ```
     #[rhai_fn(return_raw)]
-    pub fn steps(run: Run, n: i64) -> RhaiResultOf<Steps> {
-        Ok(Steps(Arc::new(Mutex::new(Some(run.steps(option::convert(n.into(), "steps")?))))))
+    pub fn steps(context: NativeCallContext, run: Run, n: i64) -> RhaiResultOf<Steps> {
+        let n = option::convert(n.into(), "steps")?;
+        if let Some(planner) = Session::of(&context).planner() {
+            planner.plan().iterations.get_or_insert(n);
+        }
+        Ok(Steps(Arc::new(Mutex::new(Some(run.steps(n))))))
     }
 
     /// Logs numbers of this step: a line in `metrics.jsonl`, about twenty lines of a loop also on the screen.

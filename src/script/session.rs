@@ -2,6 +2,7 @@
 
 use super::{fault, option};
 use crate::error::{Error, Kind, Result};
+use crate::run::plan::Planner;
 use crate::{bail, tensor::Device};
 use rhai::{AST, Dynamic, Engine, EvalAltResult, Map, NativeCallContext, ParseErrorType, Scope};
 use std::collections::BTreeMap;
@@ -27,6 +28,9 @@ pub struct Request {
     pub models: Option<PathBuf>,
     /// Nothing runs past this.
     pub deadline: Option<Instant>,
+    /// `--plan`: weights are not read, and the script ends where its first update would begin. The value says whether the
+    /// device planned for has fused kernels (the CPU); that device need not be there.
+    pub plan: Option<bool>,
 }
 
 impl Default for Request {
@@ -39,6 +43,7 @@ impl Default for Request {
             out: None,
             models: None,
             deadline: None,
+            plan: None,
         }
     }
 }
@@ -57,11 +62,13 @@ pub struct Session {
     sources: Mutex<BTreeMap<String, String>>,
     functions: Mutex<BTreeMap<String, String>>,
     settings: Mutex<Option<Map>>,
+    planner: Option<Planner>,
 }
 
 impl Session {
     pub fn new(request: Request, print: Printer) -> Self {
         Self {
+            planner: request.plan.map(Planner::new),
             request,
             print,
             interrupts: AtomicUsize::new(0),
@@ -90,6 +97,11 @@ impl Session {
 
     pub fn device(&self) -> &Device {
         &self.request.device
+    }
+
+    /// What is noted of a script that runs only to be planned.
+    pub fn planner(&self) -> Option<&Planner> {
+        self.planner.as_ref()
     }
 
     /// Writes one line for the user.
