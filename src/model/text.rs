@@ -77,8 +77,8 @@ pub struct TextEncoder {
 
 /// Tokens computed in one forward pass.
 const CHUNK: usize = 1024;
-/// Cached prompts are dropped when their embeddings pass this many numbers.
-pub const CACHED_NUMBERS: usize = 1 << 30;
+/// Cached prompts are dropped when their embeddings pass this many bytes.
+pub const CACHED_BYTES: usize = 2 << 30;
 
 impl TextEncoder {
     /// From the `text_encoder` and `tokenizer` folders of a pipeline; `states` are the hidden states to concatenate, each prompt
@@ -247,7 +247,7 @@ impl TextEncoder {
             }
         }
         if let Some((_, row)) = cache.values().next()
-            && (cache.len() + fresh.len()) * row.elem_count() > CACHED_NUMBERS
+            && (cache.len() + fresh.len()) * row.elem_count() * row.dtype().size_in_bytes() > CACHED_BYTES
         {
             cache.clear();
             fresh = prompts.iter().collect();

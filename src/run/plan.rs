@@ -1,7 +1,7 @@
 //! What a run will cost, known before a weight is read: parts, operations, memory.
 
 use crate::model::estimate::{Cost, Part, Work};
-use crate::model::text::CACHED_NUMBERS;
+use crate::model::text::CACHED_BYTES;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What a script has shown of itself so far, when it runs only to be planned.
@@ -158,7 +158,7 @@ impl Plan {
             policy: batch * graph * u.passes.policy * k,
             adjoint: batch * (u.passes.adjoint * graph + inside + 2.0 * w.network.scratch),
             judging: batch * (w.decode.kept + self.reward.kept) + scratch,
-            prompts: prompts.min(4.0 * CACHED_NUMBERS as f64),
+            prompts: prompts.min(CACHED_BYTES as f64),
             peak: 0.0,
             freed: 0.0,
         };
