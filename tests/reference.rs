@@ -204,8 +204,10 @@ fn recomputed_blocks_give_the_same_gradients() {
         }
         let x = candle_core::Var::from_tensor(&g["in.x"]).unwrap().into_inner();
         let v = tuned.velocity(&x, &g["in.t"], &condition).unwrap();
+        let z = candle_core::Var::from_tensor(&g["in.z"]).unwrap().into_inner();
+        let image = pullback(&tuned.decode(&z).unwrap(), &g["in.image_cotangent"], &[z]).unwrap();
         let wanted: Vec<Tensor> = std::iter::once(x).chain(tuned.params().into_iter().map(|(_, p)| p)).collect();
-        pullback(&v, &unpack(&g["in.cotangent_packed"]), &wanted).unwrap()
+        [pullback(&v, &unpack(&g["in.cotangent_packed"]), &wanted).unwrap(), image].concat()
     };
     for (i, (plain, again)) in products(false).iter().zip(products(true)).enumerate() {
         close(&format!("gradient {i}"), &again, plain, 1e-5);

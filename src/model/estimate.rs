@@ -189,7 +189,7 @@ pub fn qwen3(config: &qwen3::Config, layers: usize, tokens: usize) -> f64 {
 
 /// An autoencoder's decoder from raw latents `[latent_channels, h, w]` to an image.
 pub fn decoder(config: &vae::Config, h: usize, w: usize, ops: Ops) -> Cost {
-    let (mut walk, mut pixels) = (Convolutions { ops, cost: Cost::default() }, (h * w) as f64);
+    let (mut walk, mut pixels) = (Convolutions { ops, cost: Cost::default(), inside: 0.0 }, (h * w) as f64);
     let widths: Vec<f64> = config.block_out_channels.iter().rev().map(|c| *c as f64).collect();
     let (raw, top) = (config.latent_channels as f64, widths.first().copied().unwrap_or(1.0));
     walk.conv(raw, raw, 1.0, pixels);
@@ -214,7 +214,7 @@ pub fn decoder(config: &vae::Config, h: usize, w: usize, ops: Ops) -> Cost {
     }
     walk.cost.kept += pixels * inner * (ops.norm(true) + ops.nonlinearity());
     walk.conv(inner, 3.0, 9.0, pixels);
-    walk.cost.outline = walk.cost.kept;
+    walk.cost.outline = walk.cost.kept - walk.inside;
     walk.cost
 }
 
@@ -222,6 +222,8 @@ pub fn decoder(config: &vae::Config, h: usize, w: usize, ops: Ops) -> Cost {
 struct Convolutions {
     ops: Ops,
     cost: Cost,
+    /// What resnets keep beside their result.
+    inside: f64,
 }
 
 impl Convolutions {
@@ -242,13 +244,16 @@ impl Convolutions {
 
     /// Two norms, nonlinearities and convolutions, and a residual.
     fn resnet(&mut self, inner: f64, outer: f64, pixels: f64) {
-        let passed = self.ops.norm(true) + self.ops.nonlinearity();
+        let (before, passed) = (self.cost.kept, self.ops.norm(true) + self.ops.nonlinearity());
         self.conv(inner, outer, 9.0, pixels);
         self.conv(outer, outer, 9.0, pixels);
         if inner != outer {
             self.conv(inner, outer, 1.0, pixels);
         }
         self.cost.kept += pixels * ((inner + outer) * passed + outer * self.ops.own());
+        let own = self.cost.kept - before;
+        self.cost.block = self.cost.block.max(own);
+        self.inside += own - pixels * outer * self.ops.own();
     }
 }
 

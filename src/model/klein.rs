@@ -58,7 +58,7 @@ pub struct Klein {
 }
 
 impl Klein {
-    /// `size` in pixels; `recompute`: see [`Transformer::new`].
+    /// `size` in pixels; `recompute`: see [`Transformer::new`] and [`Latents::recomputing`].
     pub fn new(
         name: &str,
         config: flux2::Config,
@@ -92,7 +92,7 @@ impl Klein {
         if size.iter().any(|side| *side == 0 || side % pixels != 0) {
             bail!(Value, "{name}: height and width must be multiples of {pixels}, got {size:?}");
         }
-        Ok(Self { name, config, latents, text, size, recompute })
+        Ok(Self { name, config, latents: latents.recomputing(recompute), text, size, recompute })
     }
 
     pub fn latents(&self) -> &Latents {

@@ -38,6 +38,7 @@ impl Sit {
         if classes.len() != config.num_classes {
             bail!(Value, "{name}: expected {} sentences, one per class, got {}", config.num_classes, classes.len());
         }
+        let latents = latents.recomputing(recompute);
         Ok(Self { name: name.to_string(), config, latents, classes, guide_channels: None, recompute })
     }
 

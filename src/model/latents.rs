@@ -83,6 +83,11 @@ impl Latents {
         decoder(&self.config, patch * h, patch * w, Ops { dtype: DType::F32, fused })
     }
 
+    /// See [`Autoencoder::recomputing`].
+    pub fn recomputing(self, recompute: bool) -> Self {
+        Self { autoencoder: self.autoencoder.recomputing(recompute), ..self }
+    }
+
     /// Mean and log-variance `[batch, c, h, w]` of raw latents of images in [0, 1].
     pub fn moments(&self, images: &Tensor) -> Result<(Tensor, Tensor)> {
         self.autoencoder.moments(&images.affine(2.0, -1.0)?)

@@ -6,8 +6,10 @@ use crate::nn::layout::Piece;
 use crate::nn::linear::Linear;
 use crate::nn::weights::{Init, Weights};
 use crate::tensor::Tensor;
+use crate::tensor::grad::segment;
 use crate::tensor::op::{attention, conv2d, group_norm, silu, upsample_nearest2x};
 use serde::Deserialize;
+use std::sync::Arc;
 
 /// `vae/config.json`.
 #[derive(Clone, Debug, Deserialize)]
@@ -164,6 +166,11 @@ impl Autoencoder {
             post_quant: Conv::new(&w.pp("post_quant_conv"), z, z, 1)?,
             latents: z,
         })
+    }
+
+    /// The same; with `recompute`, the decoder's resnets keep only their input for the backward to the latents and run again there.
+    pub fn recomputing(self, recompute: bool) -> Self {
+        Self { decoder: Decoder { recompute, ..self.decoder }, ..self }
     }
 
     /// Mean and log-variance of the latents, each `[batch, latent_channels, h / f, w / f]`, of images in [-1, 1].
@@ -332,9 +339,10 @@ impl Encoder {
 struct Decoder {
     first: Conv,
     middle: Middle,
-    levels: Vec<(Vec<Resnet>, Option<Conv>)>,
+    levels: Vec<(Vec<Arc<Resnet>>, Option<Conv>)>,
     norm: Norm,
     last: Conv,
+    recompute: bool,
 }
 
 impl Decoder {
@@ -346,7 +354,7 @@ impl Decoder {
             let w = w.pp(format!("up_blocks.{i}"));
             let inner = |j: usize| if j == 0 && i > 0 { widths[i - 1] } else { *outer };
             let resnets = (0..config.layers_per_block + 1)
-                .map(|j| Resnet::new(&w.pp(format!("resnets.{j}")), inner(j), *outer, groups))
+                .map(|j| Resnet::new(&w.pp(format!("resnets.{j}")), inner(j), *outer, groups).map(Arc::new))
                 .collect::<Result<_>>()?;
             let up =
                 (i + 1 < widths.len()).then(|| Conv::new(&w.pp("upsamplers.0.conv"), *outer, *outer, 3)).transpose()?;
@@ -359,6 +367,7 @@ impl Decoder {
             levels,
             norm: Norm::new(&w.pp("conv_norm_out"), bottom, groups)?,
             last: Conv::new(&w.pp("conv_out"), bottom, 3, 3)?,
+            recompute: false,
         })
     }
 
@@ -366,7 +375,13 @@ impl Decoder {
         let mut x = self.middle.forward(&self.first.forward(latents)?)?;
         for (resnets, up) in &self.levels {
             for resnet in resnets {
-                x = resnet.forward(&x)?;
+                x = match self.recompute {
+                    true => {
+                        let resnet = resnet.clone();
+                        segment(&[&x], &[], move |i| resnet.forward(&i[0]))?
+                    }
+                    false => resnet.forward(&x)?,
+                };
             }
             if let Some(up) = up {
                 x = up.forward(&upsample_nearest2x(&x)?)?;

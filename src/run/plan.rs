@@ -148,6 +148,7 @@ impl Plan {
         let graph = if w.recompute { w.network.outline } else { w.network.kept };
         // What a backward needs at once: a block that runs again, and an op's gradients with its unrolled or gated inputs.
         let inside = if w.recompute { w.network.block } else { 0.0 };
+        let decoder = if w.recompute { w.decode.outline + w.decode.block } else { w.decode.kept };
         let jobs = if self.fused { batch.min(rayon::current_num_threads() as f64) } else { batch };
         let scratch = 2.0 * jobs * w.decode.scratch.max(self.reward.scratch);
         let prompts = w.prompt * self.images().unwrap_or(u.batch as u64) as f64;
@@ -157,7 +158,7 @@ impl Plan {
             states: 4.0 * batch * u.latent as f64 * (5.0 * k + 1.0),
             policy: batch * graph * u.passes.policy * k,
             adjoint: batch * (u.passes.adjoint * graph + inside + 2.0 * w.network.scratch),
-            judging: batch * (w.decode.kept + self.reward.kept) + scratch,
+            judging: batch * (decoder + self.reward.kept) + scratch,
             prompts: prompts.min(CACHED_BYTES as f64),
             peak: 0.0,
             freed: 0.0,
@@ -183,7 +184,7 @@ mod tests {
     /// Networks of round sizes: forward 10, gradient 11, graph 100 bytes or 5 with blocks of 20.
     fn plan(method: Method, recompute: bool) -> Plan {
         let network = Cost { forward: 10.0, vjp: 11.0, kept: 100.0, outline: 5.0, block: 20.0, scratch: 1.0 };
-        let decode = Cost { forward: 2.0, vjp: 3.0, kept: 30.0, ..Cost::default() };
+        let decode = Cost { forward: 2.0, vjp: 3.0, kept: 30.0, outline: 6.0, block: 5.0, ..Cost::default() };
         let work = Work { network, recompute, passes: 1.0, decode, encode: 1.0, prompt: 4.0 };
         let again = method == Method::Separate;
         let passes = Passes { rollout: 1.0, policy: 1.0, again, adjoint: 1.0, base: 0.0 };
@@ -223,7 +224,7 @@ mod tests {
         assert_eq!(memory.peak, ALLOCATOR * (1000.0 + 160.0 + 1024.0 + 40.0 + 600.0 + 204.0));
         assert_eq!(memory.freed, memory.peak - ALLOCATOR * 1000.0);
         let again = plan(Method::Fused, true).memory().unwrap();
-        assert_eq!((again.policy, again.adjoint), (30.0, 54.0));
+        assert_eq!((again.policy, again.adjoint, again.judging), (30.0, 54.0, 22.0));
         let separate = plan(Method::Separate, false).memory().unwrap();
         assert_eq!(separate.peak, ALLOCATOR * (2224.0 + 600.0));
     }
