@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use amscript::model::adapter::Targets;
-use amscript::model::flux2::{Transformer, alias, block_linear, lora_target};
+use amscript::model::flux2::Transformer;
+use amscript::model::flux2_names::{alias, block_linear, lora_target};
 use amscript::model::open::{Choices, open};
 use amscript::model::source::Sources;
 use amscript::model::{Condition, Flow, Velocity};

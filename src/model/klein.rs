@@ -2,6 +2,7 @@
 
 use super::estimate::{self, Ops, Part, Work};
 use super::flux2::{self, Transformer};
+use super::flux2_names;
 use super::latents::Latents;
 use super::text::TextEncoder;
 use super::{Condition, Family, Velocity};
@@ -169,15 +170,15 @@ impl Family for Klein {
     }
 
     fn lora_target(&self, module: &str) -> bool {
-        flux2::lora_target(module)
+        flux2_names::lora_target(module)
     }
 
     fn block_linear(&self, module: &str) -> bool {
-        flux2::block_linear(module)
+        flux2_names::block_linear(module)
     }
 
     fn alias(&self, module: &str) -> Option<Alias> {
-        flux2::alias(module)
+        flux2_names::alias(module)
     }
 
     fn component(&self) -> &str {

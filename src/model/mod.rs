@@ -5,6 +5,7 @@
 pub mod adapter;
 pub mod estimate;
 pub mod flux2;
+pub mod flux2_names;
 mod guidance;
 pub mod inventory;
 pub mod klein;

@@ -2,6 +2,7 @@
 
 use super::Flow;
 use super::flux2::{self, Transformer};
+use super::flux2_names;
 use super::klein::{Defaults, Klein};
 use super::labelled::{Sit, sentences, weights_file};
 use super::latents::Latents;
@@ -148,7 +149,7 @@ fn open_klein(
 fn transformer(part: &Component, choices: &Choices, device: &Device) -> Result<(flux2::Config, Weights)> {
     let archives = part.archives()?;
     let dtype = choices.dtype.unwrap_or_else(|| Weights::usual_dtype(&archives));
-    let weights = Weights::open_as(archives, &flux2::layout, dtype, device)?.computing(choices.compute);
+    let weights = Weights::open_as(archives, &flux2_names::layout, dtype, device)?.computing(choices.compute);
     let mut config: flux2::Config = part.config()?.map_or_else(|| flux2::Config::of(&weights), Ok)?;
     if let Some(heads) = choices.setting::<usize>("num_heads")? {
         (config.num_attention_heads, config.attention_head_dim) = (heads, config.width() / heads.max(1));

@@ -93,7 +93,10 @@ impl Config {
     }
 
     fn check(&self) -> Result<()> {
-        if self.num_heads == 0 || self.hidden_size % self.num_heads != 0 || self.hidden_size % 4 != 0 {
+        if self.num_heads == 0
+            || !self.hidden_size.is_multiple_of(self.num_heads)
+            || !self.hidden_size.is_multiple_of(4)
+        {
             bail!(
                 Value,
                 "sit: hidden_size must be a multiple of 4 and of num_heads {}, got {}",
@@ -101,7 +104,7 @@ impl Config {
                 self.hidden_size
             );
         }
-        if self.patch_size == 0 || self.input_size % self.patch_size != 0 {
+        if self.patch_size == 0 || !self.input_size.is_multiple_of(self.patch_size) {
             bail!(Value, "sit: patch_size must divide input_size {}, got {}", self.input_size, self.patch_size);
         }
         Ok(())

@@ -330,7 +330,7 @@ mod tests {
         assert!(error < 1e-5, "relative error {error}");
         encoder.unload();
         let again = encoder.encode(&case.prompts[..1]).unwrap().embeddings.unwrap();
-        assert_eq!(largest(&(again - wanted.narrow(0, 0, 1).unwrap()).unwrap()) / largest(wanted) < 1e-5, true);
+        assert!(largest(&(again - wanted.narrow(0, 0, 1).unwrap()).unwrap()) / largest(wanted) < 1e-5);
         assert!(encoder.network.lock().unwrap().is_none(), "a prompt seen before needs no network");
         assert!(encoder.encode(&["another".to_string()]).is_ok());
     }

@@ -34,6 +34,18 @@ enum Body {
     Embedded(&'static [u8]),
 }
 
+impl Body {
+    /// Gives the pages of a tensor that was copied back to the system.
+    fn release(&self, entry: &Entry) {
+        #[cfg(unix)]
+        if let Self::File(map) = self {
+            let (start, len) = (entry.begin as usize, (entry.end - entry.begin) as usize);
+            // SAFETY: the mapping is of a file and read-only; pages come back from the file when they are touched again.
+            unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, len) }.ok();
+        }
+    }
+}
+
 /// One open file of tensors; tensors are read when asked for.
 pub struct Archive {
     origin: String,
@@ -96,7 +108,11 @@ impl Archive {
             Body::Embedded(bytes) => bytes,
         };
         let bytes = &all[entry.begin as usize..entry.end as usize];
-        let tensor = |bytes, shape: &[usize]| Tensor::from_raw_buffer(bytes, entry.dtype, shape, &Device::Cpu);
+        let tensor = |bytes: &[u8], shape: &[usize]| {
+            let tensor = Tensor::from_raw_buffer(bytes, entry.dtype, shape, &Device::Cpu);
+            self.body.release(entry);
+            tensor
+        };
         let Some((&count, inner)) = entry.shape.split_first() else { return Ok(tensor(bytes, &[])?) };
         if rows.end > count || rows.start > rows.end {
             bail!(Shape, "{}: tensor `{name}` has rows 0..{count}, asked for {rows:?}", self.origin);

@@ -26,22 +26,18 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, lora: Option<&
         bail!(Shape, "linear: expected {inner} input features, got shape {dims:?}");
     }
     let dtype = if is_half(x.dtype()) && x.device().is_cpu() { DType::F32 } else { x.dtype() };
-    let rows = x.detach().reshape(((), inner))?;
-    let frozen = weight.detach();
+    let (rows, frozen) = (x.detach().reshape(((), inner))?, weight.detach());
     let wide = rows.to_dtype(dtype)?;
     let mut y = wide.matmul(&frozen.to_dtype(dtype)?.t()?)?;
     if let Some(bias) = bias {
         y = y.broadcast_add(&bias.detach().to_dtype(dtype)?)?;
     }
-    let adapter = match lora {
-        Some(l) => Some(Lora { a: l.a.detach().to_dtype(dtype)?, b: l.b.detach().to_dtype(dtype)?, scale: l.scale }),
-        None => None,
-    };
-    let mut inside = None; // x A^T, [rows, rank]
-    if let Some(l) = &adapter {
+    let mut adapter = None;
+    if let Some(l) = lora {
+        let l = Lora { a: l.a.detach().to_dtype(dtype)?, b: l.b.detach().to_dtype(dtype)?, scale: l.scale };
         let hidden = wide.matmul(&l.a.t()?)?;
         y = (y + (hidden.matmul(&l.b.t()?)? * l.scale)?)?;
-        inside = Some(hidden);
+        adapter = Some((l, hidden));
     }
     let mut shape = dims.clone();
     shape[dims.len() - 1] = out;
@@ -49,42 +45,62 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, lora: Option<&
     inputs.extend(bias);
     inputs.extend(lora.iter().flat_map(|l| [&l.a, &l.b]));
     let own: Vec<DType> = inputs.iter().map(|x| x.dtype()).collect();
-    let (has_bias, y) = (bias.is_some(), y.to_dtype(x.dtype())?.reshape(shape)?);
+    let (saved, y) = (Saved { rows, weight: frozen, dtype, adapter }, y.to_dtype(x.dtype())?.reshape(shape)?);
     custom_vjp(&inputs, y, move |grad, wanted| {
-        let g = grad.reshape(((), out))?.to_dtype(dtype)?;
-        let mut gradients = vec![None; wanted.len()];
-        let through = match &adapter {
-            Some(l) => Some((l, (g.matmul(&l.b)? * l.scale)?)), // [rows, rank]
-            None => None,
-        };
-        if wanted[0] {
-            let mut gx = g.matmul(&frozen.to_dtype(dtype)?)?;
-            if let Some((l, gb)) = &through {
-                gx = (gx + gb.matmul(&l.a)?)?;
-            }
-            gradients[0] = Some(gx.reshape(dims.as_slice())?);
-        }
-        let wide = |wanted: bool| if wanted { rows.to_dtype(dtype).map(Some) } else { Ok(None) };
-        if let Some(rows) = wide(wanted[1])? {
-            gradients[1] = Some(g.t()?.matmul(&rows)?);
-        }
-        if has_bias && wanted[2] {
-            gradients[2] = Some(bias_gradient(&g)?);
-        }
-        if let (Some((_, gb)), Some(hidden), Some(l)) = (&through, &inside, &adapter) {
-            let at = wanted.len() - 2;
-            if let Some(rows) = wide(wanted[at])? {
-                gradients[at] = Some(gb.t()?.matmul(&rows)?);
-            }
-            if wanted[at + 1] {
-                gradients[at + 1] = Some((g.t()?.matmul(hidden)? * l.scale)?);
-            }
-        }
+        let mut gradients = saved.gradients(&grad.reshape(((), out))?.to_dtype(dtype)?, wanted)?;
         for (gradient, dtype) in gradients.iter_mut().zip(&own) {
-            *gradient = gradient.take().map(|g: Tensor| g.to_dtype(*dtype)).transpose()?;
+            *gradient = gradient.take().map(|g| g.to_dtype(*dtype)).transpose()?;
+        }
+        if let Some(gx) = &mut gradients[0] {
+            *gx = gx.reshape(dims.as_slice())?;
         }
         Ok(gradients)
     })
+}
+
+/// What the backward needs.
+struct Saved {
+    /// `x`, `[rows, in]`.
+    rows: Tensor,
+    weight: Tensor,
+    /// The type that products are computed in.
+    dtype: DType,
+    /// With `x A^T`, `[rows, rank]`.
+    adapter: Option<(Lora, Tensor)>,
+}
+
+impl Saved {
+    /// For `g [rows, out]`: gradients of `x` (as rows), weight, bias if there is one, A and B if they are there.
+    fn gradients(&self, g: &Tensor, wanted: &[bool]) -> Result<Vec<Option<Tensor>>> {
+        let mut gradients = vec![None; wanted.len()];
+        let factors = if self.adapter.is_some() { wanted.len() - 2 } else { wanted.len() };
+        let through = match &self.adapter {
+            Some((l, _)) => Some((g.matmul(&l.b)? * l.scale)?), // [rows, rank]
+            None => None,
+        };
+        if wanted[0] {
+            let gx = g.matmul(&self.weight.to_dtype(self.dtype)?)?;
+            gradients[0] = Some(match (&self.adapter, &through) {
+                (Some((l, _)), Some(through)) => (gx + through.matmul(&l.a)?)?,
+                _ => gx,
+            });
+        }
+        if wanted[1] {
+            gradients[1] = Some(g.t()?.matmul(&self.rows.to_dtype(self.dtype)?)?);
+        }
+        if factors > 2 && wanted[2] {
+            gradients[2] = Some(bias_gradient(g)?);
+        }
+        if let (Some((l, hidden)), Some(through)) = (&self.adapter, &through) {
+            if wanted[factors] {
+                gradients[factors] = Some(through.t()?.matmul(&self.rows.to_dtype(self.dtype)?)?);
+            }
+            if wanted[factors + 1] {
+                gradients[factors + 1] = Some((g.t()?.matmul(hidden)? * l.scale)?);
+            }
+        }
+        Ok(gradients)
+    }
 }
 
 /// Sum over the rows of `g [rows, out]`.
