@@ -350,9 +350,18 @@ mod tests {
     }
 
     #[test]
+    fn larger_images_are_read_at_their_small_size() {
+        let captions = [EXAMPLE.to_string()];
+        let drawn = Tensor::from_vec(drawn(&example()), (1, 3, SIDE, SIDE), &Device::Cpu).unwrap();
+        let large = drawn.upsample_nearest2d(4 * SIDE, 4 * SIDE).unwrap();
+        let [small, large] = [&drawn, &large].map(|x| oracle(x, &captions).unwrap().to_vec1::<f32>().unwrap()[0]);
+        assert!(small > 0.99 && large > 0.95, "{small} {large}"); // edges come back a little softer
+    }
+
+    #[test]
     fn other_images_are_refused() {
-        let images = Tensor::zeros((1, 3, 32, 32), DType::F32, &Device::Cpu).unwrap();
-        assert!(oracle(&images, &[EXAMPLE.into()]).unwrap_err().message.contains("got [1, 3, 32, 32]"));
+        let images = Tensor::zeros((1, 3, 32, 64), DType::F32, &Device::Cpu).unwrap();
+        assert!(oracle(&images, &[EXAMPLE.into()]).unwrap_err().message.contains("got [1, 3, 32, 64]"));
         let images = Tensor::zeros((1, 3, 64, 64), DType::F32, &Device::Cpu).unwrap();
         assert!(oracle(&images, &["a cat".into()]).unwrap_err().message.contains("a cat"));
         let nan = (images / 0.0).unwrap();
