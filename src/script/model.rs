@@ -81,8 +81,8 @@ impl FlowOptions {
 options! {
     /// How weights are written.
     pub struct SaveOptions {
-        /// Store half-precision numbers.
-        half: bool = false,
+        /// The type to store, such as `f16()`; () means that in which they are held.
+        dtype: Option<DType> = None,
     }
 }
 
@@ -474,8 +474,8 @@ pub mod model {
     /// ```
     #[rhai_fn(name = "save", return_raw, volatile)]
     pub fn save_flow(context: NativeCallContext, flow: Flow, folder: &str, options: Map) -> RhaiResultOf<()> {
-        let half = SaveOptions::parse("save", options)?.half;
-        Ok(flow.save(&writable(&context, folder, "save")?, half.then_some(DType::F16))?)
+        let dtype = SaveOptions::parse("save", options)?.dtype;
+        Ok(flow.save(&writable(&context, folder, "save")?, dtype)?)
     }
 
     /// Every model and reward that can be found now, and where.
@@ -573,7 +573,7 @@ pub mod model {
         folder: &str,
         options: Map,
     ) -> RhaiResultOf<()> {
-        let half = SaveOptions::parse("save", options)?.half;
-        Ok(autoencoder.save(&writable(&context, folder, "save")?, half.then_some(DType::F16))?)
+        let dtype = SaveOptions::parse("save", options)?.dtype;
+        Ok(autoencoder.save(&writable(&context, folder, "save")?, dtype)?)
     }
 }
