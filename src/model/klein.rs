@@ -11,7 +11,6 @@ use crate::error::Result;
 use crate::nn::lora::Alias;
 use crate::nn::weights::Weights;
 use crate::tensor::Tensor;
-use crate::tensor::op::clamp_through;
 use serde::Deserialize;
 use std::sync::Arc;
 
@@ -68,14 +67,7 @@ impl Klein {
         size: Option<Size>,
         recompute: bool,
     ) -> Result<Self> {
-        if config.in_channels != latents.channels() {
-            bail!(
-                Value,
-                "{name}: the transformer's in_channels must be the {} latent channels of the vae, got {}",
-                latents.channels(),
-                config.in_channels
-            );
-        }
+        latents.serve(name, config.in_channels)?;
         if config.joint_attention_dim != text.features() {
             bail!(
                 Value,
@@ -94,10 +86,6 @@ impl Klein {
             bail!(Value, "{name}: height and width must be multiples of {pixels}, got {size:?}");
         }
         Ok(Self { name, config, latents: latents.recomputing(recompute), text, size, recompute })
-    }
-
-    pub fn latents(&self) -> &Latents {
-        &self.latents
     }
 }
 
@@ -130,22 +118,13 @@ impl Family for Klein {
         self.text.encode(&vec![String::new(); rows])
     }
 
-    /// Pixels are clamped to [0, 1]; the gradient passes the clamp, so that an out-of-range pixel can be pulled back.
-    fn decode(&self, latents: &Tensor) -> Result<Tensor> {
-        clamp_through(&self.latents.decode(latents)?, 0.0, 1.0)
-    }
-
-    fn encode_image(&self, images: &Tensor) -> Result<Tensor> {
-        self.latents.encode(images)
+    fn latents(&self) -> &Latents {
+        &self.latents
     }
 
     fn latent_shape(&self) -> [usize; 3] {
         let [h, w] = self.size.map(|side| side / self.latents.pixels());
         [self.config.in_channels, h, w]
-    }
-
-    fn pixels(&self) -> usize {
-        self.latents.pixels()
     }
 
     fn parts(&self) -> Result<Vec<Part>> {

@@ -10,7 +10,6 @@ use crate::data::class::{class_names, prompts_of};
 use crate::error::{Result, nearest};
 use crate::nn::weights::Weights;
 use crate::tensor::Tensor;
-use crate::tensor::op::clamp_through;
 use std::sync::Arc;
 
 /// The parts around the network.
@@ -27,14 +26,7 @@ pub struct Sit {
 impl Sit {
     /// `classes`: one sentence per class, by label; `recompute`: see [`Transformer::new`].
     pub fn new(name: &str, config: Config, latents: Latents, classes: Vec<String>, recompute: bool) -> Result<Self> {
-        if config.in_channels != latents.channels() {
-            bail!(
-                Value,
-                "{name}: the transformer's in_channels must be the {} latent channels of the vae, got {}",
-                latents.channels(),
-                config.in_channels
-            );
-        }
+        latents.serve(name, config.in_channels)?;
         if classes.len() != config.num_classes {
             bail!(Value, "{name}: expected {} sentences, one per class, got {}", config.num_classes, classes.len());
         }
@@ -45,10 +37,6 @@ impl Sit {
     /// The same with guidance on the first `n` channels only, 3 in the original code; none: on all.
     pub fn guiding(self, n: Option<usize>) -> Self {
         Self { guide_channels: n, ..self }
-    }
-
-    pub fn latents(&self) -> &Latents {
-        &self.latents
     }
 }
 
@@ -129,17 +117,8 @@ impl Family for Sit {
         &self.classes
     }
 
-    /// Pixels are clamped to [0, 1]; the gradient passes the clamp, so that an out-of-range pixel can be pulled back.
-    fn decode(&self, latents: &Tensor) -> Result<Tensor> {
-        clamp_through(&self.latents.decode(latents)?, 0.0, 1.0)
-    }
-
-    fn encode_image(&self, images: &Tensor) -> Result<Tensor> {
-        self.latents.encode(images)
-    }
-
-    fn pixels(&self) -> usize {
-        self.latents.pixels()
+    fn latents(&self) -> &Latents {
+        &self.latents
     }
 
     fn latent_shape(&self) -> [usize; 3] {

@@ -130,6 +130,18 @@ impl Latents {
         }
     }
 
+    /// Refuses a network that moves in other channels than these.
+    pub fn serve(&self, name: &str, in_channels: usize) -> Result<()> {
+        if in_channels != self.channels() {
+            bail!(
+                Value,
+                "{name}: the transformer's in_channels must be the {} latent channels of the vae, got {in_channels}",
+                self.channels()
+            );
+        }
+        Ok(())
+    }
+
     /// Channels of the normalised latents.
     pub fn channels(&self) -> usize {
         match self.scaling {

@@ -19,11 +19,13 @@ pub mod text;
 pub mod tokenizer;
 pub mod vae;
 
+use self::latents::Latents;
 use crate::bail;
 use crate::data::write_whole;
 use crate::error::{Error, Kind, Result};
 use crate::nn::lora::Alias;
 use crate::nn::weights::Weights;
+use crate::tensor::op::clamp_through;
 use crate::tensor::{DType, Device, Rng, Tensor};
 use estimate::{Part, Work};
 use std::path::Path;
@@ -82,17 +84,17 @@ pub trait Family: Send + Sync {
         &[]
     }
 
-    /// Images `[batch, 3, height, width]` in [0, 1] of latents, differentiable.
-    fn decode(&self, latents: &Tensor) -> Result<Tensor>;
+    /// The autoencoder that makes images of latents.
+    fn latents(&self) -> &Latents;
 
-    /// Latents of images in [0, 1].
-    fn encode_image(&self, images: &Tensor) -> Result<Tensor>;
+    /// Images `[batch, 3, height, width]` in [0, 1] of latents, differentiable. The gradient passes the clamp to that range, so
+    /// that an out-of-range pixel can be pulled back.
+    fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        clamp_through(&self.latents().decode(latents)?, 0.0, 1.0)
+    }
 
     /// Channels, height and width of the latents of one image of the default size.
     fn latent_shape(&self) -> [usize; 3];
-
-    /// Pixels per side of one latent.
-    fn pixels(&self) -> usize;
 
     /// Weights around the network.
     fn parts(&self) -> Result<Vec<Part>> {
@@ -234,7 +236,7 @@ impl Flow {
         match &self.model {
             None => Ok(latents.clone()),
             Some(model) if self.is_hollow() => {
-                let ((batch, _, h, w), side) = (latents.dims4()?, model.family.pixels());
+                let ((batch, _, h, w), side) = (latents.dims4()?, model.family.latents().pixels());
                 Ok(Tensor::zeros((1, 1, 1, 1), latents.dtype(), latents.device())?.expand((
                     batch,
                     3,
@@ -247,14 +249,14 @@ impl Flow {
     }
 
     pub fn encode_image(&self, images: &Tensor) -> Result<Tensor> {
-        self.model("encode_image")?.family.encode_image(images)
+        self.model("encode_image")?.family.latents().encode(images)
     }
 
     /// Standard normal latents `[n, channels, height, width]` for images of `size` (height and width in pixels), or of the
     /// model's size, f32.
     pub fn noise(&self, n: usize, size: Option<[usize; 2]>, rng: &mut Rng) -> Result<Tensor> {
         let model = self.model("noise")?;
-        let ([c, mut h, mut w], pixels) = (model.family.latent_shape(), model.family.pixels());
+        let ([c, mut h, mut w], pixels) = (model.family.latent_shape(), model.family.latents().pixels());
         if let Some(size) = size {
             if size.iter().any(|side| *side == 0 || side % pixels != 0) {
                 bail!(Value, "noise: height and width must be multiples of {pixels}, got {size:?}");

@@ -273,7 +273,6 @@ macro_rules! options {
 
         impl $name {
             /// Reads an object map; an unknown or ill-typed key is an error that names it.
-            #[allow(dead_code)]
             pub fn parse(function: &str, mut map: rhai::Map) -> $crate::error::Result<Self> {
                 let parsed = Self {
                     $( $field: $crate::script::option::take::<$type>(&mut map, function, stringify!($field), || $default)? ),*
