@@ -1,5 +1,6 @@
 //! Rewards: images and prompts to one number per image, differentiable to the pixels.
 
+pub mod clamped;
 pub mod hpsv2;
 pub mod scripted;
 pub mod sum;

@@ -1,5 +1,6 @@
 //! A reward given as a function of images and prompts.
 
+use crate::bail;
 use crate::error::Result;
 use crate::reward::Reward;
 use crate::tensor::Tensor;
@@ -17,7 +18,14 @@ impl<F: Fn(&Tensor, &[String]) -> Result<Tensor> + Send + Sync> Scripted<F> {
 
 impl<F: Fn(&Tensor, &[String]) -> Result<Tensor> + Send + Sync> Reward for Scripted<F> {
     fn compute(&self, images: &Tensor, prompts: &[String]) -> Result<Tensor> {
-        (self.function)(images, prompts)
+        let scores = (self.function)(images, prompts)?;
+        if images.track_op() && !scores.track_op() {
+            bail!(Value, "scripted_reward: a gradient is wanted, but the closure's scores do not depend on the images through \
+                differentiable operations";
+                hint: "reading numbers out (`oracle`, `item`, `to_array`, `detach`) cuts the gradient; such a reward can only measure, \
+                    `reward.score(images.detach(), prompts)`, or be a term that is not trained on");
+        }
+        Ok(scores)
     }
 
     fn describe(&self) -> String {
@@ -29,6 +37,7 @@ impl<F: Fn(&Tensor, &[String]) -> Result<Tensor> + Send + Sync> Reward for Scrip
 mod tests {
     use super::*;
     use crate::error::Kind;
+    use crate::tensor::grad::value_and_grad;
     use crate::tensor::{DType, Device};
 
     #[test]
@@ -55,6 +64,11 @@ mod tests {
             error.message,
             "score: rewards must be finite, got NaN or infinity for sample 1 (`b`) from scripted"
         );
+        let fixed = Scripted::new(|x, _| Ok(x.detach().mean((1, 2, 3))?));
+        assert_eq!(fixed.score(&images, &prompts).unwrap().to_vec1::<f32>().unwrap(), [1.0, 1.0]);
+        let cut = value_and_grad(|x| Ok(fixed.score(x, &prompts)?.sum_all()?), &images);
+        let message = cut.err().map(|e| e.message).unwrap_or_default();
+        assert!(message.starts_with("scripted_reward: a gradient is wanted"), "{message}");
         assert_eq!(mean.trainable().err().unwrap().message, "trainable: scripted has no weights");
     }
 }

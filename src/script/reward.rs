@@ -7,7 +7,7 @@ use crate::model::source::{Folder, Sources};
 use crate::nn::clip::{Config, ModelConfig, Preprocess, TextConfig, VisionConfig};
 use crate::optim::Params;
 use crate::reward::hpsv2::{self, Hpsv2};
-use crate::reward::{Judge, scripted::Scripted, sum::Sum};
+use crate::reward::{Judge, clamped::Clamped, scripted::Scripted, sum::Sum};
 use crate::tensor::{Rng, Tensor};
 use crate::{bail, options, script_value};
 
@@ -239,6 +239,50 @@ pub mod reward {
     #[rhai_fn(name = "-")]
     pub fn subtract_number(a: Reward, b: f64) -> Reward {
         add_number(a, -b)
+    }
+
+    /// A number minus a reward.
+    ///
+    /// ```rhai
+    /// let a = scripted_reward(|images, prompts| images.mean([1, 2, 3]));
+    /// relu(2 - a).score(full([1, 3, 4, 4], 0.5), "a")             //=> tensor([1.5])
+    /// ```
+    #[rhai_fn(name = "-")]
+    pub fn number_subtract(a: f64, b: Reward) -> Reward {
+        add_number(multiply(b, -1.0), a)
+    }
+
+    /// The opposite of a reward.
+    ///
+    /// ```rhai
+    /// -scripted_reward(|images, prompts| images.mean([1, 2, 3]))  //=> reward(-1 * scripted)
+    /// ```
+    #[rhai_fn(name = "-")]
+    pub fn negative(r: Reward) -> Reward {
+        multiply(r, -1.0)
+    }
+
+    /// A reward held between two bounds, with no gradient where one holds.
+    ///
+    /// ```rhai
+    /// let a = scripted_reward(|images, prompts| images.mean([1, 2, 3]));
+    /// a.clamp(0, 0.25).score(full([1, 3, 4, 4], 0.5), "a")        //=> tensor([0.25])
+    /// a.clamp(1, 0)                                               //=> error: the lower bound must be below the upper
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn clamp(r: Reward, low: f64, high: f64) -> RhaiResultOf<Reward> {
+        Ok(Judge::new(Clamped::new(r.0, low, high)?))
+    }
+
+    /// A reward where it is positive, else 0: `-relu(2 - r)` is ReFL's (arXiv:2304.05977).
+    ///
+    /// ```rhai
+    /// let a = scripted_reward(|images, prompts| images.mean([1, 2, 3]));
+    /// relu(a - 1).score(full([1, 3, 4, 4], 0.5), "a")             //=> tensor([0.0])
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn relu(r: Reward) -> RhaiResultOf<Reward> {
+        clamp(r, 0.0, f64::INFINITY)
     }
 
     /// A number times a reward.
