@@ -1,6 +1,7 @@
 //! Rewards: images and prompts to one number per image, differentiable to the pixels.
 
 pub mod clamped;
+pub mod head;
 pub mod hpsv2;
 pub mod scripted;
 pub mod sum;
