@@ -198,7 +198,7 @@ impl Run {
         Ok(Some(found.state))
     }
 
-    /// Writes `result.json` and `curves.png` and prints the table; rows hold one value per item for each column.
+    /// Writes `result.json`, `result.csv` and `curves.png` and prints the table; rows hold one value per item for each column.
     pub fn finish(&self, rows: &[Row]) -> Result<()> {
         let (series, steps) = {
             let state = self.state();
@@ -210,6 +210,7 @@ impl Run {
         let seconds = self.0.started.elapsed().as_secs_f64();
         record::write_json(&self.folder().join("result.json"), &result::json(self.folder(), rows, steps, seconds)?)?;
         if !rows.is_empty() {
+            record::write_text(&self.folder().join("result.csv"), &result::csv(rows)?)?;
             self.print(&result::table(rows)?);
         }
         self.print(&format!("results in {}", self.folder().display()));

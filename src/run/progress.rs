@@ -19,19 +19,27 @@ pub fn above_bar<T>(write: impl FnOnce() -> T) -> T {
 /// Progress of one step loop; draws on stderr when that is a terminal.
 pub struct Progress {
     bar: ProgressBar,
+    outer: bool,
     first: usize,
     total: usize,
     started: Instant,
 }
 
 impl Progress {
-    /// Steps `first..total` are to be done.
-    pub fn new(first: usize, total: usize) -> Self {
-        let style = ProgressStyle::with_template("{bar:32} {pos}/{len} {msg}").unwrap_or(ProgressStyle::default_bar());
-        let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr()).with_style(style);
+    /// Steps `first..total` are to be done; `what` they are stands before the bar. One that begins inside another is not shown.
+    pub fn new(what: &str, first: usize, total: usize) -> Self {
+        let template = "{prefix}{bar:32} {pos}/{len} {msg}";
+        let style = ProgressStyle::with_template(template).unwrap_or(ProgressStyle::default_bar());
+        let mut shown = SHOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        let outer = shown.is_none();
+        let target = if outer { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let prefix = if what.is_empty() { String::new() } else { format!("{what} ") };
+        let bar = ProgressBar::with_draw_target(Some(total as u64), target).with_style(style).with_prefix(prefix);
         bar.set_position(first as u64);
-        *SHOWN.lock().unwrap_or_else(PoisonError::into_inner) = Some(bar.clone());
-        Self { bar, first, total, started: Instant::now() }
+        if outer {
+            *shown = Some(bar.clone());
+        }
+        Self { bar, outer, first, total, started: Instant::now() }
     }
 
     /// `done` steps of all are finished.
@@ -58,7 +66,43 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
-        *SHOWN.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        if self.outer {
+            *SHOWN.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+    }
+}
+
+/// Counts `0..total` with a bar; where none is drawn, a line every half minute.
+pub struct Counter {
+    what: String,
+    progress: Progress,
+    print: Box<dyn Fn(&str) + Send + Sync>,
+    next: usize,
+    said: Instant,
+}
+
+impl Counter {
+    pub fn new(what: &str, total: usize, print: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        let progress = Progress::new(what, 0, total);
+        Self { what: what.into(), progress, print: Box::new(print), next: 0, said: Instant::now() }
+    }
+}
+
+impl Iterator for Counter {
+    type Item = usize;
+
+    fn next(&mut self) -> Option<usize> {
+        let done = self.next;
+        if done == self.progress.total {
+            return None;
+        }
+        self.progress.tick(done);
+        if self.progress.outer && self.said.elapsed() >= Duration::from_secs(30) {
+            self.said = Instant::now();
+            self.progress.plain(done).iter().for_each(|line| (self.print)(&format!("{} {line}", self.what)));
+        }
+        self.next += 1;
+        Some(done)
     }
 }
 
@@ -76,6 +120,13 @@ pub fn span(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_counter_counts_also_inside_another() {
+        let inner = |n| Counter::new("inner", n, |_| ()).collect::<Vec<_>>();
+        let all: Vec<_> = Counter::new("outer", 2, |_| ()).map(|i| (i, inner(3))).collect();
+        assert_eq!(all, [(0, vec![0, 1, 2]), (1, vec![0, 1, 2])]);
+    }
 
     #[test]
     fn spans_show_two_units() {

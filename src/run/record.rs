@@ -54,7 +54,11 @@ pub fn hash_file(path: &Path) -> Result<String> {
 
 /// Writes JSON, whole or not at all.
 pub fn write_json(path: &Path, value: &Value) -> Result<()> {
-    let text = format!("{value:#}\n");
+    write_text(path, &format!("{value:#}\n"))
+}
+
+/// Writes text, whole or not at all.
+pub fn write_text(path: &Path, text: &str) -> Result<()> {
     crate::data::write_whole(path, text.as_bytes()).map_err(|e| file_error(path, "write", &e))
 }
 

@@ -29,7 +29,7 @@ impl Steps {
             self.started = Instant::now();
             let mut state = self.run.state();
             state.total = self.total;
-            state.progress = Some(Progress::new(self.first, self.total));
+            state.progress = Some(Progress::new("", self.first, self.total));
         }
     }
 

@@ -3,7 +3,8 @@
 use super::*;
 use crate::model::Flow;
 use crate::nn::lora::Form;
-use crate::run::{Console, Recipe, Row, Saved, Start, Steps as Iterating};
+use crate::run::progress::Counter;
+use crate::run::{Console, Recipe, Row, Saved, Start, Steps as Iterating, record, result};
 use crate::tensor::{Stream, Tensor, show as text};
 use crate::{bail, options};
 use serde_json::Value;
@@ -36,8 +37,21 @@ impl Console for Session {
 #[derive(Clone)]
 pub struct Steps(Arc<Mutex<Option<Iterating>>>);
 
-/// Makes [`Steps`] something that `for` runs over.
+/// A count with a progress bar, for one `for` loop.
+#[derive(Clone)]
+pub struct Counting(Arc<Mutex<Option<(Counter, Arc<Session>)>>>);
+
+/// Makes [`Steps`] and [`Counting`] something that `for` runs over.
 pub(super) fn iterators(module: &mut Module) {
+    module.set_iter_result(TypeId::of::<Counting>(), |value: Dynamic| {
+        let counting = value.cast::<Counting>().0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        Box::new(counting.into_iter().flat_map(|(counter, session)| {
+            counter.map(move |i| {
+                session.check()?;
+                Ok(Dynamic::from(i as i64))
+            })
+        }))
+    });
     module.set_iter_result(TypeId::of::<Steps>(), |value: Dynamic| {
         let steps = value.cast::<Steps>().0.lock().unwrap_or_else(PoisonError::into_inner).take();
         Box::new(steps.into_iter().flatten().map(|step| Ok(Dynamic::from(step? as i64))))
@@ -128,9 +142,15 @@ fn rows(table: Map) -> Result<Vec<Row>> {
         let columns = columns
             .into_iter()
             .map(|(column, values)| Ok((column.to_string(), numbers(values, &format!("{place}: `{column}`"))?)));
-        Ok(Row { name: name.to_string(), columns: columns.collect::<Result<_>>()? })
+        let mut columns = columns.collect::<Result<Vec<_>>>()?;
+        columns.sort_by_key(|(column, _)| column != "base"); // the others stay in their order
+        Ok(Row { name: name.to_string(), columns })
     };
     table.into_iter().map(row).collect()
+}
+
+fn count(n: i64) -> Result<usize> {
+    usize::try_from(n).or_else(|_| bail!(Value, "progress: the count must not be negative, got {n}"))
 }
 
 /// The override keeps the kind of the default; a whole number may stand for a number, and `()` for anything.
@@ -325,10 +345,54 @@ pub mod run {
         }
     }
 
-    /// Ends a run: draws `curves.png`, writes `result.json`, prints a table of means with standard errors.
+    /// Counts `0..n` in a `for` loop, with a progress bar and the time left; `what` stands before the bar.
     ///
-    /// Each measure is a map of columns, such as `base` and `tuned`, with one number per item; the change is that of the last
-    /// column to the first, item by item.
+    /// ```rhai
+    /// let sum = 0;
+    /// for i in progress(4, "adding") { sum += i; }
+    /// sum                          //=> 6
+    /// progress(-1, "nothing")      //=> error: must not be negative, got -1
+    /// ```
+    #[rhai_fn(return_raw, volatile)]
+    pub fn progress(context: NativeCallContext, n: i64, what: &str) -> RhaiResultOf<Counting> {
+        let session = Session::of(&context);
+        let total = count(n)?;
+        let printer = session.clone();
+        let counter = Counter::new(what, total, move |line| printer.print(line));
+        Ok(Counting(Arc::new(Mutex::new(Some((counter, session))))))
+    }
+
+    /// The table that [`finish`](#finish) prints, as text.
+    ///
+    /// ```rhai
+    /// results_table(#{ reward: #{ base: [0.1, 0.3], tuned: [0.4, 0.5] } })   //=> " measure ..
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn results_table(table: Map) -> RhaiResultOf<String> {
+        Ok(result::table(&rows(table)?)?)
+    }
+
+    /// Writes such a table into a file of the run: `.csv`, `.json`, or else as text.
+    ///
+    /// ```rhai
+    /// let table = #{ reward: #{ base: [0.1, 0.3], tuned: [0.4, 0.5] } };
+    /// for ending in ["csv", "json", "txt"] { save_results(table, "table." + ending); }
+    /// ```
+    #[rhai_fn(return_raw, volatile)]
+    pub fn save_results(context: NativeCallContext, table: Map, path: &str) -> RhaiResultOf<()> {
+        let (path, rows) = (Session::of(&context).writable(path)?, rows(table)?);
+        let text = match path.extension().and_then(|ending| ending.to_str()) {
+            Some("csv") => result::csv(&rows)?,
+            Some("json") => format!("{:#}\n", result::measures(&rows)?),
+            _ => result::table(&rows)? + "\n",
+        };
+        Ok(record::write_text(&path, &text)?)
+    }
+
+    /// Ends a run: draws `curves.png`, writes `result.json` and `result.csv`, prints a table of means with standard errors.
+    ///
+    /// Each measure is a map of columns, such as `base` and `tuned`, with one number per item; the change is that from the
+    /// first column, item by item. A column `base` comes first, others in the order of their names.
     ///
     /// ```rhai
     /// let run = start_run(#{});
