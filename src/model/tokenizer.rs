@@ -1,18 +1,23 @@
-//! Text to token ids through published `tokenizer.json` files, and small byte-level BPEs trained on captions.
+//! Text to token ids through published `tokenizer.json` or `vocab.txt` files, and small tokenizers made for captions.
 
+use crate::bail;
 use crate::error::{Error, Kind, Result};
 use crate::model::source::Folder;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 use std::path::Path;
 use tokenizers::models::bpe::BpeTrainerBuilder;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::{AddedToken, models::TrainerWrapper};
+use tokenizers::{AddedToken, Normalizer, OffsetReferential, OffsetType, PreTokenizer, models::TrainerWrapper};
+use tokenizers::{normalizers::BertNormalizer, pre_tokenizers::bert::BertPreTokenizer, tokenizer::PreTokenizedString};
 
 /// Qwen2's word pattern.
 const QWEN_WORDS: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// CLIP's word pattern; what lies between the words is dropped.
 const CLIP_WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+/// BERT's special tokens; padding is id 0.
+const BERT_SPECIAL: [&str; 5] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"];
 
 /// A tokenizer without padding or truncation of its own.
 pub struct Tokenizer {
@@ -24,6 +29,56 @@ impl Tokenizer {
     pub fn open(folder: &Folder) -> Result<Self> {
         Self::parse(&folder.bytes("tokenizer.json")?)
             .map_err(|e| e.within(format!("{}/tokenizer.json", folder.origin())))
+    }
+
+    /// BERT's, uncased: `tokenizer.json`, else the `vocab.txt` of a folder.
+    pub fn open_bert(folder: &Folder) -> Result<Self> {
+        if folder.has("tokenizer.json") {
+            return Self::open(folder);
+        }
+        let vocabulary = folder.bytes("vocab.txt")?;
+        let lines = String::from_utf8_lossy(&vocabulary);
+        Self::bert(lines.lines()).map_err(|e| e.within(format!("{}/vocab.txt", folder.origin())))
+    }
+
+    /// BERT's WordPiece, uncased, over this vocabulary: a token's place is its id.
+    pub fn bert<'a>(vocabulary: impl Iterator<Item = &'a str>) -> Result<Self> {
+        let vocabulary: Map<String, Value> =
+            vocabulary.enumerate().map(|(id, token)| (token.to_string(), json!(id))).collect();
+        let id = |token: &str| match vocabulary.get(token) {
+            Some(id) => Ok(id.clone()),
+            None => bail!(Missing, "tokenizer: token `{token}` is missing"),
+        };
+        let special = BERT_SPECIAL.iter().filter(|token| vocabulary.contains_key(**token)).map(|token| {
+            Ok(json!({"id": id(token)?, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": true}))
+        });
+        let json = json!({"version": "1.0", "truncation": null, "padding": null,
+            "added_tokens": special.collect::<Result<Vec<_>>>()?,
+            "normalizer": {"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,
+                "strip_accents": null, "lowercase": true},
+            "pre_tokenizer": {"type": "BertPreTokenizer"},
+            "post_processor": {"type": "BertProcessing", "sep": ["[SEP]", id("[SEP]")?], "cls": ["[CLS]", id("[CLS]")?]},
+            "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": true},
+            "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+                "max_input_chars_per_word": 100, "vocab": vocabulary}});
+        Self::parse(json.to_string().as_bytes())
+    }
+
+    /// BERT's WordPiece for captions: the words of `texts` get one token each, other words are spelt.
+    pub fn train_bert(texts: &[String]) -> Result<Self> {
+        let mut words = BTreeSet::new();
+        for text in texts {
+            let mut text = text.as_str().into();
+            BertNormalizer::default().normalize(&mut text).map_err(refused)?;
+            let mut text = PreTokenizedString::from(text);
+            BertPreTokenizer.pre_tokenize(&mut text).map_err(refused)?;
+            let splits = text.get_splits(OffsetReferential::Normalized, OffsetType::Byte);
+            words.extend(splits.into_iter().map(|(word, ..)| word.to_string()));
+        }
+        let letters = ('!'..='~').filter(|c| !c.is_ascii_uppercase());
+        words.extend(letters.flat_map(|c| [c.to_string(), format!("##{c}")]));
+        Self::bert(BERT_SPECIAL.into_iter().chain(words.iter().map(String::as_str)))
     }
 
     /// The text of a `tokenizer.json`.
@@ -145,5 +200,47 @@ mod tests {
         assert_eq!(ids.len(), 5);
         assert_eq!(ids[0] as usize, read.size() - 2);
         assert_eq!(ids[4] as usize, read.size() - 1);
+    }
+    /// Ids from transformers' own BERT tokenizer (5.23), written in Python, over this vocabulary.
+    #[test]
+    fn bert_agrees_with_the_reference() {
+        let folder = tempfile::tempdir().unwrap();
+        let vocabulary = "[PAD] [UNK] [CLS] [SEP] [MASK] a cafe red ring ##s ##ly un ##known ! ' - . , naive 北 京 e ##e is \
+            strasse i t don x ##x";
+        let lines: Vec<&str> = vocabulary.split_whitespace().collect();
+        std::fs::write(folder.path().join("vocab.txt"), lines.join("\n") + "\n").unwrap();
+        let bert = Tokenizer::open_bert(&Folder::disk(folder.path())).unwrap();
+        let cases: [(&str, &[u32]); 13] = [
+            ("A Red ring", &[5, 7, 8]),
+            ("Café NAÏVE rings!", &[6, 18, 8, 9, 13]),
+            ("redly unknown zebra", &[7, 10, 11, 12, 1]),
+            ("don't  red-ring...", &[27, 14, 26, 7, 15, 8, 16, 16, 16]),
+            ("北京 red\tring\n", &[19, 20, 7, 8]),
+            ("İs STRASSE Straße", &[23, 24, 1]),
+            ("", &[]),
+            ("red\0ring a\u{ad}ring \u{200b}x", &[1, 1, 28]),
+            (&"x".repeat(101), &[1]),
+            ("xxx", &[28, 29, 29]),
+            ("a [SEP] red [MASK]", &[5, 3, 7, 4]),
+            ("e\u{301} ÉE", &[21, 21, 22]),
+            ("a\u{a0}red\u{3000}ring", &[5, 7, 8]),
+        ];
+        for (text, ids) in cases {
+            assert_eq!(bert.ids(text, true).unwrap(), [&[2], ids, &[3]].concat(), "{text}");
+        }
+        std::fs::write(folder.path().join("vocab.txt"), "[PAD]\n[CLS]\n").unwrap();
+        let error = Tokenizer::open_bert(&Folder::disk(folder.path())).err().unwrap();
+        assert!(error.message.ends_with("vocab.txt: tokenizer: token `[SEP]` is missing"), "{error}");
+    }
+
+    #[test]
+    fn a_bert_for_captions_knows_their_words_and_spells_others() {
+        let bert = Tokenizer::train_bert(&captions()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        bert.save(folder.path()).unwrap();
+        let read = Tokenizer::open_bert(&Folder::disk(folder.path())).unwrap();
+        assert_eq!(read.ids("A Large red ring", true).unwrap().len(), 6);
+        assert_eq!(read.ids("zyx", true).unwrap().len(), 5);
+        assert_eq!((read.id("[PAD]").unwrap(), read.size()), (0, bert.size()));
     }
 }
