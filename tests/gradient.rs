@@ -46,7 +46,8 @@ fn equal(
 #[test]
 fn activations() {
     let x = random(&[5, 8], 1);
-    let all: [(&str, Op, Op); 7] = [
+    let all: [(&str, Op, Op); 8] = [
+        ("relu", relu, |x| Ok(x.relu()?)),
         ("silu", silu, |x| Ok(x.silu()?)),
         ("gelu_erf", gelu_erf, |x| Ok(x.gelu_erf()?)),
         ("gelu_tanh", gelu_tanh, |x| Ok(x.gelu()?)),
@@ -196,6 +197,18 @@ fn convolutions() {
             Ok(y.broadcast_add(&i[2].reshape((1, 4, 1, 1))?)?)
         });
     }
+}
+
+#[test]
+fn pooling() {
+    let x = [random(&[2, 3, 7, 6], 1)];
+    for (size, stride) in [(2, 2), (3, 2)] {
+        let f = |i: &[Tensor]| max_pool2d(&i[0], size, stride);
+        check("max_pool2d", &x, f);
+        equal("max_pool2d", &x, f, |i| Ok(i[0].max_pool2d_with_stride(size, stride)?));
+    }
+    check("avg_pool2d", &x, |i| avg_pool2d(&i[0], 2, [1, 0]));
+    equal("avg_pool2d", &x, |i| avg_pool2d(&i[0], 2, [0, 0]), |i| Ok(i[0].avg_pool2d(2)?));
 }
 
 #[test]

@@ -70,6 +70,14 @@ pointwise!(
     composed | x | (x.neg()?.exp()? + 1.0)?.recip()
 );
 pointwise!(
+    "`max(x, 0)`; the slope at 0 is 0.",
+    relu,
+    Relu,
+    |x| Float::max(x, T::zero()),
+    if x > T::zero() { T::one() } else { T::zero() },
+    composed | x | x * x.detach().gt(0.0)?.to_dtype(x.dtype())?
+);
+pointwise!(
     "`x sigmoid(x)`.",
     silu,
     Silu,

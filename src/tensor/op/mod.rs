@@ -7,14 +7,16 @@ mod cast;
 mod conv;
 mod linear;
 mod norm;
+mod pool;
 mod resize;
 mod rope;
 
-pub use activation::{clamp_through, gelu_erf, gelu_tanh, quick_gelu, sigmoid, silu, softplus, swiglu};
+pub use activation::{clamp_through, gelu_erf, gelu_tanh, quick_gelu, relu, sigmoid, silu, softplus, swiglu};
 pub use attention::{attention, softmax};
 pub use cast::cast;
 pub use conv::{conv2d, upsample_nearest2x};
 pub use linear::{Lora, linear};
 pub use norm::{gated_add, group_norm, layer_norm, modulate, rms_norm};
+pub use pool::{avg_pool2d, max_pool2d};
 pub use resize::{Filter, resize};
 pub use rope::{rope_halves, rope_pairs};
