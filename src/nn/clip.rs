@@ -2,7 +2,7 @@
 
 use crate::bail;
 use crate::error::Result;
-use crate::nn::linear::Linear;
+use crate::nn::vit::{self, Activation, Block, Norm, Sizes, Vit};
 use crate::nn::weights::{Init, Weights};
 use crate::tensor::op::{self, Filter};
 use crate::tensor::{D, DType, Device, Tensor};
@@ -49,6 +49,12 @@ pub struct TextConfig {
     pub layers: usize,
     #[serde(default = "mlp_ratio")]
     pub mlp_ratio: f64,
+}
+
+impl ModelConfig {
+    fn activation(&self) -> Activation {
+        if self.quick_gelu { Activation::QuickGelu } else { Activation::Gelu }
+    }
 }
 
 impl VisionConfig {
@@ -127,112 +133,21 @@ impl Config {
     }
 }
 
-struct Norm {
-    weight: Tensor,
-    bias: Tensor,
-}
-
-impl Norm {
-    fn new(w: &Weights, width: usize) -> Result<Self> {
-        Ok(Self { weight: w.get("weight", &[width], Init::Ones)?, bias: w.get("bias", &[width], Init::Zeros)? })
-    }
-
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        op::layer_norm(x, Some(&self.weight), Some(&self.bias), EPS)
-    }
-}
-
-/// One pre-norm transformer block.
-struct Block {
-    norm_1: Norm,
-    norm_2: Norm,
-    /// Queries, keys and values in one, `[3 width, width]`.
-    qkv: Linear,
-    out: Linear,
-    grow: Linear,
-    shrink: Linear,
-    heads: usize,
-    quick: bool,
-}
-
-/// Sizes of a tower of blocks.
-struct Sizes {
-    width: usize,
-    layers: usize,
-    heads: usize,
-    hidden: usize,
-    quick: bool,
-}
-
-impl Block {
-    fn new(w: &Weights, z: &Sizes) -> Result<Self> {
-        let (d, hidden) = (z.width, z.hidden);
-        // open_clip's beginnings: residual branches shrink with depth
-        let attention = (d as f64).powf(-0.5);
-        let residual = attention * (2.0 * z.layers as f64).powf(-0.5);
-        let (attn, mlp) = (w.pp("attn"), w.pp("mlp"));
-        let qkv = Linear {
-            weight: attn.get("in_proj_weight", &[3 * d, d], Init::Normal(attention))?,
-            bias: Some(attn.get("in_proj_bias", &[3 * d], Init::Zeros)?),
-            lora: None,
-        };
-        Ok(Self {
-            norm_1: Norm::new(&w.pp("ln_1"), d)?,
-            norm_2: Norm::new(&w.pp("ln_2"), d)?,
-            qkv,
-            out: attn.pp("out_proj").linear_from(d, d, true, Init::Normal(residual))?,
-            grow: mlp.pp("c_fc").linear_from(d, hidden, true, Init::Normal((2.0 * d as f64).powf(-0.5)))?,
-            shrink: mlp.pp("c_proj").linear_from(hidden, d, true, Init::Normal(residual))?,
-            heads: z.heads,
-            quick: z.quick,
-        })
-    }
-
-    fn forward(&self, x: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-        let (batch, tokens, width) = x.dims3()?;
-        let qkv = self.qkv.forward(&self.norm_1.forward(x)?)?;
-        let part = |i: usize| -> Result<Tensor> {
-            let y = qkv.narrow(2, i * width, width)?.contiguous()?;
-            Ok(y.reshape((batch, tokens, self.heads, width / self.heads))?)
-        };
-        let scale = ((width / self.heads) as f64).powf(-0.5);
-        let attended = op::attention(&part(0)?, &part(1)?, &part(2)?, scale, mask)?.reshape((batch, tokens, width))?;
-        let x = (x + self.out.forward(&attended)?)?;
-        let h = self.grow.forward(&self.norm_2.forward(&x)?)?;
-        let h = if self.quick { op::quick_gelu(&h)? } else { op::gelu_erf(&h)? };
-        Ok((&x + self.shrink.forward(&h)?)?)
-    }
-}
-
-fn tower(w: &Weights, sizes: &Sizes) -> Result<Vec<Block>> {
-    (0..sizes.layers).map(|i| Block::new(&w.pp("transformer.resblocks").pp(i), sizes)).collect()
-}
-
-struct Vision {
-    /// `[width, 3, patch, patch]`
-    patches: Tensor,
-    class: Tensor,
-    positions: Tensor,
-    norm_pre: Norm,
-    norm_post: Norm,
-    blocks: Vec<Block>,
-    /// `[width, embed]`, multiplied from the right
-    projection: Tensor,
-}
-
 struct Text {
     embedding: Tensor,
     positions: Tensor,
     norm: Norm,
     blocks: Vec<Block>,
-    /// `[width, embed]`, multiplied from the right
+    /// `[embed, width]`
     projection: Tensor,
 }
 
 /// Both towers; features are as projected, not normalised.
 pub struct Clip {
     pub config: Config,
-    vision: Vision,
+    vision: Vit,
+    /// `[embed, width]`
+    projection: Tensor,
     text: Text,
     logit_scale: Tensor,
 }
@@ -242,9 +157,20 @@ impl Clip {
     pub fn new(w: &Weights, config: &Config) -> Result<Self> {
         config.check()?;
         let m = &config.model_cfg;
+        let (c, visual) = (&m.vision_cfg, w.pp("visual"));
+        let sizes = Sizes {
+            width: c.width,
+            layers: c.layers,
+            heads: c.width / c.head_width,
+            hidden: (c.mlp_ratio * c.width as f64) as usize,
+            eps: EPS,
+            activation: m.activation(),
+        };
+        let std = Init::Normal((c.width as f64).powf(-0.5));
         let clip = Self {
             config: config.clone(),
-            vision: Vision::new(&w.pp("visual"), m)?,
+            vision: Vit::new(&visual, c.image_size, c.patch_size, &sizes, &vit::OPEN_CLIP)?,
+            projection: visual.get("proj", &[c.width, m.embed_dim], std)?.t()?,
             text: Text::new(w, m)?,
             logit_scale: w.get("logit_scale", &[], Init::Constant((1.0 / 0.07_f64).ln()))?,
         };
@@ -282,7 +208,8 @@ impl Clip {
 
     /// Pixels from [`Clip::preprocess`] to features `[b, embed]`.
     pub fn image_features(&self, pixels: &Tensor) -> Result<Tensor> {
-        self.vision.forward(pixels, self.config.model_cfg.vision_cfg.patch_size)
+        let class = self.vision.tokens(pixels)?.narrow(1, 0, 1)?.squeeze(1)?;
+        op::linear(&self.vision.normed(&class)?, &self.projection, None, None)
     }
 
     /// Token ids `[b, n]` to features `[b, embed]`; `ends[i]` is the position of the end token in row i, what follows is ignored.
@@ -309,56 +236,24 @@ pub fn unit(x: &Tensor) -> Result<Tensor> {
     Ok(x.broadcast_div(&x.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?)?)
 }
 
-impl Vision {
-    fn new(w: &Weights, m: &ModelConfig) -> Result<Self> {
-        let c = &m.vision_cfg;
-        let (d, grid) = (c.width, c.image_size / c.patch_size);
-        let std = (d as f64).powf(-0.5);
-        let hidden = (c.mlp_ratio * d as f64) as usize;
-        let sizes = Sizes { width: d, layers: c.layers, heads: d / c.head_width, hidden, quick: m.quick_gelu };
-        let inner = (3 * c.patch_size * c.patch_size) as f64;
-        Ok(Self {
-            patches: w.get("conv1.weight", &[d, 3, c.patch_size, c.patch_size], Init::Uniform(inner.powf(-0.5)))?,
-            class: w.get("class_embedding", &[d], Init::Normal(std))?,
-            positions: w.get("positional_embedding", &[grid * grid + 1, d], Init::Normal(std))?,
-            norm_pre: Norm::new(&w.pp("ln_pre"), d)?,
-            norm_post: Norm::new(&w.pp("ln_post"), d)?,
-            blocks: tower(w, &sizes)?,
-            projection: w.get("proj", &[d, m.embed_dim], Init::Normal(std))?,
-        })
-    }
-
-    fn forward(&self, pixels: &Tensor, patch: usize) -> Result<Tensor> {
-        let (batch, channels, h, w) = pixels.dims4()?;
-        let (rows, columns, width) = (h / patch, w / patch, self.class.dim(0)?);
-        let inner = channels * patch * patch;
-        // a convolution whose stride is its size is a linear map of patches
-        let cut = pixels.contiguous()?.reshape((batch, channels, rows, patch, columns, patch))?;
-        let cut = cut.permute((0, 2, 4, 1, 3, 5))?.contiguous()?.reshape((batch, rows * columns, inner))?;
-        let x = op::linear(&cut, &self.patches.reshape((width, inner))?, None, None)?;
-        let class = self.class.reshape((1, 1, width))?.expand((batch, 1, width))?.contiguous()?;
-        let x = Tensor::cat(&[&class, &x], 1)?.broadcast_add(&self.positions)?;
-        let mut x = self.norm_pre.forward(&x)?;
-        for block in &self.blocks {
-            x = block.forward(&x, None)?;
-        }
-        let class = self.norm_post.forward(&x.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?)?;
-        op::linear(&class, &self.projection.t()?, None, None)
-    }
-}
-
 impl Text {
     fn new(w: &Weights, m: &ModelConfig) -> Result<Self> {
         let c = &m.text_cfg;
-        let hidden = (c.mlp_ratio * c.width as f64) as usize;
-        let sizes = Sizes { width: c.width, layers: c.layers, heads: c.heads, hidden, quick: m.quick_gelu };
+        let sizes = Sizes {
+            width: c.width,
+            layers: c.layers,
+            heads: c.heads,
+            hidden: (c.mlp_ratio * c.width as f64) as usize,
+            eps: EPS,
+            activation: m.activation(),
+        };
         let std = (c.width as f64).powf(-0.5);
         Ok(Self {
             embedding: w.get("token_embedding.weight", &[c.vocab_size, c.width], Init::Normal(0.02))?,
             positions: w.get("positional_embedding", &[c.context_length, c.width], Init::Normal(0.01))?,
-            norm: Norm::new(&w.pp("ln_final"), c.width)?,
-            blocks: tower(w, &sizes)?,
-            projection: w.get("text_projection", &[c.width, m.embed_dim], Init::Normal(std))?,
+            norm: Norm::new(&w.pp("ln_final"), c.width, EPS)?,
+            blocks: Block::tower(w, &sizes, &vit::OPEN_CLIP)?,
+            projection: w.get("text_projection", &[c.width, m.embed_dim], Init::Normal(std))?.t()?,
         })
     }
 
@@ -377,7 +272,7 @@ impl Text {
         let at: Vec<u32> = ends.iter().enumerate().map(|(row, end)| (row * tokens + end) as u32).collect();
         let at = Tensor::new(at, x.device())?;
         let last = self.norm.forward(&x.reshape((batch * tokens, width))?.index_select(&at, 0)?)?;
-        op::linear(&last, &self.projection.t()?, None, None)
+        op::linear(&last, &self.projection, None, None)
     }
 }
 

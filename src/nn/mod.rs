@@ -6,4 +6,5 @@ pub mod layout;
 pub mod linear;
 pub mod lora;
 mod pickle;
+pub mod vit;
 pub mod weights;
