@@ -2,9 +2,10 @@
 
 use crate::bail;
 use crate::error::Result;
+use crate::nn::preprocess;
 use crate::nn::vit::{self, Activation, Block, Norm, Sizes, Vit};
 use crate::nn::weights::{Init, Weights};
-use crate::tensor::op::{self, Filter};
+use crate::tensor::op;
 use crate::tensor::{D, DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -82,8 +83,8 @@ pub struct Preprocess {
 impl Default for Preprocess {
     fn default() -> Self {
         Self {
-            mean: [0.48145466, 0.4578275, 0.40821073],
-            std: [0.26862954, 0.26130258, 0.27577711],
+            mean: preprocess::CLIP_MEAN,
+            std: preprocess::CLIP_STD,
             interpolation: "bicubic".into(),
             resize_mode: "shortest".into(),
         }
@@ -99,6 +100,15 @@ impl Config {
             TextConfig { context_length: 77, vocab_size: 49408, width: 1024, heads: 16, layers: 24, mlp_ratio };
         let model_cfg = ModelConfig { embed_dim: 1024, quick_gelu: false, vision_cfg, text_cfg };
         Self { model_cfg, preprocess_cfg: Preprocess::default() }
+    }
+
+    /// What `preprocess_cfg` says, with antialias, at the image tower's size.
+    pub fn preprocess(&self) -> Result<preprocess::Preprocess> {
+        let config = &self.preprocess_cfg;
+        let crop = if config.resize_mode == "squash" { "squash" } else { "center" };
+        let of_size = preprocess::Preprocess::clip(self.model_cfg.vision_cfg.image_size);
+        let named = preprocess::Preprocess { mean: config.mean, std: config.std, ..of_size };
+        named.with(Some(&config.interpolation), None, Some(crop))
     }
 
     fn check(&self) -> Result<()> {
@@ -178,32 +188,9 @@ impl Clip {
         Ok(clip)
     }
 
-    /// Images `[b, 3, h, w]` in `[0, 1]` to the tower's pixels `[b, 3, size, size]`. Bicubic overshoot is not clamped.
+    /// Images `[b, 3, h, w]` in `[0, 1]` to the tower's pixels `[b, 3, size, size]`.
     pub fn preprocess(&self, images: &Tensor) -> Result<Tensor> {
-        let (_, channels, h, w) = images.dims4()?;
-        if channels != 3 {
-            bail!(Shape, "clip: expected images [b, 3, h, w], got {:?}", images.dims());
-        }
-        let (size, config) = (self.config.model_cfg.vision_cfg.image_size, &self.config.preprocess_cfg);
-        let images = images.to_dtype(self.dtype())?;
-        let (to_h, to_w) = match config.resize_mode.as_str() {
-            "squash" => (size, size),
-            _ => (size * h / h.min(w), size * w / h.min(w)),
-        };
-        let filter = match config.interpolation.as_str() {
-            "bilinear" => Filter::Bilinear { antialias: true },
-            _ => Filter::Bicubic { antialias: true },
-        };
-        let resized = if (h, w) == (to_h, to_w) { images } else { op::resize(&images, to_h, to_w, filter)? };
-        let middle = |side: usize| ((side - size) as f64 / 2.0).round_ties_even() as usize;
-        let cropped = resized.narrow(2, middle(to_h), size)?.narrow(3, middle(to_w), size)?;
-        let channel = |values: [f64; 3]| -> Result<Tensor> {
-            Ok(Tensor::new(&values, &Device::Cpu)?
-                .reshape((1, 3, 1, 1))?
-                .to_dtype(self.dtype())?
-                .to_device(cropped.device())?)
-        };
-        Ok(cropped.broadcast_sub(&channel(config.mean)?)?.broadcast_div(&channel(config.std)?)?)
+        self.config.preprocess()?.apply(&images.to_dtype(self.dtype())?)
     }
 
     /// Pixels from [`Clip::preprocess`] to features `[b, embed]`.

@@ -6,5 +6,6 @@ pub mod layout;
 pub mod linear;
 pub mod lora;
 mod pickle;
+pub mod preprocess;
 pub mod vit;
 pub mod weights;

@@ -77,3 +77,37 @@ fn cubic(x: f64, a: f64) -> f64 {
         0.0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::grad::vjp;
+    use std::collections::HashMap;
+
+    /// Case `resize`: torch's `interpolate`, up and down, with the gradient of a random cotangent.
+    #[test]
+    fn golden_values_and_gradients() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/resize");
+        let golden: HashMap<String, Tensor> =
+            candle_core::safetensors::load(format!("{folder}/expected.safetensors"), &Device::Cpu).unwrap();
+        let error = |got: &Tensor, name: &str| {
+            (got - &golden[name]).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap()
+        };
+        let (mut value_error, mut gradient_error) = (0f32, 0f32);
+        for case in 0..4 {
+            let (x, v) = (&golden[&format!("in.{case}.x")], &golden[&format!("in.{case}.cotangent")]);
+            let (_, _, h, w) = v.dims4().unwrap();
+            for (name, filter) in [
+                ("bicubic.antialias", Filter::Bicubic { antialias: true }),
+                ("bicubic", Filter::Bicubic { antialias: false }),
+                ("bilinear.antialias", Filter::Bilinear { antialias: true }),
+                ("bilinear", Filter::Bilinear { antialias: false }),
+            ] {
+                let (value, gradient) = vjp(|x| resize(x, h, w, filter), x, v).unwrap();
+                value_error = value_error.max(error(&value, &format!("out.{case}.{name}")));
+                gradient_error = gradient_error.max(error(&gradient, &format!("out.{case}.{name}.grad")));
+            }
+        }
+        assert!(value_error < 1e-5 && gradient_error < 3e-5, "value {value_error:e}, gradient {gradient_error:e}");
+    }
+}
