@@ -85,8 +85,8 @@ fn the_tiny_family_can_be_made_again() {
 #[test]
 fn the_tiny_reward_can_be_made_again() {
     let folder = tempfile::tempdir().unwrap();
-    let small = ["matching=2", "choosing=2", "warmup=1", "captions=2", "held=4"];
-    let printed = run("scripts/pretrain/hpsv2.rhai", folder.path(), &small);
+    let small = ["steps=2", "warmup=1", "captions=2", "held=4"];
+    let printed = run("scripts/pretrain/preference.rhai", folder.path(), &small);
     assert!(printed.contains("agreement"), "{printed}");
     assert!(folder.path().join("model/open_clip_model.safetensors").exists());
 }

@@ -4,7 +4,7 @@
 //! node keeps its output, norms and attention a copy of it too. Everything is per sample.
 
 use super::{flux2, qwen3, sit, vae};
-use crate::nn::clip;
+use crate::nn::vit;
 use crate::nn::weights::Weights;
 use crate::tensor::DType;
 use serde::Serialize;
@@ -257,15 +257,16 @@ impl Convolutions {
     }
 }
 
-/// The image tower of a CLIP.
-pub fn clip(config: &clip::VisionConfig, ops: Ops) -> Cost {
-    let (d, layers, ratio, own) = (config.width as f64, config.layers as f64, config.mlp_ratio, ops.own());
-    let patches = (config.image_size / config.patch_size).pow(2) as f64;
-    let (tokens, pixels) = (patches + 1.0, 3.0 * (config.image_size as f64).powi(2));
+/// An image tower, for square images of side `image_size` in patches of side `patch`.
+pub fn vit(image_size: usize, patch: usize, sizes: &vit::Sizes, ops: Ops) -> Cost {
+    let (d, layers, own) = (sizes.width as f64, sizes.layers as f64, ops.own());
+    let ratio = sizes.hidden as f64 / d;
+    let patches = (image_size / patch).pow(2) as f64;
+    let (tokens, pixels) = (patches + 1.0, 3.0 * (image_size as f64).powi(2));
     let block = product(tokens, d, d) * (4.0 + 2.0 * ratio);
-    let (scores, embed) = (4.0 * tokens * tokens * d, product(patches, 3.0 * (config.patch_size as f64).powi(2), d));
+    let (scores, embed) = (4.0 * tokens * tokens * d, product(patches, 3.0 * (patch as f64).powi(2), d));
     let kept = tokens * d * (2.0 * ops.norm(true) + (10.0 + ratio) * own + ratio * ops.nonlinearity())
-        + ops.attention(tokens, d, d / config.head_width as f64);
+        + ops.attention(tokens, d, d / sizes.heads as f64);
     Cost {
         forward: layers * (block + scores) + embed,
         vjp: layers * (block + 2.0 * scores) + embed,
@@ -325,8 +326,9 @@ mod tests {
         }))
         .unwrap();
         assert_eq!(giga(sit(&config, F32).forward), 237.0);
-        let vision = clip::Config::vit_h_14().model_cfg.vision_cfg;
-        assert!((giga(clip(&vision, F32).forward) - 335.0).abs() < 3.0);
+        let activation = vit::Activation::Gelu;
+        let vision = vit::Sizes { width: 1280, layers: 32, heads: 16, hidden: 5120, eps: 1e-5, activation };
+        assert!((giga(vit(224, 14, &vision, F32).forward) - 335.0).abs() < 3.0);
         let config: qwen3::Config = serde_json::from_value(json!({
             "vocab_size": 151936, "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36,
             "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 1e-6, "rope_theta": 1e6

@@ -205,16 +205,10 @@ fn plain(error: &Error, folder: &Folder) -> String {
     error.message.replace(&format!("{}/", folder.origin()), "")
 }
 
-/// From the name of the cache's blob, which is the hash of what it holds, or from the bytes of a small file.
+/// The hash of a file where it is known without reading, or of a small one.
 fn known_hash(folder: &Folder, file: &File) -> Option<String> {
-    let Some(path) = folder.path().map(|path| path.join(&file.name)) else {
-        return folder.bytes(&file.name).ok().map(|bytes| digest::hash(&bytes));
-    };
-    let blob = std::fs::read_link(&path).ok().filter(|to| to.parent().is_some_and(|p| p.ends_with("blobs")));
-    let name = blob.and_then(|to| to.file_name()?.to_str().map(String::from));
-    match name.filter(|name| name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit())) {
-        Some(hash) => Some(hash),
-        None if file.bytes > SMALL => None,
-        None => digest::hash_file(&path, |_| ()).ok(),
+    match folder.known_hash(&file.name) {
+        None if file.bytes <= SMALL => folder.hash(&file.name),
+        known => known,
     }
 }

@@ -1,6 +1,7 @@
 //! Where models are: a name or path becomes a `Folder` on disk, in the Hugging Face cache, or embedded in the binary.
 
 use crate::bail;
+use crate::data::digest;
 use crate::error::{Error, Kind, Result, nearest};
 use crate::nn::archive::Archive;
 use crate::nn::weights::Weights;
@@ -19,6 +20,11 @@ pub const PUBLISHED: &[(&str, &str)] = &[
     ("flux2-distilled", "black-forest-labs/FLUX.2-klein-4B"),
     ("sit", "nyu-visionx/SiT-collections"),
     ("hpsv2", "xswu/HPSv2"),
+    ("pickscore", "yuvalkirstain/PickScore_v1"),
+    ("clipscore", "openai/clip-vit-base-patch32"),
+    ("clipscore-l14", "openai/clip-vit-large-patch14"),
+    ("imagereward", "THUDM/ImageReward"),
+    ("aesthetic", "ttj/sac-logos-ava1-l14-linearMSE"),
 ];
 
 /// A folder of model files, read-only.
@@ -112,6 +118,22 @@ impl Folder {
             (_, Some(bytes)) => Archive::embedded(&format!("{}/{name}", self.origin()), bytes),
             _ => Err(self.lacks(name)),
         }
+    }
+
+    /// SHA-256 of a file, where it costs nothing: of what is embedded, and in the Hugging Face cache, whose blobs are named by it.
+    pub fn known_hash(&self, name: &str) -> Option<String> {
+        let Place::Disk(folder) = &self.place else {
+            return self.bytes(name).ok().map(|bytes| digest::hash(&bytes));
+        };
+        let blob =
+            std::fs::read_link(folder.join(name)).ok().filter(|to| to.parent().is_some_and(|p| p.ends_with("blobs")));
+        let hash = blob.and_then(|to| to.file_name()?.to_str().map(String::from));
+        hash.filter(|hash| hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit()))
+    }
+
+    /// SHA-256 of a file, read where it must be.
+    pub fn hash(&self, name: &str) -> Option<String> {
+        self.known_hash(name).or_else(|| digest::hash_file(&self.path()?.join(name), |_| ()).ok())
     }
 
     fn bytes_if_embedded(&self, name: &str) -> Option<&'static [u8]> {

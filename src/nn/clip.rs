@@ -1,156 +1,11 @@
-//! CLIP in the open_clip layout: an image tower, differentiable to the pixels, and a text tower.
+//! CLIP in the layouts of open_clip and transformers: an image tower, differentiable to the pixels, and a text tower.
 
-use crate::bail;
 use crate::error::Result;
-use crate::nn::preprocess;
-use crate::nn::vit::{self, Activation, Block, Norm, Sizes, Vit};
+use crate::nn::clip_config::{Config, Layout};
+use crate::nn::vit::{self, Block, Names, Norm, Vit};
 use crate::nn::weights::{Init, Weights};
 use crate::tensor::op;
 use crate::tensor::{D, DType, Device, Tensor};
-use serde::{Deserialize, Serialize};
-
-const EPS: f64 = 1e-5;
-
-/// `open_clip_config.json`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Config {
-    pub model_cfg: ModelConfig,
-    #[serde(default)]
-    pub preprocess_cfg: Preprocess,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ModelConfig {
-    pub embed_dim: usize,
-    /// `x sigmoid(1.702 x)` in place of the exact GELU.
-    #[serde(default)]
-    pub quick_gelu: bool,
-    pub vision_cfg: VisionConfig,
-    pub text_cfg: TextConfig,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct VisionConfig {
-    pub image_size: usize,
-    pub layers: usize,
-    pub width: usize,
-    #[serde(default = "VisionConfig::head_width")]
-    pub head_width: usize,
-    pub patch_size: usize,
-    #[serde(default = "mlp_ratio")]
-    pub mlp_ratio: f64,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct TextConfig {
-    pub context_length: usize,
-    pub vocab_size: usize,
-    pub width: usize,
-    pub heads: usize,
-    pub layers: usize,
-    #[serde(default = "mlp_ratio")]
-    pub mlp_ratio: f64,
-}
-
-impl ModelConfig {
-    fn activation(&self) -> Activation {
-        if self.quick_gelu { Activation::QuickGelu } else { Activation::Gelu }
-    }
-}
-
-impl VisionConfig {
-    fn head_width() -> usize {
-        64
-    }
-}
-
-fn mlp_ratio() -> f64 {
-    4.0
-}
-
-/// How images become the tower's pixels; open_clip's defaults.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Preprocess {
-    pub mean: [f64; 3],
-    pub std: [f64; 3],
-    /// `bicubic` or `bilinear`, both with antialias.
-    pub interpolation: String,
-    /// `shortest`: shorter side to the input size, then centre crop; `squash`: both sides.
-    pub resize_mode: String,
-}
-
-impl Default for Preprocess {
-    fn default() -> Self {
-        Self {
-            mean: preprocess::CLIP_MEAN,
-            std: preprocess::CLIP_STD,
-            interpolation: "bicubic".into(),
-            resize_mode: "shortest".into(),
-        }
-    }
-}
-
-impl Config {
-    /// ViT-H-14, the size of the published HPSv2 and PickScore.
-    pub fn vit_h_14() -> Self {
-        let (image_size, patch_size, mlp_ratio) = (224, 14, 4.0);
-        let vision_cfg = VisionConfig { image_size, layers: 32, width: 1280, head_width: 80, patch_size, mlp_ratio };
-        let text_cfg =
-            TextConfig { context_length: 77, vocab_size: 49408, width: 1024, heads: 16, layers: 24, mlp_ratio };
-        let model_cfg = ModelConfig { embed_dim: 1024, quick_gelu: false, vision_cfg, text_cfg };
-        Self { model_cfg, preprocess_cfg: Preprocess::default() }
-    }
-
-    /// What `preprocess_cfg` says, with antialias, at the image tower's size.
-    pub fn preprocess(&self) -> Result<preprocess::Preprocess> {
-        let config = &self.preprocess_cfg;
-        let crop = if config.resize_mode == "squash" { "squash" } else { "center" };
-        let of_size = preprocess::Preprocess::clip(self.model_cfg.vision_cfg.image_size);
-        let named = preprocess::Preprocess { mean: config.mean, std: config.std, ..of_size };
-        named.with(Some(&config.interpolation), None, Some(crop))
-    }
-
-    fn check(&self) -> Result<()> {
-        let (vision, text) = (&self.model_cfg.vision_cfg, &self.model_cfg.text_cfg);
-        let divides = |a: usize, b: usize| b > 0 && a > 0 && a.is_multiple_of(b);
-        if !divides(vision.width, vision.head_width) || !divides(text.width, text.heads) {
-            bail!(
-                Value,
-                "clip: expected an image width divisible by the head width and a text width by the heads, got {} by {} and {} by {}",
-                vision.width,
-                vision.head_width,
-                text.width,
-                text.heads
-            );
-        }
-        if !divides(vision.image_size, vision.patch_size) {
-            bail!(
-                Value,
-                "clip: expected an image size divisible by the patch size, got {} and {}",
-                vision.image_size,
-                vision.patch_size
-            );
-        }
-        let preprocess = &self.preprocess_cfg;
-        if !["shortest", "squash"].contains(&preprocess.resize_mode.as_str()) {
-            bail!(Value, "clip: expected resize mode `shortest` or `squash`, got `{}`", preprocess.resize_mode);
-        }
-        if !["bicubic", "bilinear"].contains(&preprocess.interpolation.as_str()) {
-            bail!(Value, "clip: expected interpolation `bicubic` or `bilinear`, got `{}`", preprocess.interpolation);
-        }
-        Ok(())
-    }
-}
-
-struct Text {
-    embedding: Tensor,
-    positions: Tensor,
-    norm: Norm,
-    blocks: Vec<Block>,
-    /// `[embed, width]`
-    projection: Tensor,
-}
 
 /// Both towers; features are as projected, not normalised.
 pub struct Clip {
@@ -162,38 +17,91 @@ pub struct Clip {
     logit_scale: Tensor,
 }
 
+struct Text {
+    embedding: Tensor,
+    positions: Tensor,
+    norm: Norm,
+    blocks: Vec<Block>,
+    /// `[embed, width]`
+    projection: Tensor,
+}
+
+/// Names outside the blocks.
+struct Parts {
+    names: &'static Names,
+    vision: &'static str,
+    vision_projection: &'static str,
+    text: &'static str,
+    embedding: &'static str,
+    positions: &'static str,
+    norm: &'static str,
+    text_projection: &'static str,
+    /// Projections are stored `[width, embed]`.
+    transposed: bool,
+}
+
+const OPEN_CLIP: Parts = Parts {
+    names: &vit::OPEN_CLIP,
+    vision: "visual",
+    vision_projection: "visual.proj",
+    text: "",
+    embedding: "token_embedding.weight",
+    positions: "positional_embedding",
+    norm: "ln_final",
+    text_projection: "text_projection",
+    transposed: true,
+};
+
+const TRANSFORMERS: Parts = Parts {
+    names: &vit::TRANSFORMERS,
+    vision: "vision_model",
+    vision_projection: "visual_projection.weight",
+    text: "text_model",
+    embedding: "embeddings.token_embedding.weight",
+    positions: "embeddings.position_embedding.weight",
+    norm: "final_layer_norm",
+    text_projection: "text_projection.weight",
+    transposed: false,
+};
+
+impl Parts {
+    fn of(layout: Layout) -> &'static Self {
+        match layout {
+            Layout::OpenClip => &OPEN_CLIP,
+            Layout::Transformers => &TRANSFORMERS,
+        }
+    }
+
+    /// `[embed, width]`
+    fn projection(&self, w: &Weights, name: &str, width: usize, embed: usize) -> Result<Tensor> {
+        let init = Init::Normal((width as f64).powf(-0.5));
+        match self.transposed {
+            true => Ok(w.get(name, &[width, embed], init)?.t()?),
+            false => w.get(name, &[embed, width], init),
+        }
+    }
+}
+
 impl Clip {
-    /// From open_clip's tensor names; refuses tensors that are not part of the model.
+    /// From the layout's tensor names; refuses tensors that are not part of the model.
     pub fn new(w: &Weights, config: &Config) -> Result<Self> {
-        config.check()?;
-        let m = &config.model_cfg;
-        let (c, visual) = (&m.vision_cfg, w.pp("visual"));
-        let sizes = Sizes {
-            width: c.width,
-            layers: c.layers,
-            heads: c.width / c.head_width,
-            hidden: (c.mlp_ratio * c.width as f64) as usize,
-            eps: EPS,
-            activation: m.activation(),
-        };
-        let std = Init::Normal((c.width as f64).powf(-0.5));
+        let parts = Parts::of(config.layout);
+        for tower in ["vision_model", "text_model"] {
+            w.skip(&format!("{tower}.embeddings.position_ids")); // in files of older transformers
+        }
+        let vision = &w.pp(parts.vision);
         let clip = Self {
-            config: config.clone(),
-            vision: Vit::new(&visual, c.image_size, c.patch_size, &sizes, &vit::OPEN_CLIP)?,
-            projection: visual.get("proj", &[c.width, m.embed_dim], std)?.t()?,
-            text: Text::new(w, m)?,
+            config: *config,
+            vision: Vit::new(vision, config.image_size, config.patch, &config.vision, parts.names)?,
+            projection: parts.projection(w, parts.vision_projection, config.vision.width, config.embed)?,
+            text: Text::new(w, config, parts)?,
             logit_scale: w.get("logit_scale", &[], Init::Constant((1.0 / 0.07_f64).ln()))?,
         };
         w.finish()?;
         Ok(clip)
     }
 
-    /// Images `[b, 3, h, w]` in `[0, 1]` to the tower's pixels `[b, 3, size, size]`.
-    pub fn preprocess(&self, images: &Tensor) -> Result<Tensor> {
-        self.config.preprocess()?.apply(&images.to_dtype(self.dtype())?)
-    }
-
-    /// Pixels from [`Clip::preprocess`] to features `[b, embed]`.
+    /// Pixels `[b, 3, size, size]` to features `[b, embed]`.
     pub fn image_features(&self, pixels: &Tensor) -> Result<Tensor> {
         let class = self.vision.tokens(pixels)?.narrow(1, 0, 1)?.squeeze(1)?;
         op::linear(&self.vision.normed(&class)?, &self.projection, None, None)
@@ -218,29 +126,23 @@ impl Clip {
     }
 }
 
-/// Rows of `x [b, n]` over their Euclidean norm.
+/// Rows of `x [b, n]` over their Euclidean norm; a row of zeros stays one.
 pub fn unit(x: &Tensor) -> Result<Tensor> {
-    Ok(x.broadcast_div(&x.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?)?)
+    let squares = x.sqr()?.sum_keepdim(D::Minus1)?;
+    // a norm of zero becomes one before the root, whose gradient at zero is infinite
+    let norm = (&squares + squares.eq(0.0)?.to_dtype(x.dtype())?)?.sqrt()?;
+    Ok(x.broadcast_div(&norm)?)
 }
 
 impl Text {
-    fn new(w: &Weights, m: &ModelConfig) -> Result<Self> {
-        let c = &m.text_cfg;
-        let sizes = Sizes {
-            width: c.width,
-            layers: c.layers,
-            heads: c.heads,
-            hidden: (c.mlp_ratio * c.width as f64) as usize,
-            eps: EPS,
-            activation: m.activation(),
-        };
-        let std = (c.width as f64).powf(-0.5);
+    fn new(w: &Weights, config: &Config, parts: &Parts) -> Result<Self> {
+        let (text, c) = (if parts.text.is_empty() { w.clone() } else { w.pp(parts.text) }, &config.text);
         Ok(Self {
-            embedding: w.get("token_embedding.weight", &[c.vocab_size, c.width], Init::Normal(0.02))?,
-            positions: w.get("positional_embedding", &[c.context_length, c.width], Init::Normal(0.01))?,
-            norm: Norm::new(&w.pp("ln_final"), c.width, EPS)?,
-            blocks: Block::tower(w, &sizes, &vit::OPEN_CLIP)?,
-            projection: w.get("text_projection", &[c.width, m.embed_dim], Init::Normal(std))?.t()?,
+            embedding: text.get(parts.embedding, &[config.vocabulary, c.width], Init::Normal(0.02))?,
+            positions: text.get(parts.positions, &[config.context, c.width], Init::Normal(0.01))?,
+            norm: Norm::new(&text.pp(parts.norm), c.width, c.eps)?,
+            blocks: Block::tower(&text, c, parts.names)?,
+            projection: parts.projection(w, parts.text_projection, c.width, config.embed)?,
         })
     }
 
@@ -273,102 +175,76 @@ fn causal(tokens: usize, dtype: DType, device: &Device) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nn::preprocess::Preprocess;
+    use crate::nn::vit::{Activation, Sizes};
     use crate::tensor::Rng;
-    use crate::tensor::grad::{gradcheck, value_and_grad};
-    use std::collections::HashMap;
-    use std::path::PathBuf;
+    use crate::tensor::grad::gradcheck;
 
-    fn largest(t: &Tensor) -> f64 {
-        t.abs().unwrap().max_all().unwrap().to_dtype(DType::F64).unwrap().to_scalar().unwrap()
+    fn small(layout: Layout) -> Config {
+        let sizes = |width, layers| {
+            let activation = Activation::QuickGelu;
+            Sizes { width, layers, heads: 2, hidden: 2 * width, eps: 1e-5, activation }
+        };
+        let (vision, text) = (sizes(12, 2), sizes(8, 1));
+        Config { layout, embed: 5, image_size: 8, patch: 4, vision, context: 6, vocabulary: 9, text }
     }
 
-    fn assert_near(got: &Tensor, wanted: &Tensor, tolerance: f64) {
-        let error = largest(&(got - wanted).unwrap());
-        assert!(error < tolerance, "largest difference {error}");
-    }
-
-    /// Case `clip_openclip`: published HPSv2 layout, values and pixel gradients from open_clip.
-    #[test]
-    fn golden_features_scores_and_pixel_gradients() {
-        let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/clip_openclip"));
-        let config: Config =
-            serde_json::from_slice(&std::fs::read(folder.join("open_clip_config.json")).unwrap()).unwrap();
-        let weights = Weights::load(&folder.join("HPS_tiny_compressed.pt"), DType::F32, &Device::Cpu).unwrap();
-        let clip = Clip::new(&weights, &config).unwrap();
-        let golden: HashMap<String, Tensor> =
-            candle_core::safetensors::load(folder.join("expected.safetensors"), &Device::Cpu).unwrap();
-        let ids = golden["out.token_ids"].to_vec2::<i64>().unwrap();
-        let ends: Vec<usize> = ids.iter().map(|row| row.iter().position(|id| *id == 49407).unwrap()).collect();
-        let ids = golden["out.token_ids"].to_dtype(DType::U32).unwrap();
-        let text = clip.text_features(&ids, &ends).unwrap();
-        assert_near(&text, &golden["out.text_features_raw"], 1e-5);
-        let text = unit(&text).unwrap();
-        assert_near(&clip.logit_scale().unwrap().reshape(1).unwrap(), &golden["out.logit_scale_exp"], 1e-4);
-        for i in 0..3 {
-            let score = |images: &Tensor| -> Result<Tensor> {
-                let image = unit(&clip.image_features(&clip.preprocess(images)?)?)?;
-                Ok((image * text.narrow(0, i, 1)?)?.sum_all()?)
-            };
-            let image = &golden[&format!("in.image.{i}")];
-            let row = |name: &str| golden[name].narrow(0, i, 1).unwrap();
-            assert_near(&clip.preprocess(image).unwrap(), &row("out.pixels"), 1e-5);
-            let features = clip.image_features(&clip.preprocess(image).unwrap()).unwrap();
-            assert_near(&features, &row("out.image_features_raw"), 1e-5);
-            let (value, gradient) = value_and_grad(score, image).unwrap();
-            assert_near(&value.reshape(1).unwrap(), &row("out.score"), 1e-5);
-            let wanted = &golden[&format!("out.score_grad.{i}")];
-            assert_near(&gradient, wanted, 1e-4 * largest(wanted));
-        }
-    }
-
-    fn small() -> Config {
-        let vision_cfg =
-            VisionConfig { image_size: 8, layers: 2, width: 12, head_width: 6, patch_size: 4, mlp_ratio: 2.0 };
-        let text_cfg = TextConfig { context_length: 6, vocab_size: 9, width: 8, heads: 2, layers: 1, mlp_ratio: 2.0 };
-        let model_cfg = ModelConfig { embed_dim: 5, quick_gelu: true, vision_cfg, text_cfg };
-        Config { model_cfg, preprocess_cfg: Preprocess::default() }
+    fn random() -> Weights {
+        Weights::random(&Rng::new(0), DType::F64, &Device::Cpu)
     }
 
     #[test]
     fn gradients_match_finite_differences() {
-        let weights = Weights::random(&Rng::new(0), DType::F64, &Device::Cpu);
-        let clip = Clip::new(&weights, &small()).unwrap();
         let images = Rng::new(1).uniform(&[2, 3, 11, 9], DType::F64, &Device::Cpu).unwrap();
-        let score = |x: &Tensor| unit(&clip.image_features(&clip.preprocess(x)?)?);
-        let error = gradcheck(score, &images, 0).unwrap();
-        assert!(error < 1e-5, "{error}");
-        // towards a weight of the text tower
         let ids = Tensor::new(&[[1u32, 2, 8, 0, 0, 0], [1, 3, 4, 5, 8, 0]], &Device::Cpu).unwrap();
-        let at = "transformer.resblocks.0.attn.in_proj_weight";
-        let loss = |x: &Tensor| {
-            let replaced = weights.map(|name, t| Ok(if name == at { x.clone() } else { t.clone() }))?;
-            Clip::new(&replaced, &small())?.text_features(&ids, &[2, 4])
-        };
-        let weight = weights.tensors().unwrap()[at].clone();
-        let error = gradcheck(loss, &weight, 0).unwrap();
-        assert!(error < 1e-5, "{error}");
+        let attention =
+            ["transformer.resblocks.0.attn.in_proj_weight", "text_model.encoder.layers.0.self_attn.k_proj.weight"];
+        for (layout, at) in [Layout::OpenClip, Layout::Transformers].into_iter().zip(attention) {
+            let weights = random();
+            let clip = Clip::new(&weights, &small(layout)).unwrap();
+            let score = |x: &Tensor| unit(&clip.image_features(&Preprocess::clip(8).apply(x)?)?);
+            let error = gradcheck(score, &images, 0).unwrap();
+            assert!(error < 1e-5, "{error}");
+            // towards a weight of the text tower
+            let loss = |x: &Tensor| {
+                let replaced = weights.map(|name, t| Ok(if name == at { x.clone() } else { t.clone() }))?;
+                Clip::new(&replaced, &small(layout))?.text_features(&ids, &[2, 4])
+            };
+            let weight = weights.tensors().unwrap()[at].clone();
+            let error = gradcheck(loss, &weight, 0).unwrap();
+            assert!(error < 1e-5, "{error}");
+        }
     }
 
     #[test]
     fn what_follows_the_end_token_is_ignored() {
-        let weights = Weights::random(&Rng::new(0), DType::F64, &Device::Cpu);
-        let clip = Clip::new(&weights, &small()).unwrap();
+        let clip = Clip::new(&random(), &small(Layout::OpenClip)).unwrap();
         let row = |ids: [u32; 6]| clip.text_features(&Tensor::new(&[ids], &Device::Cpu).unwrap(), &[2]).unwrap();
-        assert_near(&row([1, 2, 8, 0, 0, 0]), &row([1, 2, 8, 7, 3, 8]), 1e-12);
+        let apart = (row([1, 2, 8, 0, 0, 0]) - row([1, 2, 8, 7, 3, 8])).unwrap().abs().unwrap().max_all().unwrap();
+        assert!(apart.to_scalar::<f64>().unwrap() < 1e-12);
     }
 
     #[test]
-    fn bad_configs_and_extra_tensors_are_refused() {
-        let weights = Weights::random(&Rng::new(0), DType::F32, &Device::Cpu);
-        Clip::new(&weights, &small()).unwrap();
+    fn bad_sizes_and_extra_tensors_are_refused() {
+        let weights = random();
+        let mut config = small(Layout::OpenClip);
+        Clip::new(&weights, &config).unwrap();
         let mut tensors = weights.tensors().unwrap();
         tensors.insert("extra".into(), Tensor::new(0f32, &Device::Cpu).unwrap());
         let stored = Weights::from_tensors("file", tensors);
-        assert!(Clip::new(&stored, &small()).err().unwrap().message.contains("the first is `extra`"));
-        let mut config = small();
-        config.preprocess_cfg.resize_mode = "longest".into();
-        assert!(Clip::new(&weights, &config).err().unwrap().message.contains("got `longest`"));
-        config.model_cfg.vision_cfg.patch_size = 3;
-        assert!(Clip::new(&weights, &config).err().unwrap().message.contains("divisible by the patch size"));
+        assert!(Clip::new(&stored, &config).err().unwrap().message.contains("the first is `extra`"));
+        config.patch = 3;
+        assert!(Clip::new(&random(), &config).err().unwrap().message.contains("divisible by the patch size"));
+        config.text.heads = 3;
+        config.patch = 4;
+        assert!(Clip::new(&random(), &config).err().unwrap().message.contains("got 8 by 3"));
+    }
+
+    #[test]
+    fn rows_of_zeros_stay_zero_and_have_a_finite_gradient() {
+        let x = Tensor::new(&[[3f64, 4.0], [0.0, 0.0]], &Device::Cpu).unwrap();
+        assert_eq!(unit(&x).unwrap().to_vec2::<f64>().unwrap(), [[0.6, 0.8], [0.0, 0.0]]);
+        let (_, gradient) = crate::tensor::grad::value_and_grad(|x| Ok(unit(x)?.sum_all()?), &x).unwrap();
+        assert!(gradient.flatten_all().unwrap().to_vec1::<f64>().unwrap().iter().all(|g| g.is_finite()));
     }
 }

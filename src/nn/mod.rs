@@ -2,6 +2,7 @@
 
 pub mod archive;
 pub mod clip;
+pub mod clip_config;
 pub mod layout;
 pub mod linear;
 pub mod lora;

@@ -87,7 +87,7 @@ pub enum Activation {
 }
 
 /// Sizes of a tower of blocks.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sizes {
     pub width: usize,
     pub layers: usize,

@@ -3,7 +3,7 @@
 use crate::bail;
 use crate::error::Result;
 use crate::model::estimate::{Cost, Part};
-use crate::reward::Reward;
+use crate::reward::{Batch, Reward};
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
@@ -22,11 +22,18 @@ impl Clamped {
         }
         Ok(Self { inner, low, high })
     }
+
+    fn shown(&self, inner: String) -> String {
+        match (self.low, self.high) {
+            (low, f64::INFINITY) if low == 0.0 => format!("relu({inner})"),
+            (low, high) => format!("clamp({inner}, {low}, {high})"),
+        }
+    }
 }
 
 impl Reward for Clamped {
-    fn compute(&self, images: &Tensor, prompts: &[String]) -> Result<Tensor> {
-        let scores = self.inner.score(images, prompts)?;
+    fn compute(&self, batch: &Batch) -> Result<Tensor> {
+        let scores = self.inner.judge(batch)?;
         // a product with 0 or 1 has the gradient of what is inside, also on candle's own ops
         let inside = (scores.gt(self.low)? * scores.lt(self.high)?)?.to_dtype(scores.dtype())?;
         let held = scores.detach().clamp(self.low, self.high)?;
@@ -42,10 +49,11 @@ impl Reward for Clamped {
     }
 
     fn describe(&self) -> String {
-        match (self.low, self.high) {
-            (low, f64::INFINITY) if low == 0.0 => format!("relu({})", self.inner.describe()),
-            (low, high) => format!("clamp({}, {low}, {high})", self.inner.describe()),
-        }
+        self.shown(self.inner.describe())
+    }
+
+    fn details(&self) -> String {
+        self.shown(self.inner.details())
     }
 }
 

@@ -1,10 +1,16 @@
 //! Rewards: images and prompts to one number per image, differentiable to the pixels.
 
+pub mod aesthetic;
+pub mod batch;
 pub mod clamped;
 pub mod head;
-pub mod hpsv2;
+pub mod open;
 pub mod scripted;
+pub mod similarity;
 pub mod sum;
+pub mod trunk;
+
+pub use batch::Batch;
 
 use crate::bail;
 use crate::error::Result;
@@ -17,35 +23,34 @@ use std::sync::Arc;
 /// What judges images. Cheap to share; `score` is what callers use.
 pub trait Reward: Send + Sync {
     /// One number per image; see [`Reward::score`], which checks what goes in and comes out.
-    fn compute(&self, images: &Tensor, prompts: &[String]) -> Result<Tensor>;
+    fn compute(&self, batch: &Batch) -> Result<Tensor>;
 
-    /// Name and parts, one line.
+    /// Name and parts, in few words.
     fn describe(&self) -> String;
+
+    /// Model, version, hash of its weights, preprocessing and scale, one line; may read the weight file.
+    fn details(&self) -> String {
+        self.describe()
+    }
 
     /// Scores `[b]` of images `[b, 3, h, w]` in `[0, 1]`, one prompt each; differentiable in the images.
     fn score(&self, images: &Tensor, prompts: &[String]) -> Result<Tensor> {
-        let dims = images.dims();
-        if dims.len() != 4 || dims[1] != 3 {
-            bail!(Shape, "score: expected images [batch, 3, height, width], got {dims:?}");
-        }
-        if prompts.len() != dims[0] {
-            bail!(Shape, "score: expected one prompt per image, got {} prompts for {} images", prompts.len(), dims[0]);
-        }
-        let scores = self.compute(images, prompts)?;
-        if scores.dims() != [dims[0]] {
-            bail!(
-                Shape,
-                "score: expected one number per image, [{}], got {:?} from {}",
-                dims[0],
-                scores.dims(),
-                self.describe()
-            );
+        self.judge(&Batch::new(images, prompts)?)
+    }
+
+    /// Scores `[b]` of a batch that other rewards may judge too.
+    fn judge(&self, batch: &Batch) -> Result<Tensor> {
+        let scores = self.compute(batch)?;
+        let count = batch.images.dim(0)?;
+        if scores.dims() != [count] {
+            let (got, name) = (scores.dims(), self.describe());
+            bail!(Shape, "score: expected one number per image, [{count}], got {got:?} from {name}");
         }
         if let Some(sample) = first_non_finite(&scores)? {
             bail!(
                 Numeric,
                 "score: rewards must be finite, got NaN or infinity for sample {sample} (`{}`) from {}",
-                prompts[sample],
+                batch.prompts[sample],
                 self.describe()
             );
         }
@@ -55,6 +60,16 @@ pub trait Reward: Send + Sync {
     /// Scores of all images (rows) against all prompts (columns), `[b, n]`, where a reward compares features.
     fn similarities(&self, _images: &Tensor, _prompts: &[String]) -> Result<Tensor> {
         bail!(Value, "similarities: {} does not compare features of images and texts", self.describe())
+    }
+
+    /// Unit image features `[b, d]` of images `[b, 3, h, w]`, of a reward that stands on a CLIP.
+    fn features(&self, _images: &Tensor) -> Result<Tensor> {
+        bail!(Value, "clip_features: {} has no CLIP", self.describe(); hint: "give a reward such as `reward(\"tiny/clip\")`")
+    }
+
+    /// The CLIP that it stands on.
+    fn trunk(&self) -> Option<&Arc<trunk::Trunk>> {
+        None
     }
 
     /// Its weights.
@@ -83,6 +98,12 @@ pub trait Reward: Send + Sync {
     }
 }
 
+/// Scores of several rewards for one batch; those that stand on the same CLIP run its image tower once.
+pub fn score_all(rewards: &[Arc<dyn Reward>], images: &Tensor, prompts: &[String]) -> Result<Vec<Tensor>> {
+    let batch = Batch::new(images, prompts)?;
+    rewards.iter().map(|reward| reward.judge(&batch)).collect()
+}
+
 /// A shared reward as scripts hold it.
 #[derive(Clone)]
 pub struct Judge(pub Arc<dyn Reward>);
@@ -103,6 +124,6 @@ impl std::ops::Deref for Judge {
 
 impl std::fmt::Display for Judge {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "reward({})", self.describe())
+        write!(f, "reward({})", self.details())
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::bail;
 use crate::error::Result;
-use crate::reward::Reward;
+use crate::reward::{Batch, Reward};
 use crate::tensor::Tensor;
 
 /// Wraps a function; what it returns must be differentiable where gradients are wanted.
@@ -17,9 +17,9 @@ impl<F: Fn(&Tensor, &[String]) -> Result<Tensor> + Send + Sync> Scripted<F> {
 }
 
 impl<F: Fn(&Tensor, &[String]) -> Result<Tensor> + Send + Sync> Reward for Scripted<F> {
-    fn compute(&self, images: &Tensor, prompts: &[String]) -> Result<Tensor> {
-        let scores = (self.function)(images, prompts)?;
-        if images.track_op() && !scores.track_op() {
+    fn compute(&self, batch: &Batch) -> Result<Tensor> {
+        let scores = (self.function)(batch.images, batch.prompts)?;
+        if batch.images.track_op() && !scores.track_op() {
             bail!(Value, "scripted_reward: a gradient is wanted, but the closure's scores do not depend on the images through \
                 differentiable operations";
                 hint: "reading numbers out (`oracle`, `item`, `to_array`, `detach`) cuts the gradient; such a reward can only measure, \

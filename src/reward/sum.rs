@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::model::estimate::{Cost, Part};
-use crate::reward::Reward;
+use crate::reward::{Batch, Reward};
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
@@ -30,6 +30,14 @@ impl Sum {
         self
     }
 
+    fn shown(&self, term: impl Fn(&dyn Reward) -> String) -> String {
+        let mut parts: Vec<String> = self.terms.iter().map(|(f, r)| format!("{f} * {}", term(&**r))).collect();
+        if self.offset != 0.0 || parts.is_empty() {
+            parts.push(self.offset.to_string());
+        }
+        parts.join(" + ")
+    }
+
     pub fn scaled(mut self, factor: f64) -> Self {
         self.terms.iter_mut().for_each(|(weight, _)| *weight *= factor);
         self.offset *= factor;
@@ -38,10 +46,11 @@ impl Sum {
 }
 
 impl Reward for Sum {
-    fn compute(&self, images: &Tensor, prompts: &[String]) -> Result<Tensor> {
+    fn compute(&self, batch: &Batch) -> Result<Tensor> {
+        let images = batch.images;
         let mut total = Tensor::full(self.offset as f32, images.dim(0)?, images.device())?.to_dtype(images.dtype())?;
         for (factor, reward) in &self.terms {
-            total = (total + (reward.score(images, prompts)?.to_dtype(images.dtype())? * *factor)?)?;
+            total = (total + (reward.judge(batch)?.to_dtype(images.dtype())? * *factor)?)?;
         }
         Ok(total)
     }
@@ -57,11 +66,11 @@ impl Reward for Sum {
     }
 
     fn describe(&self) -> String {
-        let mut parts: Vec<String> = self.terms.iter().map(|(f, r)| format!("{f} * {}", r.describe())).collect();
-        if self.offset != 0.0 || parts.is_empty() {
-            parts.push(self.offset.to_string());
-        }
-        parts.join(" + ")
+        self.shown(|reward| reward.describe())
+    }
+
+    fn details(&self) -> String {
+        self.shown(|reward| reward.details())
     }
 }
 

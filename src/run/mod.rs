@@ -43,6 +43,10 @@ pub trait Console: Send + Sync {
 
     /// Steps are running that end by themselves when that is requested.
     fn finish_steps(&self, running: bool);
+    /// The rewards that the script opened: model, version, hash, preprocessing.
+    fn rewards(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// A step begins, or (`None`) the last one ended well.
     fn begin_step(&self, step: Option<usize>);
@@ -90,7 +94,9 @@ impl Run {
     /// Makes the run directory and writes `run.json`.
     pub fn start(start: Start) -> Result<Run> {
         let folder = start.folder;
-        folder::claim(&folder, &record::record(&start.recipe, &start.settings, start.seed, &start.device))?;
+        let mut record = record::record(&start.recipe, &start.settings, start.seed, &start.device);
+        record["rewards"] = start.console.rewards().into();
+        folder::claim(&folder, &record)?;
         start.console.print(&format!("run directory {}", folder.display()));
         let state = State {
             streams: BTreeMap::new(),
@@ -208,7 +214,9 @@ impl Run {
             image::write(&plot::panels(&series)?, &self.folder().join("curves.png"))?;
         }
         let seconds = self.0.started.elapsed().as_secs_f64();
-        record::write_json(&self.folder().join("result.json"), &result::json(self.folder(), rows, steps, seconds)?)?;
+        let mut result = result::json(self.folder(), rows, steps, seconds)?;
+        result["rewards"] = self.0.console.rewards().into();
+        record::write_json(&self.folder().join("result.json"), &result)?;
         if !rows.is_empty() {
             record::write_text(&self.folder().join("result.csv"), &result::csv(rows)?)?;
             self.print(&result::table(rows)?);

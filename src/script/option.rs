@@ -111,6 +111,18 @@ impl FromScript for DType {
     }
 }
 
+impl<T: FromScript, const N: usize> FromScript for [T; N] {
+    fn expected() -> String {
+        format!("an array of {N}, each {}", T::expected())
+    }
+    fn from_script(value: Dynamic) -> Option<Self> {
+        Vec::from_script(value)?.try_into().ok()
+    }
+    fn show(&self) -> String {
+        format!("[{}]", self.iter().map(T::show).collect::<Vec<_>>().join(", "))
+    }
+}
+
 impl FromScript for FnPtr {
     fn expected() -> String {
         "a closure such as `|x| x`".into()

@@ -4,22 +4,42 @@ use super::*;
 use crate::data::Prompts;
 use crate::model::Condition;
 use crate::model::source::{Folder, Sources};
-use crate::nn::clip::{Config, ModelConfig, Preprocess, TextConfig, VisionConfig};
+use crate::nn::clip_config::{Config, Layout};
+use crate::nn::vit::{Activation, Sizes};
 use crate::optim::Params;
-use crate::reward::hpsv2::{self, Hpsv2};
-use crate::reward::{Judge, clamped::Clamped, scripted::Scripted, sum::Sum};
+use crate::reward::similarity::{self, Kind as Similar, Similarity};
+use crate::reward::trunk::{self, Trunk};
+use crate::reward::{self as rewards, Judge, clamped::Clamped, scripted::Scripted, sum::Sum};
 use crate::tensor::{Rng, Tensor};
 use crate::{bail, options, script_value};
 
 script_value!(Judge, "a reward such as `reward(\"tiny/hpsv2\")`");
 
 options! {
-    /// Where a reward is read from.
+    /// Where a reward is read from, and what may differ from its reference.
     pub struct RewardOptions {
+        /// `hpsv2`, `pickscore`, `clipscore`, `imagereward` or `aesthetic`, where names and files do not say.
+        kind: Option<String> = None,
+        /// Of HPSv2: `v2.0` or `v2.1`; the newest there is.
+        version: Option<String> = None,
         /// The weight file in the folder, when there are several.
         weights: Option<String> = None,
-        /// A folder or model name with a `tokenizer.json`, when none lies beside the weights.
+        /// A folder or model name with a `tokenizer.json` (of ImageReward also `vocab.txt`), when none lies beside the weights.
         tokenizer: Option<String> = None,
+        /// Of an aesthetic predictor: the folder or name of the CLIP it stands on.
+        clip: Option<String> = None,
+        /// `bicubic` or `bilinear`, in place of the reference's.
+        resize: Option<String> = None,
+        /// Whether shrinking averages.
+        antialias: Option<bool> = None,
+        /// `center` (shorter side to size, then cut) or `squash`.
+        crop: Option<String> = None,
+        /// Of CLIP rewards: what the cosine is multiplied by; PickScore's own is `exp(logit_scale)`, about 100, that of others 1.
+        scale: Option<f64> = None,
+        /// Of CLIP rewards: what stands before each prompt; CLIPScore's paper has `A photo depicts `.
+        prefix: String = String::new(),
+        /// Of CLIP rewards: negative cosines become zero.
+        positive: bool = false,
     }
 }
 
@@ -42,32 +62,58 @@ options! {
         context: usize = 24,
         /// Width of the common features.
         embed: usize = 64,
+        /// Names and files: `open_clip` or `transformers`.
+        layout: String = "open_clip".to_string(),
+        /// `hpsv2`, `pickscore` or `clipscore`.
+        kind: String = "hpsv2".to_string(),
+        /// Seed of the weights.
+        seed: u64 = 0,
+    }
+}
+
+options! {
+    /// A random head of an aesthetic predictor.
+    pub struct HeadOptions {
+        /// Widths between its five layers.
+        hidden: [usize; 4] = rewards::head::HIDDEN,
         /// Seed of the weights.
         seed: u64 = 0,
     }
 }
 
 impl ClipOptions {
-    fn config(&self) -> Config {
-        let (head_width, mlp_ratio) = (32, 4.0);
-        let vision_cfg = VisionConfig {
+    fn config(&self) -> Result<Config> {
+        let sizes = |width: usize, layers: usize| {
+            let (heads, hidden, activation) = (width / 32, 4 * width, Activation::Gelu);
+            Sizes { width, layers, heads, hidden, eps: 1e-5, activation }
+        };
+        Ok(Config {
+            layout: match self.layout.as_str() {
+                "open_clip" => Layout::OpenClip,
+                "transformers" => Layout::Transformers,
+                other => {
+                    bail!(Option, "clip_reward: expected `open_clip` or `transformers` for `layout`, got `{other}`")
+                }
+            },
+            embed: self.embed,
             image_size: self.image_size,
-            layers: self.layers,
-            width: self.width,
-            head_width,
-            patch_size: self.patch,
-            mlp_ratio,
-        };
-        let text_cfg = TextConfig {
-            context_length: self.context,
-            vocab_size: 0, // set by the tokenizer
-            width: self.text_width,
-            heads: self.text_width / head_width,
-            layers: self.text_layers,
-            mlp_ratio,
-        };
-        let model_cfg = ModelConfig { embed_dim: self.embed, quick_gelu: false, vision_cfg, text_cfg };
-        Config { model_cfg, preprocess_cfg: Preprocess::default() }
+            patch: self.patch,
+            vision: sizes(self.width, self.layers),
+            context: self.context,
+            vocabulary: 0, // set by the tokenizer
+            text: sizes(self.text_width, self.text_layers),
+        })
+    }
+
+    fn kind(&self) -> Result<Similar> {
+        match Similar::ALL.into_iter().find(|(name, _)| *name == self.kind) {
+            Some((_, kind)) => Ok(kind),
+            None => bail!(
+                Option,
+                "clip_reward: expected `hpsv2`, `pickscore` or `clipscore` for `kind`, got `{}`",
+                self.kind
+            ),
+        }
     }
 }
 
@@ -115,29 +161,56 @@ pub mod reward {
         r.to_string()
     }
 
-    /// A reward by name, folder or weight file.
+    /// A reward by name, folder or weight file, as published; it prints its model, version, hash and preprocessing.
     ///
-    /// HPSv2 (arXiv:2306.09341) scores by the cosine of a CLIP's image and text features; the tiny one is trained on choices
-    /// of the shapes world's oracle. Names are looked up as `flow` does.
+    /// | name | score |
+    /// |---|---|
+    /// | `hpsv2` | cosine of a CLIP's features (arXiv:2306.09341), version 2.1; `version: "v2.0"` is the other |
+    /// | `pickscore` | `exp(logit_scale)` times the cosine, 20 to 23 (arXiv:2305.01569); `scale: 1` is the plain cosine |
+    /// | `clipscore`, `clipscore-l14` | cosine, of CLIP ViT-B/32 or ViT-L/14; `scale: 2.5, positive: true, prefix: "A photo depicts "` is arXiv:2104.08718 |
+    /// | `imagereward` | about normally distributed (arXiv:2304.05977) |
+    /// | `aesthetic` | LAION's predictor, version 2, of the image alone, 1 to 10; `clip` says where its CLIP ViT-L/14 is |
     ///
-    /// ```rhai no_run
-    /// let judge = reward("tiny/hpsv2");
-    /// let published = reward("hpsv2", #{ weights: "HPS_v2_compressed.pt" });
-    /// ```
+    /// Names are looked up as `flow` does; the tiny ones are trained on the shapes world. Images are brought to the network's size
+    /// as the reference does, from float pixels: shorter side by bicubic with antialias, then the middle is cut out. Rewards that
+    /// stand on the same CLIP share it. An empty prompt is scored as the reference does; one that is too long is cut with a warning.
+    ///
     /// ```rhai
-    /// reward("no/such")   //=> error: expected a model folder or name, got `no/such`
+    /// reward("tiny/hpsv2")   //=> reward(hpsv2 tiny/hpsv2: sha256 ..
+    /// reward("no/such")      //=> error: expected a model folder or name, got `no/such`
+    /// reward("tiny/hpsv2").score(full([1, 3, 8, 8], -1.0), "a ring")   //=> error: images must lie in [0, 1], got values from -1
+    /// ```
+    /// ```rhai no_run
+    /// let published = reward("hpsv2", #{ version: "v2.0", resize: "bilinear" });
     /// ```
     #[rhai_fn(return_raw, volatile)]
     pub fn reward(context: NativeCallContext, name: &str, options: Map) -> RhaiResultOf<Reward> {
-        let options = RewardOptions::parse("reward", options)?;
+        let o = RewardOptions::parse("reward", options)?;
         let session = Session::of(&context);
         let sources = Sources::new(session.request.models.as_deref());
         let (folder, file) = place(name, &session, &sources)?;
-        let (weights, hollow) = (options.weights.or(file), session.planner().is_some());
-        let options = hpsv2::Options { weights, tokenizer: options.tokenizer, hollow };
-        let judge = Hpsv2::open(name, &folder, &options, &sources, session.device())?;
-        session.planner().inspect(|planner| planner.plan().parts.extend(crate::reward::Reward::parts(&judge)));
-        Ok(Judge::new(judge))
+        let at = |name: &Option<String>| -> Result<_> {
+            let Some(name) = name else { return Ok(None) };
+            Ok(Some((name.clone(), place(name, &session, &sources)?.0)))
+        };
+        let options = rewards::open::Options {
+            kind: o.kind,
+            version: o.version,
+            trunk: trunk::Choices {
+                weights: o.weights.or(file),
+                resize: o.resize,
+                antialias: o.antialias,
+                crop: o.crop,
+                hollow: session.planner().is_some(),
+            },
+            similarity: similarity::Choices { scale: o.scale, prefix: o.prefix, positive: o.positive },
+            tokenizer: at(&o.tokenizer)?.map(|(_, folder)| folder),
+            clip: at(&o.clip)?,
+        };
+        let judge = rewards::open::open(name, &folder, options, &session.shelf, &sources, session.device())?;
+        session.shelf.note(&judge.0);
+        session.planner().inspect(|planner| planner.plan().parts.extend(judge.parts()));
+        Ok(judge)
     }
 
     /// A reward from a closure that gives one number per image.
@@ -184,6 +257,34 @@ pub mod reward {
     #[rhai_fn(return_raw)]
     pub fn similarities(r: Reward, images: Tensor, prompts: Dynamic) -> RhaiResultOf<Tensor> {
         Ok(r.similarities(&images, &texts(prompts, 1, "similarities")?)?)
+    }
+
+    /// Scores of several rewards for the same images; those that stand on the same CLIP run its image tower once.
+    ///
+    /// ```rhai
+    /// let bright = scripted_reward(|images, prompts| images.mean([1, 2, 3]));
+    /// scores(#{ a: bright, b: 2 * bright }, full([1, 3, 4, 4], 0.5), "a ring")   //=> #{"a": tensor([0.5]), "b": tensor([1.0])}
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn scores(named: Map, images: Tensor, prompts: Dynamic) -> RhaiResultOf<Map> {
+        let count = images.dims().first().copied().unwrap_or(0);
+        let prompts = texts(prompts, count, "scores")?;
+        let (names, judges): (Vec<_>, Vec<_>) = named.into_iter().unzip();
+        let judges = judges.into_iter().map(|judge| Ok(option::convert::<Reward>(judge, "scores")?.0));
+        let all = rewards::score_all(&judges.collect::<Result<Vec<_>>>()?, &images, &prompts)?;
+        Ok(names.into_iter().zip(all.into_iter().map(Dynamic::from)).collect())
+    }
+
+    /// Unit image features `[batch, d]` of the CLIP that a reward stands on, for `recall`, `coverage` and the like.
+    ///
+    /// ```rhai
+    /// let small = #{ image_size: 16, width: 32, layers: 1, text_width: 32, text_layers: 1, embed: 8 };
+    /// clip_features(clip_reward(["a ring"], small), zeros([2, 3, 16, 16])).shape       //=> [2, 8]
+    /// clip_features(scripted_reward(|i, p| i.mean([1, 2, 3])), zeros([2, 3, 4, 4]))     //=> error: scripted has no CLIP
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn clip_features(r: Reward, images: Tensor) -> RhaiResultOf<Tensor> {
+        Ok(r.features(&images)?)
     }
 
     /// The sum of two rewards.
@@ -328,10 +429,25 @@ pub mod reward {
     /// ```
     #[rhai_fn(return_raw, volatile)]
     pub fn clip_reward(context: NativeCallContext, texts: Dynamic, options: Map) -> RhaiResultOf<Reward> {
-        let options = ClipOptions::parse("clip_reward", options)?;
+        let o = ClipOptions::parse("clip_reward", options)?;
         let texts = super::texts(texts, 1, "clip_reward")?;
         let device = Session::of(&context).device().clone();
-        Ok(Judge::new(Hpsv2::random(&texts, options.config(), &Rng::new(options.seed), &device)?))
+        let trunk = Arc::new(Trunk::random(&texts, o.config()?, &Rng::new(o.seed), &device)?);
+        Ok(Judge::new(Similarity::new(o.kind()?, trunk, similarity::Choices::default())?))
+    }
+
+    /// A random aesthetic predictor: a linear head on the unit image features of another reward's CLIP, which stays as it is.
+    ///
+    /// ```rhai
+    /// let small = #{ image_size: 16, width: 32, layers: 1, text_width: 32, text_layers: 1, embed: 8 };
+    /// let judge = aesthetic_reward(clip_reward(["a ring"], small), #{ hidden: [8, 8, 4, 4] });
+    /// judge.score(zeros([2, 3, 16, 16]), "").shape   //=> [2]
+    /// judge.trainable().params().len                 //=> 10
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn aesthetic_reward(clip: Reward, options: Map) -> RhaiResultOf<Reward> {
+        let o = HeadOptions::parse("aesthetic_reward", options)?;
+        Ok(rewards::open::aesthetic_on(&*clip.0, o.hidden, &Rng::new(o.seed))?)
     }
 
     /// The same reward with trainable weights.

@@ -31,6 +31,9 @@ impl Console for Session {
     fn begin_step(&self, step: Option<usize>) {
         Session::begin_step(self, step);
     }
+    fn rewards(&self) -> Vec<String> {
+        self.shelf.details()
+    }
 }
 
 /// The steps of a run, for one `for` loop.

@@ -2,6 +2,7 @@
 
 use super::{fault, option};
 use crate::error::{Error, Kind, Result};
+use crate::reward::trunk::Shelf;
 use crate::run::plan::Planner;
 use crate::{bail, tensor::Device};
 use rhai::{AST, Dynamic, Engine, EvalAltResult, Map, NativeCallContext, ParseErrorType, Scope};
@@ -63,6 +64,8 @@ pub struct Session {
     functions: Mutex<BTreeMap<String, String>>,
     settings: Mutex<Option<Map>>,
     planner: Option<Planner>,
+    /// Rewards that are open, and the networks they share.
+    pub shelf: Shelf,
 }
 
 impl Session {
@@ -78,6 +81,7 @@ impl Session {
             sources: Mutex::default(),
             functions: Mutex::default(),
             settings: Mutex::default(),
+            shelf: Shelf::default(),
         }
     }
 

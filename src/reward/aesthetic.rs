@@ -1,0 +1,113 @@
+//! The LAION aesthetic predictor, version 2: a linear head on the unit image features of CLIP ViT-L/14. Prompts play no part.
+
+use crate::bail;
+use crate::data::write_whole;
+use crate::error::{Error, Kind, Result};
+use crate::model::estimate::{Cost, Part};
+use crate::model::source::Folder;
+use crate::nn::weights::Weights;
+use crate::reward::head::Head;
+use crate::reward::trunk::Trunk;
+use crate::reward::{Batch, Reward};
+use crate::tensor::{DType, Rng, Tensor};
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+/// The published head, and ours.
+pub const FILES: [&str; 3] =
+    ["sac+logos+ava1-l14-linearMSE.safetensors", "sac+logos+ava1-l14-linearMSE.pth", "aesthetic.safetensors"];
+/// The CLIP that the published head was trained on.
+pub const CLIP: &str = "openai/clip-vit-large-patch14";
+
+pub struct Aesthetic {
+    name: String,
+    file: Option<(Folder, String)>,
+    hash: OnceLock<Option<String>>,
+    trunk: Arc<Trunk>,
+    head: Head,
+    weights: Weights,
+    hidden: [usize; 4],
+}
+
+impl Aesthetic {
+    /// The head in `file`, whose tensors may stand behind `mlp.`.
+    pub fn open(name: &str, folder: &Folder, file: &str, trunk: Arc<Trunk>) -> Result<Self> {
+        let weights = Weights::open(vec![folder.archive(file)?], DType::F32, trunk.clip.device())?;
+        let weights = if trunk.weights.is_hollow() { weights.hollow() } else { weights };
+        let weights = if weights.has("mlp.layers.0.weight") { weights.pp("mlp") } else { weights };
+        let file = Some((folder.clone(), file.to_string()));
+        Ok(Self { file, ..Self::new(name, weights, trunk, super::head::HIDDEN)? })
+    }
+
+    /// A random head of these widths on a frozen CLIP, to be trained.
+    pub fn random(trunk: Arc<Trunk>, hidden: [usize; 4], rng: &Rng) -> Result<Self> {
+        let weights = Weights::random(rng, trunk.clip.dtype(), trunk.clip.device());
+        Self::new("random", weights, trunk, hidden)
+    }
+
+    fn new(name: &str, weights: Weights, trunk: Arc<Trunk>, hidden: [usize; 4]) -> Result<Self> {
+        let width = trunk.clip.config.embed;
+        if let Some(&[_, stored]) = weights.shape("layers.0.weight").as_deref().filter(|shape| shape[1] != width) {
+            bail!(Shape, "reward: the head of {name} reads {stored} features, the CLIP {} gives {width}", trunk.name;
+                hint: "say which CLIP it was trained on with `clip: name`");
+        }
+        let head = Head::new(&weights, width, hidden)?;
+        weights.finish()?;
+        Ok(Self { name: name.into(), file: None, hash: OnceLock::new(), trunk, head, weights, hidden })
+    }
+}
+
+impl Reward for Aesthetic {
+    fn compute(&self, batch: &Batch) -> Result<Tensor> {
+        let features = self.trunk.image_rows(batch)?;
+        if self.weights.is_hollow() {
+            return Ok(Tensor::zeros(batch.images.dim(0)?, batch.images.dtype(), batch.images.device())?);
+        }
+        Ok(self.head.forward(&features)?.to_dtype(batch.images.dtype())?)
+    }
+
+    fn features(&self, images: &Tensor) -> Result<Tensor> {
+        self.trunk.image_rows(&Batch::of_images(images, &[])?)
+    }
+
+    fn trunk(&self) -> Option<&Arc<Trunk>> {
+        Some(&self.trunk)
+    }
+
+    fn describe(&self) -> String {
+        format!("aesthetic {}", self.name)
+    }
+
+    fn details(&self) -> String {
+        let hash = self.hash.get_or_init(|| self.file.as_ref().and_then(|(folder, file)| folder.hash(file)));
+        let hash = hash.as_ref().map_or(String::new(), |hash| format!(": sha256 {}", &hash[..12]));
+        format!("{}{hash}, on {} ({})", self.describe(), self.trunk.name, self.trunk.details())
+    }
+
+    fn parts(&self) -> Vec<Part> {
+        vec![self.trunk.part(), Part::of(&format!("{}: head", self.name), &self.weights)]
+    }
+
+    fn work(&self, fused: bool) -> Cost {
+        self.trunk.work(fused)
+    }
+
+    /// The head is trained; the CLIP stays as it is.
+    fn trainable(&self) -> Result<Arc<dyn Reward>> {
+        let weights = self.weights.trainable(|_| true)?;
+        Ok(Arc::new(Self::new(&self.name, weights, self.trunk.clone(), self.hidden)?))
+    }
+
+    fn params(&self) -> Vec<(String, Tensor)> {
+        self.weights.params()
+    }
+
+    /// The head alone, and the name of its CLIP.
+    fn save(&self, folder: &Path) -> Result<()> {
+        let refused = |e: std::io::Error| Error::new(Kind::File, format!("{}: {e}", folder.display()));
+        std::fs::create_dir_all(folder).map_err(refused)?;
+        self.weights.save(&folder.join(FILES[2]), None)?;
+        let own = serde_json::json!({ "reward": "aesthetic", "clip": self.trunk.name });
+        write_whole(&folder.join("amscript.json"), format!("{own:#}\n").as_bytes()).map_err(refused)
+    }
+}

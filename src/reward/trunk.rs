@@ -1,0 +1,287 @@
+//! A CLIP with what it needs to judge: weights, tokenizer, preprocessing, and text features that are kept by prompt.
+
+use crate::bail;
+use crate::data::write_whole;
+use crate::error::{Error, Kind, Result};
+use crate::model::estimate::{self, Cost, Ops, Part};
+use crate::model::source::Folder;
+use crate::model::tokenizer::Tokenizer;
+use crate::nn::clip::{Clip, unit};
+use crate::nn::clip_config::{Config, Layout};
+use crate::nn::preprocess::Preprocess;
+use crate::nn::weights::Weights;
+use crate::reward::{Batch, Reward};
+use crate::tensor::{DType, Device, Rng, Tensor};
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+
+/// Files that may hold the weights of open_clip's layout, the newest version first.
+const OPEN_CLIP: [&str; 4] =
+    ["open_clip_model.safetensors", "HPS_v2.1_compressed.pt", "HPS_v2_compressed.pt", "open_clip_pytorch_model.bin"];
+
+/// A CLIP that rewards stand on.
+pub struct Trunk {
+    /// Where it came from, as the user said it.
+    pub name: String,
+    /// The file of its weights.
+    pub file: Option<(Folder, String)>,
+    pub clip: Clip,
+    pub weights: Weights,
+    pub preprocess: Preprocess,
+    tokenizer: Arc<Tokenizer>,
+    /// Unit text features `[embed]` by text; not used while training.
+    cache: Mutex<HashMap<String, Tensor>>,
+    hash: OnceLock<Option<String>>,
+    /// How many batches the image tower has seen.
+    seen: AtomicUsize,
+}
+
+/// What a folder does not say.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Choices {
+    /// The weight file in the folder.
+    pub weights: Option<String>,
+    pub resize: Option<String>,
+    pub antialias: Option<bool>,
+    pub crop: Option<String>,
+    /// From headers alone, only to be measured; every score is zero.
+    pub hollow: bool,
+}
+
+impl Trunk {
+    /// From a folder in open_clip's or transformers' layout; `tokenizer` is a folder to read it from, else what lies beside the
+    /// weights, else CLIP's published one.
+    pub fn open(
+        name: &str,
+        folder: &Folder,
+        tokenizer: Option<&Folder>,
+        choices: &Choices,
+        device: &Device,
+    ) -> Result<Self> {
+        let transformers = folder.has("config.json");
+        let file = match &choices.weights {
+            Some(file) => file.clone(),
+            None if transformers => transformers_file(folder)?,
+            None => open_clip_file(folder)?,
+        };
+        let archives = match folder.has(&file) {
+            true => vec![folder.archive(&file)?],
+            false => folder.archives("model")?, // in shards
+        };
+        let weights = Weights::open(archives, DType::F32, device)?;
+        let (config, pixels) = match (transformers, folder.has("open_clip_config.json")) {
+            (true, _) => {
+                let config = Config::transformers(folder.json("config.json")?)?;
+                (config, Preprocess::clip(config.image_size))
+            }
+            (_, true) => Config::open_clip(folder.json("open_clip_config.json")?)?,
+            _ => {
+                let config = Config::of_tensors(&weights)?;
+                (config, Preprocess::clip(config.image_size))
+            }
+        };
+        let pixels = pixels.with(choices.resize.as_deref(), choices.antialias, choices.crop.as_deref())?;
+        let tokenizer = match tokenizer {
+            Some(folder) => Arc::new(Tokenizer::open(folder)?),
+            None if folder.has("tokenizer.json") => Arc::new(Tokenizer::open(folder)?),
+            None => bail!(Missing, "reward: a `tokenizer.json` beside the weights is needed"),
+        };
+        let weights = if choices.hollow { weights.hollow() } else { weights };
+        Ok(Self { file: Some((folder.clone(), file)), ..Self::new(name, weights, config, pixels, tokenizer)? })
+    }
+
+    /// A random CLIP with a tokenizer trained on `texts`, to be trained; `config`'s vocabulary is set to the tokenizer's.
+    pub fn random(texts: &[String], config: Config, rng: &Rng, device: &Device) -> Result<Self> {
+        Self::random_as(texts, config, rng, DType::F32, device)
+    }
+
+    pub(crate) fn random_as(
+        texts: &[String],
+        mut config: Config,
+        rng: &Rng,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        let tokenizer = Tokenizer::train_clip(texts)?;
+        config.vocabulary = tokenizer.size();
+        let weights = Weights::random(rng, dtype, device);
+        Self::new("random", weights, config, Preprocess::clip(config.image_size), Arc::new(tokenizer))
+    }
+
+    fn new(
+        name: &str,
+        weights: Weights,
+        config: Config,
+        preprocess: Preprocess,
+        tokenizer: Arc<Tokenizer>,
+    ) -> Result<Self> {
+        let clip = Clip::new(&weights, &config)?;
+        let (held, known) = (tokenizer.size(), config.vocabulary);
+        if held > known {
+            bail!(Value, "reward: the tokenizer has {held} tokens, the model {known}");
+        }
+        let (cache, hash, seen) = (Mutex::default(), OnceLock::new(), AtomicUsize::new(0));
+        Ok(Self { name: name.into(), file: None, clip, weights, preprocess, tokenizer, cache, hash, seen })
+    }
+
+    /// The same with variables for weights.
+    pub fn trainable(&self) -> Result<Self> {
+        let weights = self.weights.trainable(|name| name != "logit_scale")?;
+        Self::new(&self.name, weights, self.clip.config, self.preprocess, self.tokenizer.clone())
+    }
+
+    /// Unit image features `[b, embed]`, once per batch.
+    pub fn image_rows(self: &Arc<Self>, batch: &Batch) -> Result<Tensor> {
+        batch.check_range()?;
+        batch.features(Arc::as_ptr(self) as usize, || {
+            if self.weights.is_hollow() {
+                return Ok(Tensor::zeros(
+                    (batch.images.dim(0)?, self.clip.config.embed),
+                    DType::F32,
+                    batch.images.device(),
+                )?);
+            }
+            self.seen.fetch_add(1, Ordering::Relaxed);
+            let images = batch.images.to_dtype(self.clip.dtype())?;
+            unit(&self.clip.image_features(&self.preprocess.apply(&images)?)?)
+        })
+    }
+
+    /// How many batches the image tower has seen.
+    pub fn seen(&self) -> usize {
+        self.seen.load(Ordering::Relaxed)
+    }
+
+    /// Unit text features `[n, embed]`; equal texts are computed once, and once for all calls when weights are fixed.
+    pub fn text_rows(&self, texts: &[String]) -> Result<Tensor> {
+        if self.weights.is_hollow() {
+            return Ok(Tensor::zeros((texts.len(), self.clip.config.embed), DType::F32, self.clip.device())?);
+        }
+        let mut fresh: Vec<&String> = Vec::new();
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        for text in texts {
+            if !cache.contains_key(text) && !fresh.contains(&text) {
+                fresh.push(text);
+            }
+        }
+        if !self.weights.params().is_empty() {
+            let rows: Vec<u32> =
+                texts.iter().map(|t| fresh.iter().position(|f| *f == t).unwrap_or_default() as u32).collect();
+            return Ok(self.encode(&fresh)?.index_select(&Tensor::new(rows, self.clip.device())?, 0)?);
+        }
+        for chunk in fresh.chunks(64) {
+            let rows = self.encode(chunk)?;
+            for (i, text) in chunk.iter().enumerate() {
+                cache.insert(text.to_string(), rows.get(i)?);
+            }
+        }
+        let rows: Vec<&Tensor> = texts.iter().filter_map(|text| cache.get(text)).collect();
+        Ok(Tensor::stack(&rows, 0)?)
+    }
+
+    fn encode(&self, texts: &[&String]) -> Result<Tensor> {
+        let config = &self.clip.config;
+        let cleaned = config.layout == Layout::OpenClip;
+        let _ = cleaned;
+        let end = self.tokenizer.id("<|endoftext|>")?;
+        let (mut ids, mut ends) = (Vec::new(), Vec::new());
+        for prompt in texts {
+            let mut row = self.tokenizer.ids(prompt, true)?;
+            row.truncate(config.context);
+            row.last_mut().into_iter().for_each(|last| *last = end);
+            ends.push(row.len().saturating_sub(1));
+            row.resize(config.context, 0);
+            ids.extend(row);
+        }
+        let ids = Tensor::from_vec(ids, (texts.len(), config.context), self.clip.device())?;
+        unit(&self.clip.text_features(&ids, &ends)?)
+    }
+
+    /// Hash of the weights and preprocessing.
+    pub fn details(&self) -> String {
+        let hash = self.hash.get_or_init(|| self.file.as_ref().and_then(|(folder, file)| folder.hash(file)));
+        let hash = hash.as_ref().map_or(String::new(), |hash| format!("sha256 {}, ", &hash[..12]));
+        format!("{hash}{}", self.preprocess.describe())
+    }
+
+    pub fn part(&self) -> Part {
+        Part::of(&format!("{}: reward", self.name), &self.weights)
+    }
+
+    pub fn work(&self, fused: bool) -> Cost {
+        let config = &self.clip.config;
+        estimate::vit(config.image_size, config.patch, &config.vision, Ops { dtype: self.weights.dtype(), fused })
+    }
+
+    /// Weights in f16, config and tokenizer, in the published layout; transformers' folders also say which reward they are.
+    pub fn save(&self, folder: &Path, kind: &str) -> Result<()> {
+        let refused = |e: std::io::Error| Error::new(Kind::File, format!("{}: {e}", folder.display()));
+        std::fs::create_dir_all(folder).map_err(refused)?;
+        let open_clip = self.clip.config.layout == Layout::OpenClip;
+        self.weights
+            .save(&folder.join(if open_clip { OPEN_CLIP[0] } else { "model.safetensors" }), Some(DType::F16))?;
+        let (name, config) = self.clip.config.file(&self.preprocess);
+        write_whole(&folder.join(name), format!("{config:#}\n").as_bytes()).map_err(refused)?;
+        let own = serde_json::json!({ "reward": kind });
+        write_whole(&folder.join("amscript.json"), format!("{own:#}\n").as_bytes()).map_err(refused)?;
+        self.tokenizer.save(folder)
+    }
+}
+
+fn transformers_file(folder: &Folder) -> Result<String> {
+    let files = ["model.safetensors", "pytorch_model.bin"];
+    match files.iter().find(|file| folder.has(file)) {
+        Some(file) => Ok(file.to_string()),
+        None if folder.has("model.safetensors.index.json") => Ok("model.safetensors.index.json".into()),
+        None => bail!(Missing, "reward: expected one of {} in {}, got none", files.join(", "), folder.origin()),
+    }
+}
+
+/// The one file that can hold the weights.
+fn open_clip_file(folder: &Folder) -> Result<String> {
+    let names = folder.names();
+    if let Some(file) = OPEN_CLIP.iter().find(|file| names.contains(**file)) {
+        return Ok(file.to_string());
+    }
+    let others: Vec<&String> = names.iter().filter(|n| n.ends_with(".pt") || n.ends_with(".safetensors")).collect();
+    match others.as_slice() {
+        [file] => Ok(file.to_string()),
+        _ => {
+            bail!(Missing, "reward: expected one of {} in {}, got {} other weight files", OPEN_CLIP.join(", "), folder.origin(),
+            others.len(); hint: "say which with `weights: file`")
+        }
+    }
+}
+
+/// Rewards that are open, and their trunks, so that those on the same file and preprocessing share one.
+#[derive(Default)]
+pub struct Shelf {
+    trunks: Mutex<BTreeMap<String, Weak<Trunk>>>,
+    rewards: Mutex<Vec<Weak<dyn Reward>>>,
+}
+
+impl Shelf {
+    /// The trunk of that key, opened when none is at hand.
+    pub fn take(&self, key: String, open: impl FnOnce() -> Result<Trunk>) -> Result<Arc<Trunk>> {
+        let mut open_ones = self.trunks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(trunk) = open_ones.get(&key).and_then(Weak::upgrade) {
+            return Ok(trunk);
+        }
+        let trunk = Arc::new(open()?);
+        open_ones.insert(key, Arc::downgrade(&trunk));
+        Ok(trunk)
+    }
+
+    /// Notes a reward, for the record of a run.
+    pub fn note(&self, reward: &Arc<dyn Reward>) {
+        self.rewards.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(reward));
+    }
+
+    /// Details of the rewards that are still in use.
+    pub fn details(&self) -> Vec<String> {
+        let rewards = self.rewards.lock().unwrap_or_else(PoisonError::into_inner);
+        rewards.iter().filter_map(Weak::upgrade).map(|reward| reward.details()).collect()
+    }
+}

@@ -1,0 +1,121 @@
+//! Rewards against their reference libraries: features, scores and gradients to the pixels, from files in the published layouts.
+#![allow(clippy::unwrap_used)]
+
+use amscript::model::source::{Folder, Sources};
+use amscript::reward::trunk::Shelf;
+use amscript::reward::{Judge, open};
+use amscript::tensor::grad::value_and_grad;
+use amscript::tensor::{DType, Device, Tensor};
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+fn golden(case: &str) -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden")).join(case)
+}
+
+fn expected(case: &str) -> HashMap<String, Tensor> {
+    candle_core::safetensors::load(golden(case).join("expected.safetensors"), &Device::Cpu).unwrap()
+}
+
+fn prompts(case: &str) -> Vec<String> {
+    let text = std::fs::read(golden(case).join("case.json")).unwrap();
+    let case: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    case["prompts"].as_array().unwrap().iter().map(|p| p.as_str().unwrap().to_string()).collect()
+}
+
+fn judge(place: &str, options: open::Options) -> Judge {
+    let folder = Folder::disk(golden(place));
+    open::open(place, &folder, options, &Shelf::default(), &Sources::default(), &Device::Cpu).unwrap()
+}
+
+fn largest(t: &Tensor) -> f64 {
+    t.abs().unwrap().max_all().unwrap().to_dtype(DType::F64).unwrap().to_scalar().unwrap()
+}
+
+fn assert_near(what: &str, got: &Tensor, wanted: &Tensor, tolerance: f64) {
+    let error = largest(&(got - wanted).unwrap());
+    assert!(error < tolerance, "{what}: largest difference {error:.2e}, tolerance {tolerance:.0e}");
+}
+
+/// Pixels, features, scores and gradients of a CLIP reward; `prefix` stands before the names of the golden tensors.
+fn check(judge: &Judge, case: &str, prefix: &str, score: &str, gradient: &str, tolerance: f64) {
+    let (golden, prompts) = (expected(case), prompts(case));
+    let trunk = judge.trunk().unwrap();
+    let text = trunk.text_rows(&prompts).unwrap();
+    assert_near("text", &text, &golden[&format!("out.{prefix}text_features")], 1e-5);
+    for i in 0..3 {
+        let image = &golden[&format!("in.image.{i}")];
+        let row = |name: &str| golden[name].narrow(0, i, 1).unwrap();
+        let pixels = trunk.preprocess.apply(image).unwrap();
+        assert_near("pixels", &pixels, &row("out.pixels"), 1e-5);
+        let raw = trunk.clip.image_features(&pixels).unwrap();
+        assert_near("raw features", &raw, &row(&format!("out.{prefix}image_features_raw")), 1e-5);
+        assert_near("features", &judge.features(image).unwrap(), &row(&format!("out.{prefix}image_features")), 1e-5);
+        let (value, slope) = value_and_grad(|x| Ok(judge.score(x, &prompts[i..=i])?.sum_all()?), image).unwrap();
+        assert_near("score", &value.reshape(1).unwrap(), &row(score), tolerance);
+        let wanted = &golden[&format!("{gradient}.{i}")];
+        assert_near("gradient", &slope, wanted, 1e-4 * largest(wanted));
+        let all = judge.similarities(image, &prompts).unwrap();
+        assert_near("similarities", &all.get(0).unwrap().get(i).unwrap().reshape(1).unwrap(), &row(score), tolerance);
+    }
+}
+
+#[test]
+fn hpsv2() {
+    let judge = judge("clip_openclip", open::Options::default());
+    check(&judge, "clip_openclip", "", "out.score", "out.score_grad", 1e-5);
+    assert!(judge.details().ends_with("bicubic, antialias, shorter side to 28, centre crop"), "{}", judge.details());
+}
+
+#[test]
+fn hpsv2_has_its_sizes_from_the_tensors_where_no_config_lies_beside_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let from = golden("clip_openclip/HPS_tiny_compressed.pt");
+    std::fs::copy(from, folder.path().join("HPS_v2.1_compressed.pt")).unwrap();
+    let open = |version: &str| {
+        let options = open::Options { version: Some(version.into()), ..Default::default() };
+        let place = Folder::disk(folder.path());
+        open::open("here", &place, options, &Shelf::default(), &Sources::default(), &Device::Cpu)
+    };
+    // heads are as published, 64 wide, which does not fit this width of 32
+    let error = open("v2.1").err().unwrap();
+    assert!(error.message.contains("a width divisible by the heads"), "{error}");
+    assert!(open("v2.0").err().unwrap().message.contains("no readable `HPS_v2_compressed.pt`"));
+    assert!(open("v3").err().unwrap().message.contains("expected `v2.0` or `v2.1` for `version`, got `v3`"));
+}
+
+#[test]
+fn pickscore() {
+    let judge = judge("clip_hf/pickscore", open::Options::default());
+    assert!(judge.describe().starts_with("pickscore"), "{}", judge.describe());
+    check(&judge, "clip_hf", "pickscore.", "out.pickscore.score", "out.pickscore.grad", 1e-4);
+}
+
+#[test]
+fn clipscore() {
+    let plain = judge("clip_hf/clipscore", open::Options::default());
+    check(&plain, "clip_hf", "clipscore.", "out.clipscore.cosine", "out.clipscore.grad", 1e-5);
+    let (golden, prompts) = (expected("clip_hf"), prompts("clip_hf"));
+    for (scale, positive, name) in [(2.5, true, "score_2.5"), (100.0, false, "score_100")] {
+        let mut options = open::Options::default();
+        (options.similarity.scale, options.similarity.positive) = (Some(scale), positive);
+        let judge = judge("clip_hf/clipscore", options);
+        for i in 0..3 {
+            let score = judge.score(&golden[&format!("in.image.{i}")], &prompts[i..=i]).unwrap();
+            assert_near(name, &score, &golden[&format!("out.clipscore.{name}")].narrow(0, i, 1).unwrap(), 1e-4);
+        }
+    }
+}
+
+#[test]
+fn a_prefix_stands_before_each_prompt() {
+    let mut options = open::Options::default();
+    options.similarity.prefix = "A photo depicts ".into();
+    let (behind, plain) = (judge("clip_hf/clipscore", options), judge("clip_hf/clipscore", open::Options::default()));
+    let image = &expected("clip_hf")["in.image.0"];
+    let score =
+        |judge: &Judge, prompt: &str| judge.score(image, &[prompt.to_string()]).unwrap().to_vec1::<f32>().unwrap();
+    assert_eq!(score(&behind, "a cat"), score(&plain, "A photo depicts a cat"));
+    assert!(score(&behind, "a cat") != score(&plain, "a cat"));
+    assert!(behind.details().contains("prompts behind `A photo depicts `"), "{}", behind.details());
+}
