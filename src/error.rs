@@ -3,7 +3,9 @@
 //! Messages read `<function>: <what must hold>, got <what came>`, lower case, no full stop, names in backticks.
 //! The place in the script is added once, at the edge, by `cli::report`.
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 
 /// The class of a mistake; scripts see it as `e.kind` in `catch (e)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,6 +133,24 @@ impl From<Error> for candle_core::Error {
     }
 }
 
+/// How a warning is shown.
+static SHOW: Mutex<fn(&str)> = Mutex::new(|line| eprintln!("{line}"));
+/// The keys of the warnings that were shown.
+static WARNED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+/// Says `warning: <message>` on standard error, the first time only for each `key`.
+pub fn warn_once(key: &str, message: &str) {
+    if WARNED.lock().unwrap_or_else(PoisonError::into_inner).insert(key.into()) {
+        let show = *SHOW.lock().unwrap_or_else(PoisonError::into_inner);
+        show(&format!("warning: {message}"));
+    }
+}
+
+/// Shows warnings through `show`, such as above a progress bar.
+pub fn show_warnings_with(show: fn(&str)) {
+    *SHOW.lock().unwrap_or_else(PoisonError::into_inner) = show;
+}
+
 /// The candidate most like `name`, if one is close enough to be meant: "did you mean `..`".
 pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     candidates
@@ -150,4 +170,22 @@ macro_rules! bail {
     ($kind:ident, $($format:expr),+ $(,)?) => {
         return Err($crate::error::Error::new($crate::error::Kind::$kind, format!($($format),+)))
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static SHOWN: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+    #[test]
+    fn a_warning_is_shown_once_for_each_key() {
+        show_warnings_with(|line| SHOWN.lock().unwrap().push(line.into()));
+        for (key, message) in [("warn a", "one"), ("warn b", "two"), ("warn a", "three")] {
+            warn_once(key, message);
+        }
+        let shown = SHOWN.lock().unwrap().clone();
+        let ours = |line: &&String| ["one", "two", "three"].iter().any(|m| line.ends_with(m));
+        assert_eq!(shown.iter().filter(ours).collect::<Vec<_>>(), ["warning: one", "warning: two"]);
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::{RunArgs, report};
 use crate::bail;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, show_warnings_with};
 use crate::run::progress::above_bar;
 use crate::script::session::{Printer, Request};
 use crate::script::{Host, Session};
@@ -17,6 +17,7 @@ const STACK: usize = 1 << 30;
 
 /// `amscript run`.
 pub fn run(arguments: RunArgs) -> ExitCode {
+    show_warnings_with(|line| above_bar(|| eprintln!("{line}")));
     let prepared = match prepare(&arguments) {
         Ok(prepared) => prepared,
         Err(error) => return fail(&error, None),

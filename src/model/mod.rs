@@ -3,6 +3,7 @@
 //! Conventions of one model (time direction, sign, token order) are converted in that model's file and nowhere else.
 
 pub mod adapter;
+pub mod clip_text;
 pub mod estimate;
 pub mod flux2;
 pub mod flux2_names;

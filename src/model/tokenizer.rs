@@ -6,8 +6,9 @@ use crate::model::source::Folder;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::path::Path;
-use tokenizers::models::bpe::BpeTrainerBuilder;
+use tokenizers::models::bpe::{BPE, BpeTrainerBuilder, Merges, Vocab};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::processors::roberta::RobertaProcessing;
 use tokenizers::{AddedToken, Normalizer, OffsetReferential, OffsetType, PreTokenizer, models::TrainerWrapper};
 use tokenizers::{normalizers::BertNormalizer, pre_tokenizers::bert::BertPreTokenizer, tokenizer::PreTokenizedString};
 
@@ -16,6 +17,8 @@ const QWEN_WORDS: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// CLIP's word pattern; what lies between the words is dropped.
 const CLIP_WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+/// What CLIP puts around a text.
+pub const CLIP_ENDS: [&str; 2] = ["<|startoftext|>", "<|endoftext|>"];
 /// BERT's special tokens; padding is id 0.
 const BERT_SPECIAL: [&str; 5] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"];
 
@@ -122,15 +125,29 @@ impl Tokenizer {
     /// A byte-level BPE in CLIP's form: lower case, start and end tokens around the text, the end token the largest id.
     pub fn train_clip(texts: &[String]) -> Result<Self> {
         let words: Vec<&str> = texts.iter().map(String::as_str).collect();
-        let normalizer = json!({"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]});
-        let split = json!({"type": "Split", "pattern": {"Regex": CLIP_WORDS}, "behavior": "Removed", "invert": true});
-        let mut inner = train(&words, normalizer, split)?;
-        let ends = ["<|startoftext|>", "<|endoftext|>"];
-        inner.add_special_tokens(ends.map(|token| AddedToken::from(token, true))).map_err(refused)?;
-        let id = |token| inner.token_to_id(token);
-        let wrap = json!({"type": "RobertaProcessing", "trim_offsets": false, "add_prefix_space": false,
-            "cls": [ends[0], id(ends[0])], "sep": [ends[1], id(ends[1])]});
-        with_field(&inner, "post_processor", wrap).map(|inner| Self { inner })
+        let (normalizer, split) = clip_form();
+        Self::closed(train(&words, normalizer, split)?)
+    }
+
+    /// CLIP's form over a given vocabulary.
+    pub fn clip_of(vocabulary: Vocab, merges: Merges) -> Result<Self> {
+        let (normalizer, split) = clip_form();
+        let mut inner = untrained(normalizer, split)?;
+        let model = BPE::builder().vocab_and_merges(vocabulary, merges).end_of_word_suffix("</w>".into());
+        inner.with_model(model.unk_token(CLIP_ENDS[1].into()).build().map_err(refused)?);
+        Self::closed(inner)
+    }
+
+    /// With CLIP's start and end token around a text.
+    fn closed(mut inner: tokenizers::Tokenizer) -> Result<Self> {
+        inner.add_special_tokens(CLIP_ENDS.map(|token| AddedToken::from(token, true))).map_err(refused)?;
+        let mut tokenizer = Self { inner };
+        let known = |token: &str| Ok::<_, Error>((token.to_string(), tokenizer.id(token)?));
+        let wrap = RobertaProcessing::new(known(CLIP_ENDS[1])?, known(CLIP_ENDS[0])?)
+            .trim_offsets(false)
+            .add_prefix_space(false);
+        tokenizer.inner.with_post_processor(Some(wrap));
+        Ok(tokenizer)
     }
 
     /// Writes `tokenizer.json` into a folder on disk.
@@ -141,13 +158,25 @@ impl Tokenizer {
     }
 }
 
-/// Trains until every word that occurs twice is one token; the alphabet is all bytes.
-fn train(texts: &[&str], normalizer: Value, split: Value) -> Result<tokenizers::Tokenizer> {
+/// CLIP's normalizer and word split.
+fn clip_form() -> (Value, Value) {
+    let normalizer = json!({"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]});
+    let split = json!({"type": "Split", "pattern": {"Regex": CLIP_WORDS}, "behavior": "Removed", "invert": true});
+    (normalizer, split)
+}
+
+/// A byte-level BPE without vocabulary.
+fn untrained(normalizer: Value, split: Value) -> Result<tokenizers::Tokenizer> {
     let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
     let skeleton = json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
         "normalizer": normalizer, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, bytes]},
         "post_processor": null, "decoder": bytes, "model": {"type": "BPE", "vocab": {}, "merges": []}});
-    let mut inner = tokenizers::Tokenizer::from_bytes(skeleton.to_string()).map_err(refused)?;
+    tokenizers::Tokenizer::from_bytes(skeleton.to_string()).map_err(refused)
+}
+
+/// Trains until every word that occurs twice is one token; the alphabet is all bytes.
+fn train(texts: &[&str], normalizer: Value, split: Value) -> Result<tokenizers::Tokenizer> {
+    let mut inner = untrained(normalizer, split)?;
     let trainer = BpeTrainerBuilder::new()
         .show_progress(false)
         .vocab_size(1000)
@@ -157,13 +186,6 @@ fn train(texts: &[&str], normalizer: Value, split: Value) -> Result<tokenizers::
     // each text twice, so that a word in one text only still counts as occurring
     inner.train(&mut TrainerWrapper::from(trainer), texts.iter().chain(texts)).map_err(refused)?;
     Ok(inner)
-}
-
-fn with_field(inner: &tokenizers::Tokenizer, field: &str, value: Value) -> Result<tokenizers::Tokenizer> {
-    let unreadable = |e: serde_json::Error| Error::new(Kind::Internal, format!("tokenizer: {e}"));
-    let mut json: Value = serde_json::from_str(&inner.to_string(false).map_err(refused)?).map_err(unreadable)?;
-    json[field] = value;
-    tokenizers::Tokenizer::from_bytes(json.to_string()).map_err(refused)
 }
 
 fn refused(error: tokenizers::Error) -> Error {

@@ -3,6 +3,7 @@
 use crate::bail;
 use crate::data::write_whole;
 use crate::error::{Error, Kind, Result};
+use crate::model::clip_text::clean;
 use crate::model::estimate::{self, Cost, Ops, Part};
 use crate::model::source::Folder;
 use crate::model::tokenizer::Tokenizer;
@@ -86,7 +87,13 @@ impl Trunk {
         let tokenizer = match tokenizer {
             Some(folder) => Arc::new(Tokenizer::open(folder)?),
             None if folder.has("tokenizer.json") => Arc::new(Tokenizer::open(folder)?),
-            None => bail!(Missing, "reward: a `tokenizer.json` beside the weights is needed"),
+            None if config.vocabulary == Tokenizer::CLIP_SIZE => Tokenizer::clip()?,
+            None => bail!(
+                Missing,
+                "reward: a `tokenizer.json` beside the weights is needed for a vocabulary of {}, got none in {}",
+                config.vocabulary,
+                folder.origin()
+            ),
         };
         let weights = if choices.hollow { weights.hollow() } else { weights };
         Ok(Self { file: Some((folder.clone(), file)), ..Self::new(name, weights, config, pixels, tokenizer)? })
@@ -183,18 +190,10 @@ impl Trunk {
 
     fn encode(&self, texts: &[&String]) -> Result<Tensor> {
         let config = &self.clip.config;
-        let cleaned = config.layout == Layout::OpenClip;
-        let _ = cleaned;
-        let end = self.tokenizer.id("<|endoftext|>")?;
-        let (mut ids, mut ends) = (Vec::new(), Vec::new());
-        for prompt in texts {
-            let mut row = self.tokenizer.ids(prompt, true)?;
-            row.truncate(config.context);
-            row.last_mut().into_iter().for_each(|last| *last = end);
-            ends.push(row.len().saturating_sub(1));
-            row.resize(config.context, 0);
-            ids.extend(row);
-        }
+        // open_clip cleans and fills with 0; transformers does neither, and fills with the end token, which changes nothing
+        let cleaned = |text: &&String| if config.layout == Layout::OpenClip { clean(text) } else { text.to_string() };
+        let texts: Vec<String> = texts.iter().map(cleaned).collect();
+        let (ids, ends) = self.tokenizer.clip_rows(&texts, config.context, 0)?;
         let ids = Tensor::from_vec(ids, (texts.len(), config.context), self.clip.device())?;
         unit(&self.clip.text_features(&ids, &ends)?)
     }
