@@ -62,7 +62,9 @@ fn check(judge: &Judge, case: &str, prefix: &str, score: &str, gradient: &str, t
 
 #[test]
 fn hpsv2() {
-    let judge = judge("clip_openclip", open::Options::default());
+    let mut options = open::Options::default();
+    options.trunk.weights = Some("HPS_tiny_compressed.pt".into());
+    let judge = judge("clip_openclip", options);
     check(&judge, "clip_openclip", "", "out.score", "out.score_grad", 1e-5);
     assert!(judge.details().ends_with("bicubic, antialias, shorter side to 28, centre crop"), "{}", judge.details());
 }

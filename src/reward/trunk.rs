@@ -67,9 +67,9 @@ impl Trunk {
             None if transformers => transformers_file(folder)?,
             None => open_clip_file(folder)?,
         };
-        let archives = match folder.has(&file) {
-            true => vec![folder.archive(&file)?],
-            false => folder.archives("model")?, // in shards
+        let archives = match file.ends_with(".index.json") {
+            true => folder.archives("model")?, // in shards
+            false => vec![folder.archive(&file)?],
         };
         let weights = Weights::open(archives, DType::F32, device)?;
         let (config, pixels) = match (transformers, folder.has("open_clip_config.json")) {
