@@ -4,8 +4,8 @@
 //! node keeps its output, norms and attention a copy of it too. Everything is per sample.
 
 use super::{flux2, qwen3, sit, vae};
-use crate::nn::vit;
 use crate::nn::weights::Weights;
+use crate::nn::{bert, vit};
 use crate::tensor::DType;
 use serde::Serialize;
 use std::ops::AddAssign;
@@ -274,6 +274,26 @@ pub fn vit(image_size: usize, patch: usize, sizes: &vit::Sizes, ops: Ops) -> Cos
         outline: layers * kept,
         block: kept,
         scratch: tokens * d * ratio * own,
+    }
+}
+
+/// A BERT on a prompt of `tokens` that looks at `seen` image tokens in every layer.
+pub fn bert(config: &bert::Config, tokens: usize, seen: usize, ops: Ops) -> Cost {
+    let (d, layers, own) = (config.hidden_size as f64, config.num_hidden_layers as f64, ops.own());
+    let (n, seen, heads) = (tokens as f64, seen as f64, config.num_attention_heads as f64);
+    let ratio = config.intermediate_size as f64 / d;
+    // q, k, v and out of the text; q and out to the image; the MLP; keys and values of the image
+    let block = product(n, d, d) * (6.0 + 2.0 * ratio) + product(seen, config.encoder_width as f64, 2.0 * d);
+    let scores = 4.0 * n * (n + seen) * d;
+    let rows = n * (3.0 * ops.norm(true) + (10.0 + ratio) * own + ratio * ops.nonlinearity()) + 2.0 * seen * own;
+    let kept = d * rows + ops.attention(n, d, heads) + ops.attention(seen, d, heads);
+    Cost {
+        forward: layers * (block + scores),
+        vjp: layers * (block + 2.0 * scores),
+        kept: layers * kept,
+        outline: layers * kept,
+        block: kept,
+        scratch: seen * d * own,
     }
 }
 

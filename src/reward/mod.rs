@@ -4,6 +4,7 @@ pub mod aesthetic;
 pub mod batch;
 pub mod clamped;
 pub mod head;
+pub mod imagereward;
 pub mod open;
 pub mod scripted;
 pub mod similarity;
@@ -57,9 +58,9 @@ pub trait Reward: Send + Sync {
         Ok(scores)
     }
 
-    /// Scores of all images (rows) against all prompts (columns), `[b, n]`, where a reward compares features.
+    /// Scores of all images (rows) against all prompts (columns), `[b, n]`, where a reward looks at each image once.
     fn similarities(&self, _images: &Tensor, _prompts: &[String]) -> Result<Tensor> {
-        bail!(Value, "similarities: {} does not compare features of images and texts", self.describe())
+        bail!(Value, "similarities: {} gives no scores for pairs of images and texts", self.describe())
     }
 
     /// Unit image features `[b, d]` of images `[b, 3, h, w]`, of a reward that stands on a CLIP.

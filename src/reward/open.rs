@@ -4,6 +4,7 @@ use crate::bail;
 use crate::error::Result;
 use crate::model::source::{Folder, Sources};
 use crate::reward::aesthetic::{self, Aesthetic};
+use crate::reward::imagereward::ImageReward;
 use crate::reward::similarity::{self, Similarity};
 use crate::reward::trunk::{self, Shelf, Trunk};
 use crate::reward::{Judge, Reward};
@@ -66,6 +67,10 @@ pub fn open(
         };
         let trunk = take(&clip, &place, &trunk::Choices { weights: None, ..options.trunk.clone() })?;
         return Ok(Judge::new(Aesthetic::open(name, folder, &file, trunk)?));
+    }
+    if kind == "imagereward" {
+        let vocabulary = options.tokenizer.as_ref();
+        return Ok(Judge::new(ImageReward::open(name, folder, vocabulary, &options.trunk, sources, device)?));
     }
     let Some((_, similar)) = similarity::Kind::ALL.into_iter().find(|(known, _)| *known == kind) else {
         bail!(Value, "reward: expected one of {} for `kind`, got `{kind}`", KINDS.join(", "));

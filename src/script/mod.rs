@@ -137,6 +137,7 @@ pub const CHAPTERS: &[Chapter] = &[
         "Judges of images, their arithmetic, and what trains them.",
         "reward" => reward::RewardOptions,
         "clip_reward" => reward::ClipOptions,
+        "image_reward" => reward::ImageRewardOptions,
     ),
     chapter!(data, "Prompt sets, the shapes world and its oracle."),
     chapter!(

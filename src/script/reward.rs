@@ -4,9 +4,11 @@ use super::*;
 use crate::data::Prompts;
 use crate::model::Condition;
 use crate::model::source::{Folder, Sources};
+use crate::nn::bert;
 use crate::nn::clip_config::{Config, Layout};
 use crate::nn::vit::{Activation, Sizes};
 use crate::optim::Params;
+use crate::reward::imagereward::{self, ImageReward, VitConfig};
 use crate::reward::similarity::{self, Kind as Similar, Similarity};
 use crate::reward::trunk::{self, Trunk};
 use crate::reward::{self as rewards, Judge, clamped::Clamped, scripted::Scripted, sum::Sum};
@@ -68,6 +70,46 @@ options! {
         kind: String = "hpsv2".to_string(),
         /// Seed of the weights.
         seed: u64 = 0,
+    }
+}
+
+options! {
+    /// Sizes of a random ImageReward.
+    pub struct ImageRewardOptions {
+        /// Side of the square images that it sees.
+        image_size: usize = 64,
+        /// Side of a patch.
+        patch: usize = 8,
+        /// Width of the image tower; heads are 16 wide.
+        width: usize = 64,
+        /// Layers of the image tower.
+        layers: usize = 4,
+        /// Width of the text's network; heads are 16 wide.
+        text_width: usize = 48,
+        /// Layers of the text's network.
+        text_layers: usize = 3,
+        /// Widths between the five layers of the head.
+        hidden: [usize; 4] = [64, 32, 16, 8],
+        /// Seed of the weights.
+        seed: u64 = 0,
+    }
+}
+
+impl ImageRewardOptions {
+    fn config(&self) -> imagereward::Config {
+        let (width, layers) = (self.width, self.layers);
+        imagereward::Config {
+            vit: VitConfig { image_size: self.image_size, patch_size: self.patch, width, layers, heads: width / 16 },
+            bert: bert::Config {
+                hidden_size: self.text_width,
+                num_hidden_layers: self.text_layers,
+                num_attention_heads: self.text_width / 16,
+                intermediate_size: 4 * self.text_width,
+                max_position_embeddings: imagereward::TOKENS,
+                ..bert::Config::base()
+            },
+            hidden: self.hidden,
+        }
     }
 }
 
@@ -247,7 +289,7 @@ pub mod reward {
         Ok(r.score(&images, &texts(prompts, count, "score")?)?)
     }
 
-    /// Scores of all images (rows) against all prompts (columns), of a reward that compares features.
+    /// Scores of all images (rows) against all prompts (columns), of a CLIP or ImageReward; each image is looked at once.
     ///
     /// ```rhai
     /// let small = #{ image_size: 16, width: 32, layers: 1, text_width: 32, text_layers: 1, embed: 8 };
@@ -434,6 +476,22 @@ pub mod reward {
         let device = Session::of(&context).device().clone();
         let trunk = Arc::new(Trunk::random(&texts, o.config()?, &Rng::new(o.seed), &device)?);
         Ok(Judge::new(Similarity::new(o.kind()?, trunk, similarity::Choices::default())?))
+    }
+
+    /// A random ImageReward with a tokenizer made for `texts`, to be trained and saved.
+    ///
+    /// ```rhai
+    /// let small = #{ image_size: 16, width: 16, layers: 1, text_width: 16, text_layers: 1 };
+    /// let judge = image_reward(["a red ring", "a blue square"], small);
+    /// judge.score(zeros([2, 3, 16, 16]), ["a red ring", "a blue square"]).shape          //=> [2]
+    /// judge.similarities(zeros([2, 3, 16, 16]), ["a ring", "a square", "a dot"]).shape   //=> [2, 3]
+    /// ```
+    #[rhai_fn(return_raw, volatile)]
+    pub fn image_reward(context: NativeCallContext, texts: Dynamic, options: Map) -> RhaiResultOf<Reward> {
+        let o = ImageRewardOptions::parse("image_reward", options)?;
+        let texts = super::texts(texts, 1, "image_reward")?;
+        let device = Session::of(&context).device().clone();
+        Ok(Judge::new(ImageReward::random(&texts, o.config(), &Rng::new(o.seed), &device)?))
     }
 
     /// A random aesthetic predictor: a linear head on the unit image features of another reward's CLIP, which stays as it is.
