@@ -161,14 +161,6 @@ pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) ->
         .map(|(_, candidate)| candidate)
 }
 
-/// Prints a warning to the error output, the same one only once.
-pub fn warn_once(message: &str) {
-    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
-    if SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(message.to_string()) {
-        eprintln!("warning: {message}");
-    }
-}
-
 /// Returns early with an [`Error`]: `bail!(Shape, "linear: ...")`, optionally `; hint: "..."`.
 #[macro_export]
 macro_rules! bail {

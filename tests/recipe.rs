@@ -94,7 +94,8 @@ fn the_tiny_reward_can_be_made_again() {
 #[test]
 fn the_tiny_imagereward_can_be_made_again() {
     let folder = tempfile::tempdir().unwrap();
-    let small = ["matching=1", "choosing=1", "warmup=1", "batch=2", "captions=2", "held=2", "layers=1", "text_layers=1"];
+    let small =
+        ["matching=1", "choosing=1", "warmup=1", "batch=2", "captions=2", "held=2", "layers=1", "text_layers=1"];
     let printed = run("scripts/pretrain/imagereward.rhai", folder.path(), &small);
     assert!(printed.contains("agreement"), "{printed}");
     assert!(folder.path().join("model/ImageReward.safetensors").exists());

@@ -147,7 +147,9 @@ impl ImageReward {
     fn tokens(&self, prompt: &str) -> Result<Vec<u32>> {
         let mut ids = self.tokenizer.ids(prompt, true)?;
         if let (Some(end), true) = (ids.last().copied(), ids.len() > TOKENS) {
-            warn_once(&format!("imagereward: a prompt of {} tokens is cut to {TOKENS}: {prompt}", ids.len()));
+            let start: String = prompt.chars().take(40).collect();
+            let text = format!("prompts over {TOKENS} tokens are cut; the first has {}: `{start}..`", ids.len());
+            warn_once(&format!("prompts over {TOKENS}"), &text);
             ids.truncate(TOKENS - 1);
             ids.push(end);
         }

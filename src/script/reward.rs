@@ -83,9 +83,9 @@ options! {
         /// Width of the image tower; heads are 16 wide.
         width: usize = 64,
         /// Layers of the image tower.
-        layers: usize = 4,
+        layers: usize = 3,
         /// Width of the text's network; heads are 16 wide.
-        text_width: usize = 48,
+        text_width: usize = 32,
         /// Layers of the text's network.
         text_layers: usize = 3,
         /// Widths between the five layers of the head.
