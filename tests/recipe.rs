@@ -100,3 +100,14 @@ fn the_tiny_imagereward_can_be_made_again() {
     assert!(printed.contains("agreement"), "{printed}");
     assert!(folder.path().join("model/ImageReward.safetensors").exists());
 }
+
+#[test]
+fn the_tiny_perceptual_distance_can_be_made_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = ["reading=2", "choosing=2", "warmup=1", "images=4", "pairs=4", "held=8"];
+    let printed = run("scripts/pretrain/lpips.rhai", folder.path(), &small);
+    assert!(printed.contains("agreement"), "{printed}");
+    for name in ["alexnet.safetensors", "alex.safetensors"] {
+        assert!(folder.path().join("model").join(name).exists(), "{name}");
+    }
+}

@@ -1,6 +1,34 @@
-//! Measures of a set of images: within-prompt diversity and statistics with standard errors.
+//! Measures of images: distances between them, diversity within prompts, two sets against each other, and statistics with
+//! standard errors.
 
 pub mod estimate;
+pub mod frechet;
+pub mod lpips;
+pub mod neighbours;
 pub mod pairwise;
+pub mod ssim;
 
 pub use estimate::Estimate;
+
+use crate::bail;
+use crate::error::Result;
+use crate::tensor::{DType, Tensor};
+
+/// Refuses what is no batch of colour images with values in `[low, high]`, a hundredth more or less.
+fn check_images(place: &str, images: &Tensor, [low, high]: [f64; 2]) -> Result<()> {
+    let dims = images.dims();
+    if dims.len() != 4 || dims[1] != 3 || dims.contains(&0) {
+        bail!(Shape, "{place}: images must be [n, 3, height, width], got {dims:?}");
+    }
+    let images = images.detach().to_dtype(DType::F64)?;
+    let (least, most) = (images.min_all()?.to_scalar::<f64>()?, images.max_all()?.to_scalar::<f64>()?);
+    if !(least >= low - 0.01 && most <= high + 0.01) {
+        let hint = match (low == 0.0, least >= -1.01 && most <= 1.01, least >= -0.01 && most <= 255.0) {
+            (true, true, _) => "for images in [-1, 1] take `x / 2 + 0.5`",
+            (true, _, true) => "for images in [0, 255] take `x / 255`",
+            _ => "clamp them, or bring them to the range",
+        };
+        bail!(Value, "{place}: images must lie in [{low}, {high}], got values from {least:.3} to {most:.3}"; hint: "{hint}");
+    }
+    Ok(())
+}

@@ -1,11 +1,12 @@
-//! PyTorch zip files: which tensors their pickle names and where the bytes lie. Nothing in a pickle is ever run.
+//! PyTorch files, zip or the older form: which tensors their pickle names and where the bytes lie. Nothing in a pickle is
+//! ever run.
 
 use crate::bail;
 use crate::error::{Error, Kind, Result};
 use crate::nn::archive::{Entry, byte_size, check_count};
 use candle_core::pickle::{Object, Stack, TensorInfo};
 use std::collections::BTreeMap;
-use std::io::{BufReader, Cursor, Read};
+use std::io::{BufRead, BufReader, Cursor, Read};
 use std::path::Path;
 use zip::{CompressionMethod, ZipArchive};
 
@@ -14,8 +15,17 @@ type Zip<'a> = ZipArchive<Cursor<&'a [u8]>>;
 /// A pickle larger than this holds more than names and shapes.
 const MAX_PICKLE: u64 = 64 << 20;
 
+/// How a file of the older form begins: the pickle of a magic number.
+const LEGACY: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
+
 /// The tensors of a bare state dict, or of one under `ema`, `state_dict` or `model`, the first that is there.
 pub(super) fn entries(bytes: &[u8]) -> Result<BTreeMap<String, Entry>> {
+    let entries = if bytes.starts_with(LEGACY) { legacy(bytes)? } else { zipped(bytes)? };
+    check_count(entries.len())?;
+    Ok(entries)
+}
+
+fn zipped(bytes: &[u8]) -> Result<BTreeMap<String, Entry>> {
     let mut zip = ZipArchive::new(Cursor::new(bytes)).map_err(|e| not_zip(&e))?;
     let Some(name) = zip.file_names().flatten().map(|n| n.into_owned()).find(|n| n.ends_with("data.pkl")) else {
         bail!(File, "expected a PyTorch file, got a zip file without `data.pkl`");
@@ -24,26 +34,84 @@ pub(super) fn entries(bytes: &[u8]) -> Result<BTreeMap<String, Entry>> {
     if pickle.size() > MAX_PICKLE {
         bail!(Limit, "expected a pickle of at most {MAX_PICKLE} bytes, got {}", pickle.size());
     }
-    let mut stack = Stack::empty();
+    let object = object(&mut BufReader::new(pickle.take(MAX_PICKLE)))?;
+    tensors(object, name.trim_end_matches(".pkl"), |info| stored(&mut zip, info))
+}
+
+/// Pickles of version, system, state dict and the keys of its storages, then each storage: how many numbers, and they.
+fn legacy(bytes: &[u8]) -> Result<BTreeMap<String, Entry>> {
+    let mut pickles = Cursor::new(&bytes[LEGACY.len()..bytes.len().min(MAX_PICKLE as usize)]);
+    let (_version, _system) = (object(&mut pickles)?, object(&mut pickles)?);
+    let (dict, keys) = (object(&mut pickles)?, object(&mut pickles)?);
+    let start = LEGACY.len() + pickles.position() as usize;
+    let Object::List(keys) = keys else {
+        bail!(File, "expected the keys of its storages, got another object");
+    };
+    let mut sizes = BTreeMap::new(); // bytes of a number, by storage
+    tensors(dict.clone(), "", |info| {
+        sizes.insert(info.path.clone(), info.dtype.size_in_bytes());
+        entry(info, 0, u64::MAX)
+    })?;
+    let (mut places, mut at) = (BTreeMap::new(), start);
+    for key in keys {
+        let path = format!("/{}", key.unicode().unwrap_or_default());
+        let count = bytes.get(at..at + 8).and_then(|b| Some(u64::from_le_bytes(b.try_into().ok()?)));
+        let size = sizes.get(&path).and_then(|size| count?.checked_mul(*size as u64));
+        let Some(size) = size.filter(|size| *size <= (bytes.len() - at - 8) as u64) else {
+            bail!(File, "storage `{path}` does not lie in the file's {} bytes", bytes.len(); hint: "the file is cut off; fetch it again");
+        };
+        places.insert(path, (at as u64 + 8, size));
+        at += 8 + size as usize;
+    }
+    tensors(dict, "", |info| match places.get(&info.path) {
+        Some(&(at, size)) => entry(info, at, size),
+        None => bail!(File, "its data is missing"),
+    })
+}
+
+/// One pickle as data.
+fn object(pickle: &mut impl BufRead) -> Result<Object> {
     let unreadable = |e: candle_core::Error| {
         Error::new(Kind::File, format!("the pickle is not readable ({e})"))
             .hint("save only the state dict with torch.save, or convert it to safetensors")
     };
-    stack.read_loop(&mut BufReader::new(pickle.take(MAX_PICKLE))).map_err(unreadable)?;
+    let mut stack = Stack::empty();
+    stack.read_loop(pickle).map_err(unreadable)?;
     let object = stack.finalize().map_err(unreadable)?;
     refuse_code(&object)?;
-    let folder = name.trim_end_matches(".pkl").to_string();
+    Ok(object)
+}
+
+/// The tensors of a state dict and where `place` finds them; the data of each is named after `folder`.
+fn tensors(
+    object: Object,
+    folder: &str,
+    mut place: impl FnMut(&TensorInfo) -> Result<Entry>,
+) -> Result<BTreeMap<String, Entry>> {
     let mut entries = BTreeMap::new();
     for (key, value) in state_dict(object)? {
         let name = key.clone().unicode().unwrap_or_default();
         let unreadable = |e| Error::new(Kind::File, format!("tensor `{name}`: {e}"));
-        if let Some(info) = value.into_tensor_info(key, Path::new(&folder)).map_err(unreadable)? {
-            let entry = entry(&mut zip, &info).map_err(|e| e.within(format!("tensor `{}`", info.name)))?;
+        if let Some(info) = current(value).into_tensor_info(key, Path::new(folder)).map_err(unreadable)? {
+            let entry = place(&info).map_err(|e| e.within(format!("tensor `{}`", info.name)))?;
             entries.insert(info.name, entry);
         }
     }
-    check_count(entries.len())?;
     Ok(entries)
+}
+
+/// PyTorch before 0.4 rebuilt tensors by a function of another name from the same four numbers.
+fn current(value: Object) -> Object {
+    match value {
+        Object::Reduce { callable, args } => match *callable {
+            Object::Class { module_name, class_name } if class_name == "_rebuild_tensor" => {
+                let callable = Object::Class { module_name, class_name: "_rebuild_tensor_v2".into() };
+                Object::Reduce { callable: Box::new(callable), args }
+            }
+            callable => Object::Reduce { callable: Box::new(callable), args },
+        },
+        other => other,
+    }
 }
 
 fn not_zip(error: &dyn std::fmt::Display) -> Error {
@@ -74,22 +142,29 @@ fn state_dict(object: Object) -> Result<Vec<(Object, Object)>> {
     bail!(File, "expected a state dict (bare, or under `ema`, `state_dict` or `model`), got none")
 }
 
-/// Where the bytes of a tensor lie in the file: PyTorch stores them uncompressed.
-fn entry(zip: &mut Zip, info: &TensorInfo) -> Result<Entry> {
+/// Where the bytes of a tensor lie in a zip file: PyTorch stores them uncompressed.
+fn stored(zip: &mut Zip, info: &TensorInfo) -> Result<Entry> {
     let data = zip.by_name(&info.path).map_err(|e| Error::new(Kind::File, format!("its data is missing ({e})")))?;
     if data.compression() != CompressionMethod::Stored {
         bail!(File, "its data is compressed"; hint: "save the file again with torch.save");
     }
+    match data.data_start() {
+        Some(at) => entry(info, at, data.size()),
+        None => bail!(File, "its data has no place"),
+    }
+}
+
+/// A tensor in a storage of `size` bytes that begins at `at`.
+fn entry(info: &TensorInfo, at: u64, size: u64) -> Result<Entry> {
     let (shape, start) = (info.layout.dims().to_vec(), info.layout.start_offset() as u64);
     let reversed = !info.layout.is_contiguous();
     if reversed && !info.layout.is_fortran_contiguous() {
         bail!(File, "its numbers are not in a row"; hint: "save `tensor.contiguous()`");
     }
-    let end =
-        byte_size(&shape, info.dtype).and_then(|bytes| bytes.checked_add(start)).filter(|&end| end <= data.size());
-    match (data.data_start(), end) {
-        (Some(at), Some(end)) => Ok(Entry { dtype: info.dtype, shape, begin: at + start, end: at + end, reversed }),
-        _ => bail!(File, "shape {shape:?} needs more than the {} bytes stored", data.size();
+    let end = byte_size(&shape, info.dtype).and_then(|bytes| bytes.checked_add(start)).filter(|&end| end <= size);
+    match end {
+        Some(end) => Ok(Entry { dtype: info.dtype, shape, begin: at + start, end: at + end, reversed }),
+        None => bail!(File, "shape {shape:?} needs more than the {size} bytes stored";
             hint: "the file is cut off; fetch it again"),
     }
 }
@@ -142,6 +217,39 @@ mod tests {
 
     fn refusal(bytes: &[u8]) -> String {
         entries(bytes).unwrap_err().message
+    }
+
+    /// `{"w": float32 [2, 2] from number 1 on}` in a storage of five numbers, as torch.save wrote before 1.6.
+    fn old(rebuild: &str) -> Vec<u8> {
+        let text = |s: &str| [b"X", &(s.len() as u32).to_le_bytes()[..], s.as_bytes()].concat();
+        let storage =
+            [b"(", &text("storage")[..], b"ctorch\nFloatStorage\n", &text("7")[..], &text("cpu")[..], b"K\x05NtQ"]
+                .concat();
+        let tensor =
+            [format!("ctorch._utils\n{rebuild}\n(").as_bytes(), &storage, b"K\x01K\x02K\x02\x86K\x02K\x01\x86tR"]
+                .concat();
+        let dict = [b"\x80\x02}", &text("w")[..], &tensor, b"s."].concat();
+        let keys = [b"\x80\x02](", &text("7")[..], b"e."].concat();
+        let numbers: Vec<u8> = (0..5).flat_map(|i| (i as f32).to_le_bytes()).collect();
+        [LEGACY, b"\x80\x02M\xe9\x03.", b"\x80\x02}.", &dict, &keys, &5u64.to_le_bytes(), &numbers].concat()
+    }
+
+    #[test]
+    fn files_of_the_older_form_are_read() {
+        for rebuild in ["_rebuild_tensor_v2", "_rebuild_tensor"] {
+            let bytes = old(rebuild);
+            let entry = entries(&bytes).unwrap().remove("w").unwrap();
+            let numbers: Vec<u8> = (1..5).flat_map(|i| (i as f32).to_le_bytes()).collect();
+            assert_eq!(
+                (&entry.shape[..], &bytes[entry.begin as usize..entry.end as usize]),
+                (&[2, 2][..], &numbers[..])
+            );
+        }
+        let mut cut = old("_rebuild_tensor_v2");
+        cut.truncate(cut.len() - 2);
+        assert!(refusal(&cut).starts_with("storage `/7` does not lie in the file"));
+        let code = [LEGACY, b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00true\x85R."].concat();
+        assert_eq!(refusal(&code), "the pickle calls `os.system`, which is not data");
     }
 
     #[test]

@@ -159,7 +159,15 @@ pub const CHAPTERS: &[Chapter] = &[
         "The run directory: settings, steps, log, images, checkpoints, result.",
         "checkpoint" => run::CheckpointOptions,
     ),
-    chapter!(metric, "Diversity, and means with standard errors."),
+    chapter!(
+        metric,
+        "Distances of images, diversity, sets of features against each other, means with standard errors.",
+        "lpips" => metric::LpipsOptions,
+        "lpips_net" => metric::LpipsNetOptions,
+        "ssim" => metric::SsimOptions,
+        "ms_ssim" => metric::SsimOptions,
+        "ms_ssim_distance" => metric::SsimOptions,
+    ),
     chapter!(text, "Text encoders outside a flow.", "random_text_encoder" => text::EncoderOptions),
 ];
 

@@ -74,7 +74,7 @@ options! {
     }
 }
 
-/// Trainable tensors: a model's, or tensors made by `param`, alone, in an array or by name in a map.
+/// Trainable tensors: a model's, or tensors made by `param`; alone, several in an array, or tensors by name in a map.
 fn params(value: Dynamic, function: &str) -> Result<Params> {
     let shown = option::show(&value);
     let value = value.flatten();
@@ -95,8 +95,18 @@ fn params(value: Dynamic, function: &str) -> Result<Params> {
     }
     match value.into_array() {
         Ok(items) => {
-            let tensors: Vec<Tensor> = option::list(items, function)?;
-            Params::new(tensors.into_iter().enumerate().map(|(i, t)| (format!("param {i}"), t)))
+            let mut named = Vec::new();
+            for (i, item) in items.into_iter().enumerate() {
+                match item.clone().try_cast::<Params>() {
+                    Some(params) => {
+                        named.extend(params.iter().map(|(name, var)| (name.into(), var.as_tensor().clone())))
+                    }
+                    None => {
+                        named.push((format!("param {i}"), option::convert(item, &format!("{function}: item {i}"))?))
+                    }
+                }
+            }
+            Params::new(named)
         }
         Err(_) => bail!(Type, "{function}: expected trainable tensors such as `policy.params()`, got {shown}"),
     }

@@ -178,7 +178,7 @@ pub fn texts(value: Dynamic, n: usize, place: &str) -> Result<Vec<String>> {
 }
 
 /// A folder, and a weight file in it, from a path that the script may read or from a model's name.
-fn place(name: &str, session: &Session, sources: &Sources) -> Result<(Folder, Option<String>)> {
+pub fn place(name: &str, session: &Session, sources: &Sources) -> Result<(Folder, Option<String>)> {
     let path = match session.readable(name) {
         Ok(path) => path,
         Err(refused) if refused.kind == Kind::File => return Err(refused),
