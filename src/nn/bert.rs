@@ -106,9 +106,10 @@ impl Layer {
         })
     }
 
-    /// `x [b k, n, width]` beside `image [b, m, image width]`: k texts in a row belong to one image.
-    fn forward(&self, x: &Tensor, mask: &Tensor, image: &Tensor) -> Result<Tensor> {
-        let x = self.text.forward(x, x, Some(mask))?;
+    /// Some or all tokens `x [b k, q, width]` of texts `[b k, n, width]` beside `image [b, m, image width]`: k texts in a row
+    /// belong to one image.
+    fn forward(&self, x: &Tensor, texts: &Tensor, mask: &Tensor, image: &Tensor) -> Result<Tensor> {
+        let x = self.text.forward(x, texts, Some(mask))?;
         // every token sees the whole image, so the texts of one image are one sequence to it
         let (_, _, width) = x.dims3()?;
         let joined = x.reshape((image.dim(0)?, (), width))?;
@@ -166,8 +167,11 @@ impl Bert {
         let x = x.broadcast_add(&self.positions.narrow(0, 0, longest)?)?.to_dtype(image.dtype())?;
         let mut x = self.norm.forward(&x)?;
         let mask = padding(texts, longest, x.dtype(), x.device())?;
-        for layer in &self.layers {
-            x = layer.forward(&x, &mask, image)?;
+        for (i, layer) in self.layers.iter().enumerate() {
+            // of the last layer's states one is asked for
+            let tokens = if i + 1 == self.layers.len() { 1 } else { longest };
+            let asked = x.narrow(1, 0, tokens)?.contiguous()?;
+            x = layer.forward(&asked, &x, &mask.narrow(2, 0, tokens)?.contiguous()?, image)?;
         }
         Ok(x.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?)
     }

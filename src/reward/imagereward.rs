@@ -319,6 +319,19 @@ mod tests {
         Config { vit, bert, hidden: [8, 6, 5, 4] }
     }
 
+    /// Numbers of the published file without BLIP's two unused projections.
+    #[test]
+    fn the_published_size_is_known_without_a_file() {
+        let config = Config { vit: VitConfig::vit_l_16(), bert: bert::Config::base(), hidden: HIDDEN };
+        let tokenizer = Arc::new(Tokenizer::train_bert(&captions()).unwrap());
+        let reward = ImageReward::new("x", Weights::outline(DType::F32), config, tokenizer).unwrap();
+        assert_eq!(reward.weights.count(), (294 + 316 + 10, 303_301_632 + 141_977_088 + 927_969));
+        assert_eq!(reward.parts()[0].parameters, 446_206_689);
+        let images = Tensor::zeros((1, 3, 8, 8), DType::F32, &Device::Cpu).unwrap();
+        assert_eq!(reward.score(&images, &captions()[..1]).unwrap().to_vec1::<f32>().unwrap(), [0.0]);
+        assert!(reward.work(true).forward > 2.0 * 197.0 * 303e6);
+    }
+
     #[test]
     fn gradients_from_pixels_to_scores_match_finite_differences() {
         let mut config = small();
