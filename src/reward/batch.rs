@@ -44,7 +44,8 @@ impl<'a> Batch<'a> {
             bail!(Value, "score: images must lie in [0, 1], got values from {low} to {high}";
                 hint: "`decode` gives that range; images in [-1, 1] become it by `x / 2 + 0.5`, bytes by `x / 255`");
         }
-        Ok(*self.checked.get_or_init(|| ()))
+        self.checked.get_or_init(|| ());
+        Ok(())
     }
 
     /// Features of the images, computed once for all rewards with the same `trunk` (any number that is its own).

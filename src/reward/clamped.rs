@@ -24,9 +24,9 @@ impl Clamped {
     }
 
     fn shown(&self, inner: String) -> String {
-        match (self.low, self.high) {
-            (low, f64::INFINITY) if low == 0.0 => format!("relu({inner})"),
-            (low, high) => format!("clamp({inner}, {low}, {high})"),
+        match self.low == 0.0 && self.high == f64::INFINITY {
+            true => format!("relu({inner})"),
+            false => format!("clamp({inner}, {}, {})", self.low, self.high),
         }
     }
 }

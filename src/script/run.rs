@@ -42,7 +42,10 @@ pub struct Steps(Arc<Mutex<Option<Iterating>>>);
 
 /// A count with a progress bar, for one `for` loop.
 #[derive(Clone)]
-pub struct Counting(Arc<Mutex<Option<(Counter, Arc<Session>)>>>);
+pub struct Counting(Arc<Mutex<Option<Checked>>>);
+
+/// A count, and the session that may be interrupted.
+type Checked = (Counter, Arc<Session>);
 
 /// Makes [`Steps`] and [`Counting`] something that `for` runs over.
 pub(super) fn iterators(module: &mut Module) {
