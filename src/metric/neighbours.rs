@@ -9,17 +9,17 @@ use rayon::prelude::*;
 /// Rows of distances held at once.
 const BLOCK: usize = 256;
 
-/// What share of each set lies in the neighbourhoods of the other.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// What of each set lies in the neighbourhoods of the other, sample by sample; the metrics are the means.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Manifold {
-    /// Share of fakes inside the ball of at least one real.
-    pub precision: f64,
-    /// Share of reals inside the ball of at least one fake.
-    pub recall: f64,
-    /// Mean number of reals' balls that hold a fake, over k; 1 is expected of equal distributions, more is possible.
-    pub density: f64,
-    /// Share of reals whose ball holds a fake.
-    pub coverage: f64,
+    /// Of each fake, 1 inside the ball of at least one real, else 0.
+    pub precision: Vec<f64>,
+    /// Of each real, 1 inside the ball of at least one fake, else 0.
+    pub recall: Vec<f64>,
+    /// Of each fake, the number of reals' balls that hold it, over k; 1 is expected of equal distributions, more is possible.
+    pub density: Vec<f64>,
+    /// Of each real, 1 where its ball holds a fake, else 0.
+    pub coverage: Vec<f64>,
 }
 
 /// Rows of features in f64 and their squared lengths.
@@ -87,7 +87,7 @@ pub fn radii(x: &Tensor, k: usize) -> Result<Vec<f64>> {
     Ok(Rows::new("radii", x, k)?.radii(k)?.into_iter().map(f64::sqrt).collect())
 }
 
-/// All four numbers in one pass, Euclidean distance, strict inequalities.
+/// All four in one pass, Euclidean distance, strict inequalities.
 ///
 /// Distances are made in blocks, so memory is a few hundred rows of them whatever the number of samples.
 pub fn manifold(real: &Tensor, fake: &Tensor, k: usize) -> Result<Manifold> {
@@ -98,21 +98,18 @@ pub fn manifold(real: &Tensor, fake: &Tensor, k: usize) -> Result<Manifold> {
     }
     let (around_real, around_fake) = (real.radii(k)?, fake.radii(k)?);
     let mut hits = vec![0usize; fake.len()]; // reals whose ball holds this fake
-    let (mut recalled, mut covered) = (0, 0);
+    let (mut recall, mut coverage) = (Vec::with_capacity(real.len()), Vec::with_capacity(real.len()));
+    let flag = |yes: bool| if yes { 1.0 } else { 0.0 };
     real.blocks(&fake, |first, distances| {
         for (row, radius) in distances.chunks(fake.len()).zip(&around_real[first..]) {
             hits.iter_mut().zip(row).for_each(|(hits, d)| *hits += usize::from(d < radius));
-            recalled += usize::from(row.iter().zip(&around_fake).any(|(d, radius)| d < radius));
-            covered += usize::from(row.iter().any(|d| d < radius));
+            recall.push(flag(row.iter().zip(&around_fake).any(|(d, radius)| d < radius)));
+            coverage.push(flag(row.iter().any(|d| d < radius)));
         }
     })?;
-    let share = |count: usize, of: usize| count as f64 / of as f64;
-    Ok(Manifold {
-        precision: share(hits.iter().filter(|hits| **hits > 0).count(), fake.len()),
-        recall: share(recalled, real.len()),
-        density: share(hits.iter().sum(), k * fake.len()),
-        coverage: share(covered, real.len()),
-    })
+    let precision = hits.iter().map(|hits| flag(*hits > 0)).collect();
+    let density = hits.iter().map(|hits| *hits as f64 / k as f64).collect();
+    Ok(Manifold { precision, recall, density, coverage })
 }
 
 #[cfg(test)]
@@ -125,7 +122,7 @@ mod tests {
     }
 
     fn numbers(m: Manifold) -> [f64; 4] {
-        [m.precision, m.recall, m.density, m.coverage]
+        [m.precision, m.recall, m.density, m.coverage].map(|rows| rows.iter().sum::<f64>() / rows.len() as f64)
     }
 
     #[test]
@@ -149,7 +146,7 @@ mod tests {
     fn equal_sets_constant_sets_and_blocks() {
         let x = normal(&[600, 5], 1);
         assert_eq!(numbers(manifold(&x, &x, 5).unwrap())[..2], [1.0, 1.0]);
-        assert_eq!(manifold(&x, &x, 5).unwrap().coverage, 1.0);
+        assert_eq!(manifold(&x, &x, 5).unwrap().coverage, [1.0; 600]);
         let far = (&x + 100.0).unwrap();
         assert_eq!(numbers(manifold(&x, &far, 5).unwrap()), [0.0; 4]);
         let constant = Tensor::full(0.1f32, (40, 7), &Device::Cpu).unwrap();

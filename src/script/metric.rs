@@ -360,7 +360,8 @@ pub mod metric {
         Ok(pairs::pairwise(distance.measure.as_ref(), &super::groups(groups)?)?)
     }
 
-    /// `precision`, `recall`, `density` and `coverage` of fake features `[m, d]` with real ones `[n, d]` as the reference, in one pass.
+    /// `precision`, `recall`, `density` and `coverage` of fake features `[m, d]` with real ones `[n, d]` as the reference, in one pass:
+    /// one number for each fake (precision `[m]`, density `[m]`) or real sample (recall `[n]`, coverage `[n]`), whose means they are.
     ///
     /// Balls reach from each sample to its k-th nearest other of the same set (k = 5 is usual). A thousand samples or more of each
     /// give steady numbers. Report-only: they count, so they have no gradient.
@@ -369,14 +370,17 @@ pub mod metric {
     /// let real = rng(0).normal([60, 4]);
     /// let fake = rng(1).normal([50, 4]);
     /// manifold(real, fake, 5).keys()              //=> ["coverage", "density", "precision", "recall"]
-    /// manifold(real, real, 5).coverage            //=> 1.0
+    /// manifold(real, fake, 5).coverage.shape      //=> [60]
     /// manifold(real, fake[[[0, 1, 2]]], 5)        //=> error: each set hold k + 2 samples or more, got k = 5 and 3
     /// ```
     #[rhai_fn(return_raw)]
     pub fn manifold(real: Tensor, fake: Tensor, k: i64) -> RhaiResultOf<Map> {
         let m = both(&real, &fake, k)?;
         let all = [("precision", m.precision), ("recall", m.recall), ("density", m.density), ("coverage", m.coverage)];
-        Ok(all.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
+        let rows = |values: Vec<f64>| -> Result<Dynamic> {
+            Ok(Dynamic::from(Tensor::new(values, real.device())?.to_dtype(DType::F32)?))
+        };
+        Ok(all.into_iter().map(|(name, values)| Ok((name.into(), rows(values)?))).collect::<Result<Map>>()?)
     }
 
     /// The share of fake features inside the ball of at least one real one; see `manifold`. Not differentiable.
@@ -387,7 +391,7 @@ pub mod metric {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn precision(real: Tensor, fake: Tensor, k: i64) -> RhaiResultOf<f64> {
-        Ok(both(&real, &fake, k)?.precision)
+        Ok(Estimate::of(&both(&real, &fake, k)?.precision).mean)
     }
 
     /// The share of real features inside the ball of at least one fake one; see `manifold`. Not differentiable.
@@ -398,7 +402,7 @@ pub mod metric {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn recall(real: Tensor, fake: Tensor, k: i64) -> RhaiResultOf<f64> {
-        Ok(both(&real, &fake, k)?.recall)
+        Ok(Estimate::of(&both(&real, &fake, k)?.recall).mean)
     }
 
     /// The mean number of real balls around a fake feature, over k; about 1 for equal distributions; see `manifold`. Not differentiable.
@@ -409,7 +413,7 @@ pub mod metric {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn density(real: Tensor, fake: Tensor, k: i64) -> RhaiResultOf<f64> {
-        Ok(both(&real, &fake, k)?.density)
+        Ok(Estimate::of(&both(&real, &fake, k)?.density).mean)
     }
 
     /// The share of real features whose ball holds a fake one; see `manifold`. Not differentiable.
@@ -420,7 +424,7 @@ pub mod metric {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn coverage(real: Tensor, fake: Tensor, k: i64) -> RhaiResultOf<f64> {
-        Ok(both(&real, &fake, k)?.coverage)
+        Ok(Estimate::of(&both(&real, &fake, k)?.coverage).mean)
     }
 
     /// The Frechet distance between two sets of features `[n, d]`, `[m, d]`: FID's formula, whatever the features are.
