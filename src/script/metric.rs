@@ -86,9 +86,7 @@ fn parts(part: &str) -> Result<(bool, bool)> {
 options! {
     /// Sizes of a random LPIPS.
     pub struct LpipsNetOptions {
-        /// `alex` or `vgg`.
-        net: String = "alex".to_string(),
-        /// Channels of each convolution.
+        /// Channels of each convolution, 5 of AlexNet or 13 of VGG16.
         channels: Vec<usize> = vec![16, 32, 48, 48, 48],
         /// Seed of the weights.
         seed: u64 = 0,
@@ -208,7 +206,7 @@ pub mod metric {
     /// `vgg.pth`, in PyTorch's older form as published), or the same as safetensors; a state dict of the whole module will do.
     /// `tiny/lpips` is trained on the shapes world. Images are `[n, 3, height, width]` in `[0, 1]` like everywhere.
     ///
-    /// ```rhai no_run
+    /// ```rhai
     /// let d = lpips("tiny/lpips");
     /// let images = shapes(2, rng(0)).images;
     /// d.between(images, images)                                 //=> tensor([0.0, 0.0])
@@ -224,17 +222,18 @@ pub mod metric {
         Ok(Distance::of(network))
     }
 
-    /// A random LPIPS, to be trained and saved: a trunk shaped like AlexNet or VGG16, heads that weigh all channels alike.
+    /// A random LPIPS, to be trained and saved: a trunk shaped like AlexNet (`alex`) or VGG16 (`vgg`), heads that weigh all
+    /// channels alike.
     ///
     /// ```rhai
-    /// let net = lpips_net(#{ channels: [4, 4, 4, 4, 4] });
+    /// let net = lpips_net("alex", #{ channels: [4, 4, 4, 4, 4] });
     /// adamw(net.trainable("heads").params())   //=> adamw(5 tensors ..
-    /// lpips_net(#{ channels: [4, 4] })         //=> error: `channels` of alex must be 5 numbers above 0, got [4, 4]
+    /// lpips_net("alex", #{ channels: [4, 4] })         //=> error: `channels` of alex must be 5 numbers above 0, got [4, 4]
     /// ```
     #[rhai_fn(return_raw, volatile)]
-    pub fn lpips_net(context: NativeCallContext, options: Map) -> RhaiResultOf<Distance> {
+    pub fn lpips_net(context: NativeCallContext, net: &str, options: Map) -> RhaiResultOf<Distance> {
         let options = LpipsNetOptions::parse("lpips_net", options)?;
-        let (net, rng) = (Net::named(&options.net)?, Rng::new(options.seed));
+        let (net, rng) = (Net::named(net)?, Rng::new(options.seed));
         let device = Session::of(&context).device().clone();
         Ok(Distance::of(Lpips::random(net, &options.channels, &rng, DType::F32, &device)?))
     }
@@ -242,7 +241,7 @@ pub mod metric {
     /// The features of LPIPS's trunk at its five taps, `[n, channels, height, width]` each.
     ///
     /// ```rhai
-    /// let net = lpips_net(#{ channels: [4, 4, 4, 4, 8] });
+    /// let net = lpips_net("alex", #{ channels: [4, 4, 4, 4, 8] });
     /// net.taps(zeros([2, 3, 64, 64]))[4].shape   //=> [2, 8, 3, 3]
     /// pixel_distance().taps(zeros([1, 3, 64, 64]))   //=> error: is no network
     /// ```
@@ -254,7 +253,7 @@ pub mod metric {
     /// The same LPIPS with trainable weights: those of the `"trunk"`, the `"heads"`, or `"all"`.
     ///
     /// ```rhai
-    /// let net = lpips_net(#{ channels: [4, 4, 4, 4, 4] });
+    /// let net = lpips_net("alex", #{ channels: [4, 4, 4, 4, 4] });
     /// adamw(net.trainable("trunk").params())   //=> adamw(10 tensors ..
     /// net.trainable("tail")                    //=> error: expected "trunk", "heads" or "all", got "tail"
     /// ```
@@ -267,7 +266,7 @@ pub mod metric {
     /// The trainable tensors of an LPIPS, for an optimizer.
     ///
     /// ```rhai
-    /// adamw(lpips_net().params())   //=> error: there must be a trainable tensor
+    /// adamw(lpips_net("alex").params())   //=> error: there must be a trainable tensor
     /// ```
     #[rhai_fn(name = "params", return_raw)]
     pub fn params_of_distance(d: Distance) -> RhaiResultOf<Params> {
@@ -277,7 +276,7 @@ pub mod metric {
     /// Sets negative numbers of trainable heads to zero, as LPIPS's authors do after each step, so that no distance is negative.
     ///
     /// ```rhai
-    /// let net = lpips_net().trainable("heads");
+    /// let net = lpips_net("alex").trainable("heads");
     /// net.clamp_heads();
     /// ```
     #[rhai_fn(return_raw, volatile)]
@@ -288,7 +287,7 @@ pub mod metric {
     /// Writes an LPIPS's trunk and heads into a folder of the run that `lpips(folder)` reads.
     ///
     /// ```rhai no_run
-    /// lpips_net().save("lpips");
+    /// lpips_net("alex").save("lpips");
     /// ```
     #[rhai_fn(name = "save", return_raw, volatile)]
     pub fn save_distance(context: NativeCallContext, d: Distance, folder: &str) -> RhaiResultOf<()> {
@@ -331,6 +330,16 @@ pub mod metric {
     #[rhai_fn(return_raw)]
     pub fn ms_ssim_distance(options: Map) -> RhaiResultOf<Distance> {
         Ok(Distance::new("ms_ssim_distance", SsimOptions::read("ms_ssim_distance", options)?))
+    }
+
+    /// One minus `ms_ssim` as published, of images of at least 161 pixels a side.
+    ///
+    /// ```rhai
+    /// ms_ssim_distance().between(zeros([1, 3, 161, 161]), zeros([1, 3, 161, 161]))   //=> tensor([0.0])
+    /// ```
+    #[rhai_fn(name = "ms_ssim_distance")]
+    pub fn published_ms_ssim_distance() -> Distance {
+        Distance::new("ms_ssim_distance", Ssim::default())
     }
 
     /// Distances `[n]` between the images of two batches, row by row; differentiable where the distance is.
