@@ -85,58 +85,33 @@ fn head_width() -> usize {
     64
 }
 
-/// `config.json` of transformers' `CLIPModel`, with its defaults.
+/// `config.json` of transformers' `CLIPModel`, which may leave out what is its default.
 #[derive(Deserialize)]
 struct TransformersFile {
-    #[serde(default = "embed")]
-    projection_dim: usize,
+    projection_dim: Option<usize>,
+    #[serde(default)]
     text_config: TransformersTower,
+    #[serde(default)]
     vision_config: TransformersTower,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
+#[serde(default)]
 struct TransformersTower {
-    hidden_size: usize,
-    #[serde(default)]
+    hidden_size: Option<usize>,
     intermediate_size: Option<usize>,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    #[serde(default = "quick")]
-    hidden_act: String,
-    #[serde(default = "eps")]
-    layer_norm_eps: f64,
-    #[serde(default = "image_size")]
-    image_size: usize,
-    #[serde(default)]
-    patch_size: usize,
-    #[serde(default = "context")]
-    max_position_embeddings: usize,
-    #[serde(default = "vocabulary")]
-    vocab_size: usize,
-}
-
-fn embed() -> usize {
-    512
-}
-
-fn quick() -> String {
-    "quick_gelu".into()
+    num_hidden_layers: Option<usize>,
+    num_attention_heads: Option<usize>,
+    hidden_act: Option<String>,
+    layer_norm_eps: Option<f64>,
+    image_size: Option<usize>,
+    patch_size: Option<usize>,
+    max_position_embeddings: Option<usize>,
+    vocab_size: Option<usize>,
 }
 
 fn eps() -> f64 {
     1e-5
-}
-
-fn image_size() -> usize {
-    224
-}
-
-fn context() -> usize {
-    77
-}
-
-fn vocabulary() -> usize {
-    49408
 }
 
 fn refused(e: serde_json::Error) -> Error {
@@ -151,15 +126,21 @@ impl OpenClipTower {
 }
 
 impl TransformersTower {
-    fn sizes(&self) -> Result<Sizes> {
-        let activation = match self.hidden_act.as_str() {
-            "quick_gelu" => Activation::QuickGelu,
-            "gelu" => Activation::Gelu,
-            other => bail!(Value, "clip config: expected activation `gelu` or `quick_gelu`, got `{other}`"),
+    /// With these for the width, the MLP's width and the heads where the file is silent; 12 layers, QuickGELU.
+    fn sizes(&self, [width, hidden, heads]: [usize; 3]) -> Result<Sizes> {
+        let activation = match self.hidden_act.as_deref() {
+            None | Some("quick_gelu") => Activation::QuickGelu,
+            Some("gelu") => Activation::Gelu,
+            Some(other) => bail!(Value, "clip config: expected activation `gelu` or `quick_gelu`, got `{other}`"),
         };
-        let (width, hidden) = (self.hidden_size, self.intermediate_size.unwrap_or(4 * self.hidden_size));
-        let (layers, heads) = (self.num_hidden_layers, self.num_attention_heads);
-        Ok(Sizes { width, layers, heads, hidden, eps: self.layer_norm_eps, activation })
+        Ok(Sizes {
+            width: self.hidden_size.unwrap_or(width),
+            layers: self.num_hidden_layers.unwrap_or(12),
+            heads: self.num_attention_heads.unwrap_or(heads),
+            hidden: self.intermediate_size.unwrap_or(hidden),
+            eps: self.layer_norm_eps.unwrap_or(eps()),
+            activation,
+        })
     }
 }
 
@@ -199,13 +180,13 @@ impl Config {
         let (vision, text) = (&file.vision_config, &file.text_config);
         Ok(Self {
             layout: Layout::Transformers,
-            embed: file.projection_dim,
-            image_size: vision.image_size,
-            patch: vision.patch_size,
-            vision: vision.sizes()?,
-            context: text.max_position_embeddings,
-            vocabulary: text.vocab_size,
-            text: text.sizes()?,
+            embed: file.projection_dim.unwrap_or(512),
+            image_size: vision.image_size.unwrap_or(224),
+            patch: vision.patch_size.unwrap_or(32),
+            vision: vision.sizes([768, 3072, 12])?,
+            context: text.max_position_embeddings.unwrap_or(77),
+            vocabulary: text.vocab_size.unwrap_or(49408),
+            text: text.sizes([512, 2048, 8])?,
         })
     }
 
@@ -280,5 +261,41 @@ impl Config {
         (text["bos_token_id"], text["eos_token_id"]) = (end.saturating_sub(1).into(), end.into());
         json!({ "architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": self.embed,
             "text_config": text, "vision_config": vision })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_config_leaves_out_is_the_default_of_its_library() {
+        let b32 = Config::transformers(json!({})).unwrap();
+        assert_eq!((b32.vision.width, b32.vision.heads, b32.patch, b32.text.width, b32.embed), (768, 12, 32, 512, 512));
+        assert_eq!(b32.vision.activation, Activation::QuickGelu);
+        let (config, pixels) = Config::open_clip(json!({ "model_cfg": { "embed_dim": 1024,
+            "vision_cfg": { "image_size": 224, "layers": 32, "width": 1280, "head_width": 80, "patch_size": 14 },
+            "text_cfg": { "context_length": 77, "vocab_size": 49408, "width": 1024, "heads": 16, "layers": 24 } } }))
+        .unwrap();
+        assert_eq!((config.vision.heads, config.text.heads, config.vision.hidden), (16, 16, 5120));
+        assert_eq!(pixels, Preprocess::clip(224));
+        for config in [config, b32] {
+            let (name, written) = config.file(&pixels);
+            let read = match name {
+                "config.json" => Config::transformers(written).unwrap(),
+                _ => Config::open_clip(written).unwrap().0,
+            };
+            assert_eq!(read, config);
+        }
+    }
+
+    #[test]
+    fn unknown_choices_are_refused() {
+        let act = json!({ "text_config": { "hidden_act": "relu" } });
+        assert!(Config::transformers(act).unwrap_err().message.contains("got `relu`"));
+        let tower = json!({ "width": 8, "layers": 1 });
+        let file = json!({ "model_cfg": { "embed_dim": 4, "vision_cfg": tower, "text_cfg": tower },
+            "preprocess_cfg": { "resize_mode": "longest" } });
+        assert!(Config::open_clip(file).unwrap_err().message.contains("got `longest`"));
     }
 }

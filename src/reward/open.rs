@@ -61,7 +61,7 @@ pub fn open(
             Some(given) => given,
             None => {
                 let clip = own.clip.unwrap_or(aesthetic::CLIP.into());
-                let place = sources.find(&clip).map_err(|e| e.hint("say where its CLIP is with `clip: folder`"))?;
+                let place = sources.named(&clip).map_err(|e| e.hint("say where its CLIP is with `clip: folder`"))?;
                 (clip, place)
             }
         };

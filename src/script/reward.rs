@@ -3,6 +3,7 @@
 use super::*;
 use crate::data::Prompts;
 use crate::model::Condition;
+use crate::model::estimate::Part;
 use crate::model::source::{Folder, Sources};
 use crate::nn::bert;
 use crate::nn::clip_config::{Config, Layout};
@@ -12,6 +13,7 @@ use crate::reward::imagereward::{self, ImageReward, VitConfig};
 use crate::reward::similarity::{self, Kind as Similar, Similarity};
 use crate::reward::trunk::{self, Trunk};
 use crate::reward::{self as rewards, Judge, clamped::Clamped, scripted::Scripted, sum::Sum};
+use crate::run::plan::Planner;
 use crate::tensor::{Rng, Tensor};
 use crate::{bail, options, script_value};
 
@@ -125,9 +127,9 @@ options! {
 
 impl ClipOptions {
     fn config(&self) -> Result<Config> {
-        let sizes = |width: usize, layers: usize| {
-            let (heads, hidden, activation) = (width / 32, 4 * width, Activation::Gelu);
-            Sizes { width, layers, heads, hidden, eps: 1e-5, activation }
+        let sizes = |width: usize, layers: usize| -> Result<Sizes> {
+            let (heads, hidden, activation) = (heads("clip_reward", width, 32)?, 4 * width, Activation::Gelu);
+            Ok(Sizes { width, layers, heads, hidden, eps: 1e-5, activation })
         };
         Ok(Config {
             layout: match self.layout.as_str() {
@@ -140,10 +142,10 @@ impl ClipOptions {
             embed: self.embed,
             image_size: self.image_size,
             patch: self.patch,
-            vision: sizes(self.width, self.layers),
+            vision: sizes(self.width, self.layers)?,
             context: self.context,
             vocabulary: 0, // set by the tokenizer
-            text: sizes(self.text_width, self.text_layers),
+            text: sizes(self.text_width, self.text_layers)?,
         })
     }
 
@@ -187,6 +189,24 @@ pub fn place(name: &str, session: &Session, sources: &Sources) -> Result<(Folder
     match (path.parent(), path.file_name().and_then(|file| file.to_str())) {
         (Some(parent), Some(file)) if path.is_file() => Ok((Folder::disk(parent), Some(file.to_string()))),
         _ => Ok((Folder::disk(path), None)),
+    }
+}
+
+/// Parts of a plan; a CLIP that several rewards stand on is one.
+fn note_parts(planner: &Planner, parts: Vec<Part>) {
+    let known = &mut planner.plan().parts;
+    for part in parts {
+        if !known.contains(&part) {
+            known.push(part);
+        }
+    }
+}
+
+/// Heads so wide, in a tower of this width.
+fn heads(function: &str, width: usize, each: usize) -> Result<usize> {
+    match width > 0 && width.is_multiple_of(each) {
+        true => Ok(width / each),
+        false => bail!(Option, "{function}: expected widths divisible by {each}, the width of a head, got {width}"),
     }
 }
 
@@ -251,7 +271,7 @@ pub mod reward {
         };
         let judge = rewards::open::open(name, &folder, options, &session.shelf, &sources, session.device())?;
         session.shelf.note(&judge.0);
-        session.planner().inspect(|planner| planner.plan().parts.extend(judge.parts()));
+        session.planner().inspect(|planner| note_parts(planner, judge.parts()));
         Ok(judge)
     }
 

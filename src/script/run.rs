@@ -371,7 +371,7 @@ pub mod run {
     /// The table that [`finish`](#finish) prints, as text.
     ///
     /// ```rhai
-    /// results_table(#{ reward: #{ base: [0.1, 0.3], tuned: [0.4, 0.5] } })   //=> " measure ..
+    /// results_table(#{ reward: #{ base: [0.1, 0.3], tuned: [0.4, 0.5] } })   //=> "──
     /// ```
     #[rhai_fn(return_raw)]
     pub fn results_table(table: Map) -> RhaiResultOf<String> {
