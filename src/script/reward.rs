@@ -98,20 +98,21 @@ options! {
 }
 
 impl ImageRewardOptions {
-    fn config(&self) -> imagereward::Config {
-        let (width, layers) = (self.width, self.layers);
-        imagereward::Config {
-            vit: VitConfig { image_size: self.image_size, patch_size: self.patch, width, layers, heads: width / 16 },
+    fn config(&self) -> Result<imagereward::Config> {
+        let (width, layers, each) = (self.width, self.layers, 16);
+        let heads = |width| heads("image_reward", width, each);
+        Ok(imagereward::Config {
+            vit: VitConfig { image_size: self.image_size, patch_size: self.patch, width, layers, heads: heads(width)? },
             bert: bert::Config {
                 hidden_size: self.text_width,
                 num_hidden_layers: self.text_layers,
-                num_attention_heads: self.text_width / 16,
+                num_attention_heads: heads(self.text_width)?,
                 intermediate_size: 4 * self.text_width,
                 max_position_embeddings: imagereward::TOKENS,
                 ..bert::Config::base()
             },
             hidden: self.hidden,
-        }
+        })
     }
 }
 
@@ -511,7 +512,7 @@ pub mod reward {
         let o = ImageRewardOptions::parse("image_reward", options)?;
         let texts = super::texts(texts, 1, "image_reward")?;
         let device = Session::of(&context).device().clone();
-        Ok(Judge::new(ImageReward::random(&texts, o.config(), &Rng::new(o.seed), &device)?))
+        Ok(Judge::new(ImageReward::random(&texts, o.config()?, &Rng::new(o.seed), &device)?))
     }
 
     /// A random aesthetic predictor: a linear head on the unit image features of another reward's CLIP, which stays as it is.
