@@ -3,7 +3,7 @@
 use super::record::hash_file;
 use crate::error::{Error, Kind, Result};
 use crate::metric::Estimate;
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, Table, TableComponent, presets};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
@@ -45,6 +45,8 @@ pub fn table(rows: &[Row]) -> Result<String> {
     let (two, reference) = (names.len() == 2, names.first().copied().unwrap_or_default());
     let mut table = Table::new();
     table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
+    table.remove_style(TableComponent::HorizontalLines);
+    table.remove_style(TableComponent::MiddleIntersections);
     let tail: &[&str] = if two { &["change", "in errors", "n"] } else { &["n"] };
     table.set_header([&["measure"], names.as_slice(), tail].concat());
     for row in rows {

@@ -48,7 +48,10 @@ impl Session {
     }
 
     fn readable_folders(&self) -> Vec<PathBuf> {
-        let named = self.request.overrides.iter().map(|(_, value)| PathBuf::from(value));
+        // a value itself, or the texts in it, as in `runs=["runs/a", "runs/b"]`
+        let texts = |value: &str| value.split('"').skip(1).step_by(2).map(PathBuf::from).collect::<Vec<_>>();
+        let given = self.request.overrides.iter().map(|(_, value)| value);
+        let named = given.flat_map(|value| texts(value).into_iter().chain([PathBuf::from(value)]));
         let models = Sources::new(self.request.models.as_deref());
         let models = models.places().map(PathBuf::from);
         let own = [Some(self.run_folder()), self.recipe_folder()].into_iter().flatten();

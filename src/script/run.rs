@@ -371,7 +371,7 @@ pub mod run {
     /// The table that [`finish`](#finish) prints, as text.
     ///
     /// ```rhai
-    /// results_table(#{ reward: #{ base: [0.1, 0.3], tuned: [0.4, 0.5] } })   //=> "──
+    /// results_table(#{ reward: #{ base: [0.1, 0.3], tuned: [0.4, 0.5] } }).contains("0.450 ± 0.050")   //=> true
     /// ```
     #[rhai_fn(return_raw)]
     pub fn results_table(table: Map) -> RhaiResultOf<String> {
