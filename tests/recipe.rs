@@ -102,6 +102,40 @@ fn the_tiny_imagereward_can_be_made_again() {
 }
 
 #[test]
+fn the_tiny_clip_and_a_head_on_it_can_be_made_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let clip = folder.path().join("clip");
+    run("scripts/pretrain/clip.rhai", &clip, &["steps=2", "batch=4", "warmup=1", "width=32", "layers=1", "held=4"]);
+    assert!(clip.join("model/model.safetensors").exists());
+    let place = format!("clip={}", clip.join("model").display());
+    let small = [&place, "steps=2", "warmup=1", "batch=2", "held=4"];
+    let printed = run("scripts/pretrain/aesthetic.rhai", &folder.path().join("head"), &small);
+    assert!(printed.contains("squared error"), "{printed}");
+    assert!(folder.path().join("head/model/aesthetic.safetensors").exists());
+}
+
+#[test]
+fn evaluate_compares_runs_with_their_base() {
+    let folder = tempfile::tempdir().unwrap();
+    let (first, second) = (folder.path().join("first"), folder.path().join("second"));
+    for (out, seed) in [(&first, "seed=0"), (&second, "seed=1")] {
+        run("scripts/flux_ode_am.rhai", out, &[&SMALL[..], &[seed, "watch=[]"]].concat());
+    }
+    let runs = format!("runs=[\"{}\", \"{}\"]", first.display(), second.display());
+    let out = folder.path().join("table");
+    let small = [&runs, "test_prompts=4", "images_per_prompt=2", "steps=2", "neighbours=3"];
+    let printed = run("scripts/evaluate.rhai", &out, &small);
+    for word in ["oracle", "recall", "coverage", "LPIPS", "imagereward", "second", "in brackets"] {
+        assert!(printed.contains(word), "{word}: {printed}");
+    }
+    let result: serde_json::Value = serde_json::from_slice(&std::fs::read(out.join("result.json")).unwrap()).unwrap();
+    assert_eq!(result["measures"]["hpsv2"]["first"]["change"]["count"], 4);
+    assert!(result["measures"]["coverage"]["base"].is_null());
+    assert!(result["rewards"].to_string().contains("sha256"), "{}", result["rewards"]);
+    assert!(std::fs::read_to_string(out.join("result.csv")).unwrap().lines().count() > 20);
+}
+
+#[test]
 fn the_tiny_perceptual_distance_can_be_made_again() {
     let folder = tempfile::tempdir().unwrap();
     let small = ["reading=2", "choosing=2", "warmup=1", "images=4", "pairs=4", "held=8"];

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-THREADS, ROUNDS = 2, 5
+THREADS, ROUNDS = 2, 3
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HERE = Path(__file__).parent
 # case: images in a batch, their side
@@ -225,7 +225,7 @@ def theirs(case, work):
 def ours(binary, case, work):
     environment = dict(os.environ, RAYON_NUM_THREADS=str(THREADS))
     out = subprocess.run(
-        [binary, str(HERE / "rewards.rhai"), "--out", str(work / "run"), "--set", f'case="{case}"', "--set", f'work="{work}"'],
+        [binary, str(HERE / "rewards.rhai"), "--out", str(work / "run"), "--set", f'name="{case}"', "--set", f'work="{work}"'],
         capture_output=True, text=True, env=environment,
     )
     lines = [line for line in out.stdout.splitlines() if line.startswith("{")]
