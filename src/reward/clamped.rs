@@ -22,13 +22,6 @@ impl Clamped {
         }
         Ok(Self { inner, low, high })
     }
-
-    fn shown(&self, inner: String) -> String {
-        match self.low == 0.0 && self.high == f64::INFINITY {
-            true => format!("relu({inner})"),
-            false => format!("clamp({inner}, {}, {})", self.low, self.high),
-        }
-    }
 }
 
 impl Reward for Clamped {
@@ -49,11 +42,11 @@ impl Reward for Clamped {
     }
 
     fn describe(&self) -> String {
-        self.shown(self.inner.describe())
-    }
-
-    fn details(&self) -> String {
-        self.shown(self.inner.details())
+        let inner = self.inner.describe();
+        match self.low == 0.0 && self.high == f64::INFINITY {
+            true => format!("relu({inner})"),
+            false => format!("clamp({inner}, {}, {})", self.low, self.high),
+        }
     }
 }
 

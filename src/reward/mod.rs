@@ -73,6 +73,11 @@ pub trait Reward: Send + Sync {
         None
     }
 
+    /// The terms of a sum.
+    fn as_sum(&self) -> Option<&sum::Sum> {
+        None
+    }
+
     /// Its weights.
     fn parts(&self) -> Vec<Part> {
         Vec::new()

@@ -14,9 +14,9 @@ pub struct Sum {
 }
 
 impl Sum {
-    /// One reward, once.
+    /// One reward, once; the terms of a sum.
     pub fn of(reward: Arc<dyn Reward>) -> Self {
-        Self { terms: vec![(1.0, reward)], offset: 0.0 }
+        reward.as_sum().cloned().unwrap_or_else(|| Self { terms: vec![(1.0, reward.clone())], offset: 0.0 })
     }
 
     pub fn plus(mut self, other: &Sum) -> Self {
@@ -28,14 +28,6 @@ impl Sum {
     pub fn shifted(mut self, by: f64) -> Self {
         self.offset += by;
         self
-    }
-
-    fn shown(&self, term: impl Fn(&dyn Reward) -> String) -> String {
-        let mut parts: Vec<String> = self.terms.iter().map(|(f, r)| format!("{f} * {}", term(&**r))).collect();
-        if self.offset != 0.0 || parts.is_empty() {
-            parts.push(self.offset.to_string());
-        }
-        parts.join(" + ")
     }
 
     pub fn scaled(mut self, factor: f64) -> Self {
@@ -66,11 +58,30 @@ impl Reward for Sum {
     }
 
     fn describe(&self) -> String {
-        self.shown(|reward| reward.describe())
+        let mut text = String::new();
+        let mut add = |number: f64, name: Option<String>| {
+            let sign = match (text.is_empty(), number < 0.0) {
+                (true, false) => "",
+                (true, true) => "-",
+                (false, false) => " + ",
+                (false, true) => " - ",
+            };
+            text += sign;
+            text += &match name {
+                Some(name) if number.abs() == 1.0 => name,
+                Some(name) => format!("{} * {name}", number.abs()),
+                None => number.abs().to_string(),
+            };
+        };
+        self.terms.iter().for_each(|(factor, reward)| add(*factor, Some(reward.describe())));
+        if self.offset != 0.0 || self.terms.is_empty() {
+            add(self.offset, None);
+        }
+        text
     }
 
-    fn details(&self) -> String {
-        self.shown(|reward| reward.details())
+    fn as_sum(&self) -> Option<&Sum> {
+        Some(self)
     }
 }
 
@@ -91,6 +102,6 @@ mod tests {
         let (_, gradient) = value_and_grad(|x| Ok(mixed.score(x, &prompts)?.sum_all()?), &images).unwrap();
         assert_eq!(mixed.score(&images, &prompts).unwrap().to_vec1::<f64>().unwrap(), [0.5 * 6.0 - 2.0 * 4.0; 2]);
         assert!(gradient.flatten_all().unwrap().to_vec1::<f64>().unwrap().iter().all(|g| (g + 1.5).abs() < 1e-12));
-        assert_eq!(mixed.describe(), "0.5 * scripted + -2 * scripted + -2");
+        assert_eq!(mixed.describe(), "0.5 * scripted - 2 * scripted - 2");
     }
 }

@@ -419,7 +419,7 @@ pub mod reward {
     /// The opposite of a reward.
     ///
     /// ```rhai
-    /// -scripted_reward(|images, prompts| images.mean([1, 2, 3]))  //=> reward(-1 * scripted)
+    /// -scripted_reward(|images, prompts| images.mean([1, 2, 3]))  //=> reward(-scripted)
     /// ```
     #[rhai_fn(name = "-")]
     pub fn negative(r: Reward) -> Reward {
