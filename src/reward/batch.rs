@@ -24,6 +24,14 @@ impl<'a> Batch<'a> {
         Self::of_images(images, prompts)
     }
 
+    /// Images, all of them with all prompts.
+    pub fn grid(images: &'a Tensor, prompts: &'a [String]) -> Result<Self> {
+        if prompts.is_empty() {
+            bail!(Value, "similarities: expected at least one prompt, got none");
+        }
+        Self::of_images(images, prompts)
+    }
+
     /// Images alone, or with prompts that are not theirs.
     pub fn of_images(images: &'a Tensor, prompts: &'a [String]) -> Result<Self> {
         let dims = images.dims();

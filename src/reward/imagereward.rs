@@ -196,7 +196,7 @@ impl Reward for ImageReward {
 
     /// The image tower sees each image once, whatever the number of prompts.
     fn similarities(&self, images: &Tensor, prompts: &[String]) -> Result<Tensor> {
-        let batch = Batch::of_images(images, prompts)?;
+        let batch = Batch::grid(images, prompts)?;
         let texts = prompts.iter().map(|prompt| self.tokens(prompt)).collect::<Result<Vec<_>>>()?;
         let rows = images.dim(0)?;
         let all: Vec<_> = (0..rows).flat_map(|_| texts.iter().cloned()).collect();
@@ -227,7 +227,8 @@ impl Reward for ImageReward {
 
     fn trainable(&self) -> Result<Arc<dyn Reward>> {
         let weights = self.weights.trainable(|_| true)?;
-        Ok(Arc::new(Self::new(&self.name, weights, self.config.clone(), self.tokenizer.clone())?))
+        let fresh = Self::new(&self.name, weights, self.config.clone(), self.tokenizer.clone())?;
+        Ok(Arc::new(Self { preprocess: self.preprocess, ..fresh }))
     }
 
     fn params(&self) -> Vec<(String, Tensor)> {

@@ -93,10 +93,7 @@ impl Reward for Similarity {
     }
 
     fn similarities(&self, images: &Tensor, prompts: &[String]) -> Result<Tensor> {
-        if prompts.is_empty() {
-            bail!(Value, "similarities: expected at least one prompt, got none");
-        }
-        let batch = Batch::of_images(images, prompts)?;
+        let batch = Batch::grid(images, prompts)?;
         let cosine = self.trunk.image_rows(&batch)?.matmul(&self.texts(prompts)?.t()?)?;
         self.scaled(cosine, images)
     }
