@@ -2,7 +2,7 @@
 
 use crate::bail;
 use crate::error::Result;
-use crate::flow::Trajectory;
+use crate::flow::{Dynamics, Trajectory};
 use crate::model::Velocity;
 use crate::tensor::Tensor;
 use crate::tensor::grad::vjp;
@@ -18,6 +18,15 @@ pub enum AdjointIndex {
     Next,
 }
 
+impl std::fmt::Display for AdjointIndex {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            AdjointIndex::Same => "same_step()",
+            AdjointIndex::Next => "next_step()",
+        })
+    }
+}
+
 /// Adjoints along the active steps, and the base velocities that their forward passes gave.
 #[derive(Clone)]
 pub struct Adjoint {
@@ -28,9 +37,24 @@ pub struct Adjoint {
     pub values: Vec<Tensor>,
     /// `v_base(X_k, t_k)` for each active step.
     pub base_velocities: Vec<Tensor>,
+    /// What each active step does.
+    pub dynamics: Vec<Dynamics>,
 }
 
-/// `a_k = a_{k+1} + h_k (d v_base / dx (X_k, t_k))^T a_{k+1}` from `a_N` back over the kept steps of `path`
+impl Adjoint {
+    /// The same adjoints of the last `k` steps only.
+    pub fn narrow(mut self, k: usize) -> Self {
+        let cut = self.values.len().saturating_sub(k);
+        self.first += cut;
+        self.values.drain(..cut);
+        self.base_velocities.drain(..cut);
+        self.dynamics.drain(..cut);
+        self
+    }
+}
+
+/// `a_k = a_{k+1} + h_k (d b / dx (X_k, t_k))^T a_{k+1}` from `a_N` back over the kept steps of `path`, with the base's drift
+/// `b = (1 + rho) v_base - pull x`, which is `v_base` where steps are deterministic
 /// (arXiv:2605.06583, Algorithm 1; the Euler form of the lean adjoint equation of arXiv:2409.08861).
 ///
 /// Adjoints have the states' dtype, whatever the model computes in.
@@ -52,7 +76,7 @@ pub fn lean_adjoint(base: &dyn Velocity, path: &Trajectory, end: &Tensor, index:
         }
         let velocity = |x: &Tensor| Ok(base.velocity(x, &t, &path.condition)?.to_dtype(x.dtype())?);
         let (v, pulled) = vjp(velocity, x, &a)?;
-        a = (&a + (pulled * path.grid.width(k))?)?;
+        a = path.dynamics(k)?.pull_back(&a, &pulled)?;
         if let Some(sample) = first_non_finite(&a)? {
             let t = path.grid.times()[k];
             bail!(
@@ -67,5 +91,6 @@ pub fn lean_adjoint(base: &dyn Velocity, path: &Trajectory, end: &Tensor, index:
     }
     values.reverse();
     base_velocities.reverse();
-    Ok(Adjoint { index, first: path.first, values, base_velocities })
+    let dynamics = path.window().map(|k| path.dynamics(k)).collect::<Result<_>>()?;
+    Ok(Adjoint { index, first: path.first, values, base_velocities, dynamics })
 }

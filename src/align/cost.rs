@@ -66,6 +66,7 @@ pub fn terminal_gradient(cost: &dyn TerminalCost, x1: &Tensor) -> Result<Termina
         if reward.dims() != [batch] {
             bail!(Shape, "terminal_gradient: rewards must be of shape [{batch}], got {:?}", reward.dims());
         }
+        differentiable(&reward, "terminal_gradient")?;
         *seen.lock().unwrap_or_else(|e| e.into_inner()) = Some(reward.detach());
         Ok(reward.sum_all()?)
     };
@@ -85,6 +86,17 @@ pub fn terminal_gradient(cost: &dyn TerminalCost, x1: &Tensor) -> Result<Termina
     checked("reward", &reward)?;
     checked("reward's gradient", &gradient)?;
     Ok(Terminal { gradient: (gradient.to_dtype(x1.dtype())? * -cost.scale())?, reward })
+}
+
+/// Refuses a reward of tracked states that has lost its graph.
+pub fn differentiable(reward: &Tensor, function: &str) -> Result<()> {
+    if !reward.track_op() {
+        bail!(
+            Value, "{function}: the reward must be differentiable, got one without a gradient to the end states";
+            hint: "an operation on the way cuts the gradient, such as `detach()` or `item()`, or the states are not used"
+        );
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -118,6 +130,10 @@ mod tests {
         assert_eq!(
             message(|x| Ok(x.narrow(1, 0, 1)?.flatten_all()?.sqrt()?)),
             "terminal_gradient: the reward's gradient must be finite, got NaN or infinity for sample 1 at t = 1"
+        );
+        assert_eq!(
+            message(|x| sum_per_sample(&x.detach())),
+            "terminal_gradient: the reward must be differentiable, got one without a gradient to the end states"
         );
         assert_eq!(message(|x| Ok(x.mean_all()?)), "terminal_gradient: rewards must be of shape [2], got []");
     }

@@ -2,36 +2,32 @@
 
 use super::adjoint::{Adjoint, AdjointIndex, lean_adjoint};
 use super::cost::{Terminal, TerminalCost, terminal_gradient};
-use super::regularizer::Regularizer;
+use super::intensity::norms;
+use super::loss::{Criterion, MatchingLoss, fenchel_matching, velocity_matching};
+use super::regularizer::{Norm, Regularizer};
 use super::truncation::Truncation;
 use crate::bail;
 use crate::error::Result;
 use crate::flow::{Grid, RolloutOptions, Trajectory, rollout};
 use crate::model::{Condition, Velocity};
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 use std::sync::Arc;
 
-/// How squared errors are put together over active steps and latent entries; over the batch it is always the mean.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Reduction {
-    /// Sums, as in the paper.
-    #[default]
-    Sum,
-    /// Means: the loss does not grow with the number of active steps or with the latent.
-    Mean,
-}
-
-/// Choices in the matching loss.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct MatchingLoss {
-    pub reduction: Reduction,
-    /// Weight each step with its width `h_k`, so that the sum is an integral over time.
-    pub weighted: bool,
-}
-
-/// Optimal controls `u_k = -(f')^{-1}(|a|) a / |a|` for the active steps (arXiv:2605.06583, Theorem 3.1).
-pub fn control_target(adjoint: &Adjoint, regularizer: &Regularizer) -> Result<Vec<Tensor>> {
-    regularizer.controls(&adjoint.values)
+/// The velocity changes that the policy should have over the base at the active steps.
+///
+/// Deterministic steps: the optimal control `-(f')^{-1}(|a|) a / |a|` (arXiv:2605.06583, Theorem 3.1). Steps with noise:
+/// `sigma / (1 + rho)` times that of `sigma a`; for the quadratic penalty `-G a` with `G = w / (1 + rho)`.
+pub fn control_target(adjoint: &Adjoint, regularizer: &Regularizer, norm: Norm) -> Result<Vec<Tensor>> {
+    let scaled = adjoint.values.iter().zip(&adjoint.dynamics).map(|(a, step)| match step.w {
+        None => Ok(a.clone()),
+        Some(_) => Ok((a * step.sigma())?),
+    });
+    let controls = regularizer.controls_by(&scaled.collect::<Result<Vec<_>>>()?, norm)?;
+    let velocities = controls.into_iter().zip(&adjoint.dynamics).map(|(u, step)| match step.w {
+        None => Ok(u),
+        Some(_) => Ok((u * step.velocity_per_control())?),
+    });
+    velocities.collect()
 }
 
 /// `mean over batch of sum over k of |v_policy - v_base - u_k|^2` at the kept states (arXiv:2605.06583, Algorithm 1).
@@ -40,7 +36,7 @@ pub fn matching_loss(
     base: &dyn Velocity,
     path: &Trajectory,
     targets: &[Tensor],
-    options: MatchingLoss,
+    options: &MatchingLoss,
 ) -> Result<Tensor> {
     let bases: Vec<Tensor> = velocities(base, path)?.iter().map(Tensor::detach).collect();
     velocity_matching(&velocities(policy, path)?, &bases, targets, path, options)
@@ -48,60 +44,27 @@ pub fn matching_loss(
 
 /// `v(X_k, t_k)` at the kept steps, with whatever graph the field has.
 pub fn velocities(field: &dyn Velocity, path: &Trajectory) -> Result<Vec<Tensor>> {
-    path.window().map(|k| field.velocity(path.state(k)?, &path.time(k)?, &path.condition)).collect()
+    path.window().map(|k| velocity(field, path, k)).collect()
 }
 
-/// The same loss from velocities at hand; gradients flow to `policy` only.
-pub fn velocity_matching(
-    policy: &[Tensor],
-    base: &[Tensor],
-    targets: &[Tensor],
-    path: &Trajectory,
-    options: MatchingLoss,
-) -> Result<Tensor> {
-    let steps = path.window().len();
-    if [policy.len(), base.len(), targets.len()] != [steps; 3] {
-        let got = (policy.len(), base.len(), targets.len());
-        bail!(
-            Shape,
-            "matching_loss: there must be one velocity and one target for each of {steps} kept steps, got {got:?}"
-        );
-    }
-    let mut loss: Option<Tensor> = None;
-    for (i, k) in path.window().enumerate() {
-        let x = path.state(k)?;
-        if targets[i].dims() != x.dims() {
-            let (expected, got) = (x.dims(), targets[i].dims());
-            bail!(Shape, "matching_loss: targets must have the state's shape {expected:?}, got {got:?}");
-        }
-        let goal = (base[i].detach().to_dtype(x.dtype())? + targets[i].detach().to_dtype(x.dtype())?)?;
-        let error = (policy[i].to_dtype(x.dtype())? - goal)?.sqr()?.sum_all()?;
-        let error = if options.weighted { (error * path.grid.width(k))? } else { error };
-        loss = Some(match loss {
-            Some(sum) => (sum + error)?,
-            None => error,
-        });
-    }
-    let Some(loss) = loss else {
-        bail!(Value, "matching_loss: there must be an active step, got a trajectory that keeps none");
-    };
-    let (batch, entries) = (path.last().dim(0)? as f64, path.last().elem_count() as f64);
-    let divisor = match options.reduction {
-        Reduction::Sum => batch,
-        Reduction::Mean => entries * if options.weighted { 1.0 } else { steps as f64 },
-    };
-    Ok((loss / divisor)?)
+fn velocity(field: &dyn Velocity, path: &Trajectory, k: usize) -> Result<Tensor> {
+    field.velocity(path.state(k)?, &path.time(k)?, &path.condition)
 }
 
 /// Everything that one update of [`adjoint_matching`] chooses.
 #[derive(Clone)]
 pub struct MatchingOptions {
-    /// Grid, sampler and progress; what is kept and tracked follows from `truncate`.
+    /// Grid, sampler, its noise and progress; what is kept and tracked follows from `truncate`.
     pub rollout: RolloutOptions,
     pub truncate: Truncation,
     pub regularizer: Regularizer,
+    /// What the penalty takes as the size of a control.
+    pub norm: Norm,
     pub index: AdjointIndex,
+    pub criterion: Criterion,
     pub loss: MatchingLoss,
+    /// Take the terminal gradient at the end of a last step without noise, `X_{N-1} + h v_base` (arXiv:2409.08861).
+    pub noise_free_end: bool,
     /// What is rolled out instead of the policy, such as the policy with guidance.
     pub rolled: Option<Arc<dyn Velocity>>,
     /// What carries the adjoint instead of the base.
@@ -115,8 +78,11 @@ impl MatchingOptions {
             rollout: RolloutOptions::new(grid),
             truncate: Truncation::Full,
             regularizer: Regularizer::quadratic(),
+            norm: Norm::default(),
             index: AdjointIndex::default(),
+            criterion: Criterion::default(),
             loss: MatchingLoss::default(),
+            noise_free_end: false,
             rolled: None,
             carrying: None,
         }
@@ -130,15 +96,16 @@ pub struct Matched {
     pub loss: Tensor,
     pub terminal: Terminal,
     pub adjoint: Adjoint,
-    pub targets: Vec<Tensor>,
     pub path: Trajectory,
 }
 
-/// One update of truncated deterministic adjoint matching (arXiv:2605.06583, Algorithm 1) at its least cost.
+/// One update of truncated adjoint matching at its least cost: deterministic (arXiv:2605.06583, Algorithm 1) or, with a
+/// stochastic sampler, stochastic (arXiv:2409.08861 with any noise).
 ///
 /// N policy forwards: the rollout keeps the graph of its K active steps for the loss. K base forwards: those of the adjoint's
 /// products serve the loss too. K base and K policy backwards. The numbers are those of the separate functions. Where another
-/// field is rolled out, or carries the adjoint, K forwards more of the policy, or of the base.
+/// field is rolled out, or carries the adjoint, K forwards more of the policy, or of the base; so too, over all N steps, in an
+/// update that measures the control for [`Truncation::Adaptive`].
 pub fn adjoint_matching(
     policy: &dyn Velocity,
     base: &dyn Velocity,
@@ -147,21 +114,63 @@ pub fn adjoint_matching(
     cost: &dyn TerminalCost,
     options: &MatchingOptions,
 ) -> Result<Matched> {
-    let keep = options.truncate.active(options.rollout.grid.steps())?;
-    let rollout_options = RolloutOptions { keep, track: options.rolled.is_none(), ..options.rollout.clone() };
+    let steps = options.rollout.grid.steps();
+    let measuring = match &options.truncate {
+        Truncation::Adaptive(adaptive) if adaptive.due() => Some(adaptive),
+        _ => None,
+    };
+    let keep = if measuring.is_some() { steps } else { options.truncate.active(steps)? };
+    let reused = options.rolled.is_none() && measuring.is_none();
+    let track = if reused { options.loss.active(steps - keep..steps) } else { Vec::new() };
+    let rollout_options = RolloutOptions { keep, track, ..options.rollout.clone() };
     let mut path = rollout(options.rolled.as_deref().unwrap_or(policy), x0, condition, &rollout_options)?;
-    if options.rolled.is_some() {
-        path.velocities = velocities(policy, &path)?;
+    let carrying = options.carrying.as_deref().unwrap_or(base);
+    let terminal = match options.noise_free_end {
+        false => terminal_gradient(cost, path.last())?,
+        true => terminal_gradient(cost, &noise_free_end(carrying, &path)?)?,
+    };
+    let mut adjoint = lean_adjoint(carrying, &path, &terminal.gradient, options.index)?;
+    if let Some(adaptive) = measuring {
+        let active = adaptive.measure(&control_mass(&adjoint, &options.regularizer, options.norm)?);
+        (path, adjoint) = (path.narrow(active), adjoint.narrow(active));
     }
-    let terminal = terminal_gradient(cost, path.last())?;
-    let carrying = options.carrying.as_deref();
-    let mut adjoint = lean_adjoint(carrying.unwrap_or(base), &path, &terminal.gradient, options.index)?;
-    if carrying.is_some() {
+    if options.carrying.is_some() {
         adjoint.base_velocities = velocities(base, &path)?.iter().map(Tensor::detach).collect();
     }
-    let targets = control_target(&adjoint, &options.regularizer)?;
-    let loss = velocity_matching(&path.velocities, &adjoint.base_velocities, &targets, &path, options.loss)?;
+    if !reused {
+        for k in options.loss.active(path.window()) {
+            path.velocities[k - path.first] = velocity(policy, &path, k)?;
+        }
+    }
+    let (own, bases) = (&path.velocities, &adjoint.base_velocities);
+    let loss = match options.criterion.squared(&options.regularizer, &adjoint) {
+        true => {
+            let targets = control_target(&adjoint, &options.regularizer, options.norm)?;
+            velocity_matching(own, bases, &targets, &path, &options.loss)?
+        }
+        false if options.norm != Norm::Sample => {
+            bail!(Value, "adjoint_matching: fenchel() needs the size of a control to be sample_norm()")
+        }
+        false => fenchel_matching(own, &adjoint, &options.regularizer, &path, &options.loss)?,
+    };
     // The graph stays with the loss alone, so that it is freed with it.
     let velocities = path.velocities.iter().map(Tensor::detach).collect();
-    Ok(Matched { loss, terminal, adjoint, targets, path: Trajectory { velocities, ..path } })
+    Ok(Matched { loss, terminal, adjoint, path: Trajectory { velocities, ..path } })
+}
+
+/// `X_{N-1} + h v(X_{N-1})`.
+fn noise_free_end(field: &dyn Velocity, path: &Trajectory) -> Result<Tensor> {
+    let k = path.steps() - 1;
+    let x = path.state(k)?;
+    Ok((x + (velocity(field, path, k)?.detach().to_dtype(x.dtype())? * path.grid.width(k))?)?)
+}
+
+/// The control that an adjoint asks for at each step, `h_k` times its mean size over the batch, in units of control.
+pub fn control_mass(adjoint: &Adjoint, regularizer: &Regularizer, norm: Norm) -> Result<Vec<f64>> {
+    let sizes = norms(&control_target(adjoint, regularizer, norm)?)?.mean(1)?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+    let mass = |(size, step): (f64, &crate::flow::Dynamics)| match step.velocity_per_control() {
+        0.0 => 0.0,
+        unit => step.h * size / unit,
+    };
+    Ok(sizes.into_iter().zip(&adjoint.dynamics).map(mass).collect())
 }

@@ -10,6 +10,28 @@ use std::sync::Arc;
 /// `f` as a function of a vector of control norms, entry by entry.
 pub type PenaltyFn = dyn Fn(&Tensor) -> Result<Tensor> + Send + Sync;
 
+/// What a penalty takes as the size of a control.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Norm {
+    /// The Euclidean norm of a sample's latent.
+    #[default]
+    Sample,
+    /// That norm divided by the root of the number of entries.
+    Rms,
+    /// Every entry's absolute value, on its own.
+    Entry,
+}
+
+impl std::fmt::Display for Norm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Norm::Sample => "sample_norm()",
+            Norm::Rms => "rms_norm()",
+            Norm::Entry => "entry_norm()",
+        })
+    }
+}
+
 /// An increasing, convex penalty on the norm of the control.
 #[derive(Clone)]
 pub enum Regularizer {
@@ -38,9 +60,53 @@ impl Regularizer {
         Ok(Regularizer::Power(p))
     }
 
+    /// `r^2 / 2`, for which the squared distance from a random target has the right mean.
+    pub fn is_quadratic(&self) -> bool {
+        matches!(self, Regularizer::Power(2.0))
+    }
+
+    /// `f` of a vector of norms, differentiable.
+    pub fn value(&self, r: &Tensor) -> Result<Tensor> {
+        match self {
+            Regularizer::Power(p) => Ok((r.powf(*p)? / *p)?),
+            Regularizer::Penalty(f) => f(r),
+        }
+    }
+
+    /// The convex conjugate `f*(y) = max_r (r y - f(r))` of each number.
+    pub fn conjugate(&self, slopes: &[f64]) -> Result<Vec<f64>> {
+        let sizes = self.sizes(slopes)?;
+        let values = self.value(&Tensor::new(sizes.as_slice(), &Device::Cpu)?)?.detach().to_vec1::<f64>()?;
+        Ok(slopes.iter().zip(sizes).zip(values).map(|((y, r), f)| y * r - f).collect())
+    }
+
+    /// [`controls`](Self::controls) with another size of the control.
+    pub fn controls_by(&self, adjoints: &[Tensor], norm: Norm) -> Result<Vec<Tensor>> {
+        match norm {
+            _ if self.is_quadratic() => self.controls(adjoints),
+            Norm::Sample => self.controls(adjoints),
+            Norm::Rms => {
+                let root = |a: &Tensor| (a.elem_count() as f64 / a.dims()[0] as f64).sqrt();
+                let scaled = adjoints.iter().map(|a| a / root(a)).collect::<candle_core::Result<Vec<_>>>()?;
+                let controls = self.controls(&scaled)?;
+                Ok(controls.iter().zip(adjoints).map(|(u, a)| u * root(a)).collect::<candle_core::Result<_>>()?)
+            }
+            Norm::Entry => {
+                let flat = |a: &Tensor| a.flatten_all()?.unsqueeze(1);
+                let entries = adjoints.iter().map(flat).collect::<candle_core::Result<Vec<_>>>()?;
+                let controls = self.controls(&entries)?;
+                Ok(controls
+                    .iter()
+                    .zip(adjoints)
+                    .map(|(u, a)| u.reshape(a.dims()))
+                    .collect::<candle_core::Result<_>>()?)
+            }
+        }
+    }
+
     /// The optimal controls for adjoints of one shape, `[batch, ..]`; `|a|` is the norm over all but the batch.
     pub fn controls(&self, adjoints: &[Tensor]) -> Result<Vec<Tensor>> {
-        if let Regularizer::Power(2.0) = self {
+        if self.is_quadratic() {
             return Ok(adjoints.iter().map(Tensor::neg).collect::<candle_core::Result<_>>()?);
         }
         let norms =

@@ -9,7 +9,7 @@ pub fn text(plan: &Plan) -> String {
     let mut out = vec![parts(plan)];
     match (&plan.update, plan.memory()) {
         (Some(update), Some(memory)) => out.extend([work(plan, update), self::memory(plan, update, &memory)]),
-        _ => out.push("no update of adjoint matching was reached, so there is no more to say".into()),
+        _ => out.push("no update was reached, so there is no more to say".into()),
     }
     out.join("\n\n")
 }
@@ -47,6 +47,8 @@ fn work(plan: &Plan, update: &Update) -> String {
     let method = match update.method {
         Method::Fused => "fused adjoint matching",
         Method::Separate => "adjoint matching by hand",
+        Method::Draft => "DRaFT",
+        Method::Refl => "ReFL",
     };
     let unknown = || "unknown".to_string();
     let mut rows = vec![

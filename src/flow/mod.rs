@@ -2,9 +2,11 @@
 
 mod grid;
 pub mod interpolant;
+mod noise;
 mod sample;
 mod trajectory;
 
 pub use grid::{Grid, klein_grid, shifted, uniform};
-pub use sample::{Euler, Heun, Solver};
-pub use trajectory::{OnStep, RolloutOptions, Trajectory, rollout, time_tensor};
+pub use noise::{Dynamics, Level, Noise};
+pub use sample::{Euler, Gddim, Heun, Sde, Solver};
+pub use trajectory::{Draw, OnStep, RolloutOptions, Trajectory, Walk, rollout, time_tensor};

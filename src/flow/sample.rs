@@ -1,5 +1,8 @@
-//! Samplers: one step of `dX = v(X, t) dt`.
+//! Samplers: one step of `dX = v(X, t) dt`, or of an SDE with the same marginals.
 
+use super::grid::Grid;
+use super::noise::{Dynamics, Noise};
+use crate::bail;
 use crate::error::Result;
 use crate::tensor::Tensor;
 
@@ -7,15 +10,26 @@ use crate::tensor::Tensor;
 pub type Field<'a> = dyn FnMut(&Tensor, f64) -> Result<Tensor> + 'a;
 
 /// One method of stepping from a time to the next.
-pub trait Solver: Send + Sync {
-    /// The state at `to`, given the state `x` and the velocity `v = field(x, from)`; `field` gives further stages.
-    fn step(&self, field: &mut Field, x: &Tensor, v: &Tensor, span: (f64, f64)) -> Result<Tensor>;
+pub trait Solver: Send + Sync + std::fmt::Display {
+    /// What step `k` of the grid does.
+    fn dynamics(&self, grid: &Grid, k: usize) -> Result<Dynamics> {
+        Ok(Dynamics::deterministic(grid.width(k)))
+    }
 
-    /// Order of convergence.
-    fn order(&self) -> usize;
+    /// The state after step `k` without its noise, given the state `x` and the velocity `v` there; `field` gives further stages.
+    fn step(&self, _field: &mut Field, x: &Tensor, v: &Tensor, grid: &Grid, k: usize) -> Result<Tensor> {
+        self.dynamics(grid, k)?.advance(x, v)
+    }
 
-    /// Name in scripts.
-    fn name(&self) -> &'static str;
+    /// Whether steps draw noise.
+    fn stochastic(&self) -> bool {
+        false
+    }
+
+    /// Refuses a grid that the method does not fit.
+    fn check(&self, _grid: &Grid) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Euler's method: `x + h v`. Order 1, one velocity per step.
@@ -26,58 +40,147 @@ pub struct Euler;
 #[derive(Debug, Clone, Copy)]
 pub struct Heun;
 
-impl Solver for Euler {
-    fn step(&self, _: &mut Field, x: &Tensor, v: &Tensor, (from, to): (f64, f64)) -> Result<Tensor> {
-        Ok((x + (v * (to - from))?)?)
-    }
+/// Euler and Maruyama's method for the SDE with some noise; with `last`, in the last so many steps only, Euler's before.
+#[derive(Clone)]
+pub struct Sde {
+    pub noise: Noise,
+    pub last: Option<usize>,
+}
 
-    fn order(&self) -> usize {
-        1
-    }
+/// The implicit sampler with stochasticity `eta` (arXiv:2206.05564): 0 is Euler's method, 1 ancestral sampling.
+///
+/// From `t` to `s`: `x' = s x1 + sqrt((1-s)^2 - var) e + sqrt(var) z` with `x1 = x + (1-t) v`, `e = x - t v` and
+/// `var = (1-s)^2 [1 - ((1-s) t / (s (1-t)))^(2 eta^2)]`. It keeps the marginals at any step width.
+#[derive(Debug, Clone, Copy)]
+pub struct Gddim {
+    pub eta: f64,
+}
 
-    fn name(&self) -> &'static str {
-        "euler"
+impl Gddim {
+    pub fn new(eta: f64) -> Result<Self> {
+        if !(eta >= 0.0 && eta.is_finite()) {
+            bail!(Value, "gddim: eta must be at least 0, got {eta}");
+        }
+        Ok(Self { eta })
     }
 }
 
+impl Solver for Euler {}
+
 impl Solver for Heun {
-    fn step(&self, field: &mut Field, x: &Tensor, v: &Tensor, (from, to): (f64, f64)) -> Result<Tensor> {
-        let h = to - from;
-        let ahead = field(&(x + (v * h)?)?, to)?;
+    fn step(&self, field: &mut Field, x: &Tensor, v: &Tensor, grid: &Grid, k: usize) -> Result<Tensor> {
+        let h = grid.width(k);
+        let ahead = field(&(x + (v * h)?)?, grid.times()[k + 1])?;
         Ok((x + ((v + ahead)? * (0.5 * h))?)?)
     }
+}
 
-    fn order(&self) -> usize {
-        2
+impl Solver for Sde {
+    fn dynamics(&self, grid: &Grid, k: usize) -> Result<Dynamics> {
+        match self.last {
+            Some(last) if k + last < grid.steps() => Euler.dynamics(grid, k),
+            _ => self.noise.dynamics(grid.times()[k], grid.width(k)),
+        }
     }
 
-    fn name(&self) -> &'static str {
-        "heun"
+    fn stochastic(&self) -> bool {
+        true
+    }
+
+    fn check(&self, grid: &Grid) -> Result<()> {
+        match self.last {
+            Some(k) if !(1..=grid.steps()).contains(&k) => {
+                bail!(Value, "sde: `last` must lie in 1..={}, the steps of the grid, got {k}", grid.steps())
+            }
+            _ => self.noise.check(grid),
+        }
+    }
+}
+
+impl Solver for Gddim {
+    fn dynamics(&self, grid: &Grid, k: usize) -> Result<Dynamics> {
+        let (t, s, h) = (grid.times()[k], grid.times()[k + 1], grid.width(k));
+        if self.eta == 0.0 {
+            return Euler.dynamics(grid, k);
+        }
+        let ratio = (1.0 - s) * t / (s * (1.0 - t));
+        let kept = ratio.powf(2.0 * self.eta * self.eta);
+        // x' = (s + q) x + (s (1 - t) - q t) v + sqrt(var) z with q = sqrt((1-s)^2 - var).
+        let q = (1.0 - s) * kept.sqrt();
+        let var = (1.0 - s).powi(2) * (1.0 - kept);
+        let (rho, pull) = ((s * (1.0 - t) - q * t) / h - 1.0, (1.0 - s - q) / h);
+        Ok(Dynamics { h, rho, pull, w: Some(var / h) })
+    }
+
+    fn stochastic(&self) -> bool {
+        self.eta > 0.0
+    }
+}
+
+impl std::fmt::Display for Euler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("euler()")
+    }
+}
+
+impl std::fmt::Display for Heun {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("heun()")
+    }
+}
+
+impl std::fmt::Display for Sde {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.last {
+            None => write!(f, "sde({})", self.noise),
+            Some(k) => write!(f, "sde({}, #{{ last: {k} }})", self.noise),
+        }
+    }
+}
+
+impl std::fmt::Display for Gddim {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "gddim({})", self.eta)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::flow::uniform;
     use crate::tensor::Device;
 
     /// Error at t = 1 for dx/dt = x cos(3 t) from x(0) = 1.
     fn error(solver: &dyn Solver, steps: usize) -> f64 {
         let mut field = |x: &Tensor, t: f64| Ok((x * (3.0 * t).cos())?);
         let mut x = Tensor::new(&[1f64], &Device::Cpu).unwrap();
+        let grid = uniform(steps).unwrap();
         for k in 0..steps {
-            let (from, to) = (k as f64 / steps as f64, (k + 1) as f64 / steps as f64);
-            let v = field(&x, from).unwrap();
-            x = solver.step(&mut field, &x, &v, (from, to)).unwrap();
+            let v = field(&x, grid.times()[k]).unwrap();
+            x = solver.step(&mut field, &x, &v, &grid, k).unwrap();
         }
         (x.to_vec1::<f64>().unwrap()[0] - (3f64.sin() / 3.0).exp()).abs()
     }
 
     #[test]
     fn samplers_converge_with_their_order() {
-        for solver in [&Euler as &dyn Solver, &Heun] {
+        for (solver, order) in [(&Euler as &dyn Solver, 1.0), (&Heun, 2.0)] {
             let slope = (error(solver, 512) / error(solver, 1024)).log2();
-            assert!((slope - solver.order() as f64).abs() < 0.05, "{} has order {slope}", solver.name());
+            assert!((slope - order).abs() < 0.05, "{solver} has order {slope}");
         }
+    }
+
+    #[test]
+    fn gddim_without_noise_is_euler_and_its_last_step_is_free_of_noise() {
+        let grid = uniform(5).unwrap();
+        for k in 0..5 {
+            assert_eq!(Gddim::new(0.0).unwrap().dynamics(&grid, k).unwrap(), Euler.dynamics(&grid, k).unwrap());
+            // The limit of little noise is Euler's step too.
+            let near = Gddim::new(1e-5).unwrap().dynamics(&grid, k).unwrap();
+            assert!(k == 0 || (near.rho.abs() < 1e-8 && near.pull.abs() < 1e-8), "{near:?}");
+        }
+        let last = Gddim::new(1.0).unwrap().dynamics(&grid, 4).unwrap();
+        assert_eq!((last.w, last.pull), (Some(0.0), 0.0));
+        assert!(Gddim::new(-1.0).is_err());
     }
 }

@@ -1,6 +1,7 @@
 //! Rollouts of a velocity field and what is kept of them.
 
 use super::grid::Grid;
+use super::noise::Dynamics;
 use super::sample::{Euler, Solver};
 use crate::bail;
 use crate::error::Result;
@@ -12,22 +13,27 @@ use std::sync::Arc;
 /// Called before step `k` of `n` with the two numbers; an error ends the rollout.
 pub type OnStep = Arc<dyn Fn(usize, usize) -> Result<()> + Send + Sync>;
 
+/// A standard normal draw for step `k`, in the shape of the state.
+pub type Draw = Arc<dyn Fn(usize, &Tensor) -> Result<Tensor> + Send + Sync>;
+
 /// How to roll out and what to keep.
 #[derive(Clone)]
 pub struct RolloutOptions {
     pub grid: Grid,
     pub solver: Arc<dyn Solver>,
+    /// Noise of a stochastic solver.
+    pub draw: Option<Draw>,
     /// How many last steps are kept: their states, velocities, and the end state.
     pub keep: usize,
-    /// Keep the graph from the kept velocities to the parameters (never to the states).
-    pub track: bool,
+    /// Kept steps whose velocity keeps its graph to the parameters (never to the states).
+    pub track: Vec<usize>,
     pub on_step: Option<OnStep>,
 }
 
 impl RolloutOptions {
     /// Euler's method, every step kept, no graph.
     pub fn new(grid: Grid) -> Self {
-        Self { keep: grid.steps(), grid, solver: Arc::new(Euler), track: false, on_step: None }
+        Self { keep: grid.steps(), grid, solver: Arc::new(Euler), draw: None, track: Vec::new(), on_step: None }
     }
 }
 
@@ -35,6 +41,7 @@ impl RolloutOptions {
 #[derive(Clone)]
 pub struct Trajectory {
     pub grid: Grid,
+    pub solver: Arc<dyn Solver>,
     /// Index of the first kept state.
     pub first: usize,
     /// `X_first ..= X_N`.
@@ -73,6 +80,20 @@ impl Trajectory {
         &self.grid.times()[self.first..]
     }
 
+    /// What step `k` did.
+    pub fn dynamics(&self, k: usize) -> Result<Dynamics> {
+        self.solver.dynamics(&self.grid, k)
+    }
+
+    /// The same trajectory, of which only the last `k` steps are kept.
+    pub fn narrow(mut self, k: usize) -> Self {
+        let cut = self.window().len().saturating_sub(k);
+        self.first += cut;
+        self.states.drain(..cut);
+        self.velocities.drain(..cut);
+        self
+    }
+
     /// `t_k` as the `[batch]` tensor that velocities take.
     pub fn time(&self, k: usize) -> Result<Tensor> {
         time_tensor(self.grid.times()[k], self.last())
@@ -84,61 +105,108 @@ pub fn time_tensor(t: f64, x: &Tensor) -> Result<Tensor> {
     Ok(Tensor::full(t, x.dim(0)?, x.device())?.to_dtype(x.dtype())?)
 }
 
-/// Integrates `dX = v(X, t) dt` from `x0` at time 0 to time 1.
+/// Steps of a rollout, one at a time.
+pub struct Walk<'a> {
+    velocity: &'a dyn Velocity,
+    /// The same field without a graph to its parameters.
+    frozen: Option<Arc<dyn Velocity>>,
+    condition: &'a Condition,
+    options: &'a RolloutOptions,
+}
+
+impl<'a> Walk<'a> {
+    /// Checks what can be checked before the first step from `x0`.
+    pub fn new(
+        velocity: &'a dyn Velocity,
+        x0: &Tensor,
+        condition: &'a Condition,
+        options: &'a RolloutOptions,
+    ) -> Result<Self> {
+        if !matches!(x0.dtype(), DType::F32 | DType::F64) || x0.rank() < 2 {
+            let (dtype, shape) = (x0.dtype(), x0.dims());
+            bail!(Shape, "rollout: x0 must be f32 or f64 of shape [batch, ..], got {dtype:?} of shape {shape:?}");
+        }
+        let (n, keep) = (options.grid.steps(), options.keep);
+        if keep > n {
+            bail!(Value, "rollout: keep must be at most the {n} steps of the grid, got {keep}");
+        }
+        options.solver.check(&options.grid)?;
+        if options.solver.stochastic() && options.draw.is_none() {
+            bail!(
+                Missing, "rollout: {} needs a random stream for its noise, got none", options.solver;
+                hint: "give one as `rng`, such as `rng: run.rng(\"path\")`"
+            );
+        }
+        Ok(Self { velocity, frozen: velocity.frozen()?, condition, options })
+    }
+
+    /// `v(x, t)`; with its graph to the parameters, or without any.
+    pub fn velocity(&self, x: &Tensor, t: f64, tracked: bool) -> Result<Tensor> {
+        let constant = self.frozen.as_deref().unwrap_or(self.velocity);
+        let field = if tracked { self.velocity } else { constant };
+        let v = field.velocity(x, &time_tensor(t, x)?, self.condition)?;
+        if v.dims() != x.dims() {
+            bail!(Shape, "rollout: the velocity must have the state's shape {:?}, got {:?}", x.dims(), v.dims());
+        }
+        let v = v.to_dtype(x.dtype())?;
+        Ok(if tracked { v } else { v.detach() })
+    }
+
+    /// The state after step `k`, from the state and the velocity before it; keeps whatever graph these have.
+    pub fn next(&self, k: usize, x: &Tensor, v: &Tensor) -> Result<Tensor> {
+        let (grid, solver) = (&self.options.grid, &self.options.solver);
+        let mut next = solver.step(&mut |x, t| self.velocity(x, t, x.track_op()), x, v, grid, k)?;
+        let spread = solver.dynamics(grid, k)?.spread();
+        if let (Some(draw), true) = (&self.options.draw, spread > 0.0) {
+            next = (next + (draw(k, x)?.to_dtype(x.dtype())? * spread)?)?;
+        }
+        if let Some(sample) = first_non_finite(&next)? {
+            let t = grid.times()[k + 1];
+            bail!(
+                Numeric,
+                "rollout: states must be finite, got NaN or infinity in sample {sample} after step {k} (t = {t:.4})"
+            );
+        }
+        Ok(next)
+    }
+
+    /// The state after the first `k` steps from `x`, without a graph.
+    pub fn reach(&self, x: &Tensor, k: usize) -> Result<Tensor> {
+        (0..k).try_fold(x.detach(), |x, k| {
+            self.before(k)?;
+            self.next(k, &x, &self.velocity(&x, self.options.grid.times()[k], false)?)
+        })
+    }
+
+    /// To be called before step `k`.
+    pub fn before(&self, k: usize) -> Result<()> {
+        self.options.on_step.as_ref().map_or(Ok(()), |on_step| on_step(k, self.options.grid.steps()))
+    }
+}
+
+/// Integrates `dX = v(X, t) dt`, or an SDE with the same marginals, from `x0` at time 0 to time 1.
 ///
-/// No graph is kept outside the window, and none from one state to the next.
+/// No graph is kept outside the tracked steps, and none from one state to the next.
 pub fn rollout(
     velocity: &dyn Velocity,
     x0: &Tensor,
     condition: &Condition,
     options: &RolloutOptions,
 ) -> Result<Trajectory> {
-    if !matches!(x0.dtype(), DType::F32 | DType::F64) || x0.rank() < 2 {
-        let (dtype, shape) = (x0.dtype(), x0.dims());
-        bail!(Shape, "rollout: x0 must be f32 or f64 of shape [batch, ..], got {dtype:?} of shape {shape:?}");
-    }
-    let (n, times) = (options.grid.steps(), options.grid.times());
-    if options.keep > n {
-        bail!(Value, "rollout: keep must be at most the {n} steps of the grid, got {}", options.keep);
-    }
+    let walk = Walk::new(velocity, x0, condition, options)?;
+    let (n, grid, solver) = (options.grid.steps(), options.grid.clone(), options.solver.clone());
     let first = n - options.keep;
-    let frozen = velocity.frozen()?;
-    let constant = frozen.as_deref().unwrap_or(velocity);
-    let at = |field: &dyn Velocity, x: &Tensor, t: f64| {
-        let v = field.velocity(x, &time_tensor(t, x)?, condition)?;
-        match v.dims() == x.dims() {
-            true => Ok(v.to_dtype(x.dtype())?),
-            false => {
-                bail!(Shape, "rollout: the velocity must have the state's shape {:?}, got {:?}", x.dims(), v.dims())
-            }
-        }
-    };
-    let mut x = x0.detach();
+    let mut x = walk.reach(x0, first)?;
     let (mut states, mut velocities) = (Vec::with_capacity(n - first + 1), Vec::with_capacity(n - first));
-    for k in 0..n {
-        if let Some(on_step) = &options.on_step {
-            on_step(k, n)?;
-        }
-        let tracked = options.track && k >= first;
-        let v = at(if tracked { velocity } else { constant }, &x, times[k])?;
-        let v = if tracked { v } else { v.detach() };
-        let mut stage = |x: &Tensor, t: f64| Ok(at(constant, x, t)?.detach());
-        let next = options.solver.step(&mut stage, &x, &v.detach(), (times[k], times[k + 1]))?.detach();
-        if let Some(sample) = first_non_finite(&next)? {
-            let (step, t) = (k, times[k + 1]);
-            bail!(
-                Numeric,
-                "rollout: states must be finite, got NaN or infinity in sample {sample} after step {step} (t = {t:.4})"
-            );
-        }
-        if k >= first {
-            states.push(x);
-            velocities.push(v);
-        }
-        x = next;
+    for k in first..n {
+        walk.before(k)?;
+        let v = walk.velocity(&x, grid.times()[k], options.track.contains(&k))?;
+        let next = walk.next(k, &x, &v.detach())?;
+        states.push(std::mem::replace(&mut x, next));
+        velocities.push(v);
     }
     states.push(x);
-    Ok(Trajectory { grid: options.grid.clone(), first, states, velocities, condition: condition.clone() })
+    Ok(Trajectory { grid, solver, first, states, velocities, condition: condition.clone() })
 }
 
 #[cfg(test)]
@@ -167,7 +235,7 @@ mod tests {
         let whole = rollout(&pull(0.7), &x0, &Condition::default(), &options).unwrap();
         assert_eq!((whole.states.len(), whole.velocities.len(), whole.window()), (6, 5, 0..5));
         options.keep = 2;
-        options.track = true;
+        options.track = vec![3, 4];
         let path = rollout(&pull(0.7), &x0, &Condition::default(), &options).unwrap();
         assert_eq!((path.states.len(), path.velocities.len(), path.first), (3, 2, 3));
         assert_eq!(path.times(), &whole.times()[3..]);

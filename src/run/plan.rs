@@ -47,9 +47,20 @@ pub enum Method {
     Fused,
     /// `rollout`, `lean_adjoint`, `matching_loss`: the loss computes the policy's active steps again.
     Separate,
+    /// `draft`: one graph through the last steps, decoder and reward.
+    Draft,
+    /// `refl`: the graph of one step, decoder and reward.
+    Refl,
 }
 
-/// One update of adjoint matching.
+impl Method {
+    /// Whether an adjoint is carried back and matched.
+    pub fn matches(self) -> bool {
+        matches!(self, Method::Fused | Method::Separate)
+    }
+}
+
+/// One update.
 #[derive(Clone, Debug)]
 pub struct Update {
     pub method: Method,
@@ -167,7 +178,7 @@ impl Plan {
         // The base's graph and the judge's come one after the other; a fused update's policy stays beside them.
         let graphs = memory.adjoint.max(memory.judging);
         let live = match u.method {
-            Method::Fused => held + memory.policy + graphs,
+            Method::Fused | Method::Draft | Method::Refl => held + memory.policy + graphs,
             Method::Separate => held + memory.policy.max(graphs),
         };
         let passing: f64 = self.parts.iter().filter(|part| part.passing).map(|part| part.bytes).sum();

@@ -1,26 +1,14 @@
-//! Chapter `flow`: interpolant, conversions, time grids, samplers, rollouts.
+//! Chapter `flow`: interpolant, conversions, time grids, rollouts.
 
+use super::sampler::{Sampler, draws};
 use super::*;
-use crate::flow::{Euler, Heun, OnStep, Solver, interpolant, time_tensor};
+use crate::flow::{Euler, OnStep, interpolant, time_tensor};
 use crate::model::{Condition, Flow, Velocity};
-use crate::tensor::Tensor;
+use crate::tensor::{Stream, Tensor};
 use crate::{align, bail, options, script_value};
-use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 script_value!(crate::flow::Grid, "a time grid such as `uniform(20)`");
-script_value!(Sampler, "a sampler such as `euler()`");
-script_value!(align::Truncation, "a truncation such as `last(3)`");
-
-/// A sampler as scripts hold it.
-#[derive(Clone)]
-pub struct Sampler(pub Arc<dyn Solver>);
-
-impl fmt::Display for Sampler {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}()", self.0.name())
-    }
-}
 
 /// The straight line from noise to data, as scripts hold it.
 #[derive(Clone, Copy)]
@@ -83,6 +71,8 @@ options! {
         solver: Sampler = Sampler(Arc::new(Euler)),
         /// Which steps to keep, for the adjoint and the loss.
         keep: align::Truncation = align::Truncation::Full,
+        /// The random stream of a stochastic sampler.
+        rng: Option<Stream> = None,
     }
 }
 
@@ -120,14 +110,13 @@ fn numbers(values: &[f64]) -> Array {
     values.iter().map(|v| Dynamic::from(*v)).collect()
 }
 
-/// Interpolant, time grids, samplers and rollouts. Time runs from 0 (noise) to 1 (data).
+/// Interpolant, time grids and rollouts. Time runs from 0 (noise) to 1 (data).
 #[allow(clippy::unwrap_used)] // in rhai's macro, for receivers it has checked
 #[export_module(manifest)]
 pub mod flow {
     use super::*;
 
     pub type Grid = crate::flow::Grid;
-    pub type Sampler = super::Sampler;
     pub type Trajectory = super::Trajectory;
     pub type Interpolant = super::Linear;
 
@@ -275,26 +264,6 @@ pub mod flow {
         grid.steps() as i64
     }
 
-    /// Euler's method: one velocity per step, order 1.
-    ///
-    /// ```rhai
-    /// euler()   //=> euler()
-    /// ```
-    pub fn euler() -> Sampler {
-        Sampler(Arc::new(Euler))
-    }
-
-    /// Heun's method: two velocities per step, order 2.
-    ///
-    /// ```rhai
-    /// let grow = velocity_field(|x, t, c| x);
-    /// let end = rollout(grow, tensor([[1.0]]), (), #{ grid: uniform(50), solver: heun() }).last;
-    /// assert_close(end.item(), 2.71828, 3e-4);
-    /// ```
-    pub fn heun() -> Sampler {
-        Sampler(Arc::new(Heun))
-    }
-
     /// A flow whose velocity is a closure of state, time `[batch]` and condition.
     ///
     /// It has no decoder: rewards see its end states.
@@ -331,8 +300,13 @@ pub mod flow {
         let condition = super::condition(condition, "rollout")?;
         let options = RolloutOptions::parse("rollout", options)?;
         let keep = options.keep.active(options.grid.steps())?;
-        let (solver, on_step) = (options.solver.0, Some(watched(&context)));
-        let options = crate::flow::RolloutOptions { grid: options.grid, solver, keep, track: false, on_step };
+        let options = crate::flow::RolloutOptions {
+            solver: options.solver.0,
+            draw: draws(options.rng),
+            keep,
+            on_step: Some(watched(&context)),
+            ..crate::flow::RolloutOptions::new(options.grid)
+        };
         Ok(Trajectory::new(flow.clone(), crate::flow::rollout(&flow, &x0, &condition, &options)?))
     }
 
@@ -376,11 +350,6 @@ pub mod flow {
     #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
     pub fn show_grid(grid: &mut Grid) -> String {
         grid.to_string()
-    }
-
-    #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
-    pub fn show_sampler(sampler: &mut Sampler) -> String {
-        sampler.to_string()
     }
 
     #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]

@@ -28,6 +28,7 @@ pub mod adapter;
 pub mod align;
 pub mod callback;
 pub mod catalog;
+pub mod choice;
 pub mod data;
 pub mod elementwise;
 pub mod example;
@@ -45,17 +46,20 @@ pub mod model;
 pub mod operator;
 pub mod optim;
 pub mod option;
+pub mod penalty;
 mod plan;
 pub mod plot;
 pub mod random;
 pub mod reduction;
 pub mod reward;
 pub mod run;
+pub mod sampler;
 pub mod session;
 pub mod storage;
 mod suggest;
 pub mod tensor;
 pub mod text;
+pub mod update;
 
 pub use callback::Callback;
 pub use fault::{RhaiResultOf, core};
@@ -116,16 +120,34 @@ pub const CHAPTERS: &[Chapter] = &[
     ),
     chapter!(
         flow,
-        "Interpolant, time grids, samplers and rollouts; time runs from 0 (noise) to 1 (data).",
+        "Interpolant, time grids and rollouts; time runs from 0 (noise) to 1 (data).",
         "rollout" => flow::RolloutOptions,
     ),
     chapter!(
+        sampler,
+        "How a rollout steps: methods and noise.",
+        "sde" => sampler::SdeOptions,
+    ),
+    chapter!(
+        update,
+        "One update of each method: adjoint matching, DRaFT, ReFL.",
+        "adjoint_matching" => update::UpdateOptions,
+        "draft" => update::DraftOptions,
+        "refl" => update::ReflOptions,
+    ),
+    chapter!(
         align,
-        "Costs, control penalties, the lean adjoint and adjoint matching.",
+        "The parts of adjoint matching: costs, the lean adjoint, losses; control intensity.",
         "lean_adjoint" => align::AdjointOptions,
         "matching_loss" => align::LossOptions,
-        "adjoint_matching" => align::UpdateOptions,
+        "fenchel_loss" => align::LossOptions,
     ),
+    chapter!(
+        penalty,
+        "Control penalties and the controls they ask for.",
+        "control_target" => penalty::TargetOptions,
+    ),
+    chapter!(choice, "How an update goes about it, as values.", "adaptive" => choice::AdaptiveOptions),
     chapter!(
         optim,
         "Optimizers and learning-rate schedules.",

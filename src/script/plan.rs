@@ -29,6 +29,12 @@ pub fn fused(planner: &Planner, flows: &Flows, x0: &Tensor, steps: [usize; 2], c
     note(planner, Method::Fused, flows, x0, steps)
 }
 
+/// Notes an update that follows the reward's own gradient, of so many velocities and those with a graph.
+pub fn direct(planner: &Planner, method: Method, policy: &Flow, x0: &Tensor, steps: [usize; 2], cost: &Cost) -> Error {
+    planner.plan().reward = cost.work(planner.fused);
+    note(planner, method, &Flows { rolled: policy, policy, carrying: policy, base: policy }, x0, steps)
+}
+
 /// Notes the cost of end states; they are not judged, their gradient is zero.
 pub fn judged(planner: &Planner, path: &Trajectory, cost: &Cost) -> Result<Tensor> {
     planner.plan().reward = cost.work(planner.fused);
@@ -55,7 +61,7 @@ fn note(planner: &Planner, method: Method, flows: &Flows, x: &Tensor, [steps, ac
         rollout: passes(flows.rolled),
         policy: passes(flows.policy),
         again: method == Method::Separate || !flows.rolled.is(flows.policy),
-        adjoint: passes(flows.carrying),
+        adjoint: if method.matches() { passes(flows.carrying) } else { 0.0 },
         base: if flows.carrying.is(flows.base) { 0.0 } else { passes(flows.base) },
     };
     let (work, latent) = (flows.policy.work(x.dims(), planner.fused), numbers / batch.max(1));

@@ -2,7 +2,8 @@
 
 use crate::toy::{Mlp, Tensors, load, relative, reward};
 use amscript::align::{
-    Adjoint, AdjointIndex, MatchingLoss, Regularizer, control_target, lean_adjoint, matching_loss, terminal_gradient,
+    Adjoint, AdjointIndex, MatchingLoss, Norm, Regularizer, control_target, lean_adjoint, matching_loss,
+    terminal_gradient,
 };
 use amscript::flow::{Grid, RolloutOptions, Trajectory, klein_grid, rollout};
 use amscript::model::{Condition, Velocity};
@@ -86,14 +87,14 @@ fn targets_losses_and_gradients() {
         for (index, p, k) in INDICES.iter().flat_map(|i| [2, 4, 6].map(|p| [1, 3, 10].map(|k| (i, p, k)))).flatten() {
             let path = case.path(&case.tuned, k);
             let regularizer = Regularizer::power(p as f64).unwrap();
-            let targets = control_target(&case.adjoint(&path, index.1), &regularizer).unwrap();
+            let targets = control_target(&case.adjoint(&path, index.1), &regularizer, Norm::Sample).unwrap();
             let name = format!("{}.p{p}", index.0);
             if k == STEPS {
                 case.check(&format!("target.{name}"), &stack(&targets), 1e-11);
             }
             for (suffix, weighted) in [("", false), ("_h", true)] {
                 let options = MatchingLoss { weighted, ..Default::default() };
-                let loss = matching_loss(&case.tuned, &case.base, &path, &targets, options).unwrap();
+                let loss = matching_loss(&case.tuned, &case.base, &path, &targets, &options).unwrap();
                 case.check(&format!("loss{suffix}.{name}.K{k}"), &loss.reshape(1).unwrap(), 1e-11);
                 let gradient = flat(gradients(&loss, &case.tuned.params()).unwrap());
                 case.check(&format!("grad{suffix}.{name}.K{k}"), &gradient, 1e-10);
@@ -109,10 +110,12 @@ fn direct_gradient_is_half_the_weighted_matching_gradient_at_the_base() {
         let case = Case::new(grid);
         for k in [1, 3, 10] {
             let path = case.path(&case.base, k);
-            let targets = control_target(&case.adjoint(&path, AdjointIndex::Next), &Regularizer::quadratic()).unwrap();
+            let targets =
+                control_target(&case.adjoint(&path, AdjointIndex::Next), &Regularizer::quadratic(), Norm::Sample)
+                    .unwrap();
             let options = MatchingLoss { weighted: true, ..Default::default() };
             let twin = Mlp::load(&load("adjoint/weights.safetensors"), "base");
-            let loss = (matching_loss(&twin, &case.base, &path, &targets, options).unwrap() * 0.5).unwrap();
+            let loss = (matching_loss(&twin, &case.base, &path, &targets, &options).unwrap() * 0.5).unwrap();
             case.check(&format!("direct_grad.K{k}"), &flat(gradients(&loss, &twin.params()).unwrap()), 1e-10);
         }
     }

@@ -2,10 +2,11 @@
 
 use crate::toy::{Counted, Mlp, load, numbers, relative, reward};
 use amscript::align::{
-    AdjointIndex, MatchingLoss, MatchingOptions, Reduction, Regularizer, RewardCost, Truncation, adjoint_matching,
-    control_intensity, control_target, lean_adjoint, matching_loss, terminal_gradient,
+    Adaptive, AdjointIndex, DraftOptions, MatchingLoss, MatchingOptions, Norm, Reduction, Regularizer, RewardCost,
+    TerminalCost, Truncation, adjoint_matching, control_intensity, control_mass, control_target, draft, lean_adjoint,
+    matching_loss, refl, terminal_gradient,
 };
-use amscript::flow::{RolloutOptions, rollout, uniform};
+use amscript::flow::{Grid, RolloutOptions, rollout, uniform};
 use amscript::model::{Condition, Velocity};
 use amscript::tensor::grad::{gradients, value_and_grad};
 use amscript::tensor::sample::norm_per_sample;
@@ -36,16 +37,21 @@ fn the_fused_update_equals_the_separate_functions_to_the_bit() {
     let (base, tuned) = networks();
     let condition = Condition::default();
     for (index, p, k) in [(AdjointIndex::Same, 4.0, 3), (AdjointIndex::Next, 2.0, 8), (AdjointIndex::Same, 2.0, 1)] {
-        let loss = MatchingLoss { weighted: k == 3, reduction: if k == 1 { Reduction::Mean } else { Reduction::Sum } };
-        let options = MatchingOptions { index, regularizer: Regularizer::power(p).unwrap(), loss, ..options(k) };
+        let loss = MatchingLoss {
+            weighted: k == 3,
+            reduction: if k == 1 { Reduction::Mean } else { Reduction::Sum },
+            ..Default::default()
+        };
+        let options =
+            MatchingOptions { index, regularizer: Regularizer::power(p).unwrap(), loss: loss.clone(), ..options(k) };
         let fused = adjoint_matching(&tuned, &base, &start(), &condition, &cost(5.0), &options).unwrap();
 
         let path =
             rollout(&tuned, &start(), &condition, &RolloutOptions { keep: k, ..options.rollout.clone() }).unwrap();
         let end = terminal_gradient(&cost(5.0), path.last()).unwrap();
         let adjoint = lean_adjoint(&base, &path, &end.gradient, index).unwrap();
-        let targets = control_target(&adjoint, &options.regularizer).unwrap();
-        let separate = matching_loss(&tuned, &base, &path, &targets, loss).unwrap();
+        let targets = control_target(&adjoint, &options.regularizer, Norm::Sample).unwrap();
+        let separate = matching_loss(&tuned, &base, &path, &targets, &loss).unwrap();
 
         assert_eq!(numbers(&fused.loss), numbers(&separate));
         let fused = gradients(&fused.loss, &tuned.params()).unwrap();
@@ -80,13 +86,9 @@ fn matching_the_next_adjoint_at_the_base_is_draft() {
         let update = adjoint_matching(&policy, &base, &start(), &condition, &cost(5.0), &options).unwrap();
         let matched = gradients(&(update.loss * 0.5).unwrap(), &policy.params()).unwrap();
 
-        let mut x = update.path.states[0].clone();
-        for step in update.path.window() {
-            let v = policy.velocity(&x, &update.path.time(step).unwrap(), &condition).unwrap();
-            x = (&x + (v * update.path.grid.width(step)).unwrap()).unwrap();
-        }
-        let r = amscript::align::TerminalCost::evaluate(&cost(5.0), &x).unwrap();
-        let direct = gradients(&(r.mean_all().unwrap() * (-5.0 * STEPS as f64)).unwrap(), &policy.params()).unwrap();
+        let draft_options = DraftOptions { rollout: options.rollout.clone(), truncate: options.truncate, renoised: 0 };
+        let direct = draft(&policy, &start(), &condition, &cost(5.0), &draft_options).unwrap();
+        let direct = gradients(&(direct.loss * STEPS as f64).unwrap(), &policy.params()).unwrap();
         for (a, b) in matched.iter().zip(&direct) {
             assert!(relative(a, b) < 1e-12, "K = {k}: {}", relative(a, b));
         }
@@ -108,7 +110,8 @@ fn order_two_is_plain_adjoint_matching() {
     let (base, tuned) = networks();
     let options = options(4);
     let update = adjoint_matching(&tuned, &base, &start(), &Condition::default(), &cost(5.0), &options).unwrap();
-    for (u, a) in update.targets.iter().zip(&update.adjoint.values) {
+    let targets = control_target(&update.adjoint, &options.regularizer, Norm::Sample).unwrap();
+    for (u, a) in targets.iter().zip(&update.adjoint.values) {
         assert_eq!(numbers(u), numbers(&a.neg().unwrap()));
     }
     let closure = Regularizer::Penalty(Arc::new(|r: &Tensor| Ok((r.sqr()? * 0.5)?)));
@@ -175,4 +178,108 @@ fn control_intensity_is_the_distance_of_the_velocities() {
         assert_eq!(numbers(&intensity.get(k).unwrap()), numbers(&expected));
     }
     assert_eq!(numbers(&control_intensity(&base, &base, &path).unwrap()), vec![0.0; 3 * STEPS]);
+}
+
+#[test]
+fn draft_is_the_unrolled_gradient_of_the_golden_case() {
+    let (base, _) = networks();
+    let expected = load("adjoint/expected.safetensors");
+    let flat = |gradients: Vec<Tensor>| {
+        Tensor::cat(&gradients.iter().map(|g| g.flatten_all().unwrap()).collect::<Vec<_>>(), 0).unwrap()
+    };
+    for name in ["uniform", "nonuniform"] {
+        let grid = Grid::new(numbers(&expected[&format!("in.grid.{name}")])).unwrap();
+        for k in [1, 3, 10] {
+            let rollout = RolloutOptions::new(grid.clone());
+            let options = DraftOptions { rollout, truncate: Truncation::Last(k), renoised: 0 };
+            let update = draft(&base, &start(), &Condition::default(), &cost(3.0), &options).unwrap();
+            let gradient = flat(gradients(&update.loss, &base.params()).unwrap());
+            let error = relative(&gradient, &expected[&format!("out.ode.{name}.direct_grad.K{k}")]);
+            assert!(error < 1e-10, "{name} K = {k}: {error:e}");
+        }
+    }
+}
+
+#[test]
+fn refl_at_the_last_step_is_draft_and_predicts_the_data_before() {
+    let (base, _) = networks();
+    let condition = Condition::default();
+    let rollout = RolloutOptions::new(uniform(STEPS).unwrap());
+    let options = DraftOptions { rollout: rollout.clone(), truncate: Truncation::Last(1), renoised: 0 };
+    let direct = draft(&base, &start(), &condition, &cost(3.0), &options).unwrap();
+    let last = refl(&base, &start(), &condition, &cost(3.0), &rollout, STEPS - 1).unwrap();
+    assert!(relative(&last.loss, &direct.loss) < 1e-14);
+    let m = 5;
+    let path = amscript::flow::rollout(&base, &start(), &condition, &rollout).unwrap();
+    let (x, t) = (path.state(m).unwrap(), path.grid.times()[m]);
+    let predicted = (x + (&path.velocities[m] * (1.0 - t)).unwrap()).unwrap();
+    let reward = TerminalCost::evaluate(&cost(3.0), &predicted).unwrap();
+    let early = refl(&base, &start(), &condition, &cost(3.0), &rollout, m).unwrap();
+    assert!(relative(&early.reward, &reward) < 1e-14);
+}
+
+#[test]
+fn draft_with_noise_drawn_again_averages_ends() {
+    // A draw that gives back the noise of the path itself, (X_N - t x_1) / (1 - t) around X_N, ends where its own step does.
+    let (base, _) = networks();
+    let (condition, grid) = (Condition::default(), uniform(STEPS).unwrap());
+    let t = grid.times()[STEPS - 1];
+    let plain = RolloutOptions::new(grid);
+    let path = amscript::flow::rollout(&base, &start(), &condition, &plain).unwrap();
+    let (before, end) = (path.state(STEPS - 1).unwrap().clone(), path.last().clone());
+    let noise = ((before - (&end * t).unwrap()).unwrap() / (1.0 - t)).unwrap();
+    let rollout = RolloutOptions { draw: Some(Arc::new(move |_, _: &Tensor| Ok(noise.clone()))), ..plain };
+    let update = |renoised| {
+        let options = DraftOptions { rollout: rollout.clone(), truncate: Truncation::Last(1), renoised };
+        let update = draft(&base, &start(), &condition, &cost(3.0), &options).unwrap();
+        gradients(&update.loss, &base.params()).unwrap()
+    };
+    for (a, b) in update(2).iter().zip(&update(0)) {
+        assert!(relative(a, b) < 1e-12);
+    }
+}
+
+#[test]
+fn steps_and_clipping_choose_what_enters_the_loss() {
+    let (base, tuned) = networks();
+    let loss_of = |loss: MatchingLoss| {
+        let options = MatchingOptions { loss, ..options(4) };
+        let update = adjoint_matching(&tuned, &base, &start(), &Condition::default(), &cost(5.0), &options).unwrap();
+        let gradient = gradients(&update.loss, &tuned.params()).unwrap();
+        (numbers(&update.loss)[0], gradient, update.path.velocities.len())
+    };
+    let one = |k: usize| loss_of(MatchingLoss { steps: Some(vec![k]), ..Default::default() });
+    let (whole, gradient, kept) = loss_of(MatchingLoss::default());
+    assert_eq!(kept, 4);
+    let parts: Vec<_> = (STEPS - 4..STEPS).map(one).collect();
+    assert!((parts.iter().map(|p| p.0).sum::<f64>() / whole - 1.0).abs() < 1e-12);
+    for (i, g) in gradient.iter().enumerate() {
+        let sum = parts.iter().skip(1).fold(parts[0].1[i].clone(), |s, p| (s + &p.1[i]).unwrap());
+        assert!(relative(&sum, g) < 1e-12);
+    }
+    // Everything above the bound counts as the bound, without a gradient.
+    let (clipped, gradient, _) = loss_of(MatchingLoss { clip: Some(1e-9), ..Default::default() });
+    assert!((clipped - 4e-9).abs() < 1e-20, "{clipped:e}");
+    assert!(gradient.iter().all(|g| numbers(g).iter().all(|g| *g == 0.0)));
+    let unbounded = loss_of(MatchingLoss { clip: Some(1e9), ..Default::default() }).0;
+    assert!((unbounded / whole - 1.0).abs() < 1e-12);
+}
+
+#[test]
+fn adaptive_truncation_is_the_fixed_one_it_finds() {
+    let (base, tuned) = networks();
+    let update = |truncate: Truncation| {
+        let options = MatchingOptions { truncate, ..options(1) };
+        let update = adjoint_matching(&tuned, &base, &start(), &Condition::default(), &cost(5.0), &options).unwrap();
+        (numbers(&update.loss), update.path.window().len(), update.adjoint)
+    };
+    let (_, _, whole) = update(Truncation::Full);
+    let masses = control_mass(&whole, &Regularizer::quadratic(), Norm::Sample).unwrap();
+    let adaptive = Truncation::Adaptive(Adaptive::new(0.4, 100).unwrap());
+    let (first, k, _) = update(adaptive.clone());
+    assert!(masses[STEPS - k..].iter().sum::<f64>() >= 0.4 * masses.iter().sum::<f64>());
+    assert!(masses[STEPS - k + 1..].iter().sum::<f64>() < 0.4 * masses.iter().sum::<f64>());
+    assert!(k > 1 && k < STEPS, "{k}");
+    assert_eq!(first, update(Truncation::Last(k)).0);
+    assert_eq!(update(adaptive).0, first);
 }

@@ -6,4 +6,5 @@ mod gaussian;
 mod golden;
 mod identity;
 mod model;
+mod stochastic;
 mod toy;

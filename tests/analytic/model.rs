@@ -2,7 +2,7 @@
 
 use crate::toy::Counted;
 use amscript::align::{
-    MatchingOptions, RewardCost, Truncation, adjoint_matching, control_target, lean_adjoint, matching_loss,
+    MatchingOptions, Norm, RewardCost, Truncation, adjoint_matching, control_target, lean_adjoint, matching_loss,
     terminal_gradient,
 };
 use amscript::flow::{RolloutOptions, klein_grid, rollout};
@@ -70,8 +70,8 @@ impl Case {
         let path = rollout(rolled, &self.x0, &self.condition, &keep).unwrap();
         let end = terminal_gradient(&self.cost(300.0), path.last()).unwrap();
         let adjoint = lean_adjoint(carrying, &path, &end.gradient, options.index).unwrap();
-        let targets = control_target(&adjoint, &options.regularizer).unwrap();
-        matching_loss(policy, base, &path, &targets, options.loss).unwrap()
+        let targets = control_target(&adjoint, &options.regularizer, Norm::Sample).unwrap();
+        matching_loss(policy, base, &path, &targets, &options.loss).unwrap()
     }
 
     fn bits(&self) -> Vec<Vec<f32>> {

@@ -1,0 +1,27 @@
+//! Reward feedback learning: one step's prediction of the data, judged (ReFL-K, arXiv:2304.05977).
+
+use super::cost::TerminalCost;
+use super::draft::{Direct, judged};
+use crate::error::Result;
+use crate::flow::{RolloutOptions, Walk, interpolant, time_tensor};
+use crate::model::{Condition, Velocity};
+use crate::tensor::Tensor;
+
+/// `-scale * mean r(x + (1 - t_m) v(x, t_m))` at the state before step `m`, with the graph of that one velocity.
+///
+/// ReFL-K draws `m` from the last K steps for each update.
+pub fn refl(
+    policy: &dyn Velocity,
+    x0: &Tensor,
+    condition: &Condition,
+    cost: &dyn TerminalCost,
+    options: &RolloutOptions,
+    m: usize,
+) -> Result<Direct> {
+    let walk = Walk::new(policy, x0, condition, options)?;
+    let (x, t) = (walk.reach(x0, m)?, options.grid.times()[m]);
+    walk.before(m)?;
+    let v = walk.velocity(&x, t, true)?;
+    let reward = judged(cost, &interpolant::data_from_velocity(&v, &x, &time_tensor(t, &x)?)?, "refl")?;
+    Ok(Direct { loss: (reward.mean_all()? * -cost.scale())?, reward: reward.detach() })
+}

@@ -1,0 +1,197 @@
+//! Chapter `sampler`: how a rollout steps, and the noise of stochastic ones.
+
+use super::*;
+use crate::flow::{Draw, Dynamics, Euler, Gddim, Heun, Noise, Sde, Solver};
+use crate::tensor::Stream;
+use crate::{bail, options, script_value};
+use std::fmt;
+
+script_value!(Sampler, "a sampler such as `euler()`");
+script_value!(Noise, "a noise level such as `memoryless()`");
+
+/// A sampler as scripts hold it.
+#[derive(Clone)]
+pub struct Sampler(pub Arc<dyn Solver>);
+
+impl fmt::Display for Sampler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+options! {
+    /// Where a stochastic sampler adds noise.
+    pub struct SdeOptions {
+        /// In the last so many steps only, with Euler's steps before; () means in all.
+        last: Option<usize> = None,
+    }
+}
+
+/// Standard normal numbers from a stream, for the steps of a stochastic sampler.
+pub fn draws(stream: Option<Stream>) -> Option<Draw> {
+    let stream = stream?;
+    Some(Arc::new(move |_, x| stream.draw(|r| r.normal(x.dims(), x.dtype(), x.device()))))
+}
+
+/// What a step of a schedule does; `t` must leave room for the step.
+fn step(noise: &Noise, t: f64, h: f64) -> Result<Dynamics> {
+    match (0.0..1.0).contains(&t) && h > 0.0 {
+        true => noise.dynamics(t, h),
+        false => bail!(Value, "noise: the time must lie in [0, 1) and the width above 0, got {t} and {h}"),
+    }
+}
+
+/// Samplers for `rollout` and the updates. Stochastic ones add noise and keep the flow's marginals; they need `rng`.
+#[export_module(manifest)]
+pub mod sampler {
+    use super::*;
+
+    pub type Sampler = super::Sampler;
+    pub type NoiseLevel = Noise;
+
+    /// Euler's method: one velocity per step, order 1.
+    ///
+    /// ```rhai
+    /// euler()   //=> euler()
+    /// ```
+    pub fn euler() -> Sampler {
+        Sampler(Arc::new(Euler))
+    }
+
+    /// Heun's method: two velocities per step, order 2.
+    ///
+    /// ```rhai
+    /// let grow = velocity_field(|x, t, c| x);
+    /// let end = rollout(grow, tensor([[1.0]]), (), #{ grid: uniform(50), solver: heun() }).last;
+    /// assert_close(end.item(), 2.71828, 3e-4);
+    /// ```
+    pub fn heun() -> Sampler {
+        Sampler(Arc::new(Heun))
+    }
+
+    /// The stochastic differential equation with noise `w(t)` and the flow's marginals, by Euler and Maruyama's method.
+    ///
+    /// `dX = [v + w/2 score] dt + sqrt(w) dB`. Noise that is infinite on the grid, negative, or so strong that steps overshoot is an error.
+    ///
+    /// ```rhai
+    /// let field = velocity_field(|x, t, c| -x);
+    /// let options = #{ grid: uniform(4), solver: sde(linear_decay()), rng: rng(0) };
+    /// rollout(field, zeros([3, 2]), (), options).last.shape              //=> [3, 2]
+    /// sde(sine_squared(), #{ last: 3 })                                  //=> sde(sine_squared(1), #{ last: 3 })
+    /// rollout(field, zeros([3, 2]), (), #{ solver: sde(constant(1)) })   //=> error: needs a random stream
+    /// rollout(field, zeros([1, 1]), (), #{ solver: sde(noise_schedule(|t| 1 / t)), rng: rng(0) })   //=> error: must be finite
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn sde(noise: NoiseLevel, options: Map) -> RhaiResultOf<Sampler> {
+        Ok(Sampler(Arc::new(Sde { noise, last: SdeOptions::parse("sde", options)?.last })))
+    }
+
+    /// The implicit sampler with stochasticity `eta`: 0 is Euler's method, 1 ancestral sampling (arXiv:2206.05564).
+    ///
+    /// It keeps the marginals at any step width; its last step is free of noise.
+    ///
+    /// ```rhai
+    /// let field = velocity_field(|x, t, c| -x);
+    /// let end = |solver| rollout(field, ones([1, 1]), (), #{ grid: uniform(4), solver: solver, rng: rng(0) }).last.item();
+    /// end.call(gddim(0)) == end.call(euler())   //=> true
+    /// gddim(-1)                                 //=> error: at least 0
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn gddim(eta: f64) -> RhaiResultOf<Sampler> {
+        Ok(Sampler(Arc::new(Gddim::new(eta)?)))
+    }
+
+    /// The noise `2 (1 - t) / t`, with which the end does not depend on the start, as adjoint matching asks for.
+    ///
+    /// It diverges at `t = 0` and is clipped: `2 (1 - t + o) / (t + o)`; where the offset `o` is left out it is the width of each step.
+    ///
+    /// ```rhai
+    /// memoryless().step(0.5, 0.1)                       //=> #{"gain": 1.0, "pull": 1.66667, "rho": 1.0, "w": 2.0}
+    /// memoryless(0.25).step(0.0, 0.1).w    //=> 10.0
+    /// ```
+    #[rhai_fn(name = "memoryless")]
+    pub fn memoryless() -> NoiseLevel {
+        Noise::Memoryless { offset: None }
+    }
+
+    #[rhai_fn(name = "memoryless")]
+    pub fn memoryless_beyond(offset: f64) -> NoiseLevel {
+        Noise::Memoryless { offset: Some(offset) }
+    }
+
+    /// The same noise `c` at all times.
+    ///
+    /// ```rhai
+    /// constant(0.5).step(0.5, 0.1).w   //=> 0.5
+    /// ```
+    pub fn constant(c: f64) -> NoiseLevel {
+        Noise::Constant(c)
+    }
+
+    /// The noise `c (1 - t)`; `c` is 1 where it is left out.
+    ///
+    /// ```rhai
+    /// linear_decay().step(0.75, 0.1).w    //=> 0.25
+    /// linear_decay(2).step(0.75, 0.1).w   //=> 0.5
+    /// ```
+    #[rhai_fn(name = "linear_decay")]
+    pub fn linear_decay() -> NoiseLevel {
+        Noise::LinearDecay(1.0)
+    }
+
+    #[rhai_fn(name = "linear_decay")]
+    pub fn linear_decay_times(c: f64) -> NoiseLevel {
+        Noise::LinearDecay(c)
+    }
+
+    /// The noise `c sin^2(pi t)`, which vanishes at both ends; `c` is 1 where it is left out.
+    ///
+    /// ```rhai
+    /// sine_squared().step(0.5, 0.1).w   //=> 1.0
+    /// ```
+    #[rhai_fn(name = "sine_squared")]
+    pub fn sine_squared() -> NoiseLevel {
+        Noise::SineSquared(1.0)
+    }
+
+    #[rhai_fn(name = "sine_squared")]
+    pub fn sine_squared_times(c: f64) -> NoiseLevel {
+        Noise::SineSquared(c)
+    }
+
+    /// Any noise level, as a closure of time.
+    ///
+    /// ```rhai
+    /// noise_schedule(|t| 0.245 * 2 * (1 - t) / max(t, 0.05)).step(0.5, 0.05).w   //=> 0.49
+    /// ```
+    pub fn noise_schedule(context: NativeCallContext, closure: FnPtr) -> NoiseLevel {
+        let callback = Callback::new(&context, "noise_schedule", closure);
+        Noise::Schedule(Arc::new(move |t| callback.call((t,))))
+    }
+
+    /// What the step from time `t`, `h` wide, does: `x + h [(1 + rho) v - pull x] + sqrt(h w) z`.
+    ///
+    /// `gain` is `G = w / (1 + rho)`: the quadratic penalty's target is `-G a`.
+    ///
+    /// ```rhai
+    /// linear_decay().step(0.5, 0.1)   //=> #{"gain": 0.4, "pull": 0.5, "rho": 0.25, "w": 0.5}
+    /// linear_decay().step(1.0, 0.1)   //=> error: must lie in [0, 1)
+    /// ```
+    #[rhai_fn(name = "step", return_raw)]
+    pub fn noise_step(noise: NoiseLevel, t: f64, h: f64) -> RhaiResultOf<Map> {
+        let step = super::step(&noise, t, h)?;
+        let w = step.w.unwrap_or_default();
+        let parts = [("w", w), ("rho", step.rho), ("pull", step.pull), ("gain", w / (1.0 + step.rho))];
+        Ok(parts.into_iter().map(|(name, x)| (name.into(), x.into())).collect())
+    }
+
+    #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
+    pub fn show_sampler(sampler: &mut Sampler) -> String {
+        sampler.to_string()
+    }
+
+    #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
+    pub fn show_noise(noise: &mut NoiseLevel) -> String {
+        noise.to_string()
+    }
+}
