@@ -31,6 +31,8 @@ pub struct Checkpoint {
     pub state: Saved,
     /// Counters of the run's random streams.
     pub streams: BTreeMap<String, u128>,
+    /// Time that the steps took.
+    pub seconds: f64,
 }
 
 /// Good checkpoints that are kept.
@@ -53,7 +55,7 @@ pub fn save(run: &Path, checkpoint: &Checkpoint) -> Result<PathBuf> {
     let streams: Map<String, Value> =
         checkpoint.streams.iter().map(|(name, at)| (name.clone(), at.to_string().into())).collect();
     let sha256 = hash_file(&draft.join(TENSORS))?;
-    let record = json!({ "step": checkpoint.step, "streams": streams, "sha256": sha256, "state": tree });
+    let record = json!({ "step": checkpoint.step, "seconds": checkpoint.seconds, "streams": streams, "sha256": sha256, "state": tree });
     write_json(&draft.join(STATE), &record)?;
     sync(&draft)?;
     remove(&folder)?;
@@ -90,6 +92,7 @@ fn read(folder: &Path) -> Result<Checkpoint> {
     Ok(Checkpoint {
         step: record["step"].as_u64().ok_or_else(damaged)? as usize,
         state: restore(&record["state"], &archive)?,
+        seconds: record["seconds"].as_f64().unwrap_or(0.0), // not in older ones
         streams: streams.iter().map(|(name, at)| Ok((name.clone(), counter(at)?))).collect::<Result<_>>()?,
     })
 }
@@ -166,7 +169,7 @@ mod tests {
             ("moments".into(), moments),
             ("name".into(), Saved::Plain(json!("x"))),
         ]);
-        Checkpoint { step, state, streams: BTreeMap::from([("noise".into(), u128::MAX)]) }
+        Checkpoint { step, state, streams: BTreeMap::from([("noise".into(), u128::MAX)]), seconds: 0.5 }
     }
 
     #[test]

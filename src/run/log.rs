@@ -84,6 +84,12 @@ impl Log {
         Ok(())
     }
 
+    /// The numbers under one name, a line each.
+    pub fn numbers(&self, name: &str) -> Vec<&[f64]> {
+        let own = self.lines.iter().filter_map(|(_, values)| values.iter().find(|(other, _)| other == name));
+        own.map(|(_, numbers)| numbers.as_slice()).collect()
+    }
+
     /// Each value over the steps, of several numbers the mean; by name in the order they first came.
     pub fn series(&self) -> Vec<Series> {
         let mut out: Vec<Series> = Vec::new();

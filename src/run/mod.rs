@@ -1,7 +1,7 @@
 //! The run directory: settings, log, images, checkpoints, plots, provenance.
 //!
 //! `run.json` what it was made from, `metrics.jsonl` one line per log, `images/`, `step-000100/` checkpoints, `curves.png`,
-//! `result.json` what came out. Files appear whole or not at all.
+//! `result.json` what came out. Files appear whole or not at all. A run may hold others in folders of its own.
 
 mod canvas;
 pub mod checkpoint;
@@ -17,7 +17,7 @@ pub mod steps;
 pub use checkpoint::{Checkpoint, Saved};
 pub use log::Values;
 pub use record::Recipe;
-pub use result::Row;
+pub use result::{Row, Table};
 pub use steps::Steps;
 
 use crate::{
@@ -31,7 +31,7 @@ use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The person who watches a run.
 pub trait Console: Send + Sync {
@@ -56,6 +56,8 @@ pub trait Console: Send + Sync {
 pub struct Start {
     /// Where it writes; made if absent.
     pub folder: PathBuf,
+    /// The name of a run inside that folder.
+    pub name: Option<String>,
     pub recipe: Recipe,
     /// Resolved settings, as JSON.
     pub settings: Map<String, Value>,
@@ -71,6 +73,8 @@ pub struct Run(Arc<Inner>);
 
 struct Inner {
     folder: PathBuf,
+    /// What to give as `--out` to go on.
+    outer: PathBuf,
     root: Rng,
     console: Arc<dyn Console>,
     started: Instant,
@@ -88,16 +92,32 @@ struct State {
     /// Set by [`Run::restore`]: the loop starts behind these steps.
     resumed: usize,
     progress: Option<Progress>,
+    /// Time that the steps took, in this and earlier sessions, and since when the loop has been running.
+    spent: Duration,
+    since: Option<Instant>,
+    /// `measures` of `result.json`, once a run with these settings came to its end.
+    result: Option<Value>,
+}
+
+impl State {
+    /// Time that all steps took so far.
+    fn spent(&self) -> Duration {
+        self.spent + self.since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
 }
 
 impl Run {
     /// Makes the run directory and writes `run.json`.
     pub fn start(start: Start) -> Result<Run> {
-        let folder = start.folder;
+        let folder = match &start.name {
+            Some(name) => folder::inside(&start.folder, name)?,
+            None => start.folder.clone(),
+        };
         let mut record = record::record(&start.recipe, &start.settings, start.seed, &start.device);
         record["rewards"] = start.console.rewards().into();
-        folder::claim(&folder, &record)?;
-        start.console.print(&format!("run directory {}", folder.display()));
+        let result = folder::claim(&folder, &record, start.name.is_some())?;
+        let done = if start.name.is_some() && result.is_some() { ", done before" } else { "" };
+        start.console.print(&format!("run directory {}{done}", folder.display()));
         let state = State {
             streams: BTreeMap::new(),
             log: Log::new(folder.join("metrics.jsonl")),
@@ -105,9 +125,13 @@ impl Run {
             total: 0,
             resumed: 0,
             progress: None,
+            spent: Duration::ZERO,
+            since: None,
+            result,
         };
         Ok(Run(Arc::new(Inner {
             folder,
+            outer: start.folder,
             root: Rng::new(start.seed),
             console: start.console,
             started: Instant::now(),
@@ -182,12 +206,13 @@ impl Run {
 
     /// Writes `step-<step>/`: the script's state and the counters of the random streams.
     pub fn checkpoint(&self, saved: Saved) -> Result<()> {
-        let (step, counters) = {
+        let checkpoint = {
             let state = self.state();
             let counters = state.streams.iter().map(|(name, s)| (name.clone(), s.draw(|rng| rng.counter())));
-            (state.step, counters.collect())
+            let seconds = state.spent().as_secs_f64();
+            Checkpoint { step: state.step, state: saved, streams: counters.collect(), seconds }
         };
-        checkpoint::save(self.folder(), &Checkpoint { step, state: saved, streams: counters }).map(drop)
+        checkpoint::save(self.folder(), &checkpoint).map(drop)
     }
 
     /// The state of the last good checkpoint in the run directory, if there is one; the next step loop goes on behind it.
@@ -199,13 +224,25 @@ impl Run {
         let mut state = self.state();
         state.log.keep(found.step)?;
         (state.resumed, state.step) = (found.step, found.step);
+        state.spent = Duration::try_from_secs_f64(found.seconds).unwrap_or_default();
         drop(state);
         self.print(&format!("resuming after step {}", found.step));
         Ok(Some(found.state))
     }
 
-    /// Writes `result.json`, `result.csv` and `curves.png` and prints the table; rows hold one value per item for each column.
-    pub fn finish(&self, rows: &[Row]) -> Result<()> {
+    /// Mean seconds of a step so far, those before a resume included.
+    pub fn seconds_per_step(&self) -> f64 {
+        let state = self.state();
+        state.spent().as_secs_f64() / state.step as f64
+    }
+
+    /// Row, column, estimate: what `result.json` holds if a run with these settings came to its end, also before this session.
+    pub fn result(&self) -> Option<Value> {
+        self.state().result.clone()
+    }
+
+    /// Writes `result.json`, `result.csv` and `curves.png` and prints the table.
+    pub fn finish(&self, table: &Table) -> Result<()> {
         let (series, steps) = {
             let state = self.state();
             (state.log.series(), state.step)
@@ -214,12 +251,13 @@ impl Run {
             image::write(&plot::panels(&series)?, &self.folder().join("curves.png"))?;
         }
         let seconds = self.0.started.elapsed().as_secs_f64();
-        let mut result = result::json(self.folder(), rows, steps, seconds)?;
+        let mut result = result::json(self.folder(), table, steps, seconds)?;
         result["rewards"] = self.0.console.rewards().into();
         record::write_json(&self.folder().join("result.json"), &result)?;
-        if !rows.is_empty() {
-            record::write_text(&self.folder().join("result.csv"), &result::csv(rows)?)?;
-            self.print(&result::table(rows)?);
+        self.state().result = Some(result["measures"].take());
+        if !table.rows.is_empty() {
+            record::write_text(&self.folder().join("result.csv"), &table.csv()?)?;
+            self.print(&table.text()?);
         }
         self.print(&format!("results in {}", self.folder().display()));
         Ok(())

@@ -29,18 +29,18 @@ impl Steps {
             self.started = Instant::now();
             let mut state = self.run.state();
             state.total = self.total;
+            state.since = Some(self.started);
             state.progress = Some(Progress::new("", self.first, self.total));
         }
     }
 
     fn interrupted(&mut self) -> Error {
-        let folder = self.run.folder().display().to_string();
+        let run = self.run.clone();
+        let (folder, outer) = (run.folder().display(), run.0.outer.display());
         let error = Error::new(Kind::Interrupt, format!("interrupted after step {} of {}", self.next, self.total));
         self.end();
         match super::checkpoint::latest(self.run.folder()) {
-            Ok(Some(saved)) => {
-                error.hint(format!("run again with `--out {folder}` to go on after step {}", saved.step))
-            }
+            Ok(Some(saved)) => error.hint(format!("run again with `--out {outer}` to go on after step {}", saved.step)),
             _ => error.hint(format!("what was written is in {folder}")),
         }
     }
@@ -49,7 +49,11 @@ impl Steps {
     fn end(&mut self) {
         if std::mem::take(&mut self.running) {
             self.run.0.console.finish_steps(false);
-            self.run.state().progress = None;
+            let mut state = self.run.state();
+            state.progress = None;
+            state.spent = state.spent();
+            state.since = None;
+            drop(state);
             let done = self.next - self.first;
             if done > 0 && self.next == self.total {
                 let time = self.started.elapsed();

@@ -36,7 +36,12 @@ impl Desk {
     }
 
     fn start(&self, steps: i64) -> Result<Run> {
+        self.start_named(steps, None)
+    }
+
+    fn start_named(&self, steps: i64, name: Option<&str>) -> Result<Run> {
         Run::start(Start {
+            name: name.map(Into::into),
             folder: self.folder.path().join("out"),
             recipe: Recipe { path: None, text: "1 + 1".into() },
             settings: Map::from_iter([("steps".to_string(), json!(steps))]),
@@ -133,7 +138,7 @@ fn a_finished_run_holds_its_files() {
         run.images("samples", &images, &[]).unwrap();
     }
     run.images("end", &images, &["a".into(), "b".into()]).unwrap();
-    run.finish(&[Row { name: "reward".into(), columns: vec![("base".into(), vec![1.0, 2.0])] }]).unwrap();
+    run.finish(&reward_of(&[1.0, 2.0])).unwrap();
     let out = desk.folder.path().join("out");
     for file in
         ["run.json", "metrics.jsonl", "curves.png", "result.json", "images/samples-000002.png", "images/end.png"]
@@ -162,4 +167,51 @@ fn streams_depend_on_seed_and_name_only() {
     let drawn = run.stream("noise").draw(|rng| rng.normals(2));
     let again = run.stream("noise").draw(|rng| rng.normals(2));
     assert_eq!([drawn, again].concat(), Rng::new(7).split("noise").normals(4));
+}
+
+fn reward_of(values: &[f64]) -> Table {
+    Table::of_measures(vec![Row { name: "reward".into(), columns: vec![("base".into(), values.to_vec())] }])
+}
+
+#[test]
+fn a_run_inside_another_is_done_once() {
+    let desk = Desk::new();
+    desk.start(5).unwrap();
+    let inner = desk.start_named(3, Some("am-1/seed-0")).unwrap();
+    assert!(inner.result().is_none());
+    inner.finish(&reward_of(&[1.0, 2.0])).unwrap();
+    assert_eq!(inner.result().unwrap()["reward"]["base"]["mean"], 1.5);
+    let record = desk.read("am-1/seed-0/run.json");
+    assert_eq!(desk.start_named(3, Some("am-1/seed-0")).unwrap().result().unwrap()["reward"]["base"]["count"], 2);
+    assert_eq!(desk.read("am-1/seed-0/run.json"), record);
+    let other = desk.start_named(4, Some("am-1/seed-0")).err().unwrap();
+    assert!(other.message.contains("am-1/seed-0") && other.message.contains("steps = 3, got steps = 4"), "{other}");
+    for outside in ["..", "a/../../b", "/a", ""] {
+        assert!(desk.start_named(1, Some(outside)).err().unwrap().message.contains("a folder inside"), "{outside}");
+    }
+}
+
+#[test]
+fn the_result_of_other_settings_is_not_taken() {
+    let desk = Desk::new();
+    desk.start(3).unwrap().finish(&reward_of(&[1.0])).unwrap();
+    assert!(desk.start(3).unwrap().result().is_some());
+    assert!(desk.start(4).unwrap().result().is_none());
+}
+
+#[test]
+fn an_inner_run_goes_on_from_the_outer_folder() {
+    let desk = Desk::new();
+    let run = desk.start_named(9, Some("am-1")).unwrap();
+    let mut steps = run.steps(9);
+    steps.next().unwrap().unwrap();
+    desk.person.stop.store(true, Relaxed);
+    run.checkpoint(Saved::Plain(json!(1))).unwrap();
+    let hint = steps.next().unwrap().unwrap_err().hint.unwrap();
+    assert!(hint.contains(&format!("`--out {}`", desk.folder.path().join("out").display())), "{hint}");
+    drop(steps);
+    assert!(run.seconds_per_step() > 0.0);
+    let again = desk.start_named(9, Some("am-1")).unwrap();
+    again.restore().unwrap();
+    assert!(again.seconds_per_step() > 0.0);
 }

@@ -51,6 +51,7 @@ mod plan;
 pub mod plot;
 pub mod random;
 pub mod reduction;
+pub mod result;
 pub mod reward;
 pub mod run;
 pub mod sampler;
@@ -178,8 +179,16 @@ pub const CHAPTERS: &[Chapter] = &[
     ),
     chapter!(
         run,
-        "The run directory: settings, steps, log, images, checkpoints, result.",
+        "The run directory: settings, steps, log, images, checkpoints.",
+        "start_run" => run::StartOptions,
         "checkpoint" => run::CheckpointOptions,
+    ),
+    chapter!(
+        result,
+        "The table at a run's end, and what earlier runs left.",
+        "finish" => result::TableOptions,
+        "results_table" => result::TableOptions,
+        "save_results" => result::TableOptions,
     ),
     chapter!(
         metric,

@@ -1,14 +1,22 @@
-//! Chapter `run`: settings, steps, log, images, checkpoints and the result of a run.
+//! Chapter `run`: settings, steps, log, images and checkpoints of a run.
 
 use super::*;
 use crate::model::Flow;
 use crate::nn::lora::Form;
 use crate::run::progress::Counter;
-use crate::run::{Console, Recipe, Row, Saved, Start, Steps as Iterating, record, result};
+use crate::run::{Console, Recipe, Saved, Start, Steps as Iterating};
 use crate::tensor::{Stream, Tensor, show as text};
 use crate::{bail, options};
 use serde_json::Value;
 use std::sync::{Mutex, PoisonError};
+
+options! {
+    /// Where a run is.
+    pub struct StartOptions {
+        /// A folder in the run directory, for one of several runs in one script; such a run is done once.
+        name: Option<String> = None,
+    }
+}
 
 options! {
     /// When a checkpoint is written.
@@ -65,7 +73,7 @@ pub(super) fn iterators(module: &mut Module) {
 }
 
 /// The numbers of a value: one, an array of them, or a tensor.
-fn numbers(value: Dynamic, place: &str) -> Result<Vec<f64>> {
+pub(super) fn numbers(value: Dynamic, place: &str) -> Result<Vec<f64>> {
     if let Some(tensor) = value.read_lock::<Tensor>() {
         return text::values(&tensor);
     }
@@ -140,21 +148,6 @@ fn restored(saved: Saved, session: &Session) -> Result<Dynamic> {
     })
 }
 
-/// Rows of the final table from a map of maps.
-fn rows(table: Map) -> Result<Vec<Row>> {
-    let row = |(name, columns): (rhai::Identifier, Dynamic)| {
-        let place = format!("finish: `{name}`");
-        let columns: Map = option::convert(columns, &place)?;
-        let columns = columns
-            .into_iter()
-            .map(|(column, values)| Ok((column.to_string(), numbers(values, &format!("{place}: `{column}`"))?)));
-        let mut columns = columns.collect::<Result<Vec<_>>>()?;
-        columns.sort_by_key(|(column, _)| column != "base"); // the others stay in their order
-        Ok(Row { name: name.to_string(), columns })
-    };
-    table.into_iter().map(row).collect()
-}
-
 fn count(n: i64) -> Result<usize> {
     usize::try_from(n).or_else(|_| bail!(Value, "progress: the count must not be negative, got {n}"))
 }
@@ -172,7 +165,7 @@ fn same_kind(key: &str, default: &Dynamic, value: &Dynamic) -> Result<()> {
     Ok(())
 }
 
-/// A run: its directory, settings, steps, log, images, checkpoints, and the table at its end.
+/// A run: its directory, settings, steps, log, images, checkpoints; its end is in chapter `result`.
 #[export_module(manifest)]
 pub mod run {
     use super::*;
@@ -202,21 +195,25 @@ pub mod run {
     /// Starts a run: makes its directory (`--out`, else `runs/<recipe>`) and writes down what it is made from.
     ///
     /// A `seed` in the settings seeds all of the run's random streams. A directory with checkpoints made under other settings
-    /// is refused.
+    /// is refused. A run with a `name` has a directory of its own inside that, with its own log and checkpoints.
     ///
     /// ```rhai
     /// let run = start_run(#{ seed: 3 });
     /// run.rng("noise").normal([2]) == rng(3).split("noise").normal([2])   //=> true
     /// start_run(#{ seed: -1 })                                            //=> error: start_run: `seed`: expected a count
+    /// start_run(#{ order: 4 }, #{ name: "am-3/order-4" }).folder.ends_with("am-3/order-4")   //=> true
+    /// start_run(#{}, #{ name: "../am-3" })                                //=> error: must be a folder inside the run's
     /// ```
     #[rhai_fn(return_raw, volatile)]
-    pub fn start_run(context: NativeCallContext, settings: Map) -> RhaiResultOf<Run> {
+    pub fn start_run(context: NativeCallContext, settings: Map, options: Map) -> RhaiResultOf<Run> {
         let session = Session::of(&context);
+        let options = StartOptions::parse("start_run", options)?;
         let path = session.request.script.clone();
         let source = session.source(context.call_source().unwrap_or_default()).unwrap_or_default();
         let seed = settings.get("seed").cloned().unwrap_or(Dynamic::from(0_i64));
         Ok(Run::start(Start {
             folder: session.run_folder(),
+            name: options.name,
             recipe: Recipe { path, text: source },
             settings: settings.iter().map(|(key, v)| (key.to_string(), setting(context.engine(), v))).collect(),
             seed: option::convert(seed, "start_run: `seed`")?,
@@ -318,6 +315,18 @@ pub mod run {
         run.folder().display().to_string()
     }
 
+    /// Mean seconds of a step of the run's loop so far, those before a resume included; NaN before the first.
+    ///
+    /// ```rhai
+    /// let run = start_run(#{});
+    /// for i in run.steps(3) { rng(i).normal([1000]); }
+    /// run.step_seconds < 1.0   //=> true
+    /// ```
+    #[rhai_fn(get = "step_seconds", pure)]
+    pub fn step_seconds(run: &mut Run) -> f64 {
+        run.seconds_per_step()
+    }
+
     /// Saves what a closure returns, when a checkpoint is due: maps and arrays of tensors, numbers and texts.
     ///
     /// Call it at the end of each step; the closure runs only when its value is needed. Random streams of the run are saved too.
@@ -366,48 +375,6 @@ pub mod run {
         let printer = session.clone();
         let counter = Counter::new(what, total, move |line| printer.print(line));
         Ok(Counting(Arc::new(Mutex::new(Some((counter, session))))))
-    }
-
-    /// The table that [`finish`](#finish) prints, as text.
-    ///
-    /// ```rhai
-    /// results_table(#{ reward: #{ base: [0.1, 0.3], tuned: [0.4, 0.5] } }).contains("0.450 ± 0.050")   //=> true
-    /// ```
-    #[rhai_fn(return_raw)]
-    pub fn results_table(table: Map) -> RhaiResultOf<String> {
-        Ok(result::table(&rows(table)?)?)
-    }
-
-    /// Writes such a table into a file of the run: `.csv`, `.json`, or else as text.
-    ///
-    /// ```rhai
-    /// let table = #{ reward: #{ base: [0.1, 0.3], tuned: [0.4, 0.5] } };
-    /// for ending in ["csv", "json", "txt"] { save_results(table, "table." + ending); }
-    /// ```
-    #[rhai_fn(return_raw, volatile)]
-    pub fn save_results(context: NativeCallContext, table: Map, path: &str) -> RhaiResultOf<()> {
-        let (path, rows) = (Session::of(&context).writable(path)?, rows(table)?);
-        let text = match path.extension().and_then(|ending| ending.to_str()) {
-            Some("csv") => result::csv(&rows)?,
-            Some("json") => format!("{:#}\n", result::measures(&rows)?),
-            _ => result::table(&rows)? + "\n",
-        };
-        Ok(record::write_text(&path, &text)?)
-    }
-
-    /// Ends a run: draws `curves.png`, writes `result.json` and `result.csv`, prints a table of means with standard errors.
-    ///
-    /// Each measure is a map of columns, such as `base` and `tuned`, with one number per item; the change is that from the
-    /// first column, item by item. A column `base` comes first, others in the order of their names.
-    ///
-    /// ```rhai
-    /// let run = start_run(#{});
-    /// run.finish(#{ reward: #{ base: [0.1, 0.3], tuned: tensor([0.4, 0.5]) } })   //=> ()
-    /// run.finish(#{ reward: #{ base: [0.1], tuned: [] } })                        //=> error: needs one value per item
-    /// ```
-    #[rhai_fn(return_raw)]
-    pub fn finish(run: Run, table: Map) -> RhaiResultOf<()> {
-        Ok(run.finish(&rows(table)?)?)
     }
 }
 
