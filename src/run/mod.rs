@@ -12,6 +12,7 @@ pub mod plot;
 pub mod progress;
 pub mod record;
 pub mod result;
+mod scale;
 pub mod steps;
 
 pub use checkpoint::{Checkpoint, Saved};

@@ -1,18 +1,20 @@
 //! Plots as pictures: lines, scatter, histogram, heat map, and the curves of a run.
 
 use super::canvas::Canvas;
+use super::scale::{Scale, widen};
 use crate::{bail, error::Result};
 use image::{Rgb, RgbImage, imageops};
-use plotters::coord::ranged1d::Ranged;
 use plotters::prelude::*;
 use std::ops::Range;
 
-/// Names around a plot; empty ones are left out.
+/// What is around a plot: names, of which empty ones are left out, and which axes are logarithmic.
 #[derive(Clone, Debug, Default)]
 pub struct Labels {
     pub title: String,
     pub x: String,
     pub y: String,
+    pub log_x: bool,
+    pub log_y: bool,
 }
 
 /// A named line; a missing or infinite value breaks it.
@@ -35,14 +37,29 @@ const COLORS: [RGBColor; 8] = [
     RGBColor(110, 110, 110),
 ];
 
+/// How series are drawn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Style {
+    Lines,
+    /// Lines with their points.
+    Marked,
+    /// Points joined by thin lines.
+    Joined,
+}
+
 /// A line per series.
-pub fn lines(series: &[Series], labels: &Labels) -> Result<RgbImage> {
-    let points = || series.iter().flat_map(|s| &s.points).filter(|p| p.1.is_finite());
+pub fn lines(series: &[Series], style: Style, labels: &Labels) -> Result<RgbImage> {
+    let points = || series.iter().flat_map(|s| &s.points).filter(|p| finite(p));
     frame("plot", labels, points(), series.len() > 1, |chart| {
         for (i, one) in series.iter().enumerate() {
             let color = COLORS[i % COLORS.len()];
-            for part in one.points.split(|p| !p.1.is_finite()) {
-                chart.draw_series(LineSeries::new(part.iter().copied(), color.stroke_width(2)))?;
+            let line = if style == Style::Joined { color.mix(0.5).stroke_width(1) } else { color.stroke_width(2) };
+            for part in one.points.split(|p| !finite(p)) {
+                chart.draw_series(LineSeries::new(part.iter().copied(), line))?;
+            }
+            if style != Style::Lines {
+                let known = one.points.iter().filter(|p| finite(p));
+                chart.draw_series(known.map(|&p| Circle::new(p, 3, color.filled())))?;
             }
             let key = chart.draw_series(std::iter::empty::<Circle<(f64, f64), i32>>())?;
             key.label(&one.name).legend(move |(x, y)| Rectangle::new([(x, y - 1), (x + 14, y + 1)], color.filled()));
@@ -51,11 +68,15 @@ pub fn lines(series: &[Series], labels: &Labels) -> Result<RgbImage> {
     })
 }
 
+fn finite(point: &(f64, f64)) -> bool {
+    point.0.is_finite() && point.1.is_finite()
+}
+
 /// Points.
 pub fn scatter(points: &[(f64, f64)], labels: &Labels) -> Result<RgbImage> {
-    let finite = || points.iter().filter(|p| p.0.is_finite() && p.1.is_finite());
-    frame("scatter", labels, finite(), false, |chart| {
-        chart.draw_series(finite().map(|&p| Circle::new(p, 2, COLORS[0].mix(0.7).filled()))).map(drop)
+    let known = || points.iter().filter(|p| finite(p));
+    frame("scatter", labels, known(), false, |chart| {
+        chart.draw_series(known().map(|&p| Circle::new(p, 2, COLORS[0].mix(0.7).filled()))).map(drop)
     })
 }
 
@@ -86,15 +107,23 @@ pub fn histogram(values: &[f64], bins: usize, labels: &Labels) -> Result<RgbImag
     })
 }
 
-/// A cell per value, dark blue for the smallest and yellow for the largest; the first row at the bottom.
-pub fn heatmap(values: &[f64], columns: usize, labels: &Labels) -> Result<RgbImage> {
+/// A cell per value, dark blue for the smallest and yellow for the largest; the first row at the bottom. The cells fill the ranges
+/// `x` and `y`, by default their counts.
+pub fn heatmap(values: &[f64], columns: usize, ranges: [Option<[f64; 2]>; 2], labels: &Labels) -> Result<RgbImage> {
     let rows = values.len().checked_div(columns).unwrap_or(0);
+    let [x, y] = [(ranges[0], columns), (ranges[1], rows)].map(|(range, n)| {
+        let [from, to] = range.unwrap_or([0.0, n as f64]);
+        move |i: usize| from + (to - from) * i as f64 / n as f64
+    });
     let finite = || values.iter().copied().filter(|v| v.is_finite());
     let range = widen(finite().fold(f64::INFINITY, f64::min)..finite().fold(f64::NEG_INFINITY, f64::max), 0.0);
     let cells: Vec<([(f64, f64); 2], RGBColor)> = (0..rows * columns)
         .map(|i| {
-            let (x, y) = ((i % columns) as f64, (i / columns) as f64);
-            ([(x, y), (x + 1.0, y + 1.0)], shade((values[i] - range.start) / (range.end - range.start)))
+            let (column, row) = (i % columns, i / columns);
+            (
+                [(x(column), y(row)), (x(column + 1), y(row + 1))],
+                shade((values[i] - range.start) / (range.end - range.start)),
+            )
         })
         .collect();
     let corners = cells.iter().flat_map(|(cell, _)| cell).filter(|_| finite().next().is_some());
@@ -113,7 +142,7 @@ pub fn panels(series: &[Series]) -> Result<RgbImage> {
         if finite().next().is_none() {
             continue;
         }
-        let labels = Labels { title: one.name.clone(), x: "step".into(), y: String::new() };
+        let labels = Labels { title: one.name.clone(), x: "step".into(), ..Labels::default() };
         let mean = running_mean(&one.points, one.points.len() / 20);
         let panel = frame("curves", &labels, finite(), false, |chart| {
             chart.draw_series(LineSeries::new(finite().copied(), COLORS[0].mix(0.3).stroke_width(1)))?;
@@ -135,11 +164,7 @@ fn running_mean(points: &[(f64, f64)], reach: usize) -> Vec<(f64, f64)> {
     (0..points.len()).map(mean).filter(|p| p.1.is_finite()).collect()
 }
 
-type Chart<'a, 'b> = ChartContext<
-    'a,
-    Canvas<'b>,
-    Cartesian2d<plotters::coord::types::RangedCoordf64, plotters::coord::types::RangedCoordf64>,
->;
+type Chart<'a, 'b> = ChartContext<'a, Canvas<'b>, Cartesian2d<Scale, Scale>>;
 type Drawing = std::result::Result<(), DrawingAreaErrorKind<std::convert::Infallible>>;
 
 /// Axes around the points, then what `fill` draws, and a key of the named series.
@@ -155,8 +180,14 @@ fn frame<'p>(
     if !(x.start.is_finite() && y.start.is_finite() && x.end.is_finite() && y.end.is_finite()) {
         bail!(Value, "{function}: needs at least one finite value, got none");
     }
+    for (axis, log, range) in [("x", labels.log_x, &x), ("y", labels.log_y, &y)] {
+        if log && range.start <= 0.0 {
+            bail!(Value, "{function}: a logarithmic axis needs values above 0, got {} on {axis}", range.start);
+        }
+    }
     let mut image = RgbImage::from_pixel(SIZE.0, SIZE.1, Rgb([255; 3]));
-    let drawn = axes(&mut image, labels, widen(x, 0.0), widen(y, 0.04), keys, fill);
+    let scales = [Scale::new(x, labels.log_x, 0.0), Scale::new(y, labels.log_y, 0.04)];
+    let drawn = axes(&mut image, labels, scales, keys, fill);
     match drawn {
         Ok(()) => Ok(image),
         Err(e) => bail!(Internal, "{function}: cannot draw ({e})"),
@@ -166,15 +197,12 @@ fn frame<'p>(
 fn axes(
     image: &mut RgbImage,
     labels: &Labels,
-    x: Range<f64>,
-    y: Range<f64>,
+    [x, y]: [Scale; 2],
     keys: bool,
     fill: impl FnOnce(&mut Chart) -> Drawing,
 ) -> Drawing {
     let root = Canvas(image).into_drawing_area();
-    let ticks = |range: &Range<f64>, n| plotters::coord::types::RangedCoordf64::from(range.clone()).key_points(n);
-    let digits = |v: &f64, range: &Range<f64>| tick(*v, range.end - range.start);
-    let widest = ticks(&y, 7).iter().map(|v| digits(v, &y).len()).max().unwrap_or(1) as u32;
+    let widest = y.ticks(7).iter().map(|v| y.text(*v).len()).max().unwrap_or(1) as u32;
     let mut builder = ChartBuilder::on(&root);
     builder
         .margin(12)
@@ -190,8 +218,8 @@ fn axes(
         .y_labels(7)
         .light_line_style(TRANSPARENT)
         .bold_line_style(BLACK.mix(0.12))
-        .x_label_formatter(&|v| digits(v, &x))
-        .y_label_formatter(&|v| digits(v, &y))
+        .x_label_formatter(&|v| x.text(*v))
+        .y_label_formatter(&|v| y.text(*v))
         .x_desc(&labels.x)
         .y_desc(&labels.y)
         .label_style(("sans-serif", 10))
@@ -202,23 +230,6 @@ fn axes(
         keys.background_style(WHITE.mix(0.8)).border_style(BLACK.mix(0.3)).label_font(("sans-serif", 10)).draw()?;
     }
     Ok(())
-}
-
-/// A range of some width, with that share of it added at both ends.
-fn widen(range: Range<f64>, share: f64) -> Range<f64> {
-    let width = range.end - range.start;
-    let room = if width > 0.0 { share * width } else { 0.5 * range.start.abs().max(1e-3) };
-    range.start - room..range.end + room
-}
-
-/// Enough digits to tell ticks of a range apart.
-fn tick(value: f64, range: f64) -> String {
-    let size = value.abs().max(range);
-    if !(1e-4..1e6).contains(&size) {
-        return format!("{value:.1e}");
-    }
-    let digits = (1.5 - range.log10()).ceil().clamp(0.0, 6.0) as usize;
-    format!("{value:.digits$}")
 }
 
 /// Dark blue, teal, green, yellow for 0 to 1; grey for NaN.
@@ -244,14 +255,15 @@ mod tests {
 
     #[test]
     fn every_plot_has_ink_and_size() {
-        let labels = Labels { title: "title".into(), x: "steps".into(), y: "loss".into() };
+        let labels = Labels { title: "title".into(), x: "steps".into(), y: "loss".into(), ..Labels::default() };
         let waves = [wave("first", 0.0), wave("second", 1.0)];
         let values: Vec<f64> = waves[0].points.iter().map(|p| p.1).collect();
         for (plot, size) in [
-            (lines(&waves, &labels), SIZE),
+            (lines(&waves, Style::Lines, &labels), SIZE),
+            (lines(&waves, Style::Joined, &labels), SIZE),
             (scatter(&waves[0].points, &labels), SIZE),
             (histogram(&values, 12, &labels), SIZE),
-            (heatmap(&values, 20, &labels), SIZE),
+            (heatmap(&values, 20, [Some([0.0, 1.0]), None], &labels), SIZE),
             (panels(&waves), (2 * SIZE.0, SIZE.1)),
         ] {
             let plot = plot.unwrap();
@@ -264,11 +276,24 @@ mod tests {
     #[test]
     fn a_line_runs_where_the_numbers_say() {
         let line = Series { name: String::new(), points: vec![(0.0, 0.0), (1.0, 1.0)] };
-        let plot = lines(&[line], &Labels::default()).unwrap();
+        let plot = lines(&[line], Style::Lines, &Labels::default()).unwrap();
         let blue: Vec<(u32, u32)> =
             plot.enumerate_pixels().filter(|p| p.2.0 == [31, 90, 180]).map(|(x, y, _)| (x, y)).collect();
         let (first, last) = (blue.iter().min().unwrap(), blue.iter().max().unwrap());
         assert!(first.1 > 330 && last.1 < 40 && last.0 > 610, "{first:?} {last:?}");
+    }
+
+    #[test]
+    fn powers_are_straight_on_logarithmic_axes() {
+        let points = (0..9).map(|i| (2_f64.powi(i), 4_f64.powi(i))).collect();
+        let labels = Labels { log_x: true, log_y: true, ..Labels::default() };
+        let plot = lines(&[Series { name: String::new(), points }], Style::Marked, &labels).unwrap();
+        let blue: Vec<(u32, u32)> =
+            plot.enumerate_pixels().filter(|p| p.2.0 == [31, 90, 180]).map(|(x, y, _)| (x, y)).collect();
+        let (first, last) = (blue.iter().min().unwrap(), blue.iter().max().unwrap());
+        let middle = blue.iter().filter(|p| p.0 == first.0.midpoint(last.0)).map(|p| p.1);
+        let (low, high) = (middle.clone().max().unwrap(), middle.min().unwrap());
+        assert!(low.abs_diff(first.1.midpoint(last.1)) < 6 && low - high < 9, "{first:?} {last:?} {low} {high}");
     }
 
     #[test]
@@ -285,17 +310,12 @@ mod tests {
     }
 
     #[test]
-    fn ticks_tell_neighbours_apart() {
-        assert_eq!(
-            (tick(0.25, 1.0), tick(1200.0, 3000.0), tick(0.0015, 0.002)),
-            ("0.25".into(), "1200".into(), "0.00150".into())
-        );
-    }
-
-    #[test]
     fn nothing_to_draw_is_an_error() {
         let empty = Series { name: String::new(), points: vec![(0.0, f64::NAN)] };
-        assert!(lines(&[empty], &Labels::default()).unwrap_err().message.contains("finite"));
+        assert!(lines(&[empty], Style::Lines, &Labels::default()).unwrap_err().message.contains("finite"));
+        let labels = Labels { log_y: true, ..Labels::default() };
+        let waves = [wave("sine", 0.0)];
+        assert!(lines(&waves, Style::Lines, &labels).unwrap_err().message.contains("above 0"));
         assert!(histogram(&[], 3, &Labels::default()).is_err());
     }
 }

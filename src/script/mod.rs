@@ -175,7 +175,7 @@ pub const CHAPTERS: &[Chapter] = &[
         "plot" => plot::PlotOptions,
         "scatter" => plot::PlotOptions,
         "histogram" => plot::HistogramOptions,
-        "heatmap" => plot::PlotOptions,
+        "heatmap" => plot::HeatmapOptions,
     ),
     chapter!(
         run,

@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::data::image::from_rgb;
-use crate::options;
-use crate::run::plot::{self as plots, Labels, Series};
+use crate::run::plot::{self as plots, Labels, Series, Style};
 use crate::tensor::{Tensor, show};
+use crate::{bail, options};
 
 options! {
     /// Names around a plot.
@@ -15,6 +15,28 @@ options! {
         x_label: String = String::new(),
         /// Beside the vertical axis.
         y_label: String = String::new(),
+        /// Equal factors are equally far apart on the horizontal axis.
+        log_x: bool = false,
+        /// The same of the vertical axis.
+        log_y: bool = false,
+        /// Mark the points of lines.
+        points: bool = false,
+    }
+}
+
+options! {
+    /// What is around a heat map.
+    pub struct HeatmapOptions {
+        /// Above the plot.
+        title: String = String::new(),
+        /// Under the horizontal axis.
+        x_label: String = String::new(),
+        /// Beside the vertical axis.
+        y_label: String = String::new(),
+        /// Where the first column begins and the last ends; () counts them.
+        x: Option<[f64; 2]> = None,
+        /// Where the first row begins and the last ends; () counts them.
+        y: Option<[f64; 2]> = None,
     }
 }
 
@@ -34,7 +56,7 @@ options! {
 
 impl PlotOptions {
     fn labels(self) -> Labels {
-        Labels { title: self.title, x: self.x_label, y: self.y_label }
+        Labels { title: self.title, x: self.x_label, y: self.y_label, log_x: self.log_x, log_y: self.log_y }
     }
 }
 
@@ -45,15 +67,33 @@ fn numbers(value: Dynamic, function: &str) -> Result<Vec<f64>> {
     option::list(option::convert(value, function)?, function)
 }
 
-/// A line per entry of a map, or one line; x counts from 0.
-fn series(values: Dynamic) -> Result<Vec<Series>> {
-    let line = |name: String, value: Dynamic| {
-        let values = numbers(value, "plot")?.into_iter().enumerate();
-        Ok(Series { name, points: values.map(|(i, y)| (i as f64, y)).collect() })
+/// Points of a line: `#{ x: .., y: .. }`, or values alone, whose x counts from 0.
+fn points(value: Dynamic, function: &str) -> Result<Vec<(f64, f64)>> {
+    if !value.is_map() {
+        return Ok(numbers(value, function)?.into_iter().enumerate().map(|(i, y)| (i as f64, y)).collect());
+    }
+    let mut parts: Map = option::convert(value, function)?;
+    let mut part = |name: &str| match parts.remove(name) {
+        Some(part) => numbers(part, &format!("{function}: `{name}`")),
+        None => bail!(Missing, "{function}: a line needs `x` and `y`, got no `{name}`"),
     };
+    let (x, y) = (part("x")?, part("y")?);
+    paired(x, y, function)
+}
+
+fn paired(x: Vec<f64>, y: Vec<f64>, function: &str) -> Result<Vec<(f64, f64)>> {
+    if x.len() != y.len() {
+        bail!(Shape, "{function}: needs one y for each x, got {} and {}", x.len(), y.len());
+    }
+    Ok(x.into_iter().zip(y).collect())
+}
+
+/// A line per entry of a map, or one line.
+fn series(values: Dynamic, function: &str) -> Result<Vec<Series>> {
+    let line = |name: String, value: Dynamic| Ok(Series { name, points: points(value, function)? });
     match values.is_map() {
         true => {
-            option::convert::<Map>(values, "plot")?.into_iter().map(|(name, v)| line(name.to_string(), v)).collect()
+            option::convert::<Map>(values, function)?.into_iter().map(|(name, v)| line(name.to_string(), v)).collect()
         }
         false => Ok(vec![line(String::new(), values)?]),
     }
@@ -64,35 +104,41 @@ fn series(values: Dynamic) -> Result<Vec<Series>> {
 pub mod plot {
     use super::*;
 
-    /// Lines: of an array or a tensor, or one for each entry of a map.
+    /// Lines: of an array or a tensor, or one for each entry of a map; an entry may be a map of its own `x` and `y`.
     ///
     /// ```rhai
     /// plot([1, 3, 2]).shape                                          //=> [1, 3, 400, 640]
     /// plot(#{ base: [1, 3], tuned: [2, 4] }, #{ title: "reward" }).shape   //=> [1, 3, 400, 640]
+    /// plot(#{ "AM-1": #{ x: [1, 10, 100], y: [1, 3, 2] } }, #{ log_x: true, points: true }).shape   //=> [1, 3, 400, 640]
     /// plot([])                                                       //=> error: plot: needs at least one finite value
+    /// plot([0, 1], #{ log_y: true })                                 //=> error: plot: a logarithmic axis needs values above 0
+    /// plot(#{ a: #{ x: [1, 2], y: [1] } })                           //=> error: plot: needs one y for each x
     /// ```
     #[rhai_fn(return_raw)]
     pub fn plot(values: Dynamic, options: Map) -> RhaiResultOf<Tensor> {
-        let labels = PlotOptions::parse("plot", options)?.labels();
-        Ok(from_rgb(&plots::lines(&series(values)?, &labels)?)?)
+        let options = PlotOptions::parse("plot", options)?;
+        let style = if options.points { Style::Marked } else { Style::Lines };
+        Ok(from_rgb(&plots::lines(&series(values, "plot")?, style, &options.labels())?)?)
     }
 
-    /// Points at `(x, y)`.
+    /// Points at `(x, y)`; of several series, given as for `plot`, joined by thin lines in their order.
     ///
     /// ```rhai
     /// scatter([1, 2, 3], [1, 4, 9], #{ x_label: "x", y_label: "x squared" }).shape   //=> [1, 3, 400, 640]
     /// scatter([1, 2], [1])                                                           //=> error: one y for each x
+    /// scatter(#{ "AM-1": #{ x: [1, 2], y: [1, 3] }, "AM-3": #{ x: [2, 1], y: [1, 3] } }).shape   //=> [1, 3, 400, 640]
     /// ```
     #[rhai_fn(return_raw)]
     pub fn scatter(x: Dynamic, y: Dynamic, options: Map) -> RhaiResultOf<Tensor> {
         let labels = PlotOptions::parse("scatter", options)?.labels();
         let (x, y) = (numbers(x, "scatter")?, numbers(y, "scatter")?);
-        if x.len() != y.len() {
-            let message = format!("scatter: needs one y for each x, got {} and {}", x.len(), y.len());
-            return Err(Error::new(Kind::Shape, message).into());
-        }
-        let points: Vec<(f64, f64)> = x.into_iter().zip(y).collect();
-        Ok(from_rgb(&plots::scatter(&points, &labels)?)?)
+        Ok(from_rgb(&plots::scatter(&paired(x, y, "scatter")?, &labels)?)?)
+    }
+
+    #[rhai_fn(name = "scatter", return_raw)]
+    pub fn scatter_series(series: Map, options: Map) -> RhaiResultOf<Tensor> {
+        let labels = PlotOptions::parse("scatter", options)?.labels();
+        Ok(from_rgb(&plots::lines(&super::series(series.into(), "scatter")?, Style::Joined, &labels)?)?)
     }
 
     /// How often values fall in each of `bins` equal parts of their range.
@@ -103,7 +149,7 @@ pub mod plot {
     #[rhai_fn(return_raw)]
     pub fn histogram(values: Dynamic, options: Map) -> RhaiResultOf<Tensor> {
         let options = HistogramOptions::parse("histogram", options)?;
-        let labels = Labels { title: options.title, x: options.x_label, y: options.y_label };
+        let labels = Labels { title: options.title, x: options.x_label, y: options.y_label, ..Labels::default() };
         Ok(from_rgb(&plots::histogram(&numbers(values, "histogram")?, options.bins, &labels)?)?)
     }
 
@@ -111,14 +157,16 @@ pub mod plot {
     ///
     /// ```rhai
     /// heatmap(arange(12).reshape([3, 4])).shape   //=> [1, 3, 400, 640]
+    /// heatmap(arange(12).reshape([3, 4]), #{ x: [0, 50], y: [0.85, 1], y_label: "t" }).shape   //=> [1, 3, 400, 640]
     /// heatmap(zeros([3]))                         //=> error: heatmap: needs a matrix, got [3]
     /// ```
     #[rhai_fn(return_raw)]
     pub fn heatmap(matrix: Tensor, options: Map) -> RhaiResultOf<Tensor> {
-        let labels = PlotOptions::parse("heatmap", options)?.labels();
+        let o = HeatmapOptions::parse("heatmap", options)?;
+        let labels = Labels { title: o.title, x: o.x_label, y: o.y_label, ..Labels::default() };
         let Ok((_, columns)) = matrix.dims2() else {
             return Err(Error::new(Kind::Shape, format!("heatmap: needs a matrix, got {:?}", matrix.dims())).into());
         };
-        Ok(from_rgb(&plots::heatmap(&show::values(&matrix)?, columns, &labels)?)?)
+        Ok(from_rgb(&plots::heatmap(&show::values(&matrix)?, columns, [o.x, o.y], &labels)?)?)
     }
 }
