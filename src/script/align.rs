@@ -266,6 +266,20 @@ pub mod align {
         Ok(mean_control(&path)?)
     }
 
+    /// The same at each kept step, `[steps]`: the mean over samples.
+    ///
+    /// ```rhai
+    /// let base = velocity_field(|x, t, c| x);
+    /// let path = rollout(velocity_field(|x, t, c| 3 * x), tensor([[1.0]]), (), #{ grid: uniform(2) });
+    /// lean_adjoint(base, path, tensor([[1.0]]));
+    /// path.control_norms().to_array()              //=> [2.0, 5.0]
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn control_norms(path: Trajectory) -> RhaiResultOf<Tensor> {
+        let norms = solver::control_norms(&path.path.velocities, &path.base_velocities()?)?;
+        Ok(core(norms.mean(1))?)
+    }
+
     /// The size of the control at every kept step and sample of a trajectory, `[steps, batch]`.
     ///
     /// ```rhai
