@@ -44,6 +44,123 @@ fn flux_ode_am_takes_other_truncations_and_orders() {
     run("scripts/flux_ode_am.rhai", folder.path(), &[&SMALL[..], &["truncate=full()", "order=4"]].concat());
 }
 
+/// A run as it is when it was killed after a checkpoint at `step`: what came later is gone, but for lines of the log.
+fn cut(run: &Path, step: usize) {
+    for entry in std::fs::read_dir(run).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let later = name.strip_prefix("step-").is_some_and(|n| n.parse::<usize>().unwrap() > step);
+        if later {
+            std::fs::remove_dir_all(&path).unwrap();
+        } else if ["result.json", "result.csv", "lora.safetensors"].contains(&name) {
+            std::fs::remove_file(&path).unwrap();
+        }
+    }
+}
+
+#[test]
+fn an_interrupted_run_goes_on_to_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = |run: &Path| ["lora.safetensors", "metrics.jsonl"].map(|name| std::fs::read(run.join(name)).unwrap());
+    let small = ["iterations=3", "every=2", "batch=2", "steps=4", "rank=2", "watch=[]"];
+    for (recipe, rest) in [
+        ("flux_ode_am", ["truncate=adaptive(0.5)", "test_prompts=1", "images_per_prompt=2"]),
+        ("sit_ode_am", ["order=2", "test_classes=1", "images_per_class=2"]),
+    ] {
+        let (script, out) = (format!("scripts/{recipe}.rhai"), folder.path().join(recipe));
+        let set = [&small[..], &rest[..]].concat();
+        run(&script, &out, &set);
+        let whole = files(&out);
+        cut(&out, 2);
+        assert!(run(&script, &out, &set).contains("resuming after step 2"));
+        assert!(files(&out) == whole, "{recipe}: the same LoRA and log");
+    }
+}
+
+#[test]
+fn an_evaluation_that_fails_does_not_lose_the_training() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = [&SMALL[..], &["watch=[]"]].concat();
+    run("scripts/flux_ode_am.rhai", folder.path(), &small);
+    let lora = || std::fs::read(folder.path().join("lora.safetensors")).unwrap();
+    let (before, log) = (lora(), std::fs::read(folder.path().join("metrics.jsonl")).unwrap());
+    cut(folder.path(), 2); // the last step is 2: only what the evaluation leaves is gone
+    let printed = run("scripts/flux_ode_am.rhai", folder.path(), &small);
+    assert!(printed.contains("resuming after step 2") && printed.contains("oracle"), "{printed}");
+    assert!(lora() == before && std::fs::read(folder.path().join("metrics.jsonl")).unwrap() == log);
+}
+
+/// A table at its smallest.
+const TABLE: [&str; 6] = ["iterations=2", "batch=2", "steps=4", "rank=2", "test_prompts=4", "images_per_prompt=2"];
+
+#[test]
+fn a_table_fills_in_from_runs_that_are_done_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("flux");
+    let set = [&TABLE[..], &["watch=[]", "seeds=[0, 1]", "only=[\"2nd-AM-3\", \"DRaFT-1\"]"]].concat();
+    let table = |printed: &str| printed.rsplit("reward ").next().unwrap().to_string();
+    let first = run("scripts/tables/flux.rhai", &out, &set);
+    for word in ["base", "2nd-AM-3", "DRaFT-1", "oracle", "LPIPS", "1 - MS-SSIM", "recall", "coverage", "seconds", "±"]
+    {
+        assert!(table(&first).contains(word), "{word}: {first}");
+    }
+    let lora = out.join("draft-1/seed-1/lora.safetensors");
+    let trained = std::fs::read(&lora).unwrap();
+    assert!(trained != std::fs::read(out.join("draft-1/seed-0/lora.safetensors")).unwrap(), "seeds differ");
+
+    let again = run("scripts/tables/flux.rhai", &out, &set);
+    assert_eq!(again.matches("done before").count(), 4, "{again}");
+    assert_eq!(table(&again), table(&first));
+
+    cut(&out.join("draft-1/seed-1"), 0);
+    let resumed = run("scripts/tables/flux.rhai", &out, &set);
+    assert_eq!(resumed.matches("done before").count(), 3, "{resumed}");
+    assert!(std::fs::read(&lora).unwrap() == trained, "the row that was lost comes out the same");
+
+    for (recipe, wanted) in [("curves", "images/reward-1.png"), ("control", "images/control-2nd-am-3-seed-0.png")] {
+        let drawn = folder.path().join(recipe);
+        run(&format!("scripts/figures/{recipe}.rhai"), &drawn, &[&format!("table={}", out.display())]);
+        assert!(drawn.join(wanted).exists(), "{wanted}");
+    }
+}
+
+#[test]
+fn every_table_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let tiny = [&TABLE[..], &["watch=[]", "seeds=[0]", "lpips=", "features="]].concat();
+    for (recipe, rest, rows) in [
+        (
+            "sit",
+            &["only=[\"SDE-AM-2\", \"6th-ODE-AM-10\", \"ReFL-10\"]"][..],
+            &["SDE-AM-2", "6th-ODE-AM-10", "ReFL-10"][..],
+        ),
+        ("noise", &["active=2"], &["none", "memoryless", "1 - t", "sin^2", "constant"]),
+        ("settings", &["active=[1]", "orders=[2, 6]"], &["p = 2, K = 1", "p = 6, K = 1"]),
+    ] {
+        let out = folder.path().join(recipe);
+        let printed = run(&format!("scripts/tables/{recipe}.rhai"), &out, &[&tiny[..], rest].concat());
+        let table = printed.rsplit("reward ").next().unwrap();
+        assert!(rows.iter().all(|row| table.contains(row)), "{recipe}: {printed}");
+    }
+    let out = folder.path().join("time");
+    let printed = run("scripts/tables/time.rhai", &out, &["batch=1", "steps=4", "rounds=1", "active=[1]"]);
+    for row in ["one forward", "ODE-AM-Full", "SDE-AM-1", "DRaFT-1", "ReFL-5", "predicted"] {
+        assert!(printed.contains(row), "{row}: {printed}");
+    }
+}
+
+#[test]
+fn hacking_compares_at_equal_reward() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = ["iterations=2", "batch=2", "steps=4", "test_prompts=2", "images_per_prompt=2", "lpips="];
+    let some = ["methods=[\"6th-AM-Full\", \"DRaFT-1\"]", "strengths=[0.5, 2.0]"];
+    let printed = run("scripts/hacking.rhai", folder.path(), &[&small[..], &some[..]].concat());
+    let table = printed.rsplit("highest reward").next().unwrap();
+    assert!(table.contains("6th-AM-Full") && table.contains("DRaFT-1") && !table.contains(" x "), "{printed}");
+    assert!(folder.path().join("images/reward-oracle.png").exists());
+    assert_eq!(std::fs::read_to_string(folder.path().join("points.csv")).unwrap().matches("reward,").count(), 5);
+}
+
 #[test]
 fn sit_ode_am_leaves_a_run() {
     let folder = tempfile::tempdir().unwrap();

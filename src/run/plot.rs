@@ -50,7 +50,9 @@ pub enum Style {
 /// A line per series.
 pub fn lines(series: &[Series], style: Style, labels: &Labels) -> Result<RgbImage> {
     let points = || series.iter().flat_map(|s| &s.points).filter(|p| finite(p));
-    frame("plot", labels, points(), series.len() > 1, |chart| {
+    let keys = if series.len() > 1 { series.len() } else { 0 };
+    let around = Around { labels, keys, room: if style == Style::Lines { 0.0 } else { 0.02 } };
+    frame("plot", around, points(), |chart| {
         for (i, one) in series.iter().enumerate() {
             let color = COLORS[i % COLORS.len()];
             let line = if style == Style::Joined { color.mix(0.5).stroke_width(1) } else { color.stroke_width(2) };
@@ -62,7 +64,8 @@ pub fn lines(series: &[Series], style: Style, labels: &Labels) -> Result<RgbImag
                 chart.draw_series(known.map(|&p| Circle::new(p, 3, color.filled())))?;
             }
             let key = chart.draw_series(std::iter::empty::<Circle<(f64, f64), i32>>())?;
-            key.label(&one.name).legend(move |(x, y)| Rectangle::new([(x, y - 1), (x + 14, y + 1)], color.filled()));
+            key.label(format!("{} ", one.name))
+                .legend(move |(x, y)| Rectangle::new([(x, y - 1), (x + 14, y + 1)], color.filled()));
         }
         Ok(())
     })
@@ -75,7 +78,7 @@ fn finite(point: &(f64, f64)) -> bool {
 /// Points.
 pub fn scatter(points: &[(f64, f64)], labels: &Labels) -> Result<RgbImage> {
     let known = || points.iter().filter(|p| finite(p));
-    frame("scatter", labels, known(), false, |chart| {
+    frame("scatter", Around { labels, keys: 0, room: 0.02 }, known(), |chart| {
         chart.draw_series(known().map(|&p| Circle::new(p, 2, COLORS[0].mix(0.7).filled()))).map(drop)
     })
 }
@@ -102,7 +105,8 @@ pub fn histogram(values: &[f64], bins: usize, labels: &Labels) -> Result<RgbImag
         .enumerate()
         .map(|(i, &n)| [(range.start + i as f64 * width, 0.0), (range.start + (i + 1) as f64 * width, n as f64)])
         .collect();
-    frame("histogram", labels, bars.iter().flatten().filter(|_| !values.is_empty()), false, |chart| {
+    let corners = bars.iter().flatten().filter(|_| !values.is_empty());
+    frame("histogram", Around::alone(labels), corners, |chart| {
         chart.draw_series(bars.iter().map(|&bar| Rectangle::new(bar, COLORS[0].mix(0.75).filled()))).map(drop)
     })
 }
@@ -127,7 +131,7 @@ pub fn heatmap(values: &[f64], columns: usize, ranges: [Option<[f64; 2]>; 2], la
         })
         .collect();
     let corners = cells.iter().flat_map(|(cell, _)| cell).filter(|_| finite().next().is_some());
-    frame("heatmap", labels, corners, false, |chart| {
+    frame("heatmap", Around::alone(labels), corners, |chart| {
         chart.draw_series(cells.iter().map(|(cell, color)| Rectangle::new(*cell, color.filled()))).map(drop)
     })
 }
@@ -144,7 +148,7 @@ pub fn panels(series: &[Series]) -> Result<RgbImage> {
         }
         let labels = Labels { title: one.name.clone(), x: "step".into(), ..Labels::default() };
         let mean = running_mean(&one.points, one.points.len() / 20);
-        let panel = frame("curves", &labels, finite(), false, |chart| {
+        let panel = frame("curves", Around::alone(&labels), finite(), |chart| {
             chart.draw_series(LineSeries::new(finite().copied(), COLORS[0].mix(0.3).stroke_width(1)))?;
             chart.draw_series(LineSeries::new(mean, COLORS[0].stroke_width(2))).map(drop)
         })?;
@@ -167,16 +171,51 @@ fn running_mean(points: &[(f64, f64)], reach: usize) -> Vec<(f64, f64)> {
 type Chart<'a, 'b> = ChartContext<'a, Canvas<'b>, Cartesian2d<Scale, Scale>>;
 type Drawing = std::result::Result<(), DrawingAreaErrorKind<std::convert::Infallible>>;
 
+/// What stands around the points: names and axes, how many series are named in a key, and the share of the horizontal axis
+/// that is free at both ends.
+struct Around<'a> {
+    labels: &'a Labels,
+    keys: usize,
+    room: f64,
+}
+
+impl<'a> Around<'a> {
+    fn alone(labels: &'a Labels) -> Self {
+        Self { labels, keys: 0, room: 0.0 }
+    }
+
+    /// The corner for the key: that with the fewest points.
+    fn corner(&self, points: &[(f64, f64)], [x, y]: &[Scale; 2]) -> SeriesLabelPosition {
+        const ALL: [(bool, bool, SeriesLabelPosition); 4] = [
+            (true, false, SeriesLabelPosition::LowerRight),
+            (true, true, SeriesLabelPosition::UpperRight),
+            (false, true, SeriesLabelPosition::UpperLeft),
+            (false, false, SeriesLabelPosition::LowerLeft),
+        ];
+        let height = (60 * self.keys + 60) as i32;
+        let inside = |from_end: bool, at: i32, size: i32| if from_end { at > 1000 - size } else { at < size };
+        let covered = |right: bool, upper: bool| {
+            let under = |p: &&(f64, f64)| {
+                inside(right, x.map(&p.0, (0, 1000)), 300) && inside(upper, y.map(&p.1, (0, 1000)), height)
+            };
+            points.iter().filter(under).count()
+        };
+        let best = ALL.into_iter().min_by_key(|(right, upper, _)| covered(*right, *upper));
+        best.map_or(SeriesLabelPosition::LowerRight, |(_, _, position)| position)
+    }
+}
+
 /// Axes around the points, then what `fill` draws, and a key of the named series.
 fn frame<'p>(
     function: &str,
-    labels: &Labels,
+    around: Around,
     points: impl Iterator<Item = &'p (f64, f64)>,
-    keys: bool,
     fill: impl FnOnce(&mut Chart) -> Drawing,
 ) -> Result<RgbImage> {
+    let (labels, points): (_, Vec<(f64, f64)>) = (around.labels, points.copied().collect());
     let none = (f64::INFINITY..f64::NEG_INFINITY, f64::INFINITY..f64::NEG_INFINITY);
-    let (x, y) = points.fold(none, |(x, y), p| (x.start.min(p.0)..x.end.max(p.0), y.start.min(p.1)..y.end.max(p.1)));
+    let (x, y) =
+        points.iter().fold(none, |(x, y), p| (x.start.min(p.0)..x.end.max(p.0), y.start.min(p.1)..y.end.max(p.1)));
     if !(x.start.is_finite() && y.start.is_finite() && x.end.is_finite() && y.end.is_finite()) {
         bail!(Value, "{function}: needs at least one finite value, got none");
     }
@@ -186,8 +225,9 @@ fn frame<'p>(
         }
     }
     let mut image = RgbImage::from_pixel(SIZE.0, SIZE.1, Rgb([255; 3]));
-    let scales = [Scale::new(x, labels.log_x, 0.0), Scale::new(y, labels.log_y, 0.04)];
-    let drawn = axes(&mut image, labels, scales, keys, fill);
+    let scales = [Scale::new(x, labels.log_x, around.room), Scale::new(y, labels.log_y, 0.04)];
+    let key = (around.keys > 0).then(|| around.corner(&points, &scales));
+    let drawn = axes(&mut image, labels, scales, key, fill);
     match drawn {
         Ok(()) => Ok(image),
         Err(e) => bail!(Internal, "{function}: cannot draw ({e})"),
@@ -198,7 +238,7 @@ fn axes(
     image: &mut RgbImage,
     labels: &Labels,
     [x, y]: [Scale; 2],
-    keys: bool,
+    key: Option<SeriesLabelPosition>,
     fill: impl FnOnce(&mut Chart) -> Drawing,
 ) -> Drawing {
     let root = Canvas(image).into_drawing_area();
@@ -225,8 +265,9 @@ fn axes(
         .label_style(("sans-serif", 10))
         .draw()?;
     fill(&mut chart)?;
-    if keys {
+    if let Some(corner) = key {
         let mut keys = chart.configure_series_labels();
+        keys.position(corner).margin(10);
         keys.background_style(WHITE.mix(0.8)).border_style(BLACK.mix(0.3)).label_font(("sans-serif", 10)).draw()?;
     }
     Ok(())
