@@ -26,11 +26,12 @@ impl Session {
     /// A file to write, relative to the run's folder and inside it; the folders above it are made.
     pub fn writable(&self, path: &str) -> Result<PathBuf> {
         let folder = self.run_folder();
-        let file = if Path::new(path).starts_with(&folder) { PathBuf::from(path) } else { folder.join(path) };
-        if !file.starts_with(&folder) || file.components().any(|c| c == Component::ParentDir) {
+        let inside = Path::new(path).strip_prefix(&folder).unwrap_or(Path::new(path));
+        if !inside.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir)) {
             bail!(File, "a script may only write in its run's folder {}, got \"{path}\"", folder.display();
                 hint: "give a path relative to it, or another folder with --out");
         }
+        let file = folder.join(inside);
         let parent = file.parent().unwrap_or(&folder);
         let refused = |e: std::io::Error| Error::new(Kind::File, format!("cannot write in {}: {e}", parent.display()));
         std::fs::create_dir_all(parent).map_err(refused)?;
