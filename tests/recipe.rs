@@ -90,6 +90,33 @@ fn an_evaluation_that_fails_does_not_lose_the_training() {
     assert!(lora() == before && std::fs::read(folder.path().join("metrics.jsonl")).unwrap() == log);
 }
 
+#[test]
+fn every_method_leaves_a_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = [&SMALL[..], &["watch=[]"]].concat();
+    for (recipe, rest) in [
+        ("flux_sde_am", &["noise=linear_decay()"][..]),
+        ("sit_sde_am", &["truncate=full()"]),
+        ("adjoint_matching", &["always=2", "drawn=1"]),
+        ("draft", &["low_variance=1"]),
+        ("refl", &["truncate=last(2)", "hinge=2.0"]),
+    ] {
+        let out = folder.path().join(recipe);
+        let printed = run(&format!("scripts/{recipe}.rhai"), &out, &[&small[..], rest].concat());
+        assert!(["reward", "oracle", "diversity"].iter().all(|row| printed.contains(row)), "{recipe}: {printed}");
+        assert!(out.join("lora.safetensors").exists(), "{recipe}");
+    }
+}
+
+#[test]
+fn adaptive_truncation_stands_beside_fixed_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = [&TABLE[..], &["watch=[]", "seeds=[0]", "fixed=[1]", "masses=[0.5]"]].concat();
+    let printed = run("scripts/adaptive.rhai", folder.path(), &set);
+    assert!(printed.contains("K = 1") && printed.contains("adaptive(0.5)"), "{printed}");
+    assert!(folder.path().join("images/control.png").exists());
+}
+
 /// A table at its smallest.
 const TABLE: [&str; 6] = ["iterations=2", "batch=2", "steps=4", "rank=2", "test_prompts=4", "images_per_prompt=2"];
 
