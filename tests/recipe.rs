@@ -117,6 +117,24 @@ fn adaptive_truncation_stands_beside_fixed_ones() {
     assert!(folder.path().join("images/control.png").exists());
 }
 
+/// Rhai 1.27 keeps functions that it found inside a module by their bare name for the script too.
+#[test]
+fn a_module_that_trains_leaves_the_runs_functions_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = folder.path().join("several.rhai");
+    let text = r#"import "stdlib/experiment" as experiment;
+        let s = #{ iterations: 1, batch: 1, steps: 2, rank: 2, test_prompts: 1, images_per_prompt: 2 };
+        let lab = experiment::open(s);
+        for seed in 0..3 {
+            let run = start_run(s, #{ name: `seed-${seed}` });
+            experiment::train(lab, run, |lab, b, run| draft(lab.policy, b.x0, b.condition, b.cost, #{}));
+        }
+        start_run(#{}).finish([#{ name: "drafted", x: [1.0, 2.0] }], #{ columns: ["x"] });"#;
+    std::fs::write(&script, text).unwrap();
+    let printed = run(script.to_str().unwrap(), &folder.path().join("out"), &[]);
+    assert!(printed.contains("drafted   1.50 ± 0.50   2"), "{printed}");
+}
+
 /// A table at its smallest.
 const TABLE: [&str; 6] = ["iterations=2", "batch=2", "steps=4", "rank=2", "test_prompts=4", "images_per_prompt=2"];
 
