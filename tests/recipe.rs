@@ -66,6 +66,10 @@ fn an_interrupted_run_goes_on_to_the_same_bytes() {
     for (recipe, rest) in [
         ("flux_ode_am", ["truncate=adaptive(0.5)", "test_prompts=1", "images_per_prompt=2"]),
         ("sit_ode_am", ["order=2", "test_classes=1", "images_per_class=2"]),
+        ("flux_sde_am", ["noise=memoryless()", "test_prompts=1", "images_per_prompt=2"]),
+        ("sit_sde_am", ["truncate=last(2)", "test_classes=1", "images_per_class=2"]),
+        ("draft", ["low_variance=1", "test_prompts=1", "images_per_prompt=2"]),
+        ("refl", ["truncate=last(3)", "test_prompts=1", "images_per_prompt=2"]),
     ] {
         let (script, out) = (format!("scripts/{recipe}.rhai"), folder.path().join(recipe));
         let set = [&small[..], &rest[..]].concat();
@@ -96,7 +100,6 @@ fn every_method_leaves_a_run() {
     let small = [&SMALL[..], &["watch=[]"]].concat();
     for (recipe, rest) in [
         ("flux_sde_am", &["noise=linear_decay()"][..]),
-        ("sit_sde_am", &["truncate=full()"]),
         ("adjoint_matching", &["always=2", "drawn=1"]),
         ("draft", &["low_variance=1"]),
         ("refl", &["truncate=last(2)", "hinge=2.0"]),
@@ -192,6 +195,13 @@ fn every_table_runs() {
     for row in ["one forward", "ODE-AM-Full", "SDE-AM-1", "DRaFT-1", "ReFL-5", "predicted"] {
         assert!(printed.contains(row), "{row}: {printed}");
     }
+}
+
+#[test]
+fn every_conversion_agrees() {
+    let folder = tempfile::tempdir().unwrap();
+    let printed = run("scripts/tables/conversions.rhai", folder.path(), &[]);
+    assert!(printed.contains("all agree to within 0.0001"), "{printed}");
 }
 
 #[test]
