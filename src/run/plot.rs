@@ -64,7 +64,8 @@ pub fn lines(series: &[Series], style: Style, labels: &Labels) -> Result<RgbImag
                 chart.draw_series(known.map(|&p| Circle::new(p, 3, color.filled())))?;
             }
             let key = chart.draw_series(std::iter::empty::<Circle<(f64, f64), i32>>())?;
-            key.label(format!("{} ", one.name))
+            // plotters measures a name as about a fifth narrower than our font draws it
+            key.label(format!("{}{}", one.name, " ".repeat(1 + one.name.chars().count() / 5)))
                 .legend(move |(x, y)| Rectangle::new([(x, y - 1), (x + 14, y + 1)], color.filled()));
         }
         Ok(())
