@@ -6,5 +6,6 @@ mod gaussian;
 mod golden;
 mod identity;
 mod model;
+mod regularizer;
 mod stochastic;
 mod toy;
