@@ -3,7 +3,7 @@
 
 use super::example::{self, Example};
 use super::option::Field;
-use super::{CHAPTERS, Chapter, import, short_type};
+use super::{CHAPTERS, Chapter, import, reader, short_type};
 use crate::error::nearest;
 use rhai::{Engine, Module};
 use std::collections::BTreeMap;
@@ -103,7 +103,13 @@ impl Catalog {
     }
 
     fn add_script(&mut self, name: &str, text: &str) {
-        let Ok(ast) = Engine::new().compile(text) else { return };
+        let ast = match reader().compile(text) {
+            Ok(ast) => ast,
+            Err(e) => {
+                let text = format!("cannot be read: {e}");
+                return self.headings.push(Heading { name: name.into(), text });
+            }
+        };
         let about = plain_text(ast.doc());
         self.headings.push(Heading { name: name.into(), text: about });
         let mut functions: Vec<_> = ast.iter_functions().filter(|f| f.access == rhai::FnAccess::Public).collect();
@@ -233,4 +239,24 @@ fn plain_text(comment: &str) -> String {
         l.strip_prefix(' ').unwrap_or(l).trim_end().to_string()
     };
     comment.lines().map(line).collect::<Vec<_>>().join("\n").trim().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_module_in_the_binary_is_in_the_catalogue() {
+        let catalog = Catalog::get();
+        for (name, text) in import::embedded() {
+            let listed = catalog.entries.iter().filter(|e| e.chapter == name).count();
+            let written = text.lines().filter(|line| line.starts_with("fn ")).count();
+            assert_eq!(
+                listed,
+                written,
+                "{name}: {:?}",
+                catalog.headings.iter().find(|h| h.name == name).map(|h| &h.text)
+            );
+        }
+    }
 }

@@ -62,7 +62,7 @@ pub fn check(example: &Example) -> std::result::Result<(), String> {
     let host = Host::new(Session::new(request, Box::new(|_| ())));
     if !example.run {
         // its variables may come from the prose around it
-        return rhai::Engine::new().compile(&example.code).map(drop).map_err(|e| e.to_string());
+        return super::reader().compile(&example.code).map(drop).map_err(|e| e.to_string());
     }
     let mut runner = Runner { host, scope: Scope::new(), functions: AST::empty() };
     steps(&example.code).iter().try_for_each(|step| {

@@ -284,6 +284,13 @@ fn limit(engine: &mut Engine) {
     engine.disable_symbol("eval");
 }
 
+/// An engine that reads scripts as deep as they may be, without running them.
+fn reader() -> Engine {
+    let mut engine = Engine::new();
+    engine.set_max_expr_depths(128, 64);
+    engine
+}
+
 /// Output, interrupt and deadline.
 fn connect(engine: &mut Engine, session: &Arc<Session>) {
     let printer = session.clone();
