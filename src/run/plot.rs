@@ -26,7 +26,7 @@ pub struct Series {
 
 pub const SIZE: (u32, u32) = (640, 400);
 
-const COLORS: [RGBColor; 8] = [
+const COLORS: [RGBColor; 10] = [
     RGBColor(31, 90, 180),
     RGBColor(214, 90, 20),
     RGBColor(40, 140, 70),
@@ -35,6 +35,8 @@ const COLORS: [RGBColor; 8] = [
     RGBColor(120, 90, 60),
     RGBColor(220, 120, 180),
     RGBColor(110, 110, 110),
+    RGBColor(20, 160, 170),
+    RGBColor(205, 165, 20),
 ];
 
 /// How series are drawn.
