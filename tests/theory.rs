@@ -20,14 +20,26 @@ fn run(name: &str, out: &Path, set: &[&str]) -> String {
 #[test]
 fn propositions_hold() {
     let folder = tempfile::tempdir().unwrap();
-    let small = ["steps=100", "widths=[[2.0, 1.0]]", "orders=[2, 4]", "etas=[1.0]"];
-    let printed = run("propositions", folder.path(), &small);
-    for row in ["[2.0, 1.0] t*", "[2.0, 1.0] R_4(0)", "memoryless() |u(0.5)|", "exploding eta 1.0 u*", "m 2.0 ridge t*"]
-    {
-        assert!(printed.contains(row), "{row}: {printed}");
-    }
-    for image in ["sources", "orders_2.0_1.0", "exploding", "preserving", "ridge"] {
-        assert!(folder.path().join(format!("images/{image}.png")).exists(), "{image}");
+    for (recipe, small, rows, images) in [
+        (
+            "propositions",
+            &["steps=100", "widths=[[2.0, 1.0]]", "orders=[2, 4]"][..],
+            &["[2.0, 1.0] t*", "[2.0, 1.0] R_4(0)", "memoryless() |u(0.5)|"][..],
+            &["sources", "orders_2.0_1.0"][..],
+        ),
+        (
+            "processes",
+            &["steps=100", "etas=[1.0]"],
+            &["exploding eta 1.0 u*", "m 2.0 ridge t*"],
+            &["exploding", "preserving", "ridge"],
+        ),
+    ] {
+        let out = folder.path().join(recipe);
+        let printed = run(recipe, &out, small);
+        assert!(rows.iter().all(|row| printed.contains(row)), "{recipe}: {printed}");
+        for image in images {
+            assert!(out.join(format!("images/{image}.png")).exists(), "{image}");
+        }
     }
 }
 
