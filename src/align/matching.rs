@@ -130,6 +130,12 @@ pub fn adjoint_matching(
         true => terminal_gradient(cost, &noise_free_end(carrying, &path)?)?,
     };
     let mut adjoint = lean_adjoint(carrying, &path, &terminal.gradient, options.index)?;
+    if adjoint.dynamics.iter().all(|step| step.velocity_per_control() == 0.0) {
+        bail!(
+            Value, "adjoint_matching: a stochastic sampler must have noise at an active step, got none, so that no control can act";
+            hint: "make more steps active: the last step of gddim(eta) is free of noise"
+        );
+    }
     if let Some(adaptive) = measuring {
         let active = adaptive.measure(&control_mass(&adjoint, &options.regularizer, options.norm)?);
         (path, adjoint) = (path.narrow(active), adjoint.narrow(active));

@@ -1,6 +1,6 @@
 //! The golden case `adjoint`: states, adjoints, targets, losses and gradients of a small network.
 
-use crate::toy::{Mlp, Tensors, load, relative, reward};
+use crate::toy::{Mlp, Tensors, golden, relative, reward};
 use amscript::align::{
     Adjoint, AdjointIndex, MatchingLoss, Norm, Regularizer, control_target, lean_adjoint, matching_loss,
     terminal_gradient,
@@ -22,9 +22,8 @@ struct Case {
 
 impl Case {
     fn new(grid: &str) -> Self {
-        let weights = load("adjoint/weights.safetensors");
-        let (base, tuned) = (Mlp::load(&weights, "base"), Mlp::load(&weights, "tuned"));
-        Self { expected: load("adjoint/expected.safetensors"), base, tuned, grid: grid.into() }
+        let (expected, base, tuned) = golden();
+        Self { expected, base, tuned, grid: grid.into() }
     }
 
     fn input(&self, name: &str) -> &Tensor {
@@ -114,7 +113,7 @@ fn direct_gradient_is_half_the_weighted_matching_gradient_at_the_base() {
                 control_target(&case.adjoint(&path, AdjointIndex::Next), &Regularizer::quadratic(), Norm::Sample)
                     .unwrap();
             let options = MatchingLoss { weighted: true, ..Default::default() };
-            let twin = Mlp::load(&load("adjoint/weights.safetensors"), "base");
+            let (_, twin, _) = golden();
             let loss = (matching_loss(&twin, &case.base, &path, &targets, &options).unwrap() * 0.5).unwrap();
             case.check(&format!("direct_grad.K{k}"), &flat(gradients(&loss, &twin.params()).unwrap()), 1e-10);
         }

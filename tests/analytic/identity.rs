@@ -1,6 +1,6 @@
 //! Identities between methods, and the count of forwards.
 
-use crate::toy::{Counted, Mlp, load, numbers, relative, reward};
+use crate::toy::{Counted, Mlp, golden, load, numbers, relative, reward};
 use amscript::align::{
     Adaptive, AdjointIndex, DraftOptions, MatchingLoss, MatchingOptions, Norm, Reduction, Regularizer, RewardCost,
     TerminalCost, Truncation, adjoint_matching, control_intensity, control_mass, control_target, draft, lean_adjoint,
@@ -16,8 +16,8 @@ use std::sync::Arc;
 const STEPS: usize = 8;
 
 fn networks() -> (Mlp, Mlp) {
-    let weights = load("adjoint/weights.safetensors");
-    (Mlp::load(&weights, "base"), Mlp::load(&weights, "tuned"))
+    let (_, base, tuned) = golden();
+    (base, tuned)
 }
 
 fn start() -> Tensor {

@@ -1,6 +1,6 @@
 //! The golden case `adjoint` with noise: states, adjoints, targets, losses and gradients; the implicit sampler; marginals.
 
-use crate::toy::{Gaussian, Mlp, Tensors, load, numbers, relative, reward};
+use crate::toy::{Gaussian, Mlp, Tensors, golden, numbers, relative, reward};
 use amscript::align::{
     AdjointIndex, Criterion, MatchingLoss, MatchingOptions, Norm, Regularizer, Truncation, Units, adjoint_matching,
     control_target, lean_adjoint, terminal_gradient,
@@ -27,9 +27,8 @@ fn flat(gradients: Vec<Tensor>) -> Tensor {
 
 impl Case {
     fn new(name: &'static str) -> Self {
-        let weights = load("adjoint/weights.safetensors");
-        let (base, tuned) = (Mlp::load(&weights, "base"), Mlp::load(&weights, "tuned"));
-        Self { expected: load("adjoint/expected.safetensors"), base, tuned, name }
+        let (expected, base, tuned) = golden();
+        Self { expected, base, tuned, name }
     }
 
     fn rollout(&self, solver: Arc<dyn Solver>) -> RolloutOptions {

@@ -42,6 +42,12 @@ impl Mlp {
     }
 }
 
+/// The golden case `adjoint`: what is expected, the base and the tuned network.
+pub fn golden() -> (Tensors, Mlp, Mlp) {
+    let weights = load("adjoint/weights.safetensors");
+    (load("adjoint/expected.safetensors"), Mlp::load(&weights, "base"), Mlp::load(&weights, "tuned"))
+}
+
 impl Velocity for Mlp {
     fn velocity(&self, x: &Tensor, t: &Tensor, _: &Condition) -> Result<Tensor> {
         let layer = |x: &Tensor, i: usize| x.matmul(&self.0[i].t()?)?.broadcast_add(&self.0[i + 1]);
