@@ -257,4 +257,5 @@ def main():
         print(f"{case:12} {CASES[case][0]:5}  {a:9.3f}s {b:7.3f}s {a / b:6.2f}  {c:12.3f}s {d:7.3f}s {c / d:6.2f}  {apart:.1e}", flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,372 @@
+"""The update of every method beside the same in PyTorch: the same weights, batch and mathematics, f32, two threads each.
+
+    python benches/peers/updates.py target/release/amscript WORK [--cases tiny-flux2,sit-s2] [--rounds 3] [--compile] [--methods AM-1,VJP]
+
+WORK gets random weights in the published layouts and each side's figures. A round runs, each in a process of its own and in turn, ours;
+(a) PyTorch as published practice writes it (the loss runs base and policy again on the states of the window); (b) PyTorch with our
+reuse (base outputs of the adjoint's products, policy graphs of the rollout); with --compile, both with `torch.compile`. Printed are
+medians over rounds of medians within, ratios ours / theirs, the largest difference of the losses, and the peak memory of
+processes that take the full adjoint alone. Needs torch, diffusers, transformers, peft, open_clip_torch and tokenizers.
+"""
+
+import argparse
+import copy
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from rewards import hf_clip, normalised, unit
+
+HERE = Path(__file__).resolve().parent
+ASSETS = HERE.parent.parent / "assets"
+THREADS = 2
+# case: family, sizes, samples per update, steps N
+CASES = {
+    "tiny-flux2": ("flux2", None, 8, 20),
+    "tiny-sit": ("sit", None, 8, 20),
+    "sit-s2": ("sit", dict(depth=12, hidden_size=384, num_heads=6), 2, 10),
+    "sit-b2": ("sit", dict(depth=12, hidden_size=768, num_heads=12), 2, 10),
+    "flux2-300m": ("flux2", dict(width=1024, double=4, single=12), 2, 5),
+}
+METHODS = ["AM-1", "AM-3", "AM-Full", "DRaFT-1", "ReFL-5", "rollout", "VJP", "decode + reward"]
+SCALE, RANK = 100.0, 8
+
+
+class Block(torch.nn.Module):
+    """A block of SiT, with the published names."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.attn = torch.nn.ModuleDict({"qkv": torch.nn.Linear(width, 3 * width), "proj": torch.nn.Linear(width, width)})
+        self.mlp = torch.nn.ModuleDict({"fc1": torch.nn.Linear(width, 4 * width), "fc2": torch.nn.Linear(4 * width, width)})
+        self.adaLN_modulation = torch.nn.Sequential(torch.nn.SiLU(), torch.nn.Linear(width, 6 * width))
+
+    def forward(self, x, c):
+        m = [part.unsqueeze(1) for part in self.adaLN_modulation(c).chunk(6, dim=1)]
+        norm = lambda x, i: F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + m[i + 1]) + m[i]
+        b, n, d = x.shape
+        q, k, v = self.attn["qkv"](norm(x, 0)).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, d)
+        x = x + m[2] * self.attn["proj"](attended)
+        return x + m[5] * self.mlp["fc2"](F.gelu(self.mlp["fc1"](norm(x, 3)), approximate="tanh"))
+
+
+class Sit(torch.nn.Module):
+    """SiT (arXiv:2401.08740) without label dropping, with the published names."""
+
+    def __init__(self, depth, hidden_size, num_heads, input_size, patch_size=2, num_classes=1000, **_):
+        super().__init__()
+        d, self.side, self.patch = hidden_size, input_size // patch_size, patch_size
+        self.x_embedder = torch.nn.ModuleDict({"proj": torch.nn.Conv2d(4, d, patch_size, patch_size)})
+        self.pos_embed = torch.nn.Parameter(torch.randn(1, self.side**2, d) * 0.5, requires_grad=False)
+        mlp = torch.nn.Sequential(torch.nn.Linear(256, d), torch.nn.SiLU(), torch.nn.Linear(d, d))
+        self.t_embedder = torch.nn.ModuleDict({"mlp": mlp})
+        self.y_embedder = torch.nn.ModuleDict({"embedding_table": torch.nn.Embedding(num_classes + 1, d)})
+        self.blocks = torch.nn.ModuleList([Block(d, num_heads) for _ in range(depth)])
+        self.final_layer = torch.nn.ModuleDict({"linear": torch.nn.Linear(d, patch_size**2 * 8)})
+        self.final_layer["adaLN_modulation"] = torch.nn.Sequential(torch.nn.SiLU(), torch.nn.Linear(d, 2 * d))
+
+    def forward(self, x, t, y):
+        angles = t[:, None] * torch.exp(-9.210340371976184 * torch.arange(128) / 128)
+        c = self.t_embedder["mlp"](torch.cat([angles.cos(), angles.sin()], 1)) + self.y_embedder["embedding_table"](y)
+        h = self.x_embedder["proj"](x).flatten(2).transpose(1, 2) + self.pos_embed
+        for block in self.blocks:
+            h = block(h, c)
+        shift, scale = self.final_layer["adaLN_modulation"](c).chunk(2, dim=1)
+        h = F.layer_norm(h, h.shape[-1:], eps=1e-6) * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+        h = self.final_layer["linear"](h).view(len(x), self.side, self.side, self.patch, self.patch, 8)
+        return torch.einsum("nhwpqc->nchpwq", h).reshape(len(x), 8, 2 * self.side, 2 * self.side)[:, :4]
+
+
+def folder(work, case):
+    family, sizes, _, _ = CASES[case]
+    return ASSETS / "tiny" / family if sizes is None else work / case
+
+
+def prepare(binary, work, case):
+    """Weights of a case, unless they are there; then what both sides start from, written by ours: noise, embeddings, texts."""
+    from diffusers import AutoencoderKL
+
+    family, sizes, batch, _ = CASES[case]
+    if sizes and not folder(work, case).exists():
+        if family == "flux2":
+            settings = sum([["--set", f"{k}={v}"] for k, v in sizes.items()], [])
+            script = HERE.parent.parent / "scripts/pretrain/random.rhai"
+            subprocess.run([binary, script, "--out", folder(work, case), *settings], check=True)
+        else:
+            torch.manual_seed(0)
+            where, config = folder(work, case), dict(sizes, input_size=32, patch_size=2, num_classes=1000, learn_sigma=True)
+            model = Sit(**config)
+            where.mkdir(parents=True)
+            save_file(model.state_dict(), where / "model.safetensors")
+            (where / "config.json").write_text(json.dumps(config))
+            kinds = dict(down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4)
+            AutoencoderKL(latent_channels=4, block_out_channels=[32, 64, 64, 64], layers_per_block=1, **kinds).save_pretrained(where / "vae")
+    if sizes:
+        vision = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, patch_size=32, image_size=224, hidden_act="quick_gelu")
+        text = dict(hidden_size=512, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=8, hidden_act="quick_gelu", bos_token_id=49406, eos_token_id=49407)
+        hf_clip(work / "clip-b32", vision_config=vision, text_config=text, projection_dim=512)
+    (work / f"{case}.json").write_text(json.dumps(ours(binary, work, case, ["prepare"], 1)[0]))
+
+
+def judge_path(work, case):
+    return ASSETS / "tiny/pickscore" if CASES[case][1] is None else work / "clip-b32"
+
+
+def judge(work, case, texts):
+    """Scores `[batch]` of images in [0, 1], texts encoded beforehand; PickScore's for the tiny model, CLIPScore's for the other."""
+    from transformers import CLIPModel
+
+    path = judge_path(work, case)
+    model = CLIPModel.from_pretrained(path, dtype=torch.float32).eval().requires_grad_(False)
+    tiny = CASES[case][1] is None
+    if tiny:
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+        ids = [tokenizer.encode(text).ids[:24] for text in texts]
+        ids = torch.tensor([row + [340] * (24 - len(row)) for row in ids])
+    else:
+        import open_clip
+
+        ids = open_clip.get_tokenizer("ViT-B-32")(texts)
+    features = lambda found: unit(getattr(found, "pooler_output", found))
+    with torch.no_grad():
+        wanted = features(model.get_text_features(input_ids=ids))
+    size = model.config.vision_config.image_size
+    factor = model.logit_scale.exp().item() if tiny else 1.0
+    return lambda x: factor * (features(model.get_image_features(pixel_values=normalised(x, size))) * wanted).sum(-1)
+
+
+def levels(where):
+    """The kinds of an autoencoder's blocks, which small configs leave out."""
+    n = len(json.loads((where / "vae/config.json").read_text())["block_out_channels"])
+    return dict(down_block_types=["DownEncoderBlock2D"] * n, up_block_types=["UpDecoderBlock2D"] * n)
+
+
+def networks(work, case, compiled):
+    """Base, policy with LoRA on the same weights, the reward of latents, and the start."""
+    from diffusers import AutoencoderKL, AutoencoderKLFlux2, Flux2Transformer2DModel
+    from peft import LoraConfig, inject_adapter_in_model
+
+    family, _, batch, _ = CASES[case]
+    start, where = load_file(work / "runs/updates" / f"{case}.safetensors"), folder(work, case)
+    texts = json.loads((work / f"{case}.json").read_text())["texts"]
+    if family == "flux2":
+        base = Flux2Transformer2DModel.from_pretrained(where / "transformer", torch_dtype=torch.float32)
+        vae = AutoencoderKLFlux2.from_pretrained(where / "vae", **levels(where))
+        targets = r"(.*\.attn\.(to_q|to_k|to_v|to_out\.0|to_qkv_mlp_proj))|(single_transformer_blocks\.\d+\.attn\.to_out)"
+    else:
+        config = json.loads((where / "config.json").read_text())
+        base, vae = Sit(**config), AutoencoderKL.from_pretrained(where / "vae", **levels(where))
+        base.load_state_dict(load_file(where / "model.safetensors"))
+        targets = r".*\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
+    base.eval().requires_grad_(False)
+    vae.eval().requires_grad_(False)
+    policy = copy.deepcopy(base)
+    for mine, theirs in zip(policy.parameters(), base.parameters()):
+        mine.data = theirs.data
+    inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets), policy)
+    params = [p for p in policy.parameters() if p.requires_grad]
+    score = judge(work, case, texts)
+
+    def decode(z):
+        if family == "sit":
+            return vae.decode(z / vae.config.scaling_factor).sample
+        mean, variance = (v.view(1, -1, 1, 1) for v in (vae.bn.running_mean, vae.bn.running_var))
+        z = z * torch.sqrt(variance + vae.config.batch_norm_eps) + mean
+        b, c, h, w = z.shape
+        return vae.decode(z.view(b, c // 4, 2, 2, h, w).permute(0, 1, 4, 2, 5, 3).reshape(b, c // 4, 2 * h, 2 * w)).sample
+
+    def judged(z):
+        image = decode(z) / 2 + 0.5
+        return score(image + (image.clamp(0, 1) - image).detach())  # as ours: the gradient passes the clamp
+
+    if compiled:
+        base, policy, judged = torch.compile(base, dynamic=False), torch.compile(policy, dynamic=False), torch.compile(judged, dynamic=False)
+
+    def field(model):
+        if family == "sit":
+            labels = start["labels"].long()
+            return lambda x, t: model(x, torch.full((len(x),), t), labels)
+        b, c, h, w = start["x0"].shape
+        grid = lambda n, m: torch.tensor([[0, i, j, 0] for i in range(n) for j in range(m)])
+        text = torch.tensor([[0, 0, 0, j] for j in range(start["embeddings"].shape[1])])
+
+        def velocity(x, t):
+            tokens, level = x.flatten(2).transpose(1, 2), torch.full((b,), 1 - t)
+            out = model(tokens, start["embeddings"], level, grid(h, w), text, return_dict=False)[0]
+            return -out.transpose(1, 2).reshape(b, c, h, w)
+
+        return velocity
+
+    return field(base), field(policy), params, judged, start["x0"]
+
+
+def methods(base, policy, params, judged, x0, steps, reuse):
+    """One closure per method that takes an update, or runs a part of it, and gives the loss."""
+    optimizer = torch.optim.AdamW(params, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.01)
+    h = 1 / steps
+
+    def step(loss):
+        torch.nn.utils.clip_grad_norm_(params, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss
+
+    def walk(n):
+        x = x0
+        with torch.no_grad():
+            for i in range(n):
+                x = x + h * policy(x, i * h)
+        return x
+
+    def terminal(x):
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(judged(x).sum(), x)[0]
+
+    def product(x, t, a):
+        x = x.detach().requires_grad_()
+        v = base(x, t)
+        return v.detach(), torch.autograd.grad(v, x, a)[0]
+
+    def adjoint_matching(k):
+        x = walk(steps - k)
+        window = range(steps - k, steps)
+        states, own = [], []
+        for i in window:
+            with torch.set_grad_enabled(reuse):
+                v = policy(x, i * h)
+            states.append(x)
+            own.append(v)
+            x = x + h * v.detach()
+        a = -SCALE * terminal(x)
+        targets, bases = [], []
+        for x, i in zip(reversed(states), reversed(window)):
+            v, pulled = product(x, i * h, a)
+            a = a + h * pulled
+            targets.insert(0, -a)
+            bases.insert(0, v)
+        total = 0.0
+        for j, i in enumerate(window):
+            if not reuse:
+                with torch.no_grad():
+                    bases[j] = base(states[j], i * h)
+                own[j] = policy(states[j], i * h)
+            loss = (own[j] - bases[j] - targets[j]).square().sum() / len(x0)
+            own[j] = None
+            loss.backward()
+            total += loss.item()
+        return step(total)
+
+    def direct(x, width, t):
+        loss = -judged(x + width * policy(x, t)).mean()
+        loss.backward()
+        return step(loss.item())
+
+    drawn = iter(range(10**9))
+
+    def refl():
+        m = steps - 1 - next(drawn) % min(5, steps)
+        return direct(walk(m), 1 - m * h, m * h)
+
+    return {
+        "load": lambda: 0.0,
+        "AM-1": lambda: adjoint_matching(1),
+        "AM-3": lambda: adjoint_matching(3),
+        "AM-Full": lambda: adjoint_matching(steps),
+        "DRaFT-1": lambda: direct(walk(steps - 1), h, 1 - h),
+        "ReFL-5": refl,
+        "rollout": lambda: walk(steps).square().mean().item(),
+        "VJP": lambda: product(x0, 0.5, x0)[1].square().mean().item(),
+        "decode + reward": lambda: terminal(x0).square().mean().item(),
+    }
+
+
+def theirs(work, case, names, repeats, variant):
+    """In a process of its own: medians of seconds, and the first loss of each method."""
+    torch.set_num_threads(THREADS)
+    parts = networks(work, case, variant.endswith("compiled"))
+    chosen = methods(*parts, CASES[case][3], variant.startswith("b"))
+    found = {}
+    for name in names:
+        loss, times = chosen[name](), []
+        # ReFL draws its step: each of the five is timed as often.
+        for _ in range(5 * -(-repeats // 5) if name == "ReFL-5" else repeats):
+            begun = time.perf_counter()
+            chosen[name]()
+            times.append(time.perf_counter() - begun)
+        found[name] = dict(seconds=statistics.mean(times) if name == "ReFL-5" else statistics.median(times), loss=loss)
+    print(json.dumps(found))
+
+
+def run(command, folder):
+    """What a process prints last, as JSON, and its peak resident memory in MB."""
+    env = dict(os.environ, OMP_NUM_THREADS=str(THREADS), RAYON_NUM_THREADS=str(THREADS))
+    process = subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, text=True, env=env, cwd=folder)
+    out = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{command} failed")
+    return json.loads(out.strip().splitlines()[-1]), usage.ru_maxrss / 1024
+
+
+def ours(binary, work, case, names, repeats):
+    settings = dict(name=case, folder=folder(work, case), judge=judge_path(work, case), batch=CASES[case][2], steps=CASES[case][3],
+                    methods=json.dumps(names), repeats=repeats, scale=SCALE, rank=RANK)
+    given = sum([["--set", f"{k}={v}"] for k, v in settings.items()], [])
+    return run([binary, HERE / "updates.rhai", *given], work)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("binary", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--cases", default=",".join(CASES))
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--memory", action="store_true", help="peak memory of the full adjoint, too")
+    parser.add_argument("--theirs", help=argparse.SUPPRESS)
+    o = parser.parse_args()
+    o.binary, o.work, names = o.binary.resolve(), o.work.resolve(), o.methods.split(",")
+    if o.theirs:
+        return theirs(o.work, o.cases, names, o.repeats, o.theirs)
+    o.work.mkdir(parents=True, exist_ok=True)
+    variants = ["a", "b"] + (["a compiled", "b compiled"] if o.compile else [])
+    peer = lambda case, names, variant: run([sys.executable, HERE / "updates.py", o.binary, o.work, "--cases", case, "--methods", ",".join(names),
+                                             "--repeats", o.repeats, "--theirs", variant], o.work)
+    for case in o.cases.split(","):
+        prepare(o.binary, o.work, case)
+        figures = {side: [] for side in ["ours", *variants]}
+        for _ in range(o.rounds):
+            figures["ours"].append(ours(o.binary, o.work, case, names, o.repeats)[0])
+            for variant in variants:
+                figures[variant].append(peer(case, names, variant)[0])
+        seconds = lambda side, name: statistics.median(f[name]["seconds"] for f in figures[side])
+        print(f"\n## {case}: batch {CASES[case][2]}, {CASES[case][3]} steps\n\n| | ours, s | " + " | ".join(f"/ ({v})" for v in variants) + " | losses differ by |")
+        print("|---" * (3 + len(variants)) + "|")
+        for name in names:
+            mine, loss = seconds("ours", name), figures["ours"][0][name]["loss"]
+            differs = max(abs(figures[v][0][name]["loss"] - loss) / max(abs(loss), 1e-9) for v in variants)
+            ratios = " | ".join(f"{mine / seconds(v, name):.2f}" for v in variants)
+            print(f"| {name} | {mine:.3f} | {ratios} | {differs:.1e} |", flush=True)
+        if o.memory:
+            for name in ["load", "AM-1", "AM-Full"]:
+                mine = ours(o.binary, o.work, case, [name], 1)[1]
+                other = " | ".join(f"{peer(case, [name], v)[1]:.0f}" for v in variants)
+                print(f"| peak MB, {name} | {mine:.0f} | {other} | |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
