@@ -139,6 +139,9 @@ fn normalisations() {
         Ok(i[0].broadcast_div(&(i[0].sqr()?.mean_keepdim(2)? + 1e-3)?.sqrt()?)?.broadcast_mul(&i[1])?)
     });
     let inputs = [random(&[2, 6, 3, 5], 1), random(&[6], 2), random(&[6], 3)];
+    let gated = |i: &[Tensor]| group_norm_silu(&i[0], 2, &i[1], &i[2], 1e-3);
+    check("group_norm_silu", &inputs, gated);
+    equal("group_norm_silu", &inputs, gated, |i| silu(&group_norm(&i[0], 2, &i[1], &i[2], 1e-3)?));
     let group = |i: &[Tensor]| group_norm(&i[0], 2, &i[1], &i[2], 1e-3);
     check("group_norm", &inputs, group);
     equal("group_norm", &inputs, group, |i| {
@@ -151,11 +154,12 @@ fn normalisations() {
 
 #[test]
 fn modulations() {
-    let inputs = [random(&[2, 3, 4], 1), random(&[2, 4], 2), random(&[2, 4], 3)];
-    let f = |i: &[Tensor]| modulate(&i[0], &i[1], &i[2]);
-    check("modulate", &inputs, f);
-    equal("modulate", &inputs, f, |i| {
-        Ok(i[0].broadcast_mul(&(i[2].unsqueeze(1)? + 1.0)?)?.broadcast_add(&i[1].unsqueeze(1)?)?)
+    let inputs = [random(&[2, 3, 9], 1), random(&[2, 9], 2), random(&[2, 9], 3)];
+    let f = |i: &[Tensor]| modulated_norm(&i[0], &i[1], &i[2], 1e-3);
+    check("modulated_norm", &inputs, f);
+    equal("modulated_norm", &inputs, f, |i| {
+        let normed = layer_norm(&i[0], None, None, 1e-3)?;
+        Ok(normed.broadcast_mul(&(i[2].unsqueeze(1)? + 1.0)?)?.broadcast_add(&i[1].unsqueeze(1)?)?)
     });
     let inputs = [random(&[2, 3, 4], 1), random(&[2, 4], 2), random(&[2, 3, 4], 3)];
     let f = |i: &[Tensor]| gated_add(&i[0], &i[1], &i[2]);

@@ -90,7 +90,7 @@ impl Case {
 fn tuned(base: &Flow, rank: usize, targets: &Targets) -> Flow {
     let (rng, tuned) = (Rng::new(3), base.lora(rank, 0.7, targets, &Rng::new(3)).unwrap());
     for (name, tensor) in tuned.params() {
-        let noise = rng.split(&name).normal(tensor.dims(), DType::F32, &Device::Cpu).unwrap();
+        let noise = rng.split(&name).normal(tensor.dims(), tensor.dtype(), &Device::Cpu).unwrap();
         Var::from_tensor(&tensor).unwrap().set(&(noise * 0.2).unwrap()).unwrap();
     }
     tuned
@@ -183,7 +183,7 @@ fn golden_products() {
 
 #[test]
 fn what_is_saved_reads_back_in_either_form() {
-    let case = Case::new();
+    let case = Case::with(&Choices { dtype: Some(DType::F64), ..Choices::default() });
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("lora.safetensors");
     let all = Targets::Named(

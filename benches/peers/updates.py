@@ -215,7 +215,11 @@ def networks(work, case, compiled):
 def methods(base, policy, params, judged, x0, steps, reuse):
     """One closure per method that takes an update, or runs a part of it, and gives the loss."""
     optimizer = torch.optim.AdamW(params, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.01)
-    h = 1 / steps
+    start, h = [p.detach().clone() for p in params], 1 / steps
+
+    def afresh():
+        for p, was in zip(params, start):
+            p.data.copy_(was)
 
     def step(loss):
         torch.nn.utils.clip_grad_norm_(params, 1.0)
@@ -280,6 +284,7 @@ def methods(base, policy, params, judged, x0, steps, reuse):
         return direct(walk(m), 1 - m * h, m * h)
 
     return {
+        "afresh": afresh,
         "load": lambda: 0.0,
         "AM-1": lambda: adjoint_matching(1),
         "AM-3": lambda: adjoint_matching(3),
@@ -299,6 +304,7 @@ def theirs(work, case, names, repeats, variant):
     chosen = methods(*parts, CASES[case][3], variant.startswith("b"))
     found = {}
     for name in names:
+        chosen["afresh"]()
         loss, times = chosen[name](), []
         # ReFL draws its step: each of the five is timed as often.
         for _ in range(5 * -(-repeats // 5) if name == "ReFL-5" else repeats):

@@ -6,6 +6,7 @@ use crate::flow::{Dynamics, Trajectory};
 use crate::model::Velocity;
 use crate::tensor::Tensor;
 use crate::tensor::grad::vjp;
+use crate::tensor::op::cast;
 use crate::tensor::sample::first_non_finite;
 
 /// Which adjoint a step's control target takes.
@@ -74,7 +75,7 @@ pub fn lean_adjoint(base: &dyn Velocity, path: &Trajectory, end: &Tensor, index:
                 break;
             }
         }
-        let velocity = |x: &Tensor| Ok(base.velocity(x, &t, &path.condition)?.to_dtype(x.dtype())?);
+        let velocity = |x: &Tensor| cast(&base.velocity(x, &t, &path.condition)?, x.dtype());
         let (v, pulled) = vjp(velocity, x, &a)?;
         a = path.dynamics(k)?.pull_back(&a, &pulled)?;
         if let Some(sample) = first_non_finite(&a)? {

@@ -3,7 +3,7 @@
 use crate::bail;
 use crate::error::Result;
 use crate::tensor::Tensor;
-use crate::tensor::grad::value_and_grad;
+use crate::tensor::grad::{composed, value_and_grad};
 use crate::tensor::sample::first_non_finite;
 use std::sync::{Arc, Mutex};
 
@@ -68,7 +68,7 @@ pub fn terminal_gradient(cost: &dyn TerminalCost, x1: &Tensor) -> Result<Termina
         }
         differentiable(&reward, "terminal_gradient")?;
         *seen.lock().unwrap_or_else(|e| e.into_inner()) = Some(reward.detach());
-        Ok(reward.sum_all()?)
+        composed(&[&reward], |reward| Ok(reward[0].sum_all()?))
     };
     let checked = |name: &str, x: &Tensor| match first_non_finite(x)? {
         Some(sample) => {

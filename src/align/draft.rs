@@ -6,8 +6,9 @@ use crate::bail;
 use crate::error::Result;
 use crate::flow::{RolloutOptions, Walk, interpolant, time_tensor};
 use crate::model::{Condition, Velocity};
-use crate::tensor::Tensor;
+use crate::tensor::grad::composed;
 use crate::tensor::sample::first_non_finite;
+use crate::tensor::{Tensor, op};
 
 /// One update of a method that follows the reward's own gradient.
 #[derive(Clone)]
@@ -53,7 +54,7 @@ pub fn draft(
         x = walk.next(k, &x, &v)?;
     }
     let first = judged(cost, &x, "draft")?;
-    let mut total = first.mean_all()?;
+    let mut rewards = vec![first.clone()];
     let (t, end) = (grid.times()[steps - 1], x.detach());
     for _ in 0..options.renoised {
         let Some(draw) = &options.rollout.draw else {
@@ -62,10 +63,12 @@ pub fn draft(
         let z = draw(steps - 1, &end)?;
         let again = interpolant::interpolate(&z, &end, &time_tensor(t, &end)?)?;
         let v = walk.velocity(&again, t, true)?;
-        let reached = (again + (v * grid.width(steps - 1))?)?;
-        total = (total + judged(cost, &reached, "draft")?.mean_all()?)?;
+        let reached = op::combine((&again, 1.0), (&v, grid.width(steps - 1)))?;
+        rewards.push(judged(cost, &reached, "draft")?);
     }
-    let loss = (total * (-cost.scale() / (1 + options.renoised) as f64))?;
+    let loss = composed(&rewards.iter().collect::<Vec<_>>(), |rewards| {
+        Ok((Tensor::cat(rewards, 0)?.mean_all()? * -cost.scale())?)
+    })?;
     Ok(Direct { loss, reward: first.detach() })
 }
 

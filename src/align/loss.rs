@@ -5,6 +5,7 @@ use super::regularizer::Regularizer;
 use crate::bail;
 use crate::error::Result;
 use crate::flow::{Dynamics, Trajectory};
+use crate::tensor::grad::composed;
 use crate::tensor::sample::{norm_per_sample, sum_per_sample};
 use crate::tensor::{DType, Tensor};
 use std::ops::Range;
@@ -113,14 +114,21 @@ pub fn velocity_matching(
             "matching_loss: there must be one velocity and one target for each of {steps} kept steps, got {got:?}"
         );
     }
-    accumulate(path, options, |i, x| {
-        if targets[i].dims() != x.dims() {
-            let (expected, got) = (x.dims(), targets[i].dims());
-            bail!(Shape, "matching_loss: targets must have the state's shape {expected:?}, got {got:?}");
-        }
-        let goal = (base[i].detach().to_dtype(x.dtype())? + targets[i].detach().to_dtype(x.dtype())?)?;
-        Ok((policy[i].to_dtype(x.dtype())? - goal)?.sqr()?)
+    one_node(policy, |policy| {
+        accumulate(path, options, |i, x| {
+            if targets[i].dims() != x.dims() {
+                let (expected, got) = (x.dims(), targets[i].dims());
+                bail!(Shape, "matching_loss: targets must have the state's shape {expected:?}, got {got:?}");
+            }
+            let goal = (base[i].detach().to_dtype(x.dtype())? + targets[i].detach().to_dtype(x.dtype())?)?;
+            Ok((policy[i].to_dtype(x.dtype())? - goal)?.sqr()?)
+        })
     })
+}
+
+/// A loss of velocities as one node of their graph.
+fn one_node(velocities: &[Tensor], loss: impl FnOnce(&[Tensor]) -> Result<Tensor>) -> Result<Tensor> {
+    composed(&velocities.iter().collect::<Vec<_>>(), loss)
 }
 
 /// `mean over batch of sum over k of 2 [f(|u|) + f*(sigma |a|) + sigma a . u]` with the policy's control `u`: by Fenchel and Young
@@ -143,19 +151,22 @@ pub fn fenchel_matching(
             "fenchel_loss: there must be one velocity and one adjoint for each of {steps} kept steps, got {got:?}"
         );
     }
-    accumulate(path, options, |i, x| {
-        let (step, unit) = (adjoint.dynamics[i], adjoint.dynamics[i].velocity_per_control());
-        if unit == 0.0 {
-            return Ok(Tensor::zeros(x.dim(0)?, x.dtype(), x.device())?);
-        }
-        let a = (adjoint.values[i].detach() * step.sigma())?;
-        let u = ((policy[i].to_dtype(x.dtype())? - adjoint.base_velocities[i].detach().to_dtype(x.dtype())?)? / unit)?;
-        let slopes = norm_per_sample(&a.to_dtype(DType::F64)?)?.to_vec1::<f64>()?;
-        let conjugate = Tensor::new(regularizer.conjugate(&slopes)?, x.device())?.to_dtype(x.dtype())?;
-        // The root has no gradient at 0, where the control is at first.
-        let size = (sum_per_sample(&u.sqr()?)? + 1e-24)?.sqrt()?;
-        let gap = ((regularizer.value(&size)? + conjugate)? + sum_per_sample(&(u * a)?)?)?;
-        Ok((gap * (2.0 * unit * unit))?)
+    one_node(policy, |policy| {
+        accumulate(path, options, |i, x| {
+            let (step, unit) = (adjoint.dynamics[i], adjoint.dynamics[i].velocity_per_control());
+            if unit == 0.0 {
+                return Ok(Tensor::zeros(x.dim(0)?, x.dtype(), x.device())?);
+            }
+            let a = (adjoint.values[i].detach() * step.sigma())?;
+            let u =
+                ((policy[i].to_dtype(x.dtype())? - adjoint.base_velocities[i].detach().to_dtype(x.dtype())?)? / unit)?;
+            let slopes = norm_per_sample(&a.to_dtype(DType::F64)?)?.to_vec1::<f64>()?;
+            let conjugate = Tensor::new(regularizer.conjugate(&slopes)?, x.device())?.to_dtype(x.dtype())?;
+            // The root has no gradient at 0, where the control is at first.
+            let size = (sum_per_sample(&u.sqr()?)? + 1e-24)?.sqrt()?;
+            let gap = ((regularizer.value(&size)? + conjugate)? + sum_per_sample(&(u * a)?)?)?;
+            Ok((gap * (2.0 * unit * unit))?)
+        })
     })
 }
 

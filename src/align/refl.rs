@@ -3,9 +3,10 @@
 use super::cost::TerminalCost;
 use super::draft::{Direct, judged};
 use crate::error::Result;
-use crate::flow::{RolloutOptions, Walk, interpolant, time_tensor};
+use crate::flow::{RolloutOptions, Walk};
 use crate::model::{Condition, Velocity};
-use crate::tensor::Tensor;
+use crate::tensor::grad::composed;
+use crate::tensor::{Tensor, op};
 
 /// `-scale * mean r(x + (1 - t_m) v(x, t_m))` at the state before step `m`, with the graph of that one velocity.
 ///
@@ -22,6 +23,7 @@ pub fn refl(
     let (x, t) = (walk.reach(x0, m)?, options.grid.times()[m]);
     walk.before(m)?;
     let v = walk.velocity(&x, t, true)?;
-    let reward = judged(cost, &interpolant::data_from_velocity(&v, &x, &time_tensor(t, &x)?)?, "refl")?;
-    Ok(Direct { loss: (reward.mean_all()? * -cost.scale())?, reward: reward.detach() })
+    let reward = judged(cost, &op::combine((&x, 1.0), (&v, 1.0 - t))?, "refl")?;
+    let loss = composed(&[&reward], |reward| Ok((reward[0].mean_all()? * -cost.scale())?))?;
+    Ok(Direct { loss, reward: reward.detach() })
 }

@@ -7,6 +7,7 @@ use super::grid::Grid;
 use crate::bail;
 use crate::error::Result;
 use crate::tensor::Tensor;
+use crate::tensor::op::combine;
 use std::sync::Arc;
 
 /// `w` as a function of time.
@@ -49,10 +50,7 @@ impl Dynamics {
 
     /// `x + h [(1 + rho) v - pull x]`: a step without its noise.
     pub fn advance(&self, x: &Tensor, v: &Tensor) -> Result<Tensor> {
-        match self.w {
-            None => Ok((x + (v * self.h)?)?),
-            Some(_) => Ok(((x * (1.0 - self.h * self.pull))? + (v * (self.h * (1.0 + self.rho)))?)?),
-        }
+        combine((x, 1.0 - self.h * self.pull), (v, self.h * (1.0 + self.rho)))
     }
 
     /// `a + h [(1 + rho) J^T a - pull a]`, given `J^T a` of the velocity: the adjoint of [`advance`](Self::advance).

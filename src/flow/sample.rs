@@ -5,6 +5,7 @@ use super::noise::{Dynamics, Noise};
 use crate::bail;
 use crate::error::Result;
 use crate::tensor::Tensor;
+use crate::tensor::op::combine;
 
 /// A velocity at a state and a time, its condition fixed.
 pub type Field<'a> = dyn FnMut(&Tensor, f64) -> Result<Tensor> + 'a;
@@ -70,8 +71,8 @@ impl Solver for Euler {}
 impl Solver for Heun {
     fn step(&self, field: &mut Field, x: &Tensor, v: &Tensor, grid: &Grid, k: usize) -> Result<Tensor> {
         let h = grid.width(k);
-        let ahead = field(&(x + (v * h)?)?, grid.times()[k + 1])?;
-        Ok((x + ((v + ahead)? * (0.5 * h))?)?)
+        let ahead = field(&combine((x, 1.0), (v, h))?, grid.times()[k + 1])?;
+        combine((&combine((x, 1.0), (v, 0.5 * h))?, 1.0), (&ahead, 0.5 * h))
     }
 }
 

@@ -6,6 +6,7 @@ use super::sample::{Euler, Solver};
 use crate::bail;
 use crate::error::Result;
 use crate::model::{Condition, Velocity};
+use crate::tensor::op::{cast, combine};
 use crate::tensor::sample::first_non_finite;
 use crate::tensor::{DType, Tensor};
 use std::sync::Arc;
@@ -148,7 +149,7 @@ impl<'a> Walk<'a> {
         if v.dims() != x.dims() {
             bail!(Shape, "rollout: the velocity must have the state's shape {:?}, got {:?}", x.dims(), v.dims());
         }
-        let v = v.to_dtype(x.dtype())?;
+        let v = cast(&v, x.dtype())?;
         Ok(if tracked { v } else { v.detach() })
     }
 
@@ -158,7 +159,7 @@ impl<'a> Walk<'a> {
         let mut next = solver.step(&mut |x, t| self.velocity(x, t, x.track_op()), x, v, grid, k)?;
         let spread = solver.dynamics(grid, k)?.spread();
         if let (Some(draw), true) = (&self.options.draw, spread > 0.0) {
-            next = (next + (draw(k, x)?.to_dtype(x.dtype())? * spread)?)?;
+            next = combine((&next, 1.0), (&draw(k, x)?.to_dtype(x.dtype())?, spread))?;
         }
         if let Some(sample) = first_non_finite(&next)? {
             let t = grid.times()[k + 1];

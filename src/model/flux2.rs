@@ -8,8 +8,8 @@ use crate::error::{Error, Kind, Result};
 use crate::nn::linear::Linear;
 use crate::nn::weights::{Init, Weights};
 use crate::tensor::grad::segment;
-use crate::tensor::op::{attention, cast, gated_add, layer_norm, modulate, rms_norm, rope_pairs, silu, swiglu};
-use crate::tensor::{D, DType, Device, Tensor};
+use crate::tensor::op::{self, attention, cast, gated_add, modulated_norm, rms_norm, rope_pairs, silu, swiglu};
+use crate::tensor::{DType, Device, Tensor};
 use serde::Deserialize;
 use std::sync::Arc;
 
@@ -184,24 +184,24 @@ impl Transformer {
         }
         let rope = self.rotations(text_tokens, h, w, x.device())?;
         let vector = silu(&self.time_vector(t)?)?;
-        let mut image =
-            self.embed_image.forward(&cast(&x.flatten_from(2)?.transpose(1, 2)?.contiguous()?, self.compute)?)?;
+        let tokens = op::permute(&op::reshape(x, (batch, channels, h * w))?, &[0, 2, 1])?;
+        let mut image = self.embed_image.forward(&cast(&tokens, self.compute)?)?;
         let mut text = self.embed_text.forward(&text.to_dtype(self.compute)?)?;
-        let of_image = chunks(&self.modulation_image.forward(&vector)?, 6)?;
-        let of_text = chunks(&self.modulation_text.forward(&vector)?, 6)?;
+        let of_image = op::chunk(&self.modulation_image.forward(&vector)?, 6)?;
+        let of_text = op::chunk(&self.modulation_text.forward(&vector)?, 6)?;
         for block in &self.double {
             (image, text) = block.forward(&image, &text, &of_image, &of_text, &rope)?;
         }
-        let mut all = Tensor::cat(&[&text, &image], 1)?;
-        let of_single = chunks(&self.modulation_single.forward(&vector)?, 3)?;
+        let mut all = op::cat(&[&text, &image], 1)?;
+        let of_single = op::chunk(&self.modulation_single.forward(&vector)?, 3)?;
         for block in &self.single {
             all = block.forward(&all, &of_single, &rope)?;
         }
-        let image = all.narrow(1, text_tokens, h * w)?.contiguous()?;
-        let last = chunks(&self.norm_out.forward(&vector)?, 2)?; // (scale, shift) in the diffusers layout
-        let image = modulate(&layer_norm(&image, None, None, self.config.eps)?, &last[1], &last[0])?;
-        let out = cast(&self.project.forward(&image)?, x.dtype())?.transpose(1, 2)?.contiguous()?;
-        Ok(out.reshape((batch, channels, h, w))?.neg()?)
+        let image = op::narrow(&all, 1, text_tokens, h * w)?;
+        let last = op::chunk(&self.norm_out.forward(&vector)?, 2)?; // (scale, shift) in the diffusers layout
+        let image = modulated_norm(&image, &last[1], &last[0], self.config.eps)?;
+        let out = op::permute(&cast(&self.project.forward(&image)?, x.dtype())?, &[0, 2, 1])?;
+        op::affine(&op::reshape(&out, (batch, channels, h, w))?, -1.0, 0.0)
     }
 
     /// Sinusoids of 1000 times the noise level, cosines first, through the time MLP: `[batch, width]`. Frequencies and angles are
@@ -231,10 +231,6 @@ impl Transformer {
     }
 }
 
-fn chunks(x: &Tensor, n: usize) -> Result<Vec<Tensor>> {
-    Ok(x.chunk(n, D::Minus1)?)
-}
-
 /// Cosines and sines by token.
 type Rotations = (Tensor, Tensor);
 
@@ -252,9 +248,9 @@ impl Block<DoubleBlock> {
         let inputs: Vec<&Tensor> = [image, text].into_iter().chain(of_image).chain(of_text).collect();
         let both = segment(&inputs, params, move |i| {
             let (image, text) = block.forward(&i[0], &i[1], &i[2..8], &i[8..14], &rope)?;
-            Ok(Tensor::cat(&[text, image], 1)?)
+            op::cat(&[&text, &image], 1)
         })?;
-        Ok((both.narrow(1, tokens, image.dim(1)?)?, both.narrow(1, 0, tokens)?))
+        Ok((op::narrow(&both, 1, tokens, image.dim(1)?)?, op::narrow(&both, 1, 0, tokens)?))
     }
 }
 
@@ -289,8 +285,11 @@ impl Projection {
     /// `[batch, tokens, width]` to three of `[batch, tokens, heads, head]`.
     fn forward(&self, x: &Tensor) -> Result<[Tensor; 3]> {
         let (batch, tokens, _) = x.dims3()?;
-        let split =
-            |i: usize| -> Result<Tensor> { Ok(self.parts[i].forward(x)?.reshape((batch, tokens, self.heads, ()))?) };
+        let split = |i: usize| {
+            let y = self.parts[i].forward(x)?;
+            let head = y.dim(2)? / self.heads;
+            op::reshape(&y, (batch, tokens, self.heads, head))
+        };
         let normed = |i: usize| rms_norm(&split(i)?, &self.norms[i], self.eps);
         Ok([normed(0)?, normed(1)?, split(2)?])
     }
@@ -298,9 +297,9 @@ impl Projection {
 
 /// Rotary embedding of queries and keys, then attention over all tokens: `[batch, tokens, width]`.
 fn attend([q, k, v]: [Tensor; 3], rope: &Rotations) -> Result<Tensor> {
-    let head = q.dim(3)? as f64;
+    let (batch, tokens, heads, head) = q.dims4()?;
     let (q, k) = (rope_pairs(&q, &rope.0, &rope.1)?, rope_pairs(&k, &rope.0, &rope.1)?);
-    Ok(attention(&q, &k, &v, head.powf(-0.5), None)?.flatten_from(2)?)
+    op::reshape(&attention(&q, &k, &v, (head as f64).powf(-0.5), None)?, (batch, tokens, heads * head))
 }
 
 /// Image and text stream with joint attention.
@@ -333,13 +332,13 @@ impl Stream {
     }
 
     fn qkv(&self, x: &Tensor, m: &[Tensor]) -> Result<[Tensor; 3]> {
-        self.project.forward(&modulate(&layer_norm(x, None, None, self.eps)?, &m[0], &m[1])?)
+        self.project.forward(&modulated_norm(x, &m[0], &m[1], self.eps)?)
     }
 
     /// Adds the attention output and the gated MLP; `m` is (shift, scale, gate) of attention, then of the MLP.
     fn finish(&self, x: &Tensor, attended: &Tensor, m: &[Tensor]) -> Result<Tensor> {
-        let x = gated_add(x, &m[2], &self.out.forward(&attended.contiguous()?)?)?;
-        let h = modulate(&layer_norm(&x, None, None, self.eps)?, &m[3], &m[4])?;
+        let x = gated_add(x, &m[2], &self.out.forward(attended)?)?;
+        let h = modulated_norm(&x, &m[3], &m[4], self.eps)?;
         gated_add(&x, &m[5], &self.mlp[1].forward(&swiglu(&self.mlp[0].forward(&h)?)?)?)
     }
 }
@@ -364,10 +363,11 @@ impl DoubleBlock {
     ) -> Result<(Tensor, Tensor)> {
         let (text_tokens, image_tokens) = (text.dim(1)?, image.dim(1)?);
         let (a, b) = (self.text.qkv(text, of_text)?, self.image.qkv(image, of_image)?);
-        let joined = |i: usize| Tensor::cat(&[&a[i], &b[i]], 1);
+        let joined = |i: usize| op::cat(&[&a[i], &b[i]], 1);
         let attended = attend([joined(0)?, joined(1)?, joined(2)?], rope)?;
-        let image = self.image.finish(image, &attended.narrow(1, text_tokens, image_tokens)?, of_image)?;
-        Ok((image, self.text.finish(text, &attended.narrow(1, 0, text_tokens)?, of_text)?))
+        let part = |start: usize, len: usize| op::narrow(&attended, 1, start, len);
+        let image = self.image.finish(image, &part(text_tokens, image_tokens)?, of_image)?;
+        Ok((image, self.text.finish(text, &part(0, text_tokens)?, of_text)?))
     }
 }
 
@@ -394,9 +394,9 @@ impl SingleBlock {
     }
 
     fn forward(&self, x: &Tensor, m: &[Tensor], rope: &Rotations) -> Result<Tensor> {
-        let h = modulate(&layer_norm(x, None, None, self.eps)?, &m[0], &m[1])?;
+        let h = modulated_norm(x, &m[0], &m[1], self.eps)?;
         let attended = attend(self.project.forward(&h)?, rope)?;
         let gated = swiglu(&self.up.forward(&h)?)?;
-        gated_add(x, &m[2], &self.out.forward(&Tensor::cat(&[&attended, &gated], 2)?)?)
+        gated_add(x, &m[2], &self.out.forward(&op::cat(&[&attended, &gated], 2)?)?)
     }
 }

@@ -9,7 +9,7 @@ use crate::bail;
 use crate::data::class::{class_names, prompts_of};
 use crate::error::{Result, nearest};
 use crate::nn::weights::Weights;
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, op};
 use std::sync::Arc;
 
 /// The parts around the network.
@@ -107,10 +107,9 @@ impl Family for Sit {
     fn guide(&self, conditional: &Tensor, unconditional: &Tensor, scale: f64) -> Result<Tensor> {
         let channels = self.config.in_channels;
         let guided = self.guide_channels.unwrap_or(channels).min(channels);
-        let first = |v: &Tensor| v.narrow(1, 0, guided);
-        let change = (first(conditional)? - first(unconditional)?)?;
-        let out = (first(unconditional)? + (change * scale)?)?;
-        Ok(Tensor::cat(&[&out, &conditional.narrow(1, guided, channels - guided)?], 1)?)
+        let first = |v: &Tensor| op::narrow(v, 1, 0, guided);
+        let out = op::combine((&first(conditional)?, scale), (&first(unconditional)?, 1.0 - scale))?;
+        op::cat(&[&out, &op::narrow(conditional, 1, guided, channels - guided)?], 1)
     }
 
     fn classes(&self) -> &[String] {

@@ -6,7 +6,7 @@ use super::vae::{self, Autoencoder};
 use crate::bail;
 use crate::error::Result;
 use crate::nn::weights::{Init, Weights};
-use crate::tensor::{DType, Device, Tensor};
+use crate::tensor::{DType, Device, Tensor, op};
 
 /// An autoencoder and the normalisation of its latents.
 pub struct Latents {
@@ -95,7 +95,7 @@ impl Latents {
 
     /// Images, nominally in [0, 1] and not clamped, of raw latents `[batch, c, h, w]`.
     pub fn reconstruct(&self, raw: &Tensor) -> Result<Tensor> {
-        Ok(self.autoencoder.decode(raw)?.affine(0.5, 0.5)?)
+        op::affine(&self.autoencoder.decode(raw)?, 0.5, 0.5)
     }
 
     /// Normalised latents `[batch, channels, h, w]` of images in [0, 1]: the mean, without sampling.
@@ -122,10 +122,11 @@ impl Latents {
     /// Images, nominally in [0, 1] and not clamped, of normalised latents `[batch, channels, h, w]`.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
         match &self.scaling {
-            Scaling::Factor(factor) => self.reconstruct(&(latents / *factor)?),
+            Scaling::Factor(factor) => self.reconstruct(&op::affine(latents, 1.0 / *factor, 0.0)?),
             Scaling::Patches { mean, variance } => {
                 let (mean, deviation) = self.statistics(mean, variance)?;
-                self.reconstruct(&unpatchify(&latents.broadcast_mul(&deviation)?.broadcast_add(&mean)?)?)
+                let raw = op::broadcast_add(&op::broadcast_scale(latents, &deviation)?, &mean)?;
+                self.reconstruct(&unpatchify(&raw)?)
             }
         }
     }
@@ -175,6 +176,6 @@ pub fn patchify(x: &Tensor) -> Result<Tensor> {
 /// The inverse of [`patchify`].
 pub fn unpatchify(x: &Tensor) -> Result<Tensor> {
     let (b, c, h, w) = x.dims4()?;
-    let x = x.reshape((b, c / 4, 2, 2, h, w))?.permute((0, 1, 4, 2, 5, 3))?;
-    Ok(x.contiguous()?.reshape((b, c / 4, 2 * h, 2 * w))?)
+    let x = op::permute(&op::reshape(x, &[b, c / 4, 2, 2, h, w][..])?, &[0, 1, 4, 2, 5, 3])?;
+    op::reshape(&x, (b, c / 4, 2 * h, 2 * w))
 }

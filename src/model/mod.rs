@@ -27,7 +27,7 @@ use crate::error::{Error, Kind, Result};
 use crate::nn::lora::Alias;
 use crate::nn::weights::Weights;
 use crate::tensor::op::clamp_through;
-use crate::tensor::{DType, Device, Rng, Tensor};
+use crate::tensor::{DType, Device, Rng, Tensor, op};
 use estimate::{Part, Work};
 use std::path::Path;
 use std::sync::Arc;
@@ -77,7 +77,7 @@ pub trait Family: Send + Sync {
 
     /// The guided velocity of a conditional and an unconditional one (classifier-free guidance, arXiv:2207.12598).
     fn guide(&self, conditional: &Tensor, unconditional: &Tensor, scale: f64) -> Result<Tensor> {
-        Ok((unconditional + ((conditional - unconditional)? * scale)?)?)
+        op::combine((conditional, scale), (unconditional, 1.0 - scale))
     }
 
     /// A sentence for every class, to judge by; none where there are no classes.

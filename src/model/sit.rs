@@ -8,8 +8,8 @@ use crate::error::Result;
 use crate::nn::linear::Linear;
 use crate::nn::weights::{Init, Weights};
 use crate::tensor::grad::segment;
-use crate::tensor::op::{attention, cast, gated_add, gelu_tanh, layer_norm, modulate, silu};
-use crate::tensor::{D, DType, Device, Rng, Tensor};
+use crate::tensor::op::{self, attention, cast, gated_add, gelu_tanh, modulated_norm, silu};
+use crate::tensor::{DType, Device, Rng, Tensor};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -168,11 +168,7 @@ impl Transformer {
         let kernel = embed.get("weight", &[d, c, p, p], glorot(c * p * p, d))?;
         let last = w.pp("final_layer");
         Ok(Self {
-            embed: Linear {
-                weight: kernel.flatten_from(1)?,
-                bias: Some(embed.get("bias", &[d], Init::Zeros)?),
-                lora: None,
-            },
+            embed: Linear::new(kernel.flatten_from(1)?, Some(embed.get("bias", &[d], Init::Zeros)?)),
             positions: w.get("pos_embed", &[1, config.side() * config.side(), d], Init::Zeros)?,
             time: [
                 time.pp(0).linear_from(TIME_CHANNELS, d, true, Init::Normal(0.02))?,
@@ -214,9 +210,10 @@ impl Transformer {
         }
         let labels = Tensor::new(labels, x.device())?;
         let class = cast(&self.classes.index_select(&labels, 0)?, self.compute)?;
-        let vector = silu(&(self.time_vector(t)? + class)?)?;
+        let vector = silu(&op::add(&self.time_vector(t)?, &class)?)?;
         let positions = self.positions.to_dtype(self.compute)?;
-        let mut tokens = self.embed.forward(&cast(&self.patches(x)?, self.compute)?)?.broadcast_add(&positions)?;
+        let embedded = self.embed.forward(&cast(&self.patches(x)?, self.compute)?)?;
+        let mut tokens = op::broadcast_add(&embedded, &positions)?;
         for (block, params) in &self.blocks {
             tokens = match params {
                 None => block.forward(&tokens, &vector)?,
@@ -226,22 +223,22 @@ impl Transformer {
                 }
             };
         }
-        let last = self.modulation.forward(&vector)?.chunk(2, D::Minus1)?;
-        let out = self.project.forward(&modulate(&layer_norm(&tokens, None, None, EPS)?, &last[0], &last[1])?)?;
+        let last = op::chunk(&self.modulation.forward(&vector)?, 2)?;
+        let out = self.project.forward(&modulated_norm(&tokens, &last[0], &last[1], EPS)?)?;
         let out = cast(&out, x.dtype())?;
         // tokens by (patch row, patch column, channel), the velocity's channels first
         let (p, side) = (self.config.patch_size, self.config.side());
-        let out = out.reshape(&[batch, side, side, p, p, out.dim(2)? / (p * p)][..])?.narrow(5, 0, channels)?;
-        let out = out.permute([0, 5, 1, 3, 2, 4])?;
-        Ok(out.contiguous()?.reshape((batch, channels, size, size))?)
+        let out = op::reshape(&out, &[batch, side, side, p, p, out.dim(2)? / (p * p)][..])?;
+        let out = op::permute(&op::narrow(&out, 5, 0, channels)?, &[0, 5, 1, 3, 2, 4])?;
+        op::reshape(&out, (batch, channels, size, size))
     }
 
     /// `[batch, channels, side, side]` to `[batch, tokens, channels p p]`, row by row.
     fn patches(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, c, _, _) = x.dims4()?;
         let (p, side) = (self.config.patch_size, self.config.side());
-        let x = x.reshape(&[batch, c, side, p, side, p][..])?.permute([0, 2, 4, 1, 3, 5])?;
-        Ok(x.contiguous()?.reshape((batch, side * side, c * p * p))?)
+        let x = op::permute(&op::reshape(x, &[batch, c, side, p, side, p][..])?, &[0, 2, 4, 1, 3, 5])?;
+        op::reshape(&x, (batch, side * side, c * p * p))
     }
 
     /// Sinusoids of the time, cosines first, through the time MLP: `[batch, width]`.
@@ -290,15 +287,14 @@ impl Block {
 
     fn forward(&self, x: &Tensor, vector: &Tensor) -> Result<Tensor> {
         // (shift, scale, gate) of attention, then of the MLP
-        let m = self.modulation.forward(vector)?.chunk(6, D::Minus1)?;
-        let modulated = |x: &Tensor, i: usize| modulate(&layer_norm(x, None, None, EPS)?, &m[i], &m[i + 1]);
+        let m = op::chunk(&self.modulation.forward(vector)?, 6)?;
+        let modulated = |x: &Tensor, i: usize| modulated_norm(x, &m[i], &m[i + 1], EPS);
         let (batch, tokens, width) = x.dims3()?;
         let h = modulated(x, 0)?;
-        let part = |i: usize| -> Result<Tensor> {
-            Ok(self.qkv[i].forward(&h)?.reshape((batch, tokens, self.heads, width / self.heads))?)
-        };
+        let part = |i: usize| op::reshape(&self.qkv[i].forward(&h)?, (batch, tokens, self.heads, width / self.heads));
         let scale = ((width / self.heads) as f64).powf(-0.5);
-        let attended = attention(&part(0)?, &part(1)?, &part(2)?, scale, None)?.flatten_from(2)?;
+        let attended = attention(&part(0)?, &part(1)?, &part(2)?, scale, None)?;
+        let attended = op::reshape(&attended, (batch, tokens, width))?;
         let x = gated_add(x, &m[2], &self.out.forward(&attended)?)?;
         let h = gelu_tanh(&self.mlp[0].forward(&modulated(&x, 3)?)?)?;
         gated_add(&x, &m[5], &self.mlp[1].forward(&h)?)

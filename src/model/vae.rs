@@ -7,7 +7,7 @@ use crate::nn::linear::Linear;
 use crate::nn::weights::{Init, Weights};
 use crate::tensor::Tensor;
 use crate::tensor::grad::segment;
-use crate::tensor::op::{attention, conv2d, group_norm, silu, upsample_nearest2x};
+use crate::tensor::op::{self, attention, conv2d, group_norm, group_norm_silu, upsample_nearest2x};
 use serde::Deserialize;
 use std::sync::Arc;
 
@@ -226,6 +226,11 @@ impl Norm {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         group_norm(x, self.groups, &self.weight, &self.bias, EPS)
     }
+
+    /// With SiLU behind it.
+    fn gated(&self, x: &Tensor) -> Result<Tensor> {
+        group_norm_silu(x, self.groups, &self.weight, &self.bias, EPS)
+    }
 }
 
 /// Two convolutions with a shortcut.
@@ -248,11 +253,11 @@ impl Resnet {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let mut h = x.clone();
         for (norm, conv) in self.norms.iter().zip(&self.convs) {
-            h = conv.forward(&silu(&norm.forward(&h)?)?)?;
+            h = conv.forward(&norm.gated(&h)?)?;
         }
         match &self.shortcut {
-            Some(conv) => Ok((conv.forward(x)? + h)?),
-            None => Ok((x + h)?),
+            Some(conv) => op::add(&conv.forward(x)?, &h),
+            None => op::add(x, &h),
         }
     }
 }
@@ -283,11 +288,12 @@ impl Middle {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let x = self.resnets[0].forward(x)?;
         let (b, c, h, w) = x.dims4()?;
-        let pixels = self.norm.forward(&x)?.flatten_from(2)?.transpose(1, 2)?.contiguous()?; // [b, h w, c]
-        let part = |i: usize| -> Result<Tensor> { Ok(self.qkv[i].forward(&pixels)?.unsqueeze(2)?) };
-        let attended = attention(&part(0)?, &part(1)?, &part(2)?, (c as f64).powf(-0.5), None)?.squeeze(2)?;
-        let change = self.out.forward(&attended)?.transpose(1, 2)?.contiguous()?.reshape((b, c, h, w))?;
-        self.resnets[1].forward(&(x + change)?)
+        let pixels = op::permute(&op::reshape(&self.norm.forward(&x)?, (b, c, h * w))?, &[0, 2, 1])?;
+        let part = |i: usize| op::reshape(&self.qkv[i].forward(&pixels)?, (b, h * w, 1, c));
+        let attended = attention(&part(0)?, &part(1)?, &part(2)?, (c as f64).powf(-0.5), None)?;
+        let change = self.out.forward(&op::reshape(&attended, (b, h * w, c))?)?;
+        let change = op::reshape(&op::permute(&change, &[0, 2, 1])?, (b, c, h, w))?;
+        self.resnets[1].forward(&op::add(&x, &change)?)
     }
 }
 
@@ -332,7 +338,7 @@ impl Encoder {
                 x = down.forward(&x)?;
             }
         }
-        self.last.forward(&silu(&self.norm.forward(&self.middle.forward(&x)?)?)?)
+        self.last.forward(&self.norm.gated(&self.middle.forward(&x)?)?)
     }
 }
 
@@ -387,6 +393,6 @@ impl Decoder {
                 x = up.forward(&upsample_nearest2x(&x)?)?;
             }
         }
-        self.last.forward(&silu(&self.norm.forward(&x)?)?)
+        self.last.forward(&self.norm.gated(&x)?)
     }
 }

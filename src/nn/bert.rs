@@ -76,13 +76,13 @@ impl Attention {
     fn forward(&self, x: &Tensor, at: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
         let heads = |y: Tensor| -> Result<Tensor> {
             let (batch, tokens, width) = y.dims3()?;
-            Ok(y.reshape((batch, tokens, self.heads, width / self.heads))?)
+            op::reshape(&y, (batch, tokens, self.heads, width / self.heads))
         };
         let (q, k, v) =
             (heads(self.query.forward(x)?)?, heads(self.key.forward(at)?)?, heads(self.value.forward(at)?)?);
         let scale = (q.dim(3)? as f64).powf(-0.5);
-        let seen = op::attention(&q, &k, &v, scale, mask)?.reshape(x.dims())?;
-        self.norm.forward(&(self.out.forward(&seen)? + x)?)
+        let seen = op::reshape(&op::attention(&q, &k, &v, scale, mask)?, x.dims())?;
+        self.norm.forward(&op::add(&self.out.forward(&seen)?, x)?)
     }
 }
 
@@ -111,11 +111,12 @@ impl Layer {
     fn forward(&self, x: &Tensor, texts: &Tensor, mask: &Tensor, image: &Tensor) -> Result<Tensor> {
         let x = self.text.forward(x, texts, Some(mask))?;
         // every token sees the whole image, so the texts of one image are one sequence to it
-        let (_, _, width) = x.dims3()?;
-        let joined = x.reshape((image.dim(0)?, (), width))?;
-        let x = self.image.forward(&joined, image, None)?.reshape(x.dims())?;
+        let (rows, tokens, width) = x.dims3()?;
+        let images = image.dim(0)?;
+        let joined = op::reshape(&x, (images, rows * tokens / images, width))?;
+        let x = op::reshape(&self.image.forward(&joined, image, None)?, (rows, tokens, width))?;
         let h = self.shrink.forward(&op::gelu_erf(&self.grow.forward(&x)?)?)?;
-        self.norm.forward(&(h + x)?)
+        self.norm.forward(&op::add(&h, &x)?)
     }
 }
 
@@ -170,10 +171,10 @@ impl Bert {
         for (i, layer) in self.layers.iter().enumerate() {
             // of the last layer's states one is asked for
             let tokens = if i + 1 == self.layers.len() { 1 } else { longest };
-            let asked = x.narrow(1, 0, tokens)?.contiguous()?;
+            let asked = op::narrow(&x, 1, 0, tokens)?;
             x = layer.forward(&asked, &x, &mask.narrow(2, 0, tokens)?.contiguous()?, image)?;
         }
-        Ok(x.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?)
+        op::reshape(&op::narrow(&x, 1, 0, 1)?, (rows, width))
     }
 }
 

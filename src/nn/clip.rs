@@ -4,6 +4,7 @@ use crate::error::Result;
 use crate::nn::clip_config::{Config, Layout};
 use crate::nn::vit::{self, Block, Names, Norm, Vit};
 use crate::nn::weights::{Init, Weights};
+use crate::tensor::grad::composed;
 use crate::tensor::op;
 use crate::tensor::{D, DType, Device, Tensor};
 
@@ -103,7 +104,9 @@ impl Clip {
 
     /// Pixels `[b, 3, size, size]` to features `[b, embed]`.
     pub fn image_features(&self, pixels: &Tensor) -> Result<Tensor> {
-        let class = self.vision.tokens(pixels)?.narrow(1, 0, 1)?.squeeze(1)?;
+        let tokens = self.vision.tokens(pixels)?;
+        let (batch, _, width) = tokens.dims3()?;
+        let class = op::reshape(&op::narrow(&tokens, 1, 0, 1)?, (batch, width))?;
         op::linear(&self.vision.normed(&class)?, &self.projection, None, None)
     }
 
@@ -128,10 +131,12 @@ impl Clip {
 
 /// Rows of `x [b, n]` over their Euclidean norm; a row of zeros stays one.
 pub fn unit(x: &Tensor) -> Result<Tensor> {
-    let squares = x.sqr()?.sum_keepdim(D::Minus1)?;
-    // a norm of zero becomes one before the root, whose gradient at zero is infinite
-    let norm = (&squares + squares.eq(0.0)?.to_dtype(x.dtype())?)?.sqrt()?;
-    Ok(x.broadcast_div(&norm)?)
+    composed(&[x], |x| {
+        let squares = x[0].sqr()?.sum_keepdim(D::Minus1)?;
+        // a norm of zero becomes one before the root, whose gradient at zero is infinite
+        let norm = (&squares + squares.eq(0.0)?.to_dtype(x[0].dtype())?)?.sqrt()?;
+        Ok(x[0].broadcast_div(&norm)?)
+    })
 }
 
 impl Text {

@@ -3,6 +3,7 @@
 use crate::bail;
 use crate::error::Result;
 use crate::nn::weights::{Init, Weights};
+use crate::tensor::grad::{Keep, rows};
 use crate::tensor::op::{self, Lora};
 use crate::tensor::{DType, Device, Rng, Tensor};
 use candle_core::Var;
@@ -15,9 +16,15 @@ pub struct Linear {
     pub weight: Tensor,
     pub bias: Option<Tensor>,
     pub lora: Option<Lora>,
+    /// Where these are rows of variables.
+    kept: Vec<Keep>,
 }
 
 impl Linear {
+    pub fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
+        Self { weight, bias, lora: None, kept: Vec::new() }
+    }
+
     /// `[.., in]` to `[.., out]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         op::linear(x, &self.weight, self.bias.as_ref(), self.lora.as_ref())
@@ -27,12 +34,18 @@ impl Linear {
 impl Linear {
     /// The layer that computes outputs `start..start + len` only; weights are shared.
     pub fn rows(&self, start: usize, len: usize) -> Result<Self> {
-        let part = |x: &Tensor| x.narrow(0, start, len);
+        let mut kept = self.kept.clone();
+        let mut part = |x: &Tensor| -> Result<Tensor> {
+            let (part, keep) = rows(x, start, len)?;
+            kept.extend(keep);
+            Ok(part)
+        };
         let lora = match &self.lora {
             Some(l) => Some(Lora { a: l.a.clone(), b: part(&l.b)?, scale: l.scale }),
             None => None,
         };
-        Ok(Self { weight: part(&self.weight)?, bias: self.bias.as_ref().map(part).transpose()?, lora })
+        let (weight, bias) = (part(&self.weight)?, self.bias.as_ref().map(part).transpose()?);
+        Ok(Self { weight, bias, lora, kept })
     }
 }
 
@@ -47,7 +60,7 @@ impl Weights {
         let weight = self.get("weight", &[out, inner], init)?;
         let bias = if bias { Some(self.get("bias", &[out], Init::Zeros)?) } else { None };
         self.state().linears.insert(self.prefix().to_string(), [out, inner]);
-        Ok(Linear { weight, bias, lora: self.adapters().get(self.prefix()).cloned() })
+        Ok(Linear { lora: self.adapters().get(self.prefix()).cloned(), ..Linear::new(weight, bias) })
     }
 
     /// Linear modules of the models built from these weights, by name: `[out, in]`.

@@ -63,12 +63,16 @@ impl Preprocess {
         let resized =
             if (h, w) == (to_h, to_w) { images.clone() } else { op::resize(images, to_h, to_w, self.filter)? };
         let middle = |side: usize| ((side - size) as f64 / 2.0).round_ties_even() as usize;
-        let cropped = resized.narrow(2, middle(to_h), size)?.narrow(3, middle(to_w), size)?;
+        let cropped = match (to_h, to_w) == (size, size) {
+            true => resized,
+            false => op::narrow(&op::narrow(&resized, 2, middle(to_h), size)?, 3, middle(to_w), size)?,
+        };
         let channel = |values: [f64; 3]| -> Result<Tensor> {
             let values = Tensor::new(&values, &Device::Cpu)?.reshape((1, 3, 1, 1))?;
             Ok(values.to_dtype(images.dtype())?.to_device(images.device())?)
         };
-        Ok(cropped.broadcast_sub(&channel(self.mean)?)?.broadcast_div(&channel(self.std)?)?)
+        let factor = channel(self.std)?.recip()?;
+        op::broadcast_add(&op::broadcast_scale(&cropped, &factor)?, &(channel(self.mean)?.neg()? * factor)?)
     }
 
     /// `bicubic, antialias, shorter side to 224, centre crop`

@@ -127,7 +127,7 @@ impl Norm {
 /// One pre-norm transformer block.
 pub struct Block {
     norms: [Norm; 2],
-    /// Queries, keys and values in one, or three.
+    /// Queries, keys and values.
     qkv: Vec<Linear>,
     out: Linear,
     grow: Linear,
@@ -145,11 +145,15 @@ impl Block {
         let rows = 3 * d / names.qkv.len();
         let qkv = names.qkv.iter().map(|[weight, bias]| {
             let weight = w.get(weight, &[rows, d], Init::Normal(attention))?;
-            Ok(Linear { weight, bias: Some(w.get(bias, &[rows], Init::Zeros)?), lora: None })
+            Ok(Linear::new(weight, Some(w.get(bias, &[rows], Init::Zeros)?)))
         });
         let [grow, shrink] = names.mlp.map(|name| w.pp(name));
+        let mut qkv = qkv.collect::<Result<Vec<Linear>>>()?;
+        if let [fused] = qkv.as_slice() {
+            qkv = (0..3).map(|i| fused.rows(i * d, d)).collect::<Result<_>>()?;
+        }
         Ok(Self {
-            qkv: qkv.collect::<Result<_>>()?,
+            qkv,
             norms: [Norm::new(&w.pp(names.norms[0]), d, z.eps)?, Norm::new(&w.pp(names.norms[1]), d, z.eps)?],
             out: w.pp(names.out).linear_from(d, d, true, Init::Normal(residual))?,
             grow: grow.linear_from(d, hidden, true, Init::Normal((2.0 * d as f64).powf(-0.5)))?,
@@ -169,23 +173,16 @@ impl Block {
     pub fn forward(&self, x: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
         let (batch, tokens, width) = x.dims3()?;
         let h = self.norms[0].forward(x)?;
-        let split = |y: &Tensor| Ok(y.contiguous()?.reshape((batch, tokens, self.heads, width / self.heads))?);
-        let parts: Vec<Tensor> = match self.qkv.as_slice() {
-            [fused] => {
-                let all = fused.forward(&h)?;
-                (0..3).map(|i| split(&all.narrow(2, i * width, width)?)).collect::<Result<_>>()?
-            }
-            three => three.iter().map(|part| split(&part.forward(&h)?)).collect::<Result<_>>()?,
-        };
+        let part = |i: usize| op::reshape(&self.qkv[i].forward(&h)?, (batch, tokens, self.heads, width / self.heads));
         let scale = ((width / self.heads) as f64).powf(-0.5);
-        let attended = op::attention(&parts[0], &parts[1], &parts[2], scale, mask)?.reshape((batch, tokens, width))?;
-        let x = (x + self.out.forward(&attended)?)?;
+        let attended = op::attention(&part(0)?, &part(1)?, &part(2)?, scale, mask)?;
+        let x = op::add(x, &self.out.forward(&op::reshape(&attended, (batch, tokens, width))?)?)?;
         let h = self.grow.forward(&self.norms[1].forward(&x)?)?;
         let h = match self.activation {
             Activation::Gelu => op::gelu_erf(&h)?,
             Activation::QuickGelu => op::quick_gelu(&h)?,
         };
-        Ok((&x + self.shrink.forward(&h)?)?)
+        op::add(&x, &self.shrink.forward(&h)?)
     }
 }
 
@@ -238,11 +235,11 @@ impl Vit {
         let (rows, columns, patch, width) = (h / self.patch, w / self.patch, self.patch, self.class.dim(2)?);
         let inner = channels * patch * patch;
         // a convolution whose stride is its size is a linear map of patches
-        let cut = pixels.contiguous()?.reshape((batch, channels, rows, patch, columns, patch))?;
-        let cut = cut.permute((0, 2, 4, 1, 3, 5))?.contiguous()?.reshape((batch, rows * columns, inner))?;
+        let cut = op::reshape(pixels, &[batch, channels, rows, patch, columns, patch][..])?;
+        let cut = op::reshape(&op::permute(&cut, &[0, 2, 4, 1, 3, 5])?, (batch, rows * columns, inner))?;
         let x = op::linear(&cut, &self.patches, self.patch_bias.as_ref(), None)?;
         let class = self.class.expand((batch, 1, width))?.contiguous()?;
-        let mut x = Tensor::cat(&[&class, &x], 1)?.broadcast_add(&self.positions)?;
+        let mut x = op::broadcast_add(&op::cat(&[&class, &x], 1)?, &self.positions)?;
         if let Some(norm) = &self.norm_pre {
             x = norm.forward(&x)?;
         }

@@ -9,7 +9,7 @@ use crate::nn::weights::Weights;
 use crate::reward::head::Head;
 use crate::reward::trunk::Trunk;
 use crate::reward::{Batch, Reward};
-use crate::tensor::{DType, Rng, Tensor};
+use crate::tensor::{DType, Rng, Tensor, op};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
@@ -63,7 +63,7 @@ impl Reward for Aesthetic {
         if self.weights.is_hollow() {
             return Ok(Tensor::zeros(batch.images.dim(0)?, batch.images.dtype(), batch.images.device())?);
         }
-        Ok(self.head.forward(&features)?.to_dtype(batch.images.dtype())?)
+        op::cast(&self.head.forward(&features)?, batch.images.dtype())
     }
 
     fn features(&self, images: &Tensor) -> Result<Tensor> {

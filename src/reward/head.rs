@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::nn::linear::Linear;
 use crate::nn::weights::{Init, Weights};
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, op};
 
 /// Places of the linear layers; dropout lies between.
 const LAYERS: [usize; 5] = [0, 2, 4, 6, 7];
@@ -36,7 +36,7 @@ impl Head {
     /// Features `[b, width]` to scores `[b]`.
     pub fn forward(&self, rows: &Tensor) -> Result<Tensor> {
         let scores = self.layers.iter().try_fold(rows.clone(), |x, layer| layer.forward(&x))?;
-        Ok(scores.squeeze(1)?)
+        op::reshape(&scores, rows.dim(0)?)
     }
 }
 

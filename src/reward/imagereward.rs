@@ -13,7 +13,7 @@ use crate::nn::weights::Weights;
 use crate::reward::head::{HIDDEN, Head};
 use crate::reward::trunk::Choices;
 use crate::reward::{Batch, Reward};
-use crate::tensor::{DType, Device, Rng, Tensor};
+use crate::tensor::{DType, Device, Rng, Tensor, op};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -160,7 +160,7 @@ impl ImageReward {
     fn judged(&self, pixels: &Tensor, texts: &[Vec<u32>]) -> Result<Tensor> {
         let image = self.vit.normed(&self.vit.tokens(pixels)?)?;
         let scores = self.head.forward(&self.bert.first_states(texts, &image)?)?;
-        Ok(((scores - MEAN)? / DEVIATION)?)
+        op::affine(&scores, 1.0 / DEVIATION, -MEAN / DEVIATION)
     }
 
     /// Rewards `[b k]` of images `[b, 3, h, w]` in `[0, 1]` for texts in the order of [`ImageReward::judged`].
@@ -170,8 +170,8 @@ impl ImageReward {
         if self.weights.is_hollow() {
             return Ok(Tensor::zeros(texts.len(), images.dtype(), images.device())?);
         }
-        let pixels = self.preprocess.apply(&images.to_dtype(self.weights.dtype())?)?;
-        Ok(self.judged(&pixels, texts)?.to_dtype(images.dtype())?)
+        let pixels = self.preprocess.apply(&op::cast(images, self.weights.dtype())?)?;
+        op::cast(&self.judged(&pixels, texts)?, images.dtype())
     }
 }
 
@@ -200,7 +200,7 @@ impl Reward for ImageReward {
         let texts = prompts.iter().map(|prompt| self.tokens(prompt)).collect::<Result<Vec<_>>>()?;
         let rows = images.dim(0)?;
         let all: Vec<_> = (0..rows).flat_map(|_| texts.iter().cloned()).collect();
-        Ok(self.rewards(&batch, &all)?.reshape((rows, prompts.len()))?)
+        op::reshape(&self.rewards(&batch, &all)?, (rows, prompts.len()))
     }
 
     fn describe(&self) -> String {

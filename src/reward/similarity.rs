@@ -7,6 +7,7 @@ use crate::model::estimate::{Cost, Part};
 use crate::reward::trunk::Trunk;
 use crate::reward::{Batch, Reward};
 use crate::tensor::Tensor;
+use crate::tensor::grad::composed;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -88,14 +89,14 @@ impl Similarity {
 
 impl Reward for Similarity {
     fn compute(&self, batch: &Batch) -> Result<Tensor> {
-        let cosine = (self.trunk.image_rows(batch)? * self.texts(batch.prompts)?)?.sum(1)?;
-        self.scaled(cosine, batch.images)
+        let (images, texts) = (self.trunk.image_rows(batch)?, self.texts(batch.prompts)?);
+        composed(&[&images, &texts], |rows| self.scaled((&rows[0] * &rows[1])?.sum(1)?, batch.images))
     }
 
     fn similarities(&self, images: &Tensor, prompts: &[String]) -> Result<Tensor> {
         let batch = Batch::grid(images, prompts)?;
-        let cosine = self.trunk.image_rows(&batch)?.matmul(&self.texts(prompts)?.t()?)?;
-        self.scaled(cosine, images)
+        let (rows, texts) = (self.trunk.image_rows(&batch)?, self.texts(prompts)?);
+        composed(&[&rows, &texts], |i| self.scaled(i[0].matmul(&i[1].t()?)?, images))
     }
 
     fn features(&self, images: &Tensor) -> Result<Tensor> {

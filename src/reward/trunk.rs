@@ -12,7 +12,7 @@ use crate::nn::clip_config::{Config, Layout};
 use crate::nn::preprocess::Preprocess;
 use crate::nn::weights::Weights;
 use crate::reward::{Batch, Reward};
-use crate::tensor::{DType, Device, Rng, Tensor};
+use crate::tensor::{DType, Device, Rng, Tensor, op};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -151,7 +151,7 @@ impl Trunk {
                 )?);
             }
             self.seen.fetch_add(1, Ordering::Relaxed);
-            let images = batch.images.to_dtype(self.clip.dtype())?;
+            let images = op::cast(batch.images, self.clip.dtype())?;
             unit(&self.clip.image_features(&self.preprocess.apply(&images)?)?)
         })
     }

@@ -26,7 +26,7 @@ pub struct Series {
 
 pub const SIZE: (u32, u32) = (640, 400);
 
-const COLORS: [RGBColor; 10] = [
+const COLORS: [RGBColor; 12] = [
     RGBColor(31, 90, 180),
     RGBColor(214, 90, 20),
     RGBColor(40, 140, 70),
@@ -37,6 +37,8 @@ const COLORS: [RGBColor; 10] = [
     RGBColor(110, 110, 110),
     RGBColor(20, 160, 170),
     RGBColor(205, 165, 20),
+    RGBColor(20, 20, 20),
+    RGBColor(130, 180, 240),
 ];
 
 /// How series are drawn.

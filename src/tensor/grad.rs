@@ -1,15 +1,16 @@
 //! Gradients: the `custom_vjp` node every op is made of, vector-Jacobian products, checkpointed segments, gradient check.
 //!
 //! candle's own backward computes gradients nobody asked for and keeps them; nodes made here compute them only for inputs
-//! that lead to a variable. Returned gradients are detached.
+//! that lead to a variable, and graphs of such nodes alone are walked back by `tape`. Returned gradients are detached.
 
 use crate::bail;
 use crate::error::Result;
 use crate::tensor::Rng;
+use crate::tensor::tape::{self, Backward, Entry};
+pub use crate::tensor::tape::{Keep, is_ours, rows};
 use candle_core::{CpuStorage, CudaStorage, CustomOp3, InplaceOp1, Layout, Shape, Tensor, Var};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
-type Backward = dyn Fn(&Tensor, &[bool]) -> Result<Vec<Option<Tensor>>> + Send + Sync;
 type Candle<T> = candle_core::Result<T>;
 
 /// A graph node with a hand-written backward.
@@ -30,7 +31,8 @@ pub fn custom_vjp(
     let output = output.contiguous()?;
     let node = Arc::new(Node {
         wanted: inputs.iter().map(|x| x.track_op()).collect(),
-        backward: Box::new(backward),
+        backward: Arc::new(backward),
+        entry: OnceLock::new(),
         gradients: Mutex::new(Vec::new()),
         output: Mutex::new(None),
         shape: output.shape().clone(),
@@ -44,13 +46,15 @@ pub fn custom_vjp(
         let second = tracked.get(start + 1).copied().unwrap_or(&seed);
         chain = tracked[start].apply_op3(second, &chain, Part { node: node.clone(), start })?;
     }
+    node.entry.get_or_init(|| Entry::new(&chain, inputs, node.backward.clone()));
     Ok(chain)
 }
 
 /// What the parts of one node share.
 struct Node {
     wanted: Vec<bool>,
-    backward: Box<Backward>,
+    backward: Arc<Backward>,
+    entry: OnceLock<Arc<Entry>>,
     /// Gradients of the tracked inputs, from the head's backward until each part has taken its own.
     gradients: Mutex<Vec<Option<Tensor>>>,
     output: Mutex<Option<Storage>>,
@@ -157,11 +161,18 @@ pub fn gradients(loss: &Tensor, wanted: &[Tensor]) -> Result<Vec<Tensor>> {
     if loss.elem_count() != 1 {
         bail!(Shape, "gradients: expected a scalar loss, got shape {:?}", loss.dims(); hint: "reduce it with `sum()` or `mean()`");
     }
-    let mut store = loss.sum_all()?.backward()?;
-    wanted
-        .iter()
+    let found = match tape::walk(loss, &loss.ones_like()?, wanted)? {
+        Some(found) => found,
+        None => {
+            let mut store = loss.sum_all()?.backward()?;
+            wanted.iter().map(|x| store.remove(x)).collect()
+        }
+    };
+    found
+        .into_iter()
+        .zip(wanted)
         .enumerate()
-        .map(|(i, x)| match store.remove(x) {
+        .map(|(i, (found, x))| match found {
             Some(gradient) => Ok(gradient.detach()),
             None => bail!(Value, "gradients: the loss does not depend on tensor {i} (shape {:?})", x.dims();
                 hint: "an operation on the way to the loss cuts the gradient, or the tensor is not used"),
@@ -190,10 +201,14 @@ pub fn vjp(f: impl FnOnce(&Tensor) -> Result<Tensor>, x: &Tensor, v: &Tensor) ->
 
 /// Gradients of `sum(value * v)` for each of `wanted`, without forming the product; zeros where `value` does not depend on one.
 pub fn pullback(value: &Tensor, v: &Tensor, wanted: &[Tensor]) -> Result<Vec<Tensor>> {
+    let or_zeros = |(found, x): (Option<Tensor>, &Tensor)| Ok(found.map_or_else(|| x.zeros_like(), Ok)?.detach());
+    if let Some(found) = tape::walk(value, v, wanted)? {
+        return found.into_iter().zip(wanted).map(or_zeros).collect();
+    }
     let v = v.detach();
     let product = Tensor::zeros((), value.dtype(), value.device())?;
     let mut store = custom_vjp(&[value], product, move |_, _| Ok(vec![Some(v.clone())]))?.backward()?;
-    wanted.iter().map(|x| Ok(store.remove(x).map_or_else(|| x.zeros_like(), Ok)?.detach())).collect()
+    wanted.iter().map(|x| or_zeros((store.remove(x), x))).collect()
 }
 
 /// Runs `f` without keeping its graph and runs it again in the backward: memory for compute.
@@ -221,6 +236,27 @@ pub fn segment(
         let asked = inputs.into_iter().chain(params.iter().cloned()).zip(wanted);
         let tracked: Vec<Tensor> = asked.filter(|(_, wanted)| **wanted).map(|(x, _)| x).collect();
         let mut gradients = pullback(&value, grad, &tracked)?.into_iter();
+        Ok(wanted.iter().map(|wanted| if *wanted { gradients.next() } else { None }).collect())
+    })
+}
+
+/// `f` of the inputs as one node, whatever operations it is made of: for small tensors, which are copied.
+///
+/// Gradients flow to `inputs` and to nothing else.
+pub fn composed(inputs: &[&Tensor], f: impl FnOnce(&[Tensor]) -> Result<Tensor>) -> Result<Tensor> {
+    let inner = |x: &&Tensor| match x.track_op() {
+        true => Ok(Var::from_tensor(&x.detach())?.into_inner()),
+        false => Ok(x.detach()),
+    };
+    let inner: Vec<Tensor> = inputs.iter().map(inner).collect::<Result<_>>()?;
+    let value = f(&inner)?;
+    if !value.track_op() {
+        return Ok(value);
+    }
+    custom_vjp(inputs, value.detach().copy()?, move |grad, wanted| {
+        let asked: Vec<Tensor> =
+            inner.iter().zip(wanted).filter(|(_, wanted)| **wanted).map(|(x, _)| x.clone()).collect();
+        let mut gradients = pullback(&value, grad, &asked)?.into_iter();
         Ok(wanted.iter().map(|wanted| if *wanted { gradients.next() } else { None }).collect())
     })
 }

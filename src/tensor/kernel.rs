@@ -68,10 +68,22 @@ pub fn data<T: Real>(x: &Tensor) -> Result<Data<'_, T>> {
     let Some((start, end)) = layout.contiguous_offsets() else {
         bail!(Internal, "kernel: expected a contiguous tensor, got shape {:?}", x.dims());
     };
+    access(storage, start..end, x)
+}
+
+/// The storage of a CPU tensor of any strides, from its first number on.
+pub fn strided<T: Real>(x: &Tensor) -> Result<Data<'_, T>> {
+    let (storage, layout) = x.storage_and_layout();
+    let (start, last) = (layout.start_offset(), layout.dims().iter().zip(layout.stride()));
+    let end = if x.elem_count() == 0 { start } else { start + 1 + last.map(|(n, s)| (n - 1) * s).sum::<usize>() };
+    access(storage, start..end, x)
+}
+
+fn access<'a, T: Real>(storage: StorageRef<'a>, range: Range<usize>, x: &Tensor) -> Result<Data<'a, T>> {
     if !matches!(&*storage, Storage::Cpu(s) if T::cpu_storage_as_slice(s).is_ok()) {
         bail!(Dtype, "kernel: expected {:?} on the cpu, got {:?}", T::DTYPE, x.dtype());
     }
-    Ok(Data { storage, range: start..end, kind: PhantomData })
+    Ok(Data { storage, range, kind: PhantomData })
 }
 
 impl<T: Real> Deref for Data<'_, T> {
@@ -102,12 +114,23 @@ pub fn grain(width: usize) -> usize {
     (16384 / width.max(1)).max(1)
 }
 
-/// A new array made row by row, in parallel: `f(row index, input row, output row)`.
-pub fn map_rows<T: Real>(x: &[T], width: usize, f: impl Fn(usize, &[T], &mut [T]) + Sync) -> Vec<T> {
-    let mut out = vec![T::zero(); x.len()];
-    let rows = out.par_chunks_mut(width.max(1)).with_min_len(grain(width));
-    rows.zip(x.par_chunks(width.max(1))).enumerate().for_each(|(i, (out, row))| f(i, row, out));
+/// A new array whose numbers `fill` writes, all of them, before it reads any.
+pub fn fresh<T: Real>(len: usize, fill: impl FnOnce(&mut [T])) -> Vec<T> {
+    let mut out = Vec::with_capacity(len);
+    // SAFETY: the capacity is there, every bit pattern is a float, and `fill` writes all before anyone reads.
+    unsafe {
+        fill(std::slice::from_raw_parts_mut(out.as_mut_ptr(), len));
+        out.set_len(len);
+    }
     out
+}
+
+/// A new array made row by row, in parallel: `f(row index, input row, output row)`, which writes all of the output row.
+pub fn map_rows<T: Real>(x: &[T], width: usize, f: impl Fn(usize, &[T], &mut [T]) + Sync) -> Vec<T> {
+    fresh(x.len(), |out| {
+        let rows = out.par_chunks_mut(width.max(1)).with_min_len(grain(width));
+        rows.zip(x.par_chunks(width.max(1))).enumerate().for_each(|(i, (out, row))| f(i, row, out));
+    })
 }
 
 /// A pointer that tasks writing disjoint parts may share.
@@ -146,6 +169,11 @@ impl<T> Matrix<T> {
     pub fn columns(slice: &[T], row: usize) -> Self {
         Self { start: slice.as_ptr(), row: 1, column: row }
     }
+
+    /// A matrix tensor, whose storage from its first number on is `slice`.
+    pub fn of(x: &Tensor, slice: &[T]) -> Self {
+        Self { start: slice.as_ptr(), row: x.stride()[0], column: x.stride()[1] }
+    }
 }
 
 /// `C = keep * C + factor * A B` on one thread; `size` is (m, k, n), C has `row` elements between rows.
@@ -160,7 +188,33 @@ pub unsafe fn product<T: Real>(
     keep: bool,
     factor: f64,
 ) {
-    let (m, k, n) = size;
+    unsafe { product_on(gemm::Parallelism::None, size, a, b, c, (keep, factor)) }
+}
+
+/// [`product`] on all threads.
+///
+/// # Safety
+/// As there.
+pub unsafe fn product_on_all<T: Real>(
+    size: (usize, usize, usize),
+    a: Matrix<T>,
+    b: Matrix<T>,
+    c: (*mut T, usize),
+    keep: bool,
+    factor: f64,
+) {
+    let threads = gemm::Parallelism::Rayon(rayon::current_num_threads());
+    unsafe { product_on(threads, size, a, b, c, (keep, factor)) }
+}
+
+unsafe fn product_on<T: Real>(
+    threads: gemm::Parallelism,
+    (m, k, n): (usize, usize, usize),
+    a: Matrix<T>,
+    b: Matrix<T>,
+    c: (*mut T, usize),
+    (keep, factor): (bool, f64),
+) {
     unsafe {
         #[rustfmt::skip]
         gemm::gemm(
@@ -169,7 +223,7 @@ pub unsafe fn product<T: Real>(
             a.start, a.column as isize, a.row as isize,
             b.start, b.column as isize, b.row as isize,
             T::one(), T::of(factor), false, false, false,
-            gemm::Parallelism::None,
+            threads,
         );
     }
 }
@@ -185,12 +239,12 @@ pub fn sum<T: Real>(row: &[T], f: impl Fn(T) -> T) -> T {
     lanes.iter().fold(rest, |s, v| s + *v)
 }
 
-/// Inner product in eight lanes.
-pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
+/// Inner product of `a` and `f(b)` in eight lanes.
+pub fn dot<T: Real>(a: &[T], b: &[T], f: impl Fn(T) -> T) -> T {
     let (ca, cb) = (a.chunks_exact(8), b.chunks_exact(8));
-    let rest = ca.remainder().iter().zip(cb.remainder()).fold(T::zero(), |s, (a, b)| s + *a * *b);
+    let rest = ca.remainder().iter().zip(cb.remainder()).fold(T::zero(), |s, (a, b)| s + *a * f(*b));
     let lanes = ca.zip(cb).fold([T::zero(); 8], |mut s, (a, b)| {
-        s.iter_mut().zip(a.iter().zip(b)).for_each(|(s, (a, b))| *s += *a * *b);
+        s.iter_mut().zip(a.iter().zip(b)).for_each(|(s, (a, b))| *s += *a * f(*b));
         s
     });
     lanes.iter().fold(rest, |s, v| s + *v)

@@ -8,6 +8,7 @@ pub mod place;
 pub mod random;
 pub mod sample;
 pub mod show;
+mod tape;
 
 pub use candle_core::{D, DType, Device, Tensor};
 pub use random::{Rng, Stream};

@@ -57,7 +57,7 @@ macro_rules! pointwise {
     };
 }
 
-fn logistic<T: Real>(x: T) -> T {
+pub(super) fn logistic<T: Real>(x: T) -> T {
     T::one() / (T::one() + (-x).exponential())
 }
 
@@ -116,17 +116,23 @@ pointwise!(
     "GELU, tanh approximation.",
     gelu_tanh,
     GeluTanh,
-    |x| {
-        let u = T::of(0.797_884_560_802_865_4) * (x + T::of(0.044715) * x * x * x);
-        T::of(0.5) * x * (T::one() + u.tanh())
-    },
+    // (1 + tanh u) / 2 = sigmoid(2 u)
+    |x| x * logistic(tanh_argument(x)),
     {
-        let u = (T::of(0.797_884_560_802_865_4) * (x + T::of(0.044715) * x * x * x)).tanh();
-        let du = T::of(0.797_884_560_802_865_4) * (T::one() + T::of(3.0 * 0.044715) * x * x);
-        T::of(0.5) * (T::one() + u) + T::of(0.5) * x * (T::one() - u * u) * du
+        let s = logistic(tanh_argument(x));
+        let slope = T::of(2.0 * ROOT) * (T::one() + T::of(3.0 * CUBIC) * x * x);
+        s + x * s * (T::one() - s) * slope
     },
     composed | x | x.gelu()
 );
+
+const ROOT: f64 = 0.797_884_560_802_865_4; // sqrt(2 / pi)
+const CUBIC: f64 = 0.044715;
+
+/// `2 sqrt(2 / pi) (x + 0.044715 x^3)`.
+fn tanh_argument<T: Real>(x: T) -> T {
+    T::of(2.0 * ROOT) * x * (T::one() + T::of(CUBIC) * x * x)
+}
 
 fn normal_cdf<T: Real>(x: T) -> T {
     T::of(0.5) * (T::one() + (x * T::of(std::f64::consts::FRAC_1_SQRT_2)).error_function())

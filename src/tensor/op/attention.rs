@@ -4,7 +4,7 @@ use super::cast::wide;
 use crate::bail;
 use crate::error::Result;
 use crate::tensor::grad::custom_vjp;
-use crate::tensor::kernel::{Data, Matrix, Real, Shared, data, grain, on_cpu, product, sum};
+use crate::tensor::kernel::{Data, Matrix, Real, Shared, data, dot, fresh, grain, on_cpu, product, sum};
 use candle_core::{D, Tensor};
 use num_traits::Float;
 use rayon::prelude::*;
@@ -140,12 +140,9 @@ fn attention_cpu<T: Real>(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tens
     let parts: Vec<Tensor> = [q, k, v].iter().map(|x| x.detach().contiguous()).collect::<candle_core::Result<_>>()?;
     let mask = mask.map(|m| m.detach().to_dtype(T::DTYPE)?.contiguous()).transpose()?;
     let (out, lse) = forward(&problem::<T>(&parts, mask.as_ref(), z)?);
-    let out = Tensor::from_vec(out, q.dims(), q.device())?;
-    let kept = if q.track_op() || k.track_op() || v.track_op() { Some(out.copy()?) } else { None };
-    custom_vjp(&[q, k, v], out, move |grad, _| {
-        let Some(out) = &kept else { return Ok(vec![None; 3]) };
+    custom_vjp(&[q, k, v], Tensor::from_vec(out, q.dims(), q.device())?, move |grad, _| {
         let grad = grad.contiguous()?;
-        let gradients = backward(&problem::<T>(&parts, mask.as_ref(), z)?, &data::<T>(out)?, &data::<T>(&grad)?, &lse);
+        let gradients = backward(&problem::<T>(&parts, mask.as_ref(), z)?, &data::<T>(&grad)?, &lse);
         gradients.into_iter().zip(&parts).map(|(g, x)| Ok(Some(Tensor::from_vec(g, x.dims(), x.device())?))).collect()
     })
 }
@@ -164,12 +161,10 @@ fn problem<'a, T: Real>(parts: &'a [Tensor], mask: Option<&'a Tensor>, z: Sizes)
 
 fn forward<T: Real>(p: &Problem<T>) -> (Vec<T>, Vec<T>) {
     let z = p.z;
-    let mut out = vec![T::zero(); z.batch * z.s * z.heads * z.d];
     let mut lse = vec![T::zero(); z.batch * z.heads * z.s];
-    let shared = Shared(out.as_mut_ptr());
-    lse.par_chunks_mut(z.s).enumerate().for_each(|(job, lse)| {
+    let scratch = || vec![T::zero(); BLOCK.min(z.s) * z.t];
+    let job = |shared: Shared<T>, scores: &mut Vec<T>, (job, lse): (usize, &mut [T])| {
         let (b, h) = (job / z.heads, job % z.heads);
-        let mut scores = vec![T::zero(); BLOCK.min(z.s) * z.t];
         for i in (0..z.s).step_by(BLOCK) {
             let n = BLOCK.min(z.s - i);
             let scores = &mut scores[..n * z.t];
@@ -182,47 +177,52 @@ fn forward<T: Real>(p: &Problem<T>) -> (Vec<T>, Vec<T>) {
                 product((n, z.t, z.d), Matrix::rows(scores, z.t), v, c, false, 1.0);
             }
         }
+    };
+    let out = fresh(z.batch * z.s * z.heads * z.d, |out| {
+        let shared = Shared(out.as_mut_ptr());
+        lse.par_chunks_mut(z.s).enumerate().for_each_init(scratch, |scores, line| job(shared, scores, line));
     });
     (out, lse)
 }
 
-/// Gradients of q, k and v: with `P = softmax`, `dP = dO V^T`, `dS = P (dP - rowsum(dO O))`.
-fn backward<T: Real>(p: &Problem<T>, out: &[T], grad: &[T], lse: &[T]) -> [Vec<T>; 3] {
+/// Gradients of q, k and v: with `P = softmax`, `dP = dO V^T`, `dS = P (dP - rowsum(P dP))`.
+fn backward<T: Real>(p: &Problem<T>, grad: &[T], lse: &[T]) -> [Vec<T>; 3] {
     let z = p.z;
     let mut gradients = [vec![T::zero(); p.q.len()], vec![T::zero(); p.k.len()], vec![T::zero(); p.v.len()]];
     let [gq, gk, gv] = gradients.each_mut().map(|g| Shared(g.as_mut_ptr()));
-    (0..z.batch * z.kv).into_par_iter().for_each(|job| {
-        let (b, group) = (job / z.kv, z.heads / z.kv);
-        let block = BLOCK.min(z.s) * z.t;
-        let (mut probabilities, mut ds) = (vec![T::zero(); block], vec![T::zero(); block]);
-        for h in job % z.kv * group..(job % z.kv + 1) * group {
-            let (wide, narrow) = (z.heads * z.d, z.kv * z.d);
-            let (k, v) = (&p.k[p.key(b, h)..], &p.v[p.key(b, h)..]);
-            for i in (0..z.s).step_by(BLOCK) {
-                let n = BLOCK.min(z.s - i);
-                let (pr, ds) = (&mut probabilities[..n * z.t], &mut ds[..n * z.t]);
-                p.scores(b, h, i, n, pr);
-                let (at, lse) = (p.query(b, h, i), &lse[(b * z.heads + h) * z.s + i..]);
-                pr.chunks_mut(z.t)
-                    .zip(lse)
-                    .for_each(|(row, l)| row.iter_mut().for_each(|x| *x = (*x - *l).exponential()));
-                // SAFETY: every job writes the rows of its own key head and of the query heads that share it.
-                unsafe {
-                    let g = Matrix::rows(&grad[at..], wide);
-                    product((n, z.d, z.t), g, Matrix::columns(v, narrow), (ds.as_mut_ptr(), z.t), false, 1.0);
-                    product((z.t, n, z.d), Matrix::columns(pr, z.t), g, (gv.at(p.key(b, h)), narrow), true, 1.0);
-                    for (row, (ds, pr)) in ds.chunks_mut(z.t).zip(pr.chunks(z.t)).enumerate() {
-                        let line = at + row * wide..at + row * wide + z.d;
-                        let inner = grad[line.clone()].iter().zip(&out[line]).fold(T::zero(), |s, (a, b)| s + *a * *b);
-                        ds.iter_mut().zip(pr).for_each(|(d, p)| *d = *p * (*d - inner));
+    let block = || vec![T::zero(); BLOCK.min(z.s) * z.t];
+    (0..z.batch * z.kv).into_par_iter().for_each_init(
+        || (block(), block()),
+        |(probabilities, ds), job| {
+            let (b, group) = (job / z.kv, z.heads / z.kv);
+            for h in job % z.kv * group..(job % z.kv + 1) * group {
+                let (wide, narrow) = (z.heads * z.d, z.kv * z.d);
+                let (k, v) = (&p.k[p.key(b, h)..], &p.v[p.key(b, h)..]);
+                for i in (0..z.s).step_by(BLOCK) {
+                    let n = BLOCK.min(z.s - i);
+                    let (pr, ds) = (&mut probabilities[..n * z.t], &mut ds[..n * z.t]);
+                    p.scores(b, h, i, n, pr);
+                    let (at, lse) = (p.query(b, h, i), &lse[(b * z.heads + h) * z.s + i..]);
+                    pr.chunks_mut(z.t)
+                        .zip(lse)
+                        .for_each(|(row, l)| row.iter_mut().for_each(|x| *x = (*x - *l).exponential()));
+                    // SAFETY: every job writes the rows of its own key head and of the query heads that share it.
+                    unsafe {
+                        let g = Matrix::rows(&grad[at..], wide);
+                        product((n, z.d, z.t), g, Matrix::columns(v, narrow), (ds.as_mut_ptr(), z.t), false, 1.0);
+                        product((z.t, n, z.d), Matrix::columns(pr, z.t), g, (gv.at(p.key(b, h)), narrow), true, 1.0);
+                        for (ds, pr) in ds.chunks_mut(z.t).zip(pr.chunks(z.t)) {
+                            let inner = dot(ds, pr, |p| p);
+                            ds.iter_mut().zip(pr).for_each(|(d, p)| *d = *p * (*d - inner));
+                        }
+                        let (rows, columns) = (Matrix::rows(ds, z.t), Matrix::columns(ds, z.t));
+                        product((n, z.t, z.d), rows, Matrix::rows(k, narrow), (gq.at(at), wide), false, z.scale);
+                        let q = Matrix::rows(&p.q[at..], wide);
+                        product((z.t, n, z.d), columns, q, (gk.at(p.key(b, h)), narrow), true, z.scale);
                     }
-                    let (rows, columns) = (Matrix::rows(ds, z.t), Matrix::columns(ds, z.t));
-                    product((n, z.t, z.d), rows, Matrix::rows(k, narrow), (gq.at(at), wide), false, z.scale);
-                    let q = Matrix::rows(&p.q[at..], wide);
-                    product((z.t, n, z.d), columns, q, (gk.at(p.key(b, h)), narrow), true, z.scale);
                 }
             }
-        }
-    });
+        },
+    );
     gradients
 }

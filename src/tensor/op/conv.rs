@@ -1,12 +1,13 @@
-//! 2-D convolution (one small matrix product per image, patches unrolled per thread) and nearest upsampling.
+//! 2-D convolution, as matrix products of patches unrolled a few lines of an image at a time, and nearest upsampling.
 
 use super::cast::cast;
 use crate::bail;
 use crate::error::Result;
 use crate::tensor::grad::custom_vjp;
-use crate::tensor::kernel::{Data, Matrix, Real, Shared, column_sums, data, grain, on_cpu, product, sum};
+use crate::tensor::kernel::{Matrix, Real, Shared, column_sums, data, fresh, grain, on_cpu, product, sum};
 use candle_core::Tensor;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Sizes of one convolution: `x [batch, inner, h, w]`, `weight [outer, inner, kh, kw]`, output `oh x ow`.
 #[derive(Clone, Copy)]
@@ -92,89 +93,131 @@ impl Sizes {
         self.kh * self.kw * self.stride == 1 && self.padding == 0
     }
 
-    /// Calls `f(row of the unrolled patches, its first element, first input element, count)` for each run of output
-    /// pixels whose input lies inside the image.
-    fn runs(&self, mut f: impl FnMut(usize, usize, usize)) {
+    /// Patch row `row` at output line `y`: the line of the input, the first output pixel and the pixels whose input lies inside, and
+    /// the input of the first.
+    fn run(&self, row: usize, y: usize) -> Option<(usize, usize, usize)> {
         let (p, s) = (self.padding, self.stride);
-        for row in 0..self.patch() {
-            let (c, i, j) = (row / (self.kh * self.kw), row / self.kw % self.kh, row % self.kw);
-            let first = p.saturating_sub(j).div_ceil(s);
-            let last = if self.w + p > j { ((self.w + p - j - 1) / s + 1).min(self.ow) } else { 0 };
-            for y in 0..self.oh {
-                let line = y * s + i;
-                if line >= p && line - p < self.h && first < last {
-                    let input = (c * self.h + line - p) * self.w + first * s + j - p;
-                    f(row * self.pixels() + y * self.ow + first, input, last - first);
+        let (c, i, j) = (row / (self.kh * self.kw), row / self.kw % self.kh, row % self.kw);
+        let first = p.saturating_sub(j).div_ceil(s);
+        let last = if self.w + p > j { ((self.w + p - j - 1) / s + 1).min(self.ow) } else { 0 };
+        let line = y * s + i;
+        let inside = line >= p && line - p < self.h && first < last;
+        inside.then(|| (first, last, (c * self.h + line - p) * self.w + first * s + j - p))
+    }
+
+    /// Patches of the output lines `lines` of one image as columns: `[patch, lines * ow]`.
+    fn unroll<T: Real>(&self, image: &[T], lines: Range<usize>, columns: &mut [T]) {
+        let s = self.stride;
+        for (row, columns) in columns.chunks_mut(lines.len() * self.ow).enumerate() {
+            for (y, line) in lines.clone().zip(columns.chunks_mut(self.ow)) {
+                let Some((first, last, input)) = self.run(row, y) else {
+                    line.fill(T::zero());
+                    continue;
+                };
+                line[..first].fill(T::zero());
+                line[last..].fill(T::zero());
+                let line = &mut line[first..last];
+                if s == 1 {
+                    line.copy_from_slice(&image[input..input + line.len()]);
+                } else {
+                    line.iter_mut().zip(image[input..].iter().step_by(s)).for_each(|(c, x)| *c = *x);
                 }
             }
         }
     }
 
-    /// Patches of one image as columns: `[patch, pixels]`.
-    fn unroll<T: Real>(&self, image: &[T], columns: &mut [T]) {
-        columns.fill(T::zero());
-        let s = self.stride;
-        self.runs(|out, input, n| {
-            if s == 1 {
-                columns[out..out + n].copy_from_slice(&image[input..input + n]);
-            } else {
-                columns[out..out + n].iter_mut().zip(image[input..].iter().step_by(s)).for_each(|(c, x)| *c = *x);
+    /// Adds patch gradients `[patch, pixels]` back to the image: the transpose of `unroll`.
+    fn roll<T: Real>(&self, columns: &[T], image: &mut [T]) {
+        for (row, columns) in columns.chunks(self.pixels()).enumerate() {
+            for (y, line) in columns.chunks(self.ow).enumerate() {
+                if let Some((first, last, input)) = self.run(row, y) {
+                    let target = image[input..].iter_mut().step_by(self.stride);
+                    target.zip(&line[first..last]).for_each(|(x, c)| *x += *c);
+                }
             }
-        });
+        }
     }
 
-    /// Adds patch gradients back to the image: the transpose of `unroll`.
-    fn roll<T: Real>(&self, columns: &[T], image: &mut [T]) {
-        let s = self.stride;
-        self.runs(|at, input, n| {
-            if s == 1 {
-                image[input..input + n].iter_mut().zip(&columns[at..at + n]).for_each(|(x, c)| *x += *c);
-            } else {
-                image[input..].iter_mut().step_by(s).zip(&columns[at..at + n]).for_each(|(x, c)| *x += *c);
-            }
-        });
+    /// Output lines whose patches are unrolled at once, so that they stay in the cache.
+    fn lines(&self) -> usize {
+        (CACHED / (self.patch() * self.ow).max(1)).clamp(1, self.oh.max(1))
+    }
+
+    /// The convolution that is the input gradient of this one, where the stride is 1 and padding allows.
+    fn turned(&self) -> Option<Self> {
+        let square = self.kh == self.kw && self.stride == 1 && self.padding < self.kh;
+        square.then(|| Self {
+            inner: self.outer,
+            outer: self.inner,
+            h: self.oh,
+            w: self.ow,
+            oh: self.h,
+            ow: self.w,
+            padding: self.kh - 1 - self.padding,
+            ..*self
+        })
     }
 }
 
-fn forward<T: Real>(x: &Data<T>, weight: &[T], bias: Option<&[T]>, z: Sizes) -> Vec<T> {
+/// Numbers of unrolled patches at a time.
+const CACHED: usize = 1 << 16;
+
+fn forward<T: Real>(x: &[T], weight: &[T], bias: Option<&[T]>, z: Sizes) -> Vec<T> {
     let (patch, pixels, image) = (z.patch(), z.pixels(), z.inner * z.h * z.w);
-    let mut out = vec![T::zero(); z.batch * z.outer * pixels];
-    out.par_chunks_mut(z.outer * pixels).enumerate().for_each_init(
-        || vec![T::zero(); if z.plain() { 0 } else { patch * pixels }],
-        |columns, (b, out)| {
-            let x = &x[b * image..(b + 1) * image];
-            if !z.plain() {
-                z.unroll(x, columns);
-            }
-            if let Some(bias) = bias {
-                out.chunks_mut(pixels).zip(bias).for_each(|(o, b)| o.fill(*b));
-            }
-            let columns = Matrix::rows(if z.plain() { x } else { columns }, pixels);
-            // SAFETY: weight is [outer, patch], columns [patch, pixels], out [outer, pixels].
-            unsafe {
-                let c = (out.as_mut_ptr(), pixels);
-                product((z.outer, patch, pixels), Matrix::rows(weight, patch), columns, c, bias.is_some(), 1.0);
-            }
-        },
-    );
-    out
+    let (step, plain) = (z.lines(), z.plain());
+    let blocks = z.oh.div_ceil(step);
+    fresh(z.batch * z.outer * pixels, |out| {
+        let shared = Shared(out.as_mut_ptr());
+        (0..z.batch * blocks).into_par_iter().for_each_init(
+            || vec![T::zero(); if plain { 0 } else { patch * step * z.ow }],
+            |columns, job| {
+                let (b, first) = (job / blocks, job % blocks * step);
+                let lines = first..(first + step).min(z.oh);
+                let (x, n) = (&x[b * image..(b + 1) * image], lines.len() * z.ow);
+                let (at, columns) =
+                    (b * z.outer * pixels + first * z.ow, &mut columns[..if plain { 0 } else { patch * n }]);
+                if !plain {
+                    z.unroll(x, lines, columns);
+                }
+                let patches = if plain { Matrix::rows(&x[first * z.ow..], pixels) } else { Matrix::rows(columns, n) };
+                // SAFETY: every job writes its own lines of its own image; weight is [outer, patch], patches [patch, n].
+                unsafe {
+                    if let Some(bias) = bias {
+                        for (c, bias) in bias.iter().enumerate() {
+                            std::slice::from_raw_parts_mut(shared.at(at + c * pixels), n).fill(*bias);
+                        }
+                    }
+                    let c = (shared.at(at), pixels);
+                    product((z.outer, patch, n), Matrix::rows(weight, patch), patches, c, bias.is_some(), 1.0);
+                }
+            },
+        );
+    })
 }
 
 fn input_gradient<T: Real>(grad: &[T], weight: &[T], z: Sizes) -> Vec<T> {
+    if let Some(turned) = z.turned() {
+        let area = z.kh * z.kw;
+        let mut kernel = Vec::with_capacity(weight.len()); // [inner, outer, kh, kw], turned by half a circle
+        for c in 0..z.inner {
+            for o in 0..z.outer {
+                kernel.extend(weight[(o * z.inner + c) * area..][..area].iter().rev());
+            }
+        }
+        return forward(grad, &kernel, None, turned);
+    }
     let (patch, pixels, image) = (z.patch(), z.pixels(), z.inner * z.h * z.w);
     let mut out = vec![T::zero(); z.batch * image];
     out.par_chunks_mut(image).enumerate().for_each_init(
-        || vec![T::zero(); if z.plain() { 0 } else { patch * pixels }],
+        || vec![T::zero(); patch * pixels],
         |columns, (b, out)| {
             let g = Matrix::rows(&grad[b * z.outer * pixels..], pixels);
-            let target = if z.plain() { out.as_mut_ptr() } else { columns.as_mut_ptr() };
-            // SAFETY: weight^T is [patch, outer], g [outer, pixels], the target [patch, pixels].
+            // SAFETY: weight^T is [patch, outer], g [outer, pixels], the columns [patch, pixels].
             unsafe {
-                product((patch, z.outer, pixels), Matrix::columns(weight, patch), g, (target, pixels), false, 1.0);
+                let c = (columns.as_mut_ptr(), pixels);
+                product((patch, z.outer, pixels), Matrix::columns(weight, patch), g, c, false, 1.0);
             }
-            if !z.plain() {
-                z.roll(columns, out);
-            }
+            z.roll(columns, out);
         },
     );
     out
@@ -191,7 +234,7 @@ fn weight_gradient<T: Real>(grad: &[T], x: &[T], z: Sizes) -> Vec<T> {
         for b in (group..z.batch).step_by(groups) {
             let x = &x[b * image..(b + 1) * image];
             if !z.plain() {
-                z.unroll(x, &mut columns);
+                z.unroll(x, 0..z.oh, &mut columns);
             }
             let columns = Matrix::columns(if z.plain() { x } else { &columns }, pixels);
             let g = Matrix::rows(&grad[b * z.outer * pixels..], pixels);

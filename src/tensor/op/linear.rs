@@ -4,8 +4,9 @@ use super::cast::is_half;
 use crate::bail;
 use crate::error::Result;
 use crate::tensor::grad::custom_vjp;
-use crate::tensor::kernel::{Real, column_sums, data, on_cpu};
+use crate::tensor::kernel::{Matrix, Real, column_sums, data, fresh, grain, on_cpu, product_on_all, strided};
 use candle_core::{DType, Tensor};
+use rayon::prelude::*;
 
 /// A low-rank change of a weight: `scale * b a`, with `a [rank, in]` and `b [out, rank]`.
 #[derive(Clone, Debug)]
@@ -26,27 +27,32 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, lora: Option<&
         bail!(Shape, "linear: expected {inner} input features, got shape {dims:?}");
     }
     let dtype = if is_half(x.dtype()) && x.device().is_cpu() { DType::F32 } else { x.dtype() };
-    let (rows, frozen) = (x.detach().reshape(((), inner))?, weight.detach());
+    let cast = |x: &Tensor| x.detach().to_dtype(dtype);
+    let rows = x.detach().reshape(((), inner))?;
     let wide = rows.to_dtype(dtype)?;
-    let mut y = wide.matmul(&frozen.to_dtype(dtype)?.t()?)?;
-    if let Some(bias) = bias {
-        y = y.broadcast_add(&bias.detach().to_dtype(dtype)?)?;
-    }
-    let mut adapter = None;
-    if let Some(l) = lora {
-        let l = Lora { a: l.a.detach().to_dtype(dtype)?, b: l.b.detach().to_dtype(dtype)?, scale: l.scale };
-        let hidden = wide.matmul(&l.a.t()?)?;
-        y = (y + (hidden.matmul(&l.b.t()?)? * l.scale)?)?;
-        adapter = Some((l, hidden));
-    }
+    let adapter = match lora {
+        Some(l) => {
+            let l = Lora { a: cast(&l.a)?, b: cast(&l.b)?, scale: l.scale };
+            let hidden = product(&wide, &l.a.t()?, None, None)?;
+            Some((l, hidden))
+        }
+        None => None,
+    };
+    let low_rank = match &adapter {
+        Some((l, hidden)) => Some((hidden, &l.b.t()?, l.scale)),
+        None => None,
+    };
+    let y = product(&wide, &cast(weight)?.t()?, bias.map(cast).transpose()?.as_ref(), low_rank)?;
     let mut shape = dims.clone();
     shape[dims.len() - 1] = out;
     let mut inputs = vec![x, weight];
     inputs.extend(bias);
     inputs.extend(lora.iter().flat_map(|l| [&l.a, &l.b]));
     let own: Vec<DType> = inputs.iter().map(|x| x.dtype()).collect();
-    let (saved, y) = (Saved { rows, weight: frozen, dtype, adapter }, y.to_dtype(x.dtype())?.reshape(shape)?);
-    custom_vjp(&inputs, y, move |grad, wanted| {
+    // Frozen layers need no input to go back through.
+    let needed = weight.track_op() || lora.is_some_and(|l| l.a.track_op());
+    let saved = Saved { rows: needed.then_some(rows), weight: weight.detach(), dtype, adapter };
+    custom_vjp(&inputs, y.to_dtype(x.dtype())?.reshape(shape)?, move |grad, wanted| {
         let mut gradients = saved.gradients(&grad.reshape(((), out))?.to_dtype(dtype)?, wanted)?;
         for (gradient, dtype) in gradients.iter_mut().zip(&own) {
             *gradient = gradient.take().map(|g| g.to_dtype(*dtype)).transpose()?;
@@ -60,8 +66,8 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, lora: Option<&
 
 /// What the backward needs.
 struct Saved {
-    /// `x`, `[rows, in]`.
-    rows: Tensor,
+    /// `x`, `[rows, in]`, where a factor of it is trained.
+    rows: Option<Tensor>,
     weight: Tensor,
     /// The type that products are computed in.
     dtype: DType,
@@ -75,32 +81,75 @@ impl Saved {
         let mut gradients = vec![None; wanted.len()];
         let factors = if self.adapter.is_some() { wanted.len() - 2 } else { wanted.len() };
         let through = match &self.adapter {
-            Some((l, _)) => Some((g.matmul(&l.b)? * l.scale)?), // [rows, rank]
+            Some((l, _)) => Some(product(g, &(&l.b * l.scale)?, None, None)?), // [rows, rank]
             None => None,
         };
+        let with_rows = |left: &Tensor| match &self.rows {
+            Some(rows) => product(&left.t()?, &rows.to_dtype(self.dtype)?, None, None),
+            None => bail!(Internal, "linear: the input of a trained layer must be kept, got none"),
+        };
         if wanted[0] {
-            let gx = g.matmul(&self.weight.to_dtype(self.dtype)?)?;
-            gradients[0] = Some(match (&self.adapter, &through) {
-                (Some((l, _)), Some(through)) => (gx + through.matmul(&l.a)?)?,
-                _ => gx,
-            });
+            let low_rank = self.adapter.as_ref().zip(through.as_ref()).map(|((l, _), through)| (through, &l.a, 1.0));
+            gradients[0] = Some(product(g, &self.weight.to_dtype(self.dtype)?, None, low_rank)?);
         }
         if wanted[1] {
-            gradients[1] = Some(g.t()?.matmul(&self.rows.to_dtype(self.dtype)?)?);
+            gradients[1] = Some(with_rows(g)?);
         }
         if factors > 2 && wanted[2] {
             gradients[2] = Some(bias_gradient(g)?);
         }
         if let (Some((l, hidden)), Some(through)) = (&self.adapter, &through) {
             if wanted[factors] {
-                gradients[factors] = Some(through.t()?.matmul(&self.rows.to_dtype(self.dtype)?)?);
+                gradients[factors] = Some(with_rows(through)?);
             }
             if wanted[factors + 1] {
-                gradients[factors + 1] = Some((g.t()?.matmul(hidden)? * l.scale)?);
+                gradients[factors + 1] = Some(product(&g.t()?, &(hidden * l.scale)?, None, None)?);
             }
         }
         Ok(gradients)
     }
+}
+
+/// A product of matrices with a factor.
+type Scaled<'a> = (&'a Tensor, &'a Tensor, f64);
+
+/// `a b + bias + factor c d` for matrices of any strides and a `bias` per column.
+fn product(a: &Tensor, b: &Tensor, bias: Option<&Tensor>, also: Option<Scaled>) -> Result<Tensor> {
+    on_cpu!(a, product_cpu(a, b, bias, also), {
+        let mut y = a.matmul(b)?;
+        if let Some(bias) = bias {
+            y = y.broadcast_add(bias)?;
+        }
+        if let Some((c, d, factor)) = also {
+            y = (y + (c.matmul(d)? * factor)?)?;
+        }
+        Ok(y)
+    })
+}
+
+fn product_cpu<T: Real>(a: &Tensor, b: &Tensor, bias: Option<&Tensor>, also: Option<Scaled>) -> Result<Tensor> {
+    let ((m, k), n) = (a.dims2()?, b.dim(1)?);
+    let bias = bias.map(|bias| bias.contiguous()).transpose()?;
+    let bias = bias.as_ref().map(data::<T>).transpose()?;
+    let parts = (strided::<T>(a)?, strided::<T>(b)?);
+    let more = match also {
+        Some((c, d, factor)) => Some((c, d, factor, strided::<T>(c)?, strided::<T>(d)?)),
+        None => None,
+    };
+    let out = fresh(m * n, |out| {
+        if let Some(bias) = &bias {
+            out.par_chunks_mut(n).with_min_len(grain(n)).for_each(|row| row.copy_from_slice(bias));
+        }
+        let (a, b, c) = (Matrix::of(a, &parts.0), Matrix::of(b, &parts.1), (out.as_mut_ptr(), n));
+        // SAFETY: the shapes of the tensors; the output is new.
+        unsafe { product_on_all((m, k, n), a, b, c, bias.is_some(), 1.0) };
+        if let Some((left, right, factor, l, r)) = &more {
+            let size = (m, left.dims()[1], n);
+            // SAFETY: as before.
+            unsafe { product_on_all(size, Matrix::of(left, l), Matrix::of(right, r), c, true, *factor) };
+        }
+    });
+    Ok(Tensor::from_vec(out, (m, n), a.device())?)
 }
 
 /// Sum over the rows of `g [rows, out]`.

@@ -1,193 +1,255 @@
-//! Normalisations and the modulations that follow them.
+//! Normalisations with the scales and shifts that follow them, and gated residuals. The backward computes normalised numbers again
+//! from the input, so that nothing but the input is kept.
 
+use super::activation::{logistic, silu};
 use super::cast::wide;
+use super::shape::affine;
 use crate::bail;
 use crate::error::Result;
 use crate::tensor::grad::custom_vjp;
-use crate::tensor::kernel::{Real, column_sums, data, dot, grain, map_rows, on_cpu, sum};
+use crate::tensor::kernel::{Real, column_sums, data, dot, fresh, map_rows, on_cpu, sum};
 use candle_core::{D, Tensor};
 use rayon::prelude::*;
 
 /// Layer normalisation over the last dimension, with optional weight and bias.
 pub fn layer_norm(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {
-    let width = x.dim(D::Minus1)?;
+    let z = Rows { width: x.dim(D::Minus1)?, block: usize::MAX, centre: true, eps };
     match (weight, bias) {
-        (Some(weight), Some(bias)) => {
-            wide([x, weight, bias], |[x, w, b]| affine(&normalise(x, width, true, eps)?, Some(w), Some(b)))
-        }
-        _ => wide([x], |[x]| affine(&normalise(x, width, true, eps)?, weight, bias)),
+        (Some(weight), Some(bias)) => wide([x, weight, bias], |[x, w, b]| norm_rows(x, Some(w), Some(b), z)),
+        (Some(weight), None) => wide([x, weight], |[x, w]| norm_rows(x, Some(w), None, z)),
+        _ => wide([x], |[x]| norm_rows(x, None, None, z)),
     }
 }
 
 /// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    let width = x.dim(D::Minus1)?;
-    wide([x, weight], |[x, weight]| affine(&normalise(x, width, false, eps)?, Some(weight), None))
+    let z = Rows { width: x.dim(D::Minus1)?, block: usize::MAX, centre: false, eps };
+    wide([x, weight], |[x, weight]| norm_rows(x, Some(weight), None, z))
 }
 
-/// Group normalisation of `x [batch, channels, ..]` with weight and bias per channel.
-pub fn group_norm(x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
-    wide([x, weight, bias], |[x, weight, bias]| group_norm_in(x, groups, weight, bias, eps))
+/// Layer normalisation of `x [batch, tokens, d]`, times `1 + scale`, plus `shift`, both `[batch, d]`: the adaptive norm of diffusion
+/// transformers.
+pub fn modulated_norm(x: &Tensor, shift: &Tensor, scale: &Tensor, eps: f64) -> Result<Tensor> {
+    let (tokens, width) = check_rows(x, &[scale, shift])?;
+    let z = Rows { width, block: tokens, centre: true, eps };
+    wide([x, shift, scale], |[x, shift, scale]| norm_rows(x, Some(&affine(scale, 1.0, 1.0)?), Some(shift), z))
 }
 
-fn group_norm_in(x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
-    let (batch, channels) = (x.dim(0)?, x.dim(1)?);
-    if groups == 0 || channels % groups != 0 {
-        bail!(Shape, "group_norm: {groups} groups must divide {channels} channels");
+/// Rows of `width` numbers; each `block` of rows has a weight and a bias of its own.
+#[derive(Clone, Copy)]
+struct Rows {
+    width: usize,
+    block: usize,
+    /// To zero mean.
+    centre: bool,
+    eps: f64,
+}
+
+impl Rows {
+    /// The part of `[blocks, width]` that serves row `i`.
+    fn of<'a, T>(&self, values: &'a [T], i: usize) -> &'a [T] {
+        &values[i / self.block * self.width..][..self.width]
     }
-    let width = x.elem_count() / (batch * groups).max(1);
-    let y = normalise(&x.contiguous()?, width, true, eps)?;
-    on_cpu!(x, channel_affine(&y, weight, bias), {
-        let spread = |w: &Tensor| {
-            let mut shape = vec![1; x.rank()];
-            shape[1] = channels;
-            w.reshape(shape)
-        };
-        Ok(y.broadcast_mul(&spread(weight)?)?.broadcast_add(&spread(bias)?)?)
+
+    /// Mean (0 if it stays) and 1 / deviation of a row.
+    fn moments<T: Real>(&self, row: &[T]) -> (T, T) {
+        let count = T::of(self.width as f64);
+        let mean = if self.centre { sum(row, |v| v) / count } else { T::zero() };
+        let square = sum(row, |v| (v - mean) * (v - mean)) / count;
+        (mean, T::one() / (square + T::of(self.eps)).sqrt())
+    }
+}
+
+fn norm_rows(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, z: Rows) -> Result<Tensor> {
+    on_cpu!(x, norm_rows_cpu(x, weight, bias, z), {
+        let rows = if z.centre { x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)? } else { x.clone() };
+        let mut y = rows.broadcast_div(&(rows.sqr()?.mean_keepdim(D::Minus1)? + z.eps)?.sqrt()?)?;
+        let spread = |v: &Tensor| if v.rank() == 2 { v.unsqueeze(1) } else { Ok(v.clone()) };
+        if let Some(weight) = weight {
+            y = y.broadcast_mul(&spread(weight)?)?;
+        }
+        if let Some(bias) = bias {
+            y = y.broadcast_add(&spread(bias)?)?;
+        }
+        Ok(y)
     })
 }
 
-/// `y w + b` with one weight and bias per channel of `y [batch, channels, ..]`.
-fn channel_affine<T: Real>(y: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    let [plain, w, b] = contiguous([y, weight, bias])?;
-    let (batch, channels) = (y.dim(0)?, y.dim(1)?);
-    let pixels = y.elem_count() / (batch * channels).max(1);
-    let (ws, bs) = (data::<T>(&w)?, data::<T>(&b)?);
-    let out = map_rows(&data::<T>(&plain)?, pixels, |i, row, out| {
-        let (w, b) = (ws[i % channels], bs[i % channels]);
-        out.iter_mut().zip(row).for_each(|(o, v)| *o = *v * w + b);
-    });
-    drop((ws, bs));
-    custom_vjp(&[y, weight, bias], Tensor::from_vec(out, y.dims(), y.device())?, move |grad, wanted| {
+fn norm_rows_cpu<T: Real>(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, z: Rows) -> Result<Tensor> {
+    let constant = |x: &Tensor| x.detach().contiguous();
+    let (input, w, b) = (constant(x)?, weight.map(constant).transpose()?, bias.map(constant).transpose()?);
+    let out = {
+        let (ws, bs) = (w.as_ref().map(data::<T>).transpose()?, b.as_ref().map(data::<T>).transpose()?);
+        map_rows(&data::<T>(&input)?, z.width, |i, row, out| {
+            let (mean, size) = z.moments(row);
+            out.iter_mut().zip(row).for_each(|(o, v)| *o = (*v - mean) * size);
+            if let Some(ws) = &ws {
+                out.iter_mut().zip(z.of(ws, i)).for_each(|(o, w)| *o *= *w);
+            }
+            if let Some(bs) = &bs {
+                out.iter_mut().zip(z.of(bs, i)).for_each(|(o, b)| *o += *b);
+            }
+        })
+    };
+    let mut inputs = vec![x];
+    inputs.extend(weight);
+    inputs.extend(bias);
+    let has_weight = weight.is_some();
+    custom_vjp(&inputs, Tensor::from_vec(out, x.dims(), x.device())?, move |grad, wanted| {
         let grad = grad.contiguous()?;
-        let (g, w) = (data::<T>(&grad)?, data::<T>(&w)?);
-        let mut gradients = vec![None; 3];
+        let (g, x) = (data::<T>(&grad)?, data::<T>(&input)?);
+        let ws = w.as_ref().map(data::<T>).transpose()?;
+        let width = z.width;
+        let mut gradients = vec![None; wanted.len()];
         if wanted[0] {
-            let out = map_rows(&g, pixels, |i, row, out| {
-                out.iter_mut().zip(row).for_each(|(o, v)| *o = *v * w[i % channels]);
+            let out = map_rows(&g, width, |i, g, out| {
+                let row = &x[i * width..][..width];
+                let (mean, size) = z.moments(row);
+                match &ws {
+                    Some(ws) => out.iter_mut().zip(g.iter().zip(z.of(ws, i))).for_each(|(o, (g, w))| *o = *g * *w),
+                    None => out.copy_from_slice(g),
+                }
+                project(out, row, mean, size, z.centre);
             });
             gradients[0] = Some(Tensor::from_vec(out, grad.dims(), grad.device())?);
         }
-        let per_channel = |f: &(dyn Fn(usize) -> T + Sync)| -> Result<Option<Tensor>> {
-            let of = |c| (0..batch).fold(T::zero(), |s, b| s + f(b * channels + c));
-            let sums: Vec<T> = (0..channels).into_par_iter().map(of).collect();
-            Ok(Some(Tensor::from_vec(sums, channels, grad.device())?))
+        let (rows, shape) = (g.len() / width.max(1), |v: &Option<Tensor>| v.as_ref().map(|v| v.dims().to_vec()));
+        let columns = |f: &(dyn Fn(usize) -> T + Sync), dims: Option<Vec<usize>>| -> Result<Option<Tensor>> {
+            let sums = column_sums(g.len(), z.block.min(rows), width, f);
+            Ok(Some(Tensor::from_vec(sums, dims.unwrap_or_default(), grad.device())?))
         };
-        let y = data::<T>(&plain)?;
-        let line = |i: usize| i * pixels..(i + 1) * pixels;
-        if wanted[1] {
-            gradients[1] = per_channel(&|i| dot(&g[line(i)], &y[line(i)]))?;
+        if has_weight && wanted[1] {
+            let moments: Vec<(T, T)> = x.par_chunks(width).map(|row| z.moments(row)).collect();
+            let product = |i: usize| {
+                let (mean, size) = moments[i / width];
+                g[i] * (x[i] - mean) * size
+            };
+            gradients[1] = columns(&product, shape(&w))?;
         }
-        if wanted[2] {
-            gradients[2] = per_channel(&|i| sum(&g[line(i)], |v| v))?;
+        if b.is_some() && wanted[wanted.len() - 1] {
+            gradients[wanted.len() - 1] = columns(&|i| g[i], shape(&b))?;
         }
         Ok(gradients)
     })
 }
 
-/// `y w + b` over the last dimension; gradients of `w` and `b` only where they are wanted.
-fn affine(y: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>) -> Result<Tensor> {
-    let Some(weight) = weight else { return Ok(y.clone()) };
-    on_cpu!(y, affine_cpu(y, weight, bias), {
-        let out = y.broadcast_mul(weight)?;
-        Ok(bias.map_or(Ok(out.clone()), |b| out.broadcast_add(b))?)
-    })
+/// The gradient of a normalised row becomes that of its input: `(g - mean(g) - y mean(g y)) size` with `y = (x - mean) size`.
+fn project<T: Real>(g: &mut [T], x: &[T], mean: T, size: T, centre: bool) {
+    let count = T::of(g.len() as f64);
+    let level = if centre { sum(g, |v| v) / count } else { T::zero() };
+    let along = dot(g, x, |v| v - mean) * size / count;
+    g.iter_mut().zip(x).for_each(|(g, x)| *g = (*g - level - (*x - mean) * size * along) * size);
 }
 
-fn affine_cpu<T: Real>(y: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let [plain, w, b] = contiguous([y, weight, bias.unwrap_or(weight)])?;
-    let (width, has_bias) = (w.elem_count(), bias.is_some());
-    let (ws, bs) = (data::<T>(&w)?, data::<T>(&b)?);
-    let out = map_rows(&data::<T>(&plain)?, width, |_, row, out| match has_bias {
-        true => {
-            out.iter_mut().zip(row.iter().zip(ws.iter().zip(bs.iter()))).for_each(|(o, (y, (w, b)))| *o = *y * *w + *b)
-        }
-        false => out.iter_mut().zip(row.iter().zip(ws.iter())).for_each(|(o, (y, w))| *o = *y * *w),
-    });
-    drop((ws, bs));
-    let mut inputs = vec![y, weight];
-    inputs.extend(bias);
-    custom_vjp(&inputs, Tensor::from_vec(out, y.dims(), y.device())?, move |grad, wanted| {
-        let grad = grad.contiguous()?;
-        let (g, y) = (data::<T>(&grad)?, data::<T>(&plain)?);
-        let (len, rows) = (g.len(), g.len() / width.max(1));
-        let gy = wanted[0].then(|| scaled_rows::<T>(&grad, &w, T::zero(), rows)).transpose()?;
-        let column = |sums: Vec<T>| Tensor::from_vec(sums, width, grad.device());
-        let gw = wanted[1].then(|| column(column_sums(len, rows, width, |i| g[i] * y[i]))).transpose()?;
-        let wants_bias = wanted.get(2) == Some(&true);
-        let gb = wants_bias.then(|| column(column_sums(len, rows, width, |i| g[i]))).transpose()?;
-        Ok([gy, gw, gb].into_iter().take(wanted.len()).collect())
-    })
+/// Group normalisation of `x [batch, channels, ..]` with weight and bias per channel.
+pub fn group_norm(x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    wide([x, weight, bias], |[x, weight, bias]| norm_groups(x, groups, weight, bias, eps, false))
 }
 
-/// Chunks of `width` numbers to zero mean (if `centre`) and unit mean square, without weights.
-fn normalise(x: &Tensor, width: usize, centre: bool, eps: f64) -> Result<Tensor> {
-    on_cpu!(x, normalise_cpu(x, width, centre, eps), {
-        let rows = x.reshape(((), width))?;
-        let rows = if centre { rows.broadcast_sub(&rows.mean_keepdim(1)?)? } else { rows };
-        let size = (rows.sqr()?.mean_keepdim(1)? + eps)?.sqrt()?;
-        Ok(rows.broadcast_div(&size)?.reshape(x.dims())?)
-    })
+/// `silu` of [`group_norm`], in one pass.
+pub fn group_norm_silu(x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    wide([x, weight, bias], |[x, weight, bias]| norm_groups(x, groups, weight, bias, eps, true))
 }
 
-fn normalise_cpu<T: Real>(x: &Tensor, width: usize, centre: bool, eps: f64) -> Result<Tensor> {
-    let input = x.detach().contiguous()?;
-    let (count, zero) = (T::of(width as f64), T::zero());
-    let mut out = vec![zero; x.elem_count()];
-    let mut sizes = vec![zero; out.len() / width.max(1)]; // 1 / root mean square of each row
-    {
-        let x = data::<T>(&input)?;
-        let rows = out.par_chunks_mut(width).with_min_len(grain(width)).zip(x.par_chunks(width));
-        rows.zip(&mut sizes).for_each(|((out, row), size)| {
-            let mean = if centre { sum(row, |v| v) / count } else { zero };
-            let square = sum(row, |v| (v - mean) * (v - mean)) / count;
-            *size = T::one() / (square + T::of(eps)).sqrt();
-            out.iter_mut().zip(row).for_each(|(o, v)| *o = (*v - mean) * *size);
-        });
+fn norm_groups(x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f64, gated: bool) -> Result<Tensor> {
+    let (batch, channels) = (x.dim(0)?, x.dim(1)?);
+    if groups == 0 || channels % groups != 0 {
+        bail!(Shape, "group_norm: {groups} groups must divide {channels} channels");
     }
-    let output = Tensor::from_vec(out, x.dims(), x.device())?;
-    let y = if x.track_op() { output.copy()? } else { output.clone() };
-    custom_vjp(&[x], output, move |grad, _| {
-        // dx = (g - mean(g) - y mean(g y)) / size
+    let (share, pixels) = (channels / groups, x.elem_count() / (batch * channels).max(1));
+    let z = Groups { groups, share, pixels, gated };
+    let rows = Rows { width: share * pixels, block: usize::MAX, centre: true, eps };
+    on_cpu!(x, norm_groups_cpu(x, weight, bias, z, rows), {
+        let flat = norm_rows(&x.reshape((batch, groups, share * pixels))?, None, None, rows)?.reshape(x.dims())?;
+        let spread = |w: &Tensor| {
+            let mut shape = vec![1; x.rank()];
+            shape[1] = channels;
+            w.reshape(shape)
+        };
+        let y = flat.broadcast_mul(&spread(weight)?)?.broadcast_add(&spread(bias)?)?;
+        if gated { silu(&y) } else { Ok(y) }
+    })
+}
+
+/// Images of `groups * share` channels of `pixels`, with SiLU behind the norm if `gated`.
+#[derive(Clone, Copy)]
+struct Groups {
+    groups: usize,
+    share: usize,
+    pixels: usize,
+    gated: bool,
+}
+
+impl Groups {
+    /// The channels of row `i`, a group of an image.
+    fn channels(&self, i: usize) -> std::ops::Range<usize> {
+        let first = i % self.groups * self.share;
+        first..first + self.share
+    }
+}
+
+fn norm_groups_cpu<T: Real>(x: &Tensor, weight: &Tensor, bias: &Tensor, z: Groups, rows: Rows) -> Result<Tensor> {
+    let [input, w, b] = contiguous([x, weight, bias])?;
+    let out = {
+        let (w, b) = (data::<T>(&w)?, data::<T>(&b)?);
+        map_rows(&data::<T>(&input)?, rows.width, |i, row, out| {
+            let (mean, size) = rows.moments(row);
+            for (c, (out, row)) in z.channels(i).zip(out.chunks_mut(z.pixels).zip(row.chunks(z.pixels))) {
+                let (factor, offset) = (w[c] * size, b[c] - mean * size * w[c]);
+                out.iter_mut().zip(row).for_each(|(o, v)| *o = *v * factor + offset);
+                if z.gated {
+                    out.iter_mut().for_each(|o| *o *= logistic(*o));
+                }
+            }
+        })
+    };
+    custom_vjp(&[x, weight, bias], Tensor::from_vec(out, x.dims(), x.device())?, move |grad, wanted| {
         let grad = grad.contiguous()?;
-        let (g, y) = (data::<T>(&grad)?, data::<T>(&y)?);
-        let out = map_rows(&g, width, |i, g, out| {
-            let (y, size) = (&y[i * width..(i + 1) * width], sizes[i]);
-            let mean = if centre { sum(g, |v| v) / count } else { zero };
-            let along = dot(g, y) / count;
-            out.iter_mut().zip(g.iter().zip(y)).for_each(|(o, (g, y))| *o = (*g - mean - *y * along) * size);
+        let all = {
+            let (g, x, w, b) = (data::<T>(&grad)?, data::<T>(&input)?, data::<T>(&w)?, data::<T>(&b)?);
+            groups_backward(&g, &x, [&w, &b], z, rows, wanted[1] || wanted[2])
+        };
+        let shapes = [grad.shape(), w.shape(), b.shape()];
+        let made = |((values, shape), wanted): ((Vec<T>, _), &bool)| {
+            wanted.then(|| Ok(Tensor::from_vec(values, shape, grad.device())?)).transpose()
+        };
+        all.into_iter().zip(shapes).zip(wanted).map(made).collect()
+    })
+}
+
+/// Gradients of the input, and if `trained` of weight and bias, for `g` of the output.
+fn groups_backward<T: Real>(g: &[T], x: &[T], [w, b]: [&[T]; 2], z: Groups, rows: Rows, trained: bool) -> [Vec<T>; 3] {
+    // By image and channel: what the weight and the bias get.
+    let lines = g.len() / z.pixels.max(1);
+    let (mut of_weight, mut of_bias) = (vec![T::zero(); lines], vec![T::zero(); lines]);
+    let sums = of_weight.par_chunks_mut(z.share).zip(of_bias.par_chunks_mut(z.share));
+    let gx = fresh(g.len(), |out| {
+        let all = out.par_chunks_mut(rows.width).zip(g.par_chunks(rows.width)).zip(x.par_chunks(rows.width)).zip(sums);
+        all.enumerate().for_each(|(i, (((out, g), x), (of_weight, of_bias)))| {
+            let (mean, size) = rows.moments(x);
+            for (j, c) in z.channels(i).enumerate() {
+                let part = j * z.pixels..(j + 1) * z.pixels;
+                let (out, g, x) = (&mut out[part.clone()], &g[part.clone()], &x[part]);
+                let (factor, offset) = (w[c] * size, b[c] - mean * size * w[c]);
+                match z.gated {
+                    true => out.iter_mut().zip(g.iter().zip(x)).for_each(|(o, (g, v))| {
+                        let y = *v * factor + offset;
+                        let s = logistic(y);
+                        *o = *g * s * (T::one() + y * (T::one() - s));
+                    }),
+                    false => out.copy_from_slice(g),
+                }
+                if trained {
+                    of_bias[j] = sum(out, |v| v);
+                    of_weight[j] = dot(out, x, |v| v - mean) * size;
+                }
+                out.iter_mut().for_each(|o| *o *= w[c]);
+            }
+            project(out, x, mean, size, true);
         });
-        Ok(vec![Some(Tensor::from_vec(out, grad.dims(), grad.device())?)])
-    })
-}
-
-/// `x (1 + scale) + shift` for `x [batch, tokens, d]` and `shift, scale [batch, d]`.
-pub fn modulate(x: &Tensor, shift: &Tensor, scale: &Tensor) -> Result<Tensor> {
-    on_cpu!(x, modulate_cpu(x, shift, scale), {
-        Ok(x.broadcast_mul(&(scale.unsqueeze(1)? + 1.0)?)?.broadcast_add(&shift.unsqueeze(1)?)?)
-    })
-}
-
-fn modulate_cpu<T: Real>(x: &Tensor, shift: &Tensor, scale: &Tensor) -> Result<Tensor> {
-    let [input, by, plus] = contiguous([x, scale, shift])?;
-    let (tokens, width) = check_rows(x, &[scale, shift])?;
-    let (bys, pluses) = (data::<T>(&by)?, data::<T>(&plus)?);
-    let out = map_rows(&data::<T>(&input)?, width, |i, row, out| {
-        let at = i / tokens * width;
-        let (by, plus) = (&bys[at..at + width], &pluses[at..at + width]);
-        let all = out.iter_mut().zip(row.iter().zip(by.iter().zip(plus)));
-        all.for_each(|(o, (x, (b, p)))| *o = *x * (T::one() + *b) + *p);
     });
-    drop((bys, pluses));
-    custom_vjp(&[x, shift, scale], Tensor::from_vec(out, x.dims(), x.device())?, move |grad, wanted| {
-        let grad = grad.contiguous()?;
-        let (g, x, len) = (data::<T>(&grad)?, data::<T>(&input)?, grad.elem_count());
-        let per_sample = |sums: Vec<T>| Tensor::from_vec(sums, by.dims(), grad.device());
-        let gx = wanted[0].then(|| scaled_rows::<T>(&grad, &by, T::one(), tokens)).transpose()?;
-        let gshift = wanted[1].then(|| per_sample(column_sums(len, tokens, width, |i| g[i]))).transpose()?;
-        let gscale = wanted[2].then(|| per_sample(column_sums(len, tokens, width, |i| g[i] * x[i]))).transpose()?;
-        Ok(vec![gx, gshift, gscale])
-    })
+    let per_channel = |lines: Vec<T>| column_sums(lines.len(), lines.len() / w.len().max(1), w.len(), |i| lines[i]);
+    [gx, per_channel(of_weight), per_channel(of_bias)]
 }
 
 /// `x + gate y` for `x, y [batch, tokens, d]` and `gate [batch, d]`.
@@ -198,32 +260,38 @@ pub fn gated_add(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor> {
 fn gated_add_cpu<T: Real>(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor> {
     let [base, by, change] = contiguous([x, gate, y])?;
     let (tokens, width) = check_rows(x, &[gate])?;
-    let (bys, changes) = (data::<T>(&by)?, data::<T>(&change)?);
-    let out = map_rows(&data::<T>(&base)?, width, |i, row, out| {
-        let (by, change) = (&bys[i / tokens * width..][..width], &changes[i * width..][..width]);
-        out.iter_mut().zip(row.iter().zip(by.iter().zip(change))).for_each(|(o, (x, (b, y)))| *o = *x + *b * *y);
-    });
-    drop((bys, changes));
+    let out = {
+        let (bys, changes) = (data::<T>(&by)?, data::<T>(&change)?);
+        map_rows(&data::<T>(&base)?, width, |i, row, out| {
+            let (by, change) = (&bys[i / tokens * width..][..width], &changes[i * width..][..width]);
+            out.iter_mut().zip(row.iter().zip(by.iter().zip(change))).for_each(|(o, (x, (b, y)))| *o = *x + *b * *y);
+        })
+    };
+    let change = gate.track_op().then_some(change);
     custom_vjp(&[x, gate, y], Tensor::from_vec(out, x.dims(), x.device())?, move |grad, wanted| {
         let grad = grad.contiguous()?;
-        let (g, y, len) = (data::<T>(&grad)?, data::<T>(&change)?, grad.elem_count());
+        let g = data::<T>(&grad)?;
         let gx = wanted[0].then(|| grad.clone());
-        let sums = wanted[1].then(|| column_sums(len, tokens, width, |i| g[i] * y[i]));
-        let ggate = sums.map(|sums| Tensor::from_vec(sums, by.dims(), grad.device())).transpose()?;
-        let gy = wanted[2].then(|| scaled_rows::<T>(&grad, &by, T::zero(), tokens)).transpose()?;
+        let ggate = match &change {
+            Some(change) => {
+                let y = data::<T>(change)?;
+                let sums = column_sums(g.len(), tokens, width, |i| g[i] * y[i]);
+                Some(Tensor::from_vec(sums, by.dims(), grad.device())?)
+            }
+            None => None,
+        };
+        let gy = match wanted[2] {
+            true => {
+                let by = data::<T>(&by)?;
+                let out = map_rows(&g, width, |i, g, out| {
+                    out.iter_mut().zip(g.iter().zip(&by[i / tokens * width..])).for_each(|(o, (g, b))| *o = *g * *b);
+                });
+                Some(Tensor::from_vec(out, grad.dims(), grad.device())?)
+            }
+            false => None,
+        };
         Ok(vec![gx, ggate, gy])
     })
-}
-
-/// `x (offset + by)` for contiguous `x [batch, tokens, d]`, `by [batch, d]`.
-fn scaled_rows<T: Real>(x: &Tensor, by: &Tensor, offset: T, tokens: usize) -> Result<Tensor> {
-    let width = x.dim(D::Minus1)?;
-    let by = data::<T>(by)?;
-    let out = map_rows(&data::<T>(x)?, width, |i, row, out| {
-        let by = &by[i / tokens * width..][..width];
-        out.iter_mut().zip(row.iter().zip(by)).for_each(|(o, (x, b))| *o = *x * (offset + *b));
-    });
-    Ok(Tensor::from_vec(out, x.dims(), x.device())?)
 }
 
 fn contiguous<const N: usize>(tensors: [&Tensor; N]) -> Result<[Tensor; N]> {

@@ -2,6 +2,7 @@
 
 use crate::bail;
 use crate::error::Result;
+use crate::tensor::grad::custom_vjp;
 use candle_core::{DType, Device, Tensor};
 
 /// Interpolation and whether shrinking averages (antialias).
@@ -17,11 +18,20 @@ pub fn resize(x: &Tensor, height: usize, width: usize, filter: Filter) -> Result
     if h * w * height * width == 0 {
         bail!(Shape, "resize: expected at least one pixel, got {h} x {w} to {height} x {width}");
     }
-    let across = weights(w, width, filter, x.dtype(), x.device())?.t()?.contiguous()?; // [w, width]
+    let across = weights(w, width, filter, x.dtype(), x.device())?; // [width, w]
     let down = weights(h, height, filter, x.dtype(), x.device())?; // [height, h]
-    let y = x.contiguous()?.reshape((b * c * h, w))?.matmul(&across)?.reshape((b * c, h, width))?;
-    let y = down.expand((b * c, height, h))?.contiguous()?.matmul(&y)?;
-    Ok(y.reshape((b, c, height, width))?)
+    let y = both(&x.detach(), &down, &across)?;
+    custom_vjp(&[x], y.reshape((b, c, height, width))?, move |grad, _| {
+        Ok(vec![Some(both(grad, &down.t()?, &across.t()?)?.reshape((b, c, h, w))?)])
+    })
+}
+
+/// `down x across^T` of every plane of `x [batch, channels, h, w]`: `[batch channels, h', w']`.
+fn both(x: &Tensor, down: &Tensor, across: &Tensor) -> Result<Tensor> {
+    let (b, c, h, w) = x.dims4()?;
+    let ((height, _), (width, _)) = (down.dims2()?, across.dims2()?);
+    let y = x.contiguous()?.reshape((b * c * h, w))?.matmul(&across.t()?)?.reshape((b * c, h, width))?;
+    Ok(down.expand((b * c, height, h))?.contiguous()?.matmul(&y)?)
 }
 
 /// Interpolation matrix `[to, from]`, rows summing to one (align_corners false).

@@ -1,0 +1,121 @@
+//! Sums, changes of scale and of layout, as nodes of ours: one operation of candle's in a graph leaves the whole of it to candle's walk.
+
+use crate::error::Result;
+use crate::tensor::grad::custom_vjp;
+use crate::tensor::kernel::{Real, data, fresh, grain, on_cpu};
+use crate::tensor::tape::view;
+use candle_core::{D, Shape, Tensor};
+use rayon::prelude::*;
+
+/// `x` in another shape; a view, where `x` is contiguous and no variable.
+pub fn reshape(x: &Tensor, shape: impl Into<Shape>) -> Result<Tensor> {
+    let (own, shape) = (x.shape().clone(), shape.into());
+    let back = move |grad: &Tensor| Ok(grad.reshape(&own)?);
+    match x.is_variable() {
+        // A variable has no entry for its views to live with.
+        true => custom_vjp(&[x], x.detach().copy()?.reshape(shape)?, move |grad, _| Ok(vec![Some(back(grad)?)])),
+        false => Ok(view(x, x.contiguous()?.reshape(shape)?, back)),
+    }
+}
+
+/// `x` with its dimensions in another order, contiguous.
+pub fn permute(x: &Tensor, order: &[usize]) -> Result<Tensor> {
+    let y = x.detach().permute(order)?.force_contiguous()?;
+    let mut back = vec![0; order.len()];
+    order.iter().enumerate().for_each(|(i, from)| back[*from] = i);
+    custom_vjp(&[x], y, move |grad, _| Ok(vec![Some(grad.permute(back.as_slice())?.contiguous()?)]))
+}
+
+/// `len` entries of dimension `dim` from `start` on, contiguous.
+pub fn narrow(x: &Tensor, dim: usize, start: usize, len: usize) -> Result<Tensor> {
+    let (y, after) = (x.detach().narrow(dim, start, len)?.force_contiguous()?, x.dim(dim)? - start - len);
+    custom_vjp(&[x], y, move |grad, _| Ok(vec![Some(grad.pad_with_zeros(dim, start, after)?)]))
+}
+
+/// `[.., n d]` as `n` of `[.., d]`.
+pub fn chunk(x: &Tensor, n: usize) -> Result<Vec<Tensor>> {
+    let (last, d) = (x.rank() - 1, x.dim(D::Minus1)? / n);
+    (0..n).map(|i| narrow(x, last, i * d, d)).collect()
+}
+
+/// Tensors one behind the other along `dim`.
+pub fn cat(parts: &[&Tensor], dim: usize) -> Result<Tensor> {
+    let plain: Vec<Tensor> = parts.iter().map(|x| x.detach()).collect();
+    let sizes = parts.iter().map(|x| x.dim(dim)).collect::<candle_core::Result<Vec<_>>>()?;
+    let y = if parts.len() == 1 { plain[0].copy()? } else { Tensor::cat(&plain, dim)?.contiguous()? };
+    custom_vjp(parts, y, move |grad, wanted| {
+        let mut start = 0;
+        let part = |(size, wanted): (&usize, &bool)| {
+            start += size;
+            Ok(if *wanted { Some(grad.narrow(dim, start - size, *size)?.contiguous()?) } else { None })
+        };
+        sizes.iter().zip(wanted).map(part).collect()
+    })
+}
+
+/// `x + y` of one shape.
+pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    combine((x, 1.0), (y, 1.0))
+}
+
+/// `a x + b y` of one shape.
+pub fn combine((x, a): (&Tensor, f64), (y, b): (&Tensor, f64)) -> Result<Tensor> {
+    let sum = on_cpu!(x, combine_cpu(x, a, y, b), Ok(((x.detach() * a)? + (y.detach() * b)?)?))?;
+    custom_vjp(&[x, y], sum, move |grad, wanted| {
+        let scaled = |factor: f64| if factor == 1.0 { Ok(grad.clone()) } else { grad * factor };
+        let part = |(wanted, factor): (&bool, f64)| Ok(if *wanted { Some(scaled(factor)?) } else { None });
+        wanted.iter().zip([a, b]).map(part).collect()
+    })
+}
+
+fn combine_cpu<T: Real>(x: &Tensor, a: f64, y: &Tensor, b: f64) -> Result<Tensor> {
+    if x.dims() != y.dims() {
+        return Ok((x.detach() + y.detach())?); // its error
+    }
+    let (p, q) = (x.detach().contiguous()?, y.detach().contiguous()?);
+    let (p, q, a, b) = (data::<T>(&p)?, data::<T>(&q)?, T::of(a), T::of(b));
+    let out = fresh(p.len(), |out| {
+        let chunks = out.par_chunks_mut(4096).with_min_len(grain(4096)).zip(p.par_chunks(4096).zip(q.par_chunks(4096)));
+        chunks.for_each(|(o, (x, y))| o.iter_mut().zip(x.iter().zip(y)).for_each(|(o, (x, y))| *o = a * *x + b * *y));
+    });
+    Ok(Tensor::from_vec(out, x.dims(), x.device())?)
+}
+
+/// `x + y`, with `y` repeated where its dimensions are 1 or missing.
+pub fn broadcast_add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    let sum = x.detach().broadcast_add(&y.detach())?;
+    let (xs, ys) = (x.dims().to_vec(), y.dims().to_vec());
+    custom_vjp(&[x, y], sum, move |grad, wanted| {
+        let back = |dims: &[usize], wanted: bool| wanted.then(|| sum_to(grad, dims)).transpose();
+        Ok(vec![back(&xs, wanted[0])?, back(&ys, wanted[1])?])
+    })
+}
+
+/// `x * y`, with `y` a constant, repeated as in [`broadcast_add`].
+pub fn broadcast_scale(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    let y = y.detach();
+    let xs = x.dims().to_vec();
+    custom_vjp(&[x], x.detach().broadcast_mul(&y)?, move |grad, _| {
+        Ok(vec![Some(sum_to(&grad.broadcast_mul(&y)?, &xs)?)])
+    })
+}
+
+/// The sum over what was repeated to make `dims` into the shape of `x`.
+fn sum_to(x: &Tensor, dims: &[usize]) -> Result<Tensor> {
+    if x.dims() == dims {
+        return Ok(x.clone());
+    }
+    let missing = x.rank() - dims.len();
+    let mut sum = x.clone();
+    for dim in 0..x.rank() {
+        if dim < missing || dims[dim - missing] != x.dim(dim)? {
+            sum = sum.sum_keepdim(dim)?;
+        }
+    }
+    Ok(sum.reshape(dims)?)
+}
+
+/// `factor x + offset`.
+pub fn affine(x: &Tensor, factor: f64, offset: f64) -> Result<Tensor> {
+    custom_vjp(&[x], x.detach().affine(factor, offset)?, move |grad, _| Ok(vec![Some(grad.affine(factor, 0.0)?)]))
+}
