@@ -33,8 +33,8 @@ CASES = {
     "tiny-flux2": ("flux2", None, 8, 20),
     "tiny-sit": ("sit", None, 8, 20),
     "sit-s2": ("sit", dict(depth=12, hidden_size=384, num_heads=6), 2, 10),
-    "sit-b2": ("sit", dict(depth=12, hidden_size=768, num_heads=12), 2, 10),
-    "flux2-300m": ("flux2", dict(width=1024, double=4, single=12), 2, 5),
+    "sit-b2": ("sit", dict(depth=12, hidden_size=768, num_heads=12), 1, 8),
+    "flux2-300m": ("flux2", dict(width=1024, double=4, single=12), 1, 5),
 }
 METHODS = ["AM-1", "AM-3", "AM-Full", "DRaFT-1", "ReFL-5", "rollout", "VJP", "decode + reward"]
 SCALE, RANK = 100.0, 8

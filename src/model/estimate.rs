@@ -1,12 +1,13 @@
 //! What networks cost, in closed form from their sizes: floating-point operations, and memory that a graph holds.
 //!
 //! A multiplication and an addition are two operations. Memory follows what the ops in `tensor::op` keep for their backward: a
-//! node keeps its output, norms and attention a copy of it too. Everything is per sample.
+//! node keeps its output. Everything is per sample.
 
 use super::{flux2, qwen3, sit, vae};
 use crate::nn::weights::Weights;
 use crate::nn::{bert, vit};
 use crate::tensor::DType;
+use crate::tensor::op::CACHED;
 use serde::Serialize;
 use std::ops::AddAssign;
 
@@ -95,13 +96,22 @@ impl Ops {
         if half { 4.0 * (n + 1.0) + self.own() } else { self.own() * n }
     }
 
-    /// A layer or root-mean-square norm, per number.
-    fn norm(self, affine: bool) -> f64 {
-        let body = if self.fused { 2.0 } else { 3.0 };
-        self.wide(body + f64::from(u8::from(affine)))
+    /// A norm and its weight, per number.
+    fn norm(self) -> f64 {
+        self.wide(if self.fused { 1.0 } else { 4.0 })
     }
 
-    /// Modulation or gated addition, per number.
+    /// A norm and what modulates it, per number.
+    fn modulated(self) -> f64 {
+        self.wide(if self.fused { 1.0 } else { 5.0 })
+    }
+
+    /// A norm and the nonlinearity behind it, per number.
+    fn gated_norm(self) -> f64 {
+        if self.fused { self.wide(1.0) } else { self.norm() + self.nonlinearity() }
+    }
+
+    /// Gated addition, per number.
     fn gate(self) -> f64 {
         self.own() * if self.fused { 1.0 } else { 2.0 }
     }
@@ -115,7 +125,7 @@ impl Ops {
     fn attention(self, tokens: f64, width: f64, heads: f64) -> f64 {
         let rows = tokens * width;
         match self.fused {
-            true => self.wide(2.0) * rows,
+            true => self.wide(1.0) * rows,
             false => self.wide(9.0) * rows + 4.0 * 4.0 * heads * tokens * tokens,
         }
     }
@@ -140,13 +150,11 @@ pub fn flux2(config: &flux2::Config, text: usize, image: usize, ops: Ops) -> Cos
     // Towards the latents nothing flows through the prompt's embedding, nor through its q, k, v in the first block.
     let unused = if double > 0.0 { product(text, d, d) * 3.0 } else { 0.0 };
     let rows = tokens * d;
-    let attended = 3.0 * own
-        + 2.0 * ops.norm(true)
-        + 2.0 * own
-        + ops.attention(tokens, d, config.num_attention_heads as f64) / rows;
+    let attended =
+        3.0 * own + 2.0 * ops.norm() + 2.0 * own + ops.attention(tokens, d, config.num_attention_heads as f64) / rows;
     let mlp = 2.0 * ratio * own + ratio * ops.nonlinearity();
-    let double_kept = rows * (2.0 * ops.norm(false) + 4.0 * ops.gate() + 3.0 * own + attended + mlp + 2.0 * own);
-    let single_kept = rows * (ops.norm(false) + 2.0 * ops.gate() + attended + mlp + (2.0 + ratio) * own);
+    let double_kept = rows * (2.0 * ops.modulated() + 2.0 * ops.gate() + 4.0 * own + attended + mlp + 2.0 * own);
+    let single_kept = rows * (ops.modulated() + ops.gate() + attended + mlp + (2.0 + ratio) * own);
     let (forward, bounds) = ((double + single) * (block + scores) + ends + vector, rows * own);
     Cost {
         forward,
@@ -167,7 +175,7 @@ pub fn sit(config: &sit::Config, ops: Ops) -> Cost {
     let (scores, rows) = (4.0 * tokens * tokens * d, tokens * d);
     let vector = product(1.0, d, d) * (6.0 * depth + 2.0 + 1.0) + product(1.0, 256.0, d);
     let ends = 2.0 * product(tokens, patch, d);
-    let kept = rows * (2.0 * ops.norm(false) + 4.0 * ops.gate() + (5.0 + ratio) * own + ratio * ops.nonlinearity())
+    let kept = rows * (2.0 * ops.modulated() + 2.0 * ops.gate() + (5.0 + ratio) * own + ratio * ops.nonlinearity())
         + ops.attention(tokens, d, config.num_heads as f64);
     Cost {
         forward: depth * (block + scores) + ends + vector,
@@ -198,7 +206,7 @@ pub fn decoder(config: &vae::Config, h: usize, w: usize, ops: Ops) -> Cost {
     let scores = 4.0 * pixels * pixels * top;
     walk.cost.forward += product(pixels, top, top) * 4.0 + scores;
     walk.cost.vjp += product(pixels, top, top) * 4.0 + 2.0 * scores;
-    walk.cost.kept += pixels * top * (ops.norm(true) + 7.0 * ops.own()) + ops.attention(pixels, top, 1.0);
+    walk.cost.kept += pixels * top * (ops.norm() + 7.0 * ops.own()) + ops.attention(pixels, top, 1.0);
     walk.resnet(top, top, pixels);
     let mut inner = top;
     for (i, outer) in widths.iter().enumerate() {
@@ -212,7 +220,7 @@ pub fn decoder(config: &vae::Config, h: usize, w: usize, ops: Ops) -> Cost {
             walk.conv(inner, inner, 9.0, pixels);
         }
     }
-    walk.cost.kept += pixels * inner * (ops.norm(true) + ops.nonlinearity());
+    walk.cost.kept += pixels * inner * ops.gated_norm();
     walk.conv(inner, 3.0, 9.0, pixels);
     walk.cost.outline = walk.cost.kept - walk.inside;
     walk.cost
@@ -227,11 +235,12 @@ struct Convolutions {
 }
 
 impl Convolutions {
-    /// A convolution with a kernel of `taps` numbers per channel; patches of one image are unrolled for the product.
+    /// A convolution with a kernel of `taps` numbers per channel; patches of a few lines are unrolled at a time for the product.
     fn conv(&mut self, inner: f64, outer: f64, taps: f64, pixels: f64) {
         let operations = product(pixels, inner * taps, outer);
         let own = self.ops.own();
-        let scratch = if taps > 1.0 { pixels * inner * taps * own } else { 0.0 };
+        let unrolled = if taps > 1.0 { pixels * inner * taps } else { 0.0 };
+        let scratch = own * if self.ops.fused { unrolled.min(CACHED as f64) } else { unrolled };
         self.cost += Cost {
             forward: operations,
             vjp: operations,
@@ -244,7 +253,7 @@ impl Convolutions {
 
     /// Two norms, nonlinearities and convolutions, and a residual.
     fn resnet(&mut self, inner: f64, outer: f64, pixels: f64) {
-        let (before, passed) = (self.cost.kept, self.ops.norm(true) + self.ops.nonlinearity());
+        let (before, passed) = (self.cost.kept, self.ops.gated_norm());
         self.conv(inner, outer, 9.0, pixels);
         self.conv(outer, outer, 9.0, pixels);
         if inner != outer {
@@ -265,7 +274,7 @@ pub fn vit(image_size: usize, patch: usize, sizes: &vit::Sizes, ops: Ops) -> Cos
     let (tokens, pixels) = (patches + 1.0, 3.0 * (image_size as f64).powi(2));
     let block = product(tokens, d, d) * (4.0 + 2.0 * ratio);
     let (scores, embed) = (4.0 * tokens * tokens * d, product(patches, 3.0 * (patch as f64).powi(2), d));
-    let kept = tokens * d * (2.0 * ops.norm(true) + (10.0 + ratio) * own + ratio * ops.nonlinearity())
+    let kept = tokens * d * (2.0 * ops.norm() + (7.0 + ratio) * own + ratio * ops.nonlinearity())
         + ops.attention(tokens, d, d / sizes.heads as f64);
     Cost {
         forward: layers * (block + scores) + embed,
@@ -285,7 +294,7 @@ pub fn bert(config: &bert::Config, tokens: usize, seen: usize, ops: Ops) -> Cost
     // q, k, v and out of the text; q and out to the image; the MLP; keys and values of the image
     let block = product(n, d, d) * (6.0 + 2.0 * ratio) + product(seen, config.encoder_width as f64, 2.0 * d);
     let scores = 4.0 * n * (n + seen) * d;
-    let rows = n * (3.0 * ops.norm(true) + (10.0 + ratio) * own + ratio * ops.nonlinearity()) + 2.0 * seen * own;
+    let rows = n * (3.0 * ops.norm() + (10.0 + ratio) * own + ratio * ops.nonlinearity()) + 2.0 * seen * own;
     let kept = d * rows + ops.attention(n, d, heads) + ops.attention(seen, d, heads);
     Cost {
         forward: layers * (block + scores),

@@ -160,7 +160,7 @@ impl Sizes {
 }
 
 /// Numbers of unrolled patches at a time.
-const CACHED: usize = 1 << 16;
+pub const CACHED: usize = 1 << 16;
 
 fn forward<T: Real>(x: &[T], weight: &[T], bias: Option<&[T]>, z: Sizes) -> Vec<T> {
     let (patch, pixels, image) = (z.patch(), z.pixels(), z.inner * z.h * z.w);
