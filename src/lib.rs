@@ -11,6 +11,7 @@ pub mod metric;
 pub mod model;
 pub mod nn;
 pub mod optim;
+pub mod profile;
 pub mod reward;
 pub mod run;
 pub mod script;

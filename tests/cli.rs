@@ -39,6 +39,21 @@ fn a_script_prints_and_ends_well() {
 }
 
 #[test]
+fn a_profile_says_where_time_went() {
+    let folder = folder("rollout(velocity_field(|x, t, c| softmax(x)), zeros([1, 2]), (), #{ grid: uniform(3) });");
+    let output = amscript(folder.path(), &["run", "recipe.rhai", "--profile"]);
+    let text = String::from_utf8(output.stderr).unwrap();
+    let words = |name: &str| -> Vec<String> {
+        let line = text.lines().find(|line| line.trim_start().starts_with(name));
+        line.unwrap_or_else(|| panic!("no {name} in {text}")).split_whitespace().map(String::from).collect()
+    };
+    let seconds = |name: &str, i: usize| words(name)[i].parse::<f64>().unwrap();
+    assert_eq!((words("rollout")[1].as_str(), words("script")[1].as_str()), ("1", "1"));
+    assert_eq!(words("attention")[3], "3"); // three softmaxes
+    assert!(seconds("script", 2) >= 0.0 && seconds("rollout", 2) >= seconds("attention", 1));
+}
+
+#[test]
 fn a_syntax_error_is_shown_in_its_line() {
     snapshot("syntax_error", &complaint("let x = 3\nlet y = 4;", &[]));
 }

@@ -13,9 +13,11 @@ import argparse
 import copy
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -318,12 +320,17 @@ def theirs(work, case, names, repeats, variant):
 def run(command, folder):
     """What a process prints last, as JSON, and its peak resident memory in MB."""
     env = dict(os.environ, OMP_NUM_THREADS=str(THREADS), RAYON_NUM_THREADS=str(THREADS))
-    process = subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, text=True, env=env, cwd=folder)
-    out = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f"{command} failed")
-    return json.loads(out.strip().splitlines()[-1]), usage.ru_maxrss / 1024
+    with tempfile.TemporaryFile("w+") as out:
+        process = subprocess.Popen([str(c) for c in command], stdout=out, text=True, env=env, cwd=folder)
+        peak = 0  # its own: rusage of a child counts the parent's pages before exec
+        while process.poll() is None:
+            found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())
+            peak = int(found[1]) / 1024 if found else peak
+            time.sleep(0.05)
+        if process.returncode:
+            sys.exit(f"{command} failed")
+        out.seek(0)
+        return json.loads(out.read().strip().splitlines()[-1]), peak
 
 
 def ours(binary, work, case, names, repeats):

@@ -2,6 +2,7 @@
 
 use crate::bail;
 use crate::error::Result;
+use crate::profile::phase;
 use crate::tensor::Tensor;
 use crate::tensor::grad::{composed, value_and_grad};
 use crate::tensor::sample::first_non_finite;
@@ -79,7 +80,7 @@ pub fn terminal_gradient(cost: &dyn TerminalCost, x1: &Tensor) -> Result<Termina
         }
         None => Ok(()),
     };
-    let (_, gradient) = value_and_grad(total, x1)?;
+    let (_, gradient) = phase("gradient of the reward", || value_and_grad(total, x1))?;
     let Some(reward) = seen.into_inner().unwrap_or_else(|e| e.into_inner()) else {
         bail!(Internal, "terminal_gradient: the reward must be evaluated, got no value");
     };

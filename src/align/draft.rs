@@ -6,6 +6,7 @@ use crate::bail;
 use crate::error::Result;
 use crate::flow::{RolloutOptions, Walk, interpolant, time_tensor};
 use crate::model::{Condition, Velocity};
+use crate::profile::phase;
 use crate::tensor::grad::composed;
 use crate::tensor::sample::first_non_finite;
 use crate::tensor::{Tensor, op};
@@ -47,7 +48,7 @@ pub fn draft(
         bail!(Value, "draft: low_variance goes with truncate: last(1), got {active} active steps");
     }
     let walk = Walk::new(policy, x0, condition, &options.rollout)?;
-    let mut x = walk.reach(x0, steps - active)?;
+    let mut x = phase("rollout", || walk.reach(x0, steps - active))?;
     for k in steps - active..steps {
         walk.before(k)?;
         let v = walk.velocity(&x, grid.times()[k], true)?;

@@ -5,6 +5,7 @@ use super::regularizer::Regularizer;
 use crate::bail;
 use crate::error::Result;
 use crate::flow::{Dynamics, Trajectory};
+use crate::profile::phase;
 use crate::tensor::grad::composed;
 use crate::tensor::sample::{norm_per_sample, sum_per_sample};
 use crate::tensor::{DType, Tensor};
@@ -128,7 +129,7 @@ pub fn velocity_matching(
 
 /// A loss of velocities as one node of their graph.
 fn one_node(velocities: &[Tensor], loss: impl FnOnce(&[Tensor]) -> Result<Tensor>) -> Result<Tensor> {
-    composed(&velocities.iter().collect::<Vec<_>>(), loss)
+    phase("loss", || composed(&velocities.iter().collect::<Vec<_>>(), loss))
 }
 
 /// `mean over batch of sum over k of 2 [f(|u|) + f*(sigma |a|) + sigma a . u]` with the policy's control `u`: by Fenchel and Young

@@ -10,6 +10,7 @@ use crate::bail;
 use crate::error::Result;
 use crate::flow::{Grid, RolloutOptions, Trajectory, rollout};
 use crate::model::{Condition, Velocity};
+use crate::profile::phase;
 use crate::tensor::{DType, Tensor};
 use std::sync::Arc;
 
@@ -129,7 +130,7 @@ pub fn adjoint_matching(
         false => terminal_gradient(cost, path.last())?,
         true => terminal_gradient(cost, &noise_free_end(carrying, &path)?)?,
     };
-    let mut adjoint = lean_adjoint(carrying, &path, &terminal.gradient, options.index)?;
+    let mut adjoint = phase("adjoint", || lean_adjoint(carrying, &path, &terminal.gradient, options.index))?;
     if adjoint.dynamics.iter().all(|step| step.velocity_per_control() == 0.0) {
         bail!(
             Value, "adjoint_matching: a stochastic sampler must have noise at an active step, got none, so that no control can act";

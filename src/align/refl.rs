@@ -5,6 +5,7 @@ use super::draft::{Direct, judged};
 use crate::error::Result;
 use crate::flow::{RolloutOptions, Walk};
 use crate::model::{Condition, Velocity};
+use crate::profile::phase;
 use crate::tensor::grad::composed;
 use crate::tensor::{Tensor, op};
 
@@ -20,7 +21,7 @@ pub fn refl(
     m: usize,
 ) -> Result<Direct> {
     let walk = Walk::new(policy, x0, condition, options)?;
-    let (x, t) = (walk.reach(x0, m)?, options.grid.times()[m]);
+    let (x, t) = (phase("rollout", || walk.reach(x0, m))?, options.grid.times()[m]);
     walk.before(m)?;
     let v = walk.velocity(&x, t, true)?;
     let reward = judged(cost, &op::combine((&x, 1.0), (&v, 1.0 - t))?, "refl")?;

@@ -4,6 +4,7 @@
 pub mod doc;
 pub mod models;
 pub mod plan;
+pub mod profile;
 pub mod quantity;
 pub mod report;
 pub mod run;
@@ -58,6 +59,9 @@ pub struct RunArgs {
     /// Print what the run would take in weights, work and memory, from the headers of the weights alone, and end.
     #[arg(long)]
     pub plan: bool,
+    /// Print where time and memory went, by phase and by op, when the run has ended.
+    #[arg(long)]
+    pub profile: bool,
 }
 
 /// What to list.

@@ -14,7 +14,7 @@ pub fn text(plan: &Plan) -> String {
     out.join("\n\n")
 }
 
-fn table(head: &str, rows: Vec<Vec<String>>) -> String {
+pub(super) fn table(head: &str, rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
     rows.into_iter().for_each(|row| {

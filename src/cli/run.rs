@@ -3,6 +3,7 @@
 use super::{RunArgs, report};
 use crate::bail;
 use crate::error::{Error, Kind, Result, show_warnings_with};
+use crate::profile;
 use crate::run::progress::above_bar;
 use crate::script::session::{Printer, Request};
 use crate::script::{Host, Session};
@@ -33,9 +34,16 @@ pub fn run(arguments: RunArgs) -> ExitCode {
         true => Box::new(|_| ()),
         false => Box::new(|line| above_bar(|| println!("{line}"))),
     };
+    if arguments.profile {
+        profile::start();
+    }
     let session = Session::new(request, printer);
     let worker = std::thread::Builder::new().stack_size(STACK).spawn(move || execute(session, &name, &text));
-    match worker.map(|w| w.join()) {
+    let outcome = worker.map(|w| w.join());
+    if let Some(found) = profile::finish() {
+        eprintln!("\n{}", super::profile::text(&found));
+    }
+    match outcome {
         Ok(Ok(code)) => code,
         Ok(Err(_)) => ExitCode::from(101), // the panic has printed itself
         Err(e) => fail(&Error::new(Kind::Internal, format!("run: no thread to run the script on: {e}")), None),

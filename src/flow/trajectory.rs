@@ -6,6 +6,7 @@ use super::sample::{Euler, Solver};
 use crate::bail;
 use crate::error::Result;
 use crate::model::{Condition, Velocity};
+use crate::profile::phase;
 use crate::tensor::op::{cast, combine};
 use crate::tensor::sample::first_non_finite;
 use crate::tensor::{DType, Tensor};
@@ -194,6 +195,10 @@ pub fn rollout(
     condition: &Condition,
     options: &RolloutOptions,
 ) -> Result<Trajectory> {
+    phase("rollout", || roll(velocity, x0, condition, options))
+}
+
+fn roll(velocity: &dyn Velocity, x0: &Tensor, condition: &Condition, options: &RolloutOptions) -> Result<Trajectory> {
     let walk = Walk::new(velocity, x0, condition, options)?;
     let (n, grid, solver) = (options.grid.steps(), options.grid.clone(), options.solver.clone());
     let first = n - options.keep;

@@ -26,6 +26,7 @@ use crate::data::write_whole;
 use crate::error::{Error, Kind, Result};
 use crate::nn::lora::Alias;
 use crate::nn::weights::Weights;
+use crate::profile::phase;
 use crate::tensor::op::clamp_through;
 use crate::tensor::{DType, Device, Rng, Tensor, op};
 use estimate::{Part, Work};
@@ -184,7 +185,7 @@ impl Flow {
     pub fn encode(&self, prompts: &[String]) -> Result<Condition> {
         match self.is_hollow() {
             true => Ok(Condition { text: prompts.to_vec(), ..Condition::default() }),
-            false => self.model("encode")?.family.encode(prompts),
+            false => phase("prompts", || self.model("encode")?.family.encode(prompts)),
         }
     }
 
@@ -245,7 +246,7 @@ impl Flow {
                     side * w,
                 ))?)
             }
-            Some(model) => model.family.decode(latents),
+            Some(model) => phase("decode", || model.family.decode(latents)),
         }
     }
 

@@ -5,6 +5,7 @@ use super::schedule::Schedule;
 use super::update::{Update, sums_of_squares};
 use crate::bail;
 use crate::error::{Kind, Result};
+use crate::profile::phase;
 use crate::tensor::grad::gradients;
 use crate::tensor::{DType, Device, Tensor};
 use candle_core::Var;
@@ -79,8 +80,8 @@ impl AdamW {
 
     /// Differentiates `loss` and takes one step, the gradient scaled down to norm `clip` where it is longer.
     pub fn step(&mut self, loss: &Tensor, clip: Option<f64>) -> Result<StepReport> {
-        let gradients = self.gradients(loss)?;
-        self.apply(&gradients, clip)
+        let gradients = phase("backward", || self.gradients(loss))?;
+        phase("optimizer", || self.apply(&gradients, clip))
     }
 
     /// Gradients of `loss` for the parameters, in their order.

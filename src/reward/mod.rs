@@ -16,6 +16,7 @@ pub use batch::Batch;
 use crate::bail;
 use crate::error::Result;
 use crate::model::estimate::{Cost, Part};
+use crate::profile::phase;
 use crate::tensor::Tensor;
 use crate::tensor::sample::first_non_finite;
 use std::path::Path;
@@ -41,7 +42,7 @@ pub trait Reward: Send + Sync {
 
     /// Scores `[b]` of a batch that other rewards may judge too.
     fn judge(&self, batch: &Batch) -> Result<Tensor> {
-        let scores = self.compute(batch)?;
+        let scores = phase("reward", || self.compute(batch))?;
         let count = batch.images.dim(0)?;
         if scores.dims() != [count] {
             let (got, name) = (scores.dims(), self.describe());

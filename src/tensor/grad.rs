@@ -5,10 +5,12 @@
 
 use crate::bail;
 use crate::error::Result;
+use crate::profile;
 use crate::tensor::Rng;
 use crate::tensor::tape::{self, Backward, Entry};
 pub use crate::tensor::tape::{Keep, is_ours, rows};
 use candle_core::{CpuStorage, CudaStorage, CustomOp3, InplaceOp1, Layout, Shape, Tensor, Var};
+use std::panic::Location;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 type Candle<T> = candle_core::Result<T>;
@@ -18,12 +20,15 @@ type Candle<T> = candle_core::Result<T>;
 /// `output` was computed from detached `inputs` and owns fresh, contiguous storage (never a view of an input): it is moved
 /// into the node without a copy. `backward(grad, wanted)` gets the gradient of the output and, per input, whether it leads to
 /// a variable; it returns one optional gradient per input (none: zero). If no input leads to a variable the output is
-/// returned as it is.
+/// returned as it is. In a profile the node stands under the name of the caller's file.
+#[track_caller]
 pub fn custom_vjp(
     inputs: &[&Tensor],
     output: Tensor,
     backward: impl Fn(&Tensor, &[bool]) -> Result<Vec<Option<Tensor>>> + Send + Sync + 'static,
 ) -> Result<Tensor> {
+    let op = profile::name_of(Location::caller());
+    profile::forward(op);
     let tracked: Vec<&Tensor> = inputs.iter().filter(|x| x.track_op()).copied().collect();
     if tracked.is_empty() {
         return Ok(output);
@@ -31,7 +36,7 @@ pub fn custom_vjp(
     let output = output.contiguous()?;
     let node = Arc::new(Node {
         wanted: inputs.iter().map(|x| x.track_op()).collect(),
-        backward: Arc::new(backward),
+        backward: Arc::new(move |grad: &Tensor, wanted: &[bool]| profile::backward(op, || backward(grad, wanted))),
         entry: OnceLock::new(),
         gradients: Mutex::new(Vec::new()),
         output: Mutex::new(None),
@@ -243,6 +248,7 @@ pub fn segment(
 /// `f` of the inputs as one node, whatever operations it is made of: for small tensors, which are copied.
 ///
 /// Gradients flow to `inputs` and to nothing else.
+#[track_caller]
 pub fn composed(inputs: &[&Tensor], f: impl FnOnce(&[Tensor]) -> Result<Tensor>) -> Result<Tensor> {
     let inner = |x: &&Tensor| match x.track_op() {
         true => Ok(Var::from_tensor(&x.detach())?.into_inner()),

@@ -1,0 +1,140 @@
+//! Where time and memory of a run go: by phase of an update and by op, for `amscript run --profile`.
+//!
+//! Times exclude what is measured inside: a phase's those of phases within it, an op's backward those of ops run again in it. What
+//! passes between two ops counts for the later one. An op is named after the file that it stands in.
+
+use std::collections::BTreeMap;
+use std::panic::Location;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+/// Totals under one name.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Totals {
+    pub calls: usize,
+    pub time: Duration,
+    /// Bytes the process held at the end of a phase, at most; 0 where that is not known.
+    pub resident: u64,
+}
+
+/// What a run came to.
+#[derive(Clone, Debug, Default)]
+pub struct Profile {
+    /// By name; `script` is everything outside the others.
+    pub phases: BTreeMap<&'static str, Totals>,
+    /// Forward and backward, by name.
+    pub ops: BTreeMap<&'static str, [Totals; 2]>,
+}
+
+struct State {
+    found: Profile,
+    /// Phases that have begun and not ended, the innermost last.
+    open: Vec<&'static str>,
+    /// Since when time is the innermost phase's.
+    phase: Instant,
+    /// Since when time is the next op's.
+    op: Instant,
+}
+
+static ON: AtomicBool = AtomicBool::new(false);
+static STATE: Mutex<Option<State>> = Mutex::new(None);
+
+fn state() -> MutexGuard<'static, Option<State>> {
+    STATE.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// Begins to measure.
+pub fn start() {
+    let now = Instant::now();
+    *state() = Some(State { found: Profile::default(), open: vec!["script"], phase: now, op: now });
+    ON.store(true, Ordering::Relaxed);
+}
+
+/// Ends it; nothing where it was not begun.
+pub fn finish() -> Option<Profile> {
+    ON.store(false, Ordering::Relaxed);
+    let mut state = state().take()?;
+    while !state.open.is_empty() {
+        state.leave();
+    }
+    Some(state.found)
+}
+
+impl State {
+    /// Gives the time since the last change to the innermost phase.
+    fn settle(&mut self) -> Option<&mut Totals> {
+        let now = Instant::now();
+        let passed = now - std::mem::replace(&mut self.phase, now);
+        self.op = now;
+        let totals = self.found.phases.entry(self.open.last()?).or_default();
+        totals.time += passed;
+        Some(totals)
+    }
+
+    fn leave(&mut self) {
+        if let Some(totals) = self.settle() {
+            totals.calls += 1;
+            totals.resident = totals.resident.max(resident());
+        }
+        self.open.pop();
+    }
+}
+
+/// `f`, its time under `name`.
+pub fn phase<T>(name: &'static str, f: impl FnOnce() -> T) -> T {
+    if !ON.load(Ordering::Relaxed) {
+        return f();
+    }
+    if let Some(state) = state().as_mut() {
+        state.settle();
+        state.open.push(name);
+    }
+    let value = f();
+    if let Some(state) = state().as_mut() {
+        state.leave();
+    }
+    value
+}
+
+/// The op that stands there.
+pub(crate) fn name_of(place: &'static Location<'static>) -> &'static str {
+    Path::new(place.file()).file_stem().and_then(|stem| stem.to_str()).unwrap_or("?")
+}
+
+/// To be called where the forward of an op ends.
+pub(crate) fn forward(op: &'static str) {
+    if ON.load(Ordering::Relaxed) {
+        mark(op, 0);
+    }
+}
+
+/// `f`, the backward of an op.
+pub(crate) fn backward<T>(op: &'static str, f: impl FnOnce() -> T) -> T {
+    if !ON.load(Ordering::Relaxed) {
+        return f();
+    }
+    if let Some(state) = state().as_mut() {
+        state.op = Instant::now();
+    }
+    let value = f();
+    mark(op, 1);
+    value
+}
+
+fn mark(op: &'static str, direction: usize) {
+    if let Some(state) = state().as_mut() {
+        let now = Instant::now();
+        let totals = &mut state.found.ops.entry(op).or_default()[direction];
+        totals.calls += 1;
+        totals.time += now - std::mem::replace(&mut state.op, now);
+    }
+}
+
+/// Bytes of the process in memory, on Linux.
+fn resident() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").ok();
+    let pages = pages.and_then(|text| text.split(' ').nth(1)?.parse::<u64>().ok());
+    pages.unwrap_or(0) * 4096
+}
