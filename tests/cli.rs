@@ -40,7 +40,7 @@ fn a_script_prints_and_ends_well() {
 
 #[test]
 fn a_profile_says_where_time_went() {
-    let folder = folder("rollout(velocity_field(|x, t, c| softmax(x)), zeros([1, 2]), (), #{ grid: uniform(3) });");
+    let folder = folder("rollout(velocity_field(|x, t, c| softmax(x, 1)), zeros([1, 2]), (), #{ grid: uniform(3) });");
     let output = amscript(folder.path(), &["run", "recipe.rhai", "--profile"]);
     let text = String::from_utf8(output.stderr).unwrap();
     let words = |name: &str| -> Vec<String> {
