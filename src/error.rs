@@ -1,7 +1,7 @@
 //! The one error type: what kind, what was expected and what came, and what to try.
 //!
 //! Messages read `<function>: <what must hold>, got <what came>`, lower case, no full stop, names in backticks.
-//! The place in the script is added once, at the edge, by `cli::report`.
+//! The place in the script is added once, at the edge, by `cli::fault`.
 
 use std::collections::BTreeSet;
 use std::fmt;

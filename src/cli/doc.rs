@@ -17,7 +17,7 @@ pub fn command(check: bool) -> ExitCode {
     match files().iter().try_for_each(|(path, text)| if check { compare(path, text) } else { write(path, text) }) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprint!("{}", super::report::render(&error, |_| None));
+            eprint!("{}", super::fault::render(&error, |_| None));
             ExitCode::FAILURE
         }
     }

@@ -2,11 +2,11 @@
 #![allow(clippy::print_stdout)]
 
 pub mod doc;
+pub mod fault;
 pub mod models;
 pub mod plan;
 pub mod profile;
 pub mod quantity;
-pub mod report;
 pub mod run;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};

@@ -1,6 +1,6 @@
 //! `amscript models`: what is known, what is found, and which files it is made of.
 
-use super::{ModelsArgs, quantity, report};
+use super::{ModelsArgs, quantity, fault};
 use crate::bail;
 use crate::error::Result;
 use crate::model::inventory::{self, File, Model, Place};
@@ -17,7 +17,7 @@ pub fn command(arguments: &ModelsArgs) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprint!("{}", report::render(&error, |_| None));
+            eprint!("{}", fault::render(&error, |_| None));
             ExitCode::FAILURE
         }
     }

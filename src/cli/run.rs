@@ -1,6 +1,6 @@
 //! Runs one script: check everything first, then run it on a thread with a large stack, then report.
 
-use super::{RunArgs, report};
+use super::{RunArgs, fault};
 use crate::bail;
 use crate::error::{Error, Kind, Result, show_warnings_with};
 use crate::profile;
@@ -68,7 +68,7 @@ fn execute(session: Session, name: &str, text: &str) -> ExitCode {
 }
 
 fn fail(error: &Error, session: Option<&Arc<Session>>) -> ExitCode {
-    eprint!("{}", report::render(error, |name| session.and_then(|s| s.source(name))));
+    eprint!("{}", fault::render(error, |name| session.and_then(|s| s.source(name))));
     if let Some(step) = session.and_then(|s| s.step()).filter(|_| error.kind != Kind::Interrupt) {
         eprintln!("the last step begun was step {step}");
     }
