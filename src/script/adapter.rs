@@ -103,7 +103,7 @@ pub mod adapter {
     #[rhai_fn(return_raw)]
     pub fn lora(context: NativeCallContext, flow: Flow, options: Map) -> RhaiResultOf<Flow> {
         let o = LoraOptions::parse("lora", options)?;
-        let seed = o.seed.or(Session::of(&context).request.seed).unwrap_or(0);
+        let seed = o.seed.or(Session::of(&context).request().seed).unwrap_or(0);
         let scale = o.alpha.map_or(1.0, |alpha| alpha / o.rank.max(1) as f64);
         Ok(flow.lora(o.rank, scale, &o.targets, &Rng::new(seed).split("lora"))?)
     }

@@ -208,7 +208,7 @@ pub mod run {
     pub fn start_run(context: NativeCallContext, settings: Map, options: Map) -> RhaiResultOf<Run> {
         let session = Session::of(&context);
         let options = StartOptions::parse("start_run", options)?;
-        let path = session.request.script.clone();
+        let path = session.request().script.clone();
         let source = session.source(context.call_source().unwrap_or_default()).unwrap_or_default();
         let seed = settings.get("seed").cloned().unwrap_or(Dynamic::from(0_i64));
         Ok(Run::start(Start {
