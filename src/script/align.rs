@@ -293,6 +293,12 @@ pub mod align {
     }
 
     #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
+    pub fn show_adjoint(adjoint: &mut Adjoint) -> String {
+        let shape = adjoint.values.first().map_or(&[][..], |a| a.dims());
+        format!("adjoint(steps {}..{}, of states {shape:?})", adjoint.first, adjoint.first + adjoint.values.len())
+    }
+
+    #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
     pub fn show_cost(cost: &mut Cost) -> String {
         format!("reward_cost(.., {})", cost.scale)
     }

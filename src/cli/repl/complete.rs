@@ -179,12 +179,16 @@ fn members(text: &str, kind: Option<&str>, typed: &str, names: &Names) -> Vec<Ca
     let takes =
         |o: &&Overload| o.types().next() == Some(kind) || (kind == "integer" && o.types().next() == Some("number"));
     let mut out = vec![];
-    for entry in Catalog::get().entries.iter().filter(|e| e.name.starts_with(typed) && is_word(&e.name)) {
+    let natives = Catalog::get().entries.iter().filter(|_| kind != "map"); // a map's own keys come first
+    for entry in natives.filter(|e| e.name.starts_with(typed) && is_word(&e.name)) {
         let mut fitting = entry.overloads.iter().filter(takes).filter(|o| !o.function.starts_with("set$"));
         if let Some(first) = fitting.next() {
             let more = fitting.count();
-            let call = if first.function.contains('$') || first.parameters.len() == 1 { "" } else { "(" };
-            let call = if first.parameters.len() == 1 && !first.function.contains('$') { "()" } else { call };
+            let call = match (first.function.contains('$'), first.parameters.len()) {
+                (true, _) => "",
+                (false, 1) => "()",
+                (false, _) => "(",
+            };
             out.push(Candidate { text: format!("{}{call}", entry.name), shown: counted(method(first), more) });
         }
     }
@@ -369,7 +373,7 @@ mod tests {
         assert_eq!(texts("flow(\"tiny/s"), ["tiny/sit"]);
         assert_eq!(texts(":va"), ["vars"]);
         assert!(texts("?roll").contains(&"rollout(".to_string()));
-        assert!(texts("1.").is_empty() && texts("// roll").is_empty());
+        assert!(texts("1").is_empty() && texts("// roll").is_empty());
     }
 
     #[test]

@@ -164,9 +164,12 @@ fn raw(text: &str) -> Option<(usize, bool)> {
     Some(text[body..].find(&end).map_or((text.len(), false), |at| (body + at + end.len(), true)))
 }
 
-/// Whether more must follow: a bracket, text or comment is open.
+/// Whether more must follow: a bracket, text or comment is open, or a doc comment waits for its function.
 pub fn unfinished(text: &str) -> bool {
     let tokens = tokens(text);
+    if tokens.iter().rev().find(|t| t.kind != Kind::Space).is_some_and(|t| t.text.starts_with("///")) {
+        return true;
+    }
     !tokens.iter().all(|t| t.closed || t.text.starts_with('\'') || ends_in_its_line(t)) || !open(&tokens).is_empty()
 }
 
@@ -242,7 +245,7 @@ mod tests {
 
     #[test]
     fn open_brackets_texts_and_comments_ask_for_more() {
-        for text in ["f(", "#{ a: [1,", "`two\nlines", "if x {", "/* remark", "\"text", "f(\"(\""] {
+        for text in ["f(", "#{ a: [1,", "`two\nlines", "if x {", "/* remark", "\"text", "f(\"(\"", "/// About f."] {
             assert!(unfinished(text), "{text}");
         }
         for text in ["f()", "f(\"(\")", "x }", "// (", "`${f(\"}\")}`", "\"one\nline\"", "1 +", "'"] {

@@ -33,7 +33,7 @@ pub struct Answer {
     pub muted: bool,
 }
 
-/// The state of a prompt. A failing input changes nothing that was there before.
+/// The state of a prompt. A failing input keeps everything, also what it made before it failed.
 pub struct Workspace {
     host: Host,
     scope: Scope<'static>,
@@ -104,7 +104,7 @@ impl Workspace {
 
     /// `let x = ..` once more makes another `x`; the older one is dropped with what it holds.
     fn keep_last_variables(&mut self) {
-        let found: Vec<_> = self.scope.iter_raw().collect();
+        let found = in_order(&self.scope);
         let last: BTreeMap<&str, usize> = found.iter().enumerate().map(|(i, (name, ..))| (*name, i)).collect();
         let mut scope = Scope::new();
         for (i, (name, constant, value)) in found.iter().enumerate() {
@@ -146,7 +146,7 @@ impl Workspace {
 
     /// The variables by name, `ans` among them.
     pub fn variables(&self) -> impl Iterator<Item = (&str, &Dynamic)> {
-        self.scope.iter_raw().map(|(name, _, value)| (name, value))
+        in_order(&self.scope).into_iter().map(|(name, _, value)| (name, value))
     }
 
     pub fn variable(&self, name: &str) -> Option<Dynamic> {
@@ -195,6 +195,13 @@ impl Workspace {
     pub fn text(&self) -> &str {
         &self.text
     }
+}
+
+/// Names, whether they are constants, and values, oldest first; Rhai gives them newest first.
+fn in_order<'a>(scope: &'a Scope) -> Vec<(&'a str, bool, &'a Dynamic)> {
+    let mut found: Vec<_> = scope.iter_raw().collect();
+    found.reverse();
+    found
 }
 
 /// The code without a last `;`, and whether there was one.
