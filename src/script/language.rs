@@ -70,7 +70,9 @@ pub mod language {
         for (key, value) in &given {
             match defaults.get(key) {
                 Some(default) => option::alike(&format!("{function}: option `{key}`"), default, value)?,
-                None => return Err(option::unknown(function, "option", key, defaults.keys().map(|k| k.as_str())).into()),
+                None => {
+                    return Err(option::unknown(function, "option", key, defaults.keys().map(|k| k.as_str())).into());
+                }
             }
         }
         let mut chosen = defaults;
