@@ -217,6 +217,26 @@ fn hacking_compares_at_equal_reward() {
 }
 
 #[test]
+fn a_model_and_a_lora_are_probed() {
+    let folder = tempfile::tempdir().unwrap();
+    let trained = folder.path().join("trained");
+    run("scripts/flux_ode_am.rhai", &trained, &[&SMALL[..], &["watch=[]"]].concat());
+    let lora = format!("lora={}", trained.join("lora.safetensors").display());
+    let small = ["steps=3", "batch=2", "watch=[]", "penalties=[power(4)]", "truncations=[1]", "strengths=[0.0, 1.0]"];
+    for (name, set, image) in [("lora", &lora[..], "strength"), ("sit", "model=tiny/sit", "penalty")] {
+        let out = folder.path().join(name);
+        let printed = run("scripts/probe.rhai", &out, &[&small[..], &[set]].concat());
+        for word in ["adaptive(0.5)", "the adjoint is right", "oracle", "diversity", "change"] {
+            assert!(printed.contains(word), "{name}: {word}: {printed}");
+        }
+        assert_eq!(printed.contains("the policy's own"), name == "lora", "{printed}");
+        for image in ["control", "shares", "adjoint", "steps", image] {
+            assert!(out.join(format!("images/{image}.png")).exists(), "{name}: {image}");
+        }
+    }
+}
+
+#[test]
 fn sit_ode_am_leaves_a_run() {
     let folder = tempfile::tempdir().unwrap();
     let small = ["iterations=2", "batch=2", "steps=4", "rank=2", "test_classes=2", "images_per_class=2"];

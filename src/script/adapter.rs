@@ -158,6 +158,17 @@ pub mod adapter {
         Ok(flow.save_lora(&path, if o.kohya { Form::Kohya } else { Form::Diffusers }, o.dtype)?)
     }
 
+    /// Whether a model has adapters.
+    ///
+    /// ```rhai
+    /// let base = flow("tiny/flux2");
+    /// [base.adapted, base.lora(#{ rank: 2 }).adapted]   //=> [false, true]
+    /// ```
+    #[rhai_fn(get = "adapted", pure)]
+    pub fn adapted(flow: &mut Flow) -> bool {
+        flow.is_adapted()
+    }
+
     /// The same model, what its adapters change multiplied by a factor; 0 is the base.
     ///
     /// The parameters are shared: what is trained later shows.

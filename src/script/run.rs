@@ -152,19 +152,6 @@ fn count(n: i64) -> Result<usize> {
     usize::try_from(n).or_else(|_| bail!(Value, "progress: the count must not be negative, got {n}"))
 }
 
-/// The override keeps the kind of the default; a whole number may stand for a number, and `()` for anything.
-fn same_kind(key: &str, default: &Dynamic, value: &Dynamic) -> Result<()> {
-    let number = |v: &Dynamic| v.is_int() || v.is_float();
-    let fits = default.is_unit()
-        || default.type_id() == value.type_id()
-        || (default.is_float() && number(value))
-        || (default.is_int() && value.as_float().is_ok_and(|f| f.fract() == 0.0));
-    if !fits {
-        bail!(Option, "--set: `{key}` must be a value such as {}, got {}", option::show(default), option::show(value));
-    }
-    Ok(())
-}
-
 /// A run: its directory, settings, steps, log, images, checkpoints; its end is in chapter `result`.
 #[export_module(manifest)]
 pub mod run {
@@ -187,7 +174,7 @@ pub mod run {
     pub fn settings(context: NativeCallContext, defaults: Map) -> RhaiResultOf<Map> {
         let settled = Session::of(&context).settle(defaults.clone())?;
         for (key, value) in &settled {
-            same_kind(key, &defaults[key], value)?;
+            option::alike(&format!("--set: `{key}`"), &defaults[key], value)?;
         }
         Ok(settled)
     }
