@@ -117,7 +117,7 @@ pub fn series(lines: &[(usize, Values)]) -> Vec<Series> {
 /// Step and values of a line that was read; `None` without a step.
 pub fn parse(line: Value) -> Option<(usize, Values)> {
     let Value::Object(mut map) = line else { return None };
-    let step = map.remove("step")?.as_u64()? as usize;
+    let step = map.shift_remove("step")?.as_u64()? as usize;
     Some((step, map.iter().map(|(name, v)| (name.clone(), from_json(v))).collect()))
 }
 

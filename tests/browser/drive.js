@@ -1,4 +1,4 @@
-// What a reader does with a report of two runs, appended to a copy of its page: `data-driven` says that all of it held, `data-error` what did not.
+// What a reader does with a report of two runs, appended to a copy of its page: `data-driven` says the window's width and the paper's colour when all of it held, `data-error` what did not.
 (async () => {
   const one = (selector) => document.querySelector(selector), all = (selector) => [...document.querySelectorAll(selector)];
   const hold = (what, holds) => { if (!holds) throw new Error(`must hold: ${what}`); };
@@ -50,5 +50,5 @@
   hold("the next image", viewer.querySelector("img").src === strip.querySelectorAll("img")[1].src && viewer.querySelector("p").textContent.includes("step 4"));
   viewer.querySelector("[data-move='0']").click();
   hold("it closes", !viewer.open);
-  document.documentElement.dataset.driven = "yes";
+  document.documentElement.dataset.driven = `${innerWidth} ${getComputedStyle(document.body).backgroundColor}`;
 })().catch((error) => { document.documentElement.dataset.error = error.message; });

@@ -14,7 +14,7 @@ pub mod strip;
 
 use super::record::{file_error, write_text};
 use crate::{bail, error::Result};
-use markup::{Html, tag, text, word};
+use markup::{Html, folded, tag, text, word};
 use reading::Reading;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -67,11 +67,11 @@ impl Report {
             ("title", part(text(title))),
             ("style", STYLE.into()),
             ("runs", part(list(runs))),
-            ("notes", part(notes("could not be read", &self.notes()))),
+            ("notes", part(notes("notes", "could not be read", &self.notes()))),
             ("results", part(results::section(runs))),
-            ("thinned", part(notes("left out", &thinned))),
+            ("thinned", part(notes("notes left-out", "left out", &thinned))),
             ("images", part(images)),
-            ("left-out", part(notes("left out", &left_out))),
+            ("left-out", part(notes("notes left-out", "left out", &left_out))),
             ("settings", part(settings::section(runs))),
             ("provenance", part(settings::provenance(runs))),
             ("data", data),
@@ -118,13 +118,18 @@ fn list(runs: &[Reading]) -> Html {
         let swatch = tag("span", &[("class", "swatch"), ("data-color", &color), ("aria-hidden", "true")], []);
         tag("li", &[], [swatch, word("b", &run.name), text(format!(" {}", run.state))])
     };
-    tag("ul", &[("class", "runs")], runs.iter().enumerate().map(item))
+    let list = tag("ul", &[("class", "runs")], runs.iter().enumerate().map(item));
+    let unfinished = runs.iter().filter(|run| run.result.is_none()).count();
+    match runs.len() {
+        0..=8 => list,
+        n => folded(format!("{n} runs, {unfinished} of them without results"), false, [list]),
+    }
 }
 
-fn notes(what: &str, notes: &[String]) -> Html {
+fn notes(class: &str, what: &str, notes: &[String]) -> Html {
     if notes.is_empty() {
         return Html::default();
     }
     let items = tag("ul", &[], notes.iter().map(|note| word("li", note)));
-    tag("aside", &[("class", "notes"), ("aria-label", what)], [items])
+    tag("aside", &[("class", class), ("aria-label", what)], [items])
 }

@@ -54,7 +54,7 @@ pub fn section(runs: &[Reading]) -> (Html, Vec<String>) {
     }
     let mut images = images.into_iter();
     let mut names: BTreeMap<(bool, String), Vec<Html>> = BTreeMap::new();
-    for strip in &strips {
+    for (i, strip) in strips.iter().enumerate() {
         let shots: Vec<Html> = strip
             .shots
             .iter()
@@ -62,7 +62,9 @@ pub fn section(runs: &[Reading]) -> (Html, Vec<String>) {
             .filter_map(|(shot, image)| figure(strip, shot, image, &mut notes))
             .collect();
         let key = (strip.shots.iter().all(|s| s.step.is_none()), strip.name.clone());
-        names.entry(key).or_default().push(row(strip, shots, runs.len() > 1));
+        let told = strips[..i].iter().any(|s| s.name == strip.name && s.prompts() == strip.prompts());
+        let prompts = strip.prompts().filter(|_| !told);
+        names.entry(key).or_default().push(row(strip, shots, prompts, runs.len() > 1));
     }
     let html =
         names.into_iter().map(|((_, name), rows)| std::iter::once(word("h3", name)).chain(rows).collect::<Html>());
@@ -124,16 +126,13 @@ fn figure(strip: &Strip, shot: &Shot, image: Result<Inside, String>, notes: &mut
     Some(tag("figure", &[], [button, word("figcaption", when)]))
 }
 
-/// A strip with the run's name, and its prompts where they are known and stay the same.
-fn row(strip: &Strip, shots: Vec<Html>, several: bool) -> Html {
+/// A strip with the run's name, and its prompts where those were not told yet.
+fn row(strip: &Strip, shots: Vec<Html>, prompts: Option<&[String]>, several: bool) -> Html {
     let name = several.then(|| tag("p", &[("class", "name")], [text(&strip.run)]));
     let label = format!("{} of {}", strip.name, strip.run);
     let shots = tag("div", &[("class", "strip"), ("tabindex", "0"), ("role", "group"), ("aria-label", &label)], shots);
-    let first = strip.shots.first().map(|shot| &shot.prompts).filter(|p| !p.is_empty());
-    let prompts = first
-        .filter(|p| strip.shots.iter().all(|shot| shot.prompts == **p))
-        .map(|prompts| folded("prompts", false, [tag("ol", &[], prompts.iter().map(|prompt| word("li", prompt)))]));
-    name.into_iter().chain([shots]).chain(prompts).collect()
+    let list = |prompts: &[String]| tag("ol", &[], prompts.iter().map(|prompt| word("li", prompt)));
+    name.into_iter().chain([shots]).chain(prompts.map(|p| folded("prompts", false, [list(p)]))).collect()
 }
 
 #[cfg(test)]

@@ -7,6 +7,8 @@ use serde_json::{Map, Value};
 
 /// Changes of at least so many standard errors count.
 const SURE: f64 = 2.0;
+/// Tables of runs that are shown one by one.
+const FEW: usize = 6;
 
 pub fn section(runs: &[Reading]) -> Html {
     let tables: Vec<(&Reading, Results)> =
@@ -20,7 +22,9 @@ pub fn section(runs: &[Reading]) -> Html {
         true => results.html(&run.name),
         false => folded(&run.name, open, [results.html(&run.name)]),
     });
-    beside.into_iter().chain(own).collect()
+    let own: Html = own.collect();
+    let own = if tables.len() > FEW { folded(format!("tables of {} runs", tables.len()), false, [own]) } else { own };
+    beside.into_iter().chain([own]).collect()
 }
 
 /// `measures` of a `result.json`.

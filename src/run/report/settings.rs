@@ -13,6 +13,8 @@ fn plain(value: &Value) -> String {
     match value {
         Value::Null => ABSENT.into(),
         Value::String(text) => text.clone(),
+        // a whole number is the same with and without a point
+        Value::Number(n) if n.is_f64() => n.as_f64().unwrap_or(f64::NAN).to_string(),
         other => other.to_string(),
     }
 }
@@ -69,7 +71,7 @@ pub fn provenance(runs: &[Reading]) -> Html {
 
 fn facts(run: &Reading) -> Vec<(String, String)> {
     let (record, result) = (&run.record, run.result.as_ref().unwrap_or(&Value::Null));
-    let mut facts: Vec<(String, String)> = vec![("folder".into(), run.folder.display().to_string())];
+    let mut facts: Vec<(String, String)> = Vec::new();
     let mut add = |name: &str, value: &Value| {
         if !value.is_null() {
             facts.push((name.into(), plain(value)));

@@ -19,6 +19,14 @@ pub struct Shot {
     pub prompts: Vec<String>,
 }
 
+impl Strip {
+    /// The prompts of all images, where they are known and stay the same.
+    pub fn prompts(&self) -> Option<&[String]> {
+        let first = self.shots.first().map(|shot| shot.prompts.as_slice()).filter(|p| !p.is_empty());
+        first.filter(|p| self.shots.iter().all(|shot| shot.prompts == *p))
+    }
+}
+
 /// The images of a run by name; what cannot be read is noted.
 pub fn of(run: &Reading, notes: &mut Vec<String>) -> Vec<Strip> {
     let folder = run.folder.join("images");
