@@ -31,7 +31,12 @@ fn flux_ode_am_leaves_a_run_and_repeats_to_the_byte() {
         assert!(first.join(name).exists(), "{name} in {:?}", first.read_dir().unwrap().collect::<Vec<_>>());
     }
     assert_eq!(std::fs::read_to_string(first.join("metrics.jsonl")).unwrap().lines().count(), 2);
-    run("scripts/flux_ode_am.rhai", &second, &SMALL);
+    assert!(first.join("images/samples-000002.txt").exists() && first.join("report.html").exists());
+    let log = std::fs::read_to_string(first.join("metrics.jsonl")).unwrap();
+    assert!(log.lines().all(|line| line.contains("\"intensity\":[")), "{log}");
+    // samples are drawn at noise of their own
+    run("scripts/flux_ode_am.rhai", &second, &[&SMALL[..], &["samples=0"]].concat());
+    assert!(!second.join("images/samples-000002.png").exists());
     let lora = |run: &Path| std::fs::read(run.join("lora.safetensors")).unwrap();
     assert!(lora(&first) == lora(&second), "the same seed gives the same LoRA");
     run("scripts/flux_ode_am.rhai", &folder.path().join("third"), &[&SMALL[..], &["seed=1"]].concat());

@@ -127,7 +127,10 @@ fn ctrl_c_stops_what_runs_and_keeps_what_is_loaded() {
     let folder = folder();
     let mut terminal = Terminal::open(folder.path(), (40, 100), &[]);
     terminal.enter("let base = flow(\"tiny/flux2\"); let x = 3;");
-    for endless in ["loop { x += 1; }", "rollout(base, base.noise(64, rng(0)), base.encode(prompts(\"shapes/train\").sample(64, rng(0))), #{ grid: uniform(5000) })"] {
+    for endless in [
+        "loop { x += 1; }",
+        "rollout(base, base.noise(64, rng(0)), base.encode(prompts(\"shapes/train\").sample(64, rng(0))), #{ grid: uniform(5000) })",
+    ] {
         terminal.prompted();
         terminal.typed(&format!("{endless}\r"));
         std::thread::sleep(Duration::from_millis(1500));
@@ -135,7 +138,9 @@ fn ctrl_c_stops_what_runs_and_keeps_what_is_loaded() {
         assert_ne!(before.lines().last(), Some(">"), "{before}");
         let pressed = Instant::now();
         terminal.typed("\x03");
-        terminal.until("prompt after Ctrl-C", |text| text.lines().last() == Some(">") && text.contains("error: interrupted"));
+        terminal.until("prompt after Ctrl-C", |text| {
+            text.lines().last() == Some(">") && text.contains("error: interrupted")
+        });
         // a second is the promise; a machine that is shared with other tests is given ten
         assert!(pressed.elapsed() < Duration::from_secs(10), "{:?}", pressed.elapsed());
         terminal.enter(":vars");

@@ -8,6 +8,7 @@ pub mod plan;
 pub mod profile;
 pub mod quantity;
 pub mod repl;
+pub mod report;
 pub mod run;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -62,6 +63,8 @@ enum Command {
     Run(RunArgs),
     /// List the models that are known, those that are found, and their files.
     Models(ModelsArgs),
+    /// Write one HTML page of one or several runs: results, curves, images, control, settings, provenance.
+    Report(ReportArgs),
     /// Write the reference manual and the editor definitions to docs/.
     Doc {
         /// Compare with what is there instead, and fail when it is old.
@@ -114,6 +117,20 @@ pub struct ModelsArgs {
     pub json: bool,
 }
 
+/// Which runs to report.
+#[derive(Args)]
+pub struct ReportArgs {
+    /// Folders of runs, or folders with runs inside, such as the one that a table wrote.
+    #[arg(required = true, value_name = "RUN")]
+    pub runs: Vec<PathBuf>,
+    /// The page; the default is `report.html`, in the folder of a single run, else in the current one.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Write event files for TensorBoard too, with scalars and images, in a folder for each run.
+    #[arg(long, value_name = "DIR")]
+    pub tensorboard: Option<PathBuf>,
+}
+
 fn key_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().into(), value.trim().into())),
@@ -134,6 +151,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         None => repl::command(cli.prompt),
         Some(Command::Run(arguments)) => run::run(arguments),
         Some(Command::Models(arguments)) => models::command(&arguments),
+        Some(Command::Report(arguments)) => report::command(&arguments),
         Some(Command::Doc { check }) => doc::command(check),
     }
 }

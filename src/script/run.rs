@@ -230,6 +230,9 @@ pub mod run {
 
     /// Logs numbers of this step: a line in `metrics.jsonl`, about twenty lines of a loop also on the screen.
     ///
+    /// Several numbers under one name are shown by their mean. The name `intensity` is for the control's size at each active step, as
+    /// `control_norms` gives it: the report draws it as a heat map, and it is not shown among the lines and curves.
+    ///
     /// ```rhai
     /// let run = start_run(#{});
     /// for i in run.steps(2) { run.log(#{ loss: 0.5, norms: tensor([1.0, 2.0]) }); }
@@ -300,6 +303,18 @@ pub mod run {
     #[rhai_fn(get = "folder", pure)]
     pub fn folder(run: &mut Run) -> String {
         run.folder().display().to_string()
+    }
+
+    /// Steps done, counting the one that is running.
+    ///
+    /// ```rhai
+    /// let run = start_run(#{});
+    /// for i in run.steps(3) { if run.step != i + 1 { throw "counted"; } }
+    /// run.step   //=> 3
+    /// ```
+    #[rhai_fn(get = "step", pure)]
+    pub fn step(run: &mut Run) -> i64 {
+        run.step() as i64
     }
 
     /// Mean seconds of a step of the run's loop so far, those before a resume included; NaN before the first.
