@@ -206,9 +206,8 @@ pub mod plot {
     /// ```rhai
     /// plot([1, 2]).shape   //=> [1, 3, 400, 640]
     /// ```
-    #[rhai_fn(name = "shape", get = "shape", pure)]
-    pub fn plot_shape(plot: &mut Plot) -> Array {
-        let _ = plot;
+    #[rhai_fn(get = "shape", pure)]
+    pub fn plot_shape(_plot: &mut Plot) -> Array {
         let (width, height) = crate::screen::drawing::SIZE;
         [1, 3, height, width].map(|n| Dynamic::from(i64::from(n))).to_vec()
     }
