@@ -7,7 +7,8 @@ use std::process::Command;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_amscript");
 const PLOT: &str = "show(plot(#{ base: [0, 1, 2, 3], tuned: [3, 1, 2, 0] }, #{ title: \"rewards\" }));";
-const IMAGE: &str = "show(cat([ones([3, 64, 32]) * tensor([1.0, 0.0, 0.0]).reshape([3, 1, 1]), zeros([3, 64, 32])], 2));";
+const IMAGE: &str =
+    "show(cat([ones([3, 64, 32]) * tensor([1.0, 0.0, 0.0]).reshape([3, 1, 1]), zeros([3, 64, 32])], 2));";
 
 fn folder(script: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
@@ -47,7 +48,10 @@ fn an_image_is_half_blocks_of_its_colours() {
     let lines = parser.screen().contents().lines().filter(|line| line.starts_with('▀')).count();
     assert_eq!(lines, 16);
     for (column, colour) in [(2, vt100::Color::Rgb(255, 0, 0)), (29, vt100::Color::Rgb(0, 0, 0))] {
-        assert_eq!((cell(7, column).contents(), cell(7, column).fgcolor(), cell(7, column).bgcolor()), ("▀", colour, colour));
+        assert_eq!(
+            (cell(7, column).contents(), cell(7, column).fgcolor(), cell(7, column).bgcolor()),
+            ("▀", colour, colour)
+        );
     }
     assert_eq!(cell(7, 40).contents(), "");
     let indexed = terminal(&sent(IMAGE, (24, 80), &COLOUR[..1]));

@@ -163,7 +163,8 @@ mod tests {
 
     #[test]
     fn small_pictures_are_enlarged() {
-        let size = |shape: &[usize]| picture(&Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap()).unwrap().dimensions();
+        let size =
+            |shape: &[usize]| picture(&Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap()).unwrap().dimensions();
         assert_eq!([size(&[3, 4, 6]), size(&[1, 3, 100, 40]), size(&[3, 300, 1])], [(48, 32), (40, 100), (1, 300)]);
         assert_eq!(size(&[3, 3, 64, 64]), (3 * 134 + 6, 134 + 6));
         assert!(picture(&Tensor::zeros((0, 3, 4, 4), DType::F32, &Device::Cpu).unwrap()).is_err());

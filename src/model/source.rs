@@ -136,7 +136,8 @@ impl Folder {
     pub fn hash(&self, name: &str) -> Option<String> {
         self.known_hash(name).or_else(|| {
             let path = self.path()?.join(name);
-            let _shown = Progress::bytes(format!("hashing {name}"), std::fs::metadata(&path).map_or(0, |found| found.len()));
+            let _shown =
+                Progress::bytes(format!("hashing {name}"), std::fs::metadata(&path).map_or(0, |found| found.len()));
             digest::hash_file(&path).ok()
         })
     }

@@ -162,8 +162,9 @@ fn corner(keys: usize, points: &[(f64, f64)], [x, y]: &[Scale; 2]) -> SeriesLabe
     let height = (60 * keys + 60) as i32;
     let inside = |from_end: bool, at: i32, size: i32| if from_end { at > 1000 - size } else { at < size };
     let covered = |right: bool, upper: bool| {
-        let under =
-            |p: &&(f64, f64)| inside(right, x.map(&p.0, (0, 1000)), 300) && inside(upper, y.map(&p.1, (0, 1000)), height);
+        let under = |p: &&(f64, f64)| {
+            inside(right, x.map(&p.0, (0, 1000)), 300) && inside(upper, y.map(&p.1, (0, 1000)), height)
+        };
         points.iter().filter(under).count()
     };
     let best = ALL.into_iter().min_by_key(|(right, upper, _)| covered(*right, *upper));
@@ -278,7 +279,8 @@ mod tests {
     #[test]
     fn an_svg_holds_its_lines_and_words() {
         let labels = Labels { title: "reward & \"cost\"".into(), x: "step".into(), ..Labels::default() };
-        let svg = Plot::lines(vec![wave("base", 0.0), wave("tuned", 1.0)], Style::Lines, labels).unwrap().svg().unwrap();
+        let svg =
+            Plot::lines(vec![wave("base", 0.0), wave("tuned", 1.0)], Style::Lines, labels).unwrap().svg().unwrap();
         assert!(svg.starts_with("<svg width=\"640\" height=\"400\""), "{svg}");
         assert!(svg.trim_end().ends_with("</svg>") && svg.matches("<polyline").count() >= 2, "{svg}");
         assert!(["base", "tuned", "step", "reward &amp;"].iter().all(|word| svg.contains(word)), "{svg}");

@@ -102,9 +102,6 @@ mod tests {
         let file = decoded(data.strip_suffix('\x07').unwrap());
         assert_eq!(image::load_from_memory(&file).unwrap().to_rgb8(), picture(33, 21));
         let size = file.len();
-        assert_eq!(
-            head,
-            format!("\x1b]1337;File=inline=1;size={size};width=5;height=auto;preserveAspectRatio=1")
-        );
+        assert_eq!(head, format!("\x1b]1337;File=inline=1;size={size};width=5;height=auto;preserveAspectRatio=1"));
     }
 }
