@@ -12,6 +12,7 @@ use super::{PromptArgs, fault, run};
 use crate::error::{Error, Kind, Result, show_warnings_with};
 use crate::model::source::Sources;
 use crate::run::progress::above_bar;
+use crate::screen::Screen;
 use crate::script::session::Request;
 use crate::script::{Host, Session};
 use crate::tensor::{interrupt, place};
@@ -50,6 +51,7 @@ impl Prompt {
             device: run::device(arguments.device.as_deref())?,
             out: arguments.out.clone(),
             models: run::models_folder(arguments.models.as_deref())?,
+            screen: Screen::detect()?,
             ..Request::default()
         };
         let session = Session::new(request, Box::new(|line| above_bar(|| println!("{line}"))));
