@@ -51,6 +51,8 @@ pub fn run(arguments: RunArgs) -> ExitCode {
 }
 
 fn execute(session: Session, name: &str, text: &str) -> ExitCode {
+    // This thread is one of those that share work: handing all of it to others would cost two wake-ups for each op.
+    rayon::ThreadPoolBuilder::new().use_current_thread().build_global().ok();
     let host = Host::new(session);
     let interrupts = host.session().clone();
     // without a handler Ctrl-C still ends the process

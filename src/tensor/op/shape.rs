@@ -115,6 +115,12 @@ fn sum_to(x: &Tensor, dims: &[usize]) -> Result<Tensor> {
     Ok(sum.reshape(dims)?)
 }
 
+/// The sum of all numbers.
+pub fn sum(x: &Tensor) -> Result<Tensor> {
+    let shape = x.shape().clone();
+    custom_vjp(&[x], x.detach().sum_all()?, move |grad, _| Ok(vec![Some(grad.broadcast_as(&shape)?.contiguous()?)]))
+}
+
 /// `factor x + offset`.
 pub fn affine(x: &Tensor, factor: f64, offset: f64) -> Result<Tensor> {
     custom_vjp(&[x], x.detach().affine(factor, offset)?, move |grad, _| Ok(vec![Some(grad.affine(factor, 0.0)?)]))
