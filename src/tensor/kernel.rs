@@ -21,19 +21,21 @@ pub trait Real: WithDType + num_traits::Float {
     fn error_function(self) -> Self;
 }
 
+/// `a b + c`, in one instruction where the processor has it.
+#[inline(always)]
+fn fused(a: f32, b: f32, c: f32) -> f32 {
+    if cfg!(target_feature = "fma") { a.mul_add(b, c) } else { a * b + c }
+}
+
 impl Real for f32 {
     /// Cephes' polynomial, within 2 units in the last place.
     fn exponential(self) -> f32 {
         let x = self.clamp(-87.3, 88.7);
         let n = (x * std::f32::consts::LOG2_E).round_ties_even();
-        let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
-        let p = 1.987_569_1e-4f32;
-        let p = p * r + 1.398_199_9e-3;
-        let p = p * r + 8.333_452e-3;
-        let p = p * r + 4.166_579_6e-2;
-        let p = p * r + 1.666_666_5e-1;
-        let p = p * r + 0.5;
-        (p * r * r + r + 1.0) * f32::from_bits(((n as i32 + 127) << 23) as u32)
+        let r = fused(n, 2.121_944_4e-4, fused(n, -0.693_359_4, x));
+        let p = [8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
+        let p = p.iter().fold(fused(1.987_569_1e-4, r, 1.398_199_9e-3), |p, c| fused(p, r, *c));
+        fused(p, r * r, r + 1.0) * f32::from_bits(((n as i32 + 127) << 23) as u32)
     }
 
     /// Abramowitz and Stegun 7.1.26, within 2e-7.

@@ -193,7 +193,7 @@ fn self_attention_cpu<T: Real>(qkv: &Tensor, mask: Option<&Tensor>, z: Sizes) ->
     custom_vjp(&[qkv], out, move |grad, _| {
         let (grad, p) = (grad.contiguous()?, packed::<T>(&input, mask.as_ref(), z)?);
         let grad = data::<T>(&grad)?;
-        let gradient = fresh(input.elem_count(), |out| {
+        let gradient = fresh(input.elem_count(), |out: &mut [T]| {
             // SAFETY: each of the three starts inside the first token.
             let places = [0, 1, 2].map(|i| Shared(unsafe { out.as_mut_ptr().add(i * width) }));
             backward(&p, &grad, &lse, places);
@@ -232,7 +232,7 @@ fn forward<T: Real>(p: &Problem<T>) -> (Vec<T>, Vec<T>) {
             heads.flat_map(|(job, lse)| lse.par_chunks_mut(BLOCK).enumerate().map(move |(i, lse)| (job, i, lse)));
         blocks.for_each(|(job, i, lse)| {
             let (b, h, i, n) = (job / z.heads, job % z.heads, i * BLOCK, lse.len());
-            let scores = fresh(n * z.t, |scores| {
+            let scores = fresh(n * z.t, |scores: &mut [T]| {
                 p.scores(b, h, i, n, scores);
                 scores.chunks_mut(z.t).zip(lse).for_each(|(row, l)| *l = normalise(row));
             });
