@@ -133,7 +133,7 @@ fn mark(op: &'static str, direction: usize) {
 }
 
 /// Bytes of the process in memory, on Linux.
-fn resident() -> u64 {
+pub fn resident() -> u64 {
     let pages = std::fs::read_to_string("/proc/self/statm").ok();
     let pages = pages.and_then(|text| text.split(' ').nth(1)?.parse::<u64>().ok());
     pages.unwrap_or(0) * 4096

@@ -31,7 +31,12 @@ fn flux_ode_am_leaves_a_run_and_repeats_to_the_byte() {
         assert!(first.join(name).exists(), "{name} in {:?}", first.read_dir().unwrap().collect::<Vec<_>>());
     }
     assert_eq!(std::fs::read_to_string(first.join("metrics.jsonl")).unwrap().lines().count(), 2);
-    run("scripts/flux_ode_am.rhai", &second, &SMALL);
+    assert!(first.join("images/samples-000002.txt").exists() && first.join("report.html").exists());
+    let log = std::fs::read_to_string(first.join("metrics.jsonl")).unwrap();
+    assert!(log.lines().all(|line| line.contains("\"intensity\":[")), "{log}");
+    // samples are drawn at noise of their own
+    run("scripts/flux_ode_am.rhai", &second, &[&SMALL[..], &["samples=0"]].concat());
+    assert!(!second.join("images/samples-000002.png").exists());
     let lora = |run: &Path| std::fs::read(run.join("lora.safetensors")).unwrap();
     assert!(lora(&first) == lora(&second), "the same seed gives the same LoRA");
     run("scripts/flux_ode_am.rhai", &folder.path().join("third"), &[&SMALL[..], &["seed=1"]].concat());
@@ -214,6 +219,26 @@ fn hacking_compares_at_equal_reward() {
     assert!(table.contains("6th-AM-Full") && table.contains("DRaFT-1") && !table.contains(" x "), "{printed}");
     assert!(folder.path().join("images/reward-oracle.png").exists());
     assert_eq!(std::fs::read_to_string(folder.path().join("points.csv")).unwrap().matches("reward,").count(), 5);
+}
+
+#[test]
+fn a_model_and_a_lora_are_probed() {
+    let folder = tempfile::tempdir().unwrap();
+    let trained = folder.path().join("trained");
+    run("scripts/flux_ode_am.rhai", &trained, &[&SMALL[..], &["watch=[]"]].concat());
+    let lora = format!("lora={}", trained.join("lora.safetensors").display());
+    let small = ["steps=3", "batch=2", "watch=[]", "penalties=[power(4)]", "truncations=[1]", "strengths=[0.0, 1.0]"];
+    for (name, set, image) in [("lora", &lora[..], "strength"), ("sit", "model=tiny/sit", "penalty")] {
+        let out = folder.path().join(name);
+        let printed = run("scripts/probe.rhai", &out, &[&small[..], &[set]].concat());
+        for word in ["adaptive(0.5)", "the adjoint is right", "oracle", "diversity", "change"] {
+            assert!(printed.contains(word), "{name}: {word}: {printed}");
+        }
+        assert_eq!(printed.contains("the policy's own"), name == "lora", "{printed}");
+        for image in ["control", "shares", "adjoint", "steps", image] {
+            assert!(out.join(format!("images/{image}.png")).exists(), "{name}: {image}");
+        }
+    }
 }
 
 #[test]

@@ -52,6 +52,12 @@ impl Adjoint {
         self.dynamics.drain(..cut);
         self
     }
+
+    /// The adjoints of `factor` times the terminal gradient, in which they are linear.
+    pub fn scaled(mut self, factor: f64) -> Result<Self> {
+        self.values = self.values.iter().map(|a| a * factor).collect::<candle_core::Result<_>>()?;
+        Ok(self)
+    }
 }
 
 /// `a_k = a_{k+1} + h_k (d b / dx (X_k, t_k))^T a_{k+1}` from `a_N` back over the kept steps of `path`, with the base's drift

@@ -7,6 +7,8 @@ pub mod models;
 pub mod plan;
 pub mod profile;
 pub mod quantity;
+pub mod repl;
+pub mod report;
 pub mod run;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -16,10 +18,43 @@ use std::process::ExitCode;
 
 /// Aligns flow-matching image models to rewards, by short scripts.
 #[derive(Parser)]
-#[command(name = "amscript", version, after_help = "`amscript SCRIPT` is short for `amscript run SCRIPT`.")]
+#[command(
+    name = "amscript",
+    version,
+    args_conflicts_with_subcommands = true,
+    after_help = "`amscript` alone opens a prompt; `amscript SCRIPT` is short for `amscript run SCRIPT`."
+)]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
+    #[command(flatten)]
+    prompt: PromptArgs,
+}
+
+/// A prompt, or code to run as if it were typed there.
+#[derive(Args)]
+pub struct PromptArgs {
+    /// Run this code and print its value; may be given several times.
+    #[arg(short, long, value_name = "CODE", allow_hyphen_values = true)]
+    pub eval: Vec<String>,
+    /// No greeting.
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// A setting for recipes that are loaded.
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
+    pub set: Vec<(String, String)>,
+    /// What adapters and recipes are drawn from.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Where tensors live: `cpu`, `cuda` or `cuda:N`; the default is AMSCRIPT_DEVICE or `cpu`.
+    #[arg(long)]
+    pub device: Option<String>,
+    /// The folder that is written to.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// A folder with models, searched first.
+    #[arg(long, value_name = "DIR")]
+    pub models: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
@@ -28,6 +63,8 @@ enum Command {
     Run(RunArgs),
     /// List the models that are known, those that are found, and their files.
     Models(ModelsArgs),
+    /// Write one HTML page of one or several runs: results, curves, images, control, settings, provenance.
+    Report(ReportArgs),
     /// Write the reference manual and the editor definitions to docs/.
     Doc {
         /// Compare with what is there instead, and fail when it is old.
@@ -80,6 +117,20 @@ pub struct ModelsArgs {
     pub json: bool,
 }
 
+/// Which runs to report.
+#[derive(Args)]
+pub struct ReportArgs {
+    /// Folders of runs, or folders with runs inside, such as the one that a table wrote.
+    #[arg(required = true, value_name = "RUN")]
+    pub runs: Vec<PathBuf>,
+    /// The page; the default is `report.html`, in the folder of a single run, else in the current one.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Write event files for TensorBoard too, with scalars and images, in a folder for each run.
+    #[arg(long, value_name = "DIR")]
+    pub tensorboard: Option<PathBuf>,
+}
+
 fn key_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().into(), value.trim().into())),
@@ -91,16 +142,16 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let mut arguments: Vec<OsString> = arguments.collect();
     let first = arguments.get(1).and_then(|a| a.to_str());
-    if first.is_some_and(|a| !matches!(a, "run" | "models" | "doc" | "help" | "-h" | "--help" | "-V" | "--version")) {
+    let named = |name: &str| name == "help" || Cli::command().find_subcommand(name).is_some();
+    if first.is_some_and(|a| a == "-" || !(a.starts_with('-') || named(a))) {
         arguments.insert(1, "run".into());
     }
-    if arguments.len() < 2 {
-        println!("{}", Cli::command().render_help());
-        return ExitCode::SUCCESS;
-    }
-    match Cli::parse_from(arguments).command {
-        Command::Run(arguments) => run::run(arguments),
-        Command::Models(arguments) => models::command(&arguments),
-        Command::Doc { check } => doc::command(check),
+    let cli = Cli::parse_from(arguments);
+    match cli.command {
+        None => repl::command(cli.prompt),
+        Some(Command::Run(arguments)) => run::run(arguments),
+        Some(Command::Models(arguments)) => models::command(&arguments),
+        Some(Command::Report(arguments)) => report::command(&arguments),
+        Some(Command::Doc { check }) => doc::command(check),
     }
 }

@@ -7,7 +7,7 @@ use crate::profile;
 use crate::run::progress::above_bar;
 use crate::script::session::{Printer, Request};
 use crate::script::{Host, Session};
-use crate::tensor::{Device, place};
+use crate::tensor::{Device, interrupt, place};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -38,12 +38,17 @@ pub fn run(arguments: RunArgs) -> ExitCode {
         profile::start();
     }
     let session = Session::new(request, printer);
-    let worker = std::thread::Builder::new().stack_size(STACK).spawn(move || execute(session, &name, &text));
-    let outcome = worker.map(|w| w.join());
+    let code = on_large_stack(move || execute(session, &name, &text));
     if let Some(found) = profile::finish() {
         eprintln!("\n{}", super::profile::text(&found));
     }
-    match outcome {
+    code
+}
+
+/// Runs on a thread with room for the recursion of backward passes.
+pub fn on_large_stack(work: impl FnOnce() -> ExitCode + Send + 'static) -> ExitCode {
+    let worker = std::thread::Builder::new().stack_size(STACK).spawn(work);
+    match worker.map(|w| w.join()) {
         Ok(Ok(code)) => code,
         Ok(Err(_)) => ExitCode::from(101), // the panic has printed itself
         Err(e) => fail(&Error::new(Kind::Internal, format!("run: no thread to run the script on: {e}")), None),
@@ -56,7 +61,11 @@ fn execute(session: Session, name: &str, text: &str) -> ExitCode {
     let host = Host::new(session);
     let interrupts = host.session().clone();
     // without a handler Ctrl-C still ends the process
-    ctrlc::set_handler(move || interrupts.interrupt()).ok();
+    let handler = move || {
+        interrupts.interrupt();
+        interrupt::wish(interrupts.check().is_err());
+    };
+    ctrlc::set_handler(handler).ok();
     let outcome = host.run(name, text).and_then(|_| all_used(host.session()));
     let planned = host.session().planner().map(|planner| planner.plan());
     match (outcome, planned) {
@@ -83,20 +92,25 @@ fn prepare(arguments: &RunArgs) -> Result<(Request, String, String)> {
     if let Some(out) = arguments.out.as_ref().filter(|_| !arguments.plan) {
         try_writing(out)?;
     }
-    if let Some(models) = arguments.models.as_ref().filter(|m| !m.is_dir()) {
-        bail!(Missing, "--models: expected a folder, got \"{}\"", models.display());
-    }
     let request = Request {
         script,
         overrides: arguments.set.clone(),
         seed: arguments.seed,
         device: if arguments.plan { Device::Cpu } else { device(arguments.device.as_deref())? },
         out: arguments.out.clone(),
-        models: arguments.models.clone(),
+        models: models_folder(arguments.models.as_deref())?,
         deadline: None,
         plan: arguments.plan.then(|| wanted(arguments.device.as_deref()).is_none_or(|name| name == "cpu")),
     };
     Ok((request, name, text))
+}
+
+/// `--models`, if it is a folder.
+pub fn models_folder(argument: Option<&Path>) -> Result<Option<PathBuf>> {
+    match argument {
+        Some(folder) if !folder.is_dir() => bail!(Missing, "--models: expected a folder, got \"{}\"", folder.display()),
+        folder => Ok(folder.map(PathBuf::from)),
+    }
 }
 
 fn read(script: &Path) -> Result<(Option<PathBuf>, String, String)> {
@@ -128,7 +142,7 @@ fn wanted(argument: Option<&str>) -> Option<String> {
 }
 
 /// The device asked for, else the processor.
-fn device(argument: Option<&str>) -> Result<Device> {
+pub fn device(argument: Option<&str>) -> Result<Device> {
     match argument {
         Some(name) => place::named(name).map_err(|e| e.within("--device")),
         None => place::from_environment().map_err(|e| e.within("AMSCRIPT_DEVICE")),
@@ -137,7 +151,7 @@ fn device(argument: Option<&str>) -> Result<Device> {
 
 /// `--set` on a script that never asks for settings would be lost without a word.
 fn all_used(session: &Session) -> Result<()> {
-    match session.request.overrides.first() {
+    match session.request().overrides.first() {
         Some((key, _)) if session.settings().is_none() => {
             bail!(Option, "--set {key}: the script must declare its settings with `settings(..)`, got none")
         }

@@ -121,6 +121,7 @@ impl Latents {
 
     /// Images, nominally in [0, 1] and not clamped, of normalised latents `[batch, channels, h, w]`.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        let latents = &op::cast(latents, DType::F32)?; // of states in f64 too
         match &self.scaling {
             Scaling::Factor(factor) => self.reconstruct(&op::affine(latents, 1.0 / *factor, 0.0)?),
             Scaling::Patches { mean, variance } => {

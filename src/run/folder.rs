@@ -21,6 +21,23 @@ pub fn inside(outer: &Path, name: &str) -> Result<PathBuf> {
     Ok(outer.join(name))
 }
 
+/// The runs in a folder, itself first if it is one, and those below it; links are not followed.
+pub fn runs(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    if folder.join("run.json").exists() {
+        found.push(folder.to_path_buf());
+    }
+    let refused = |e| file_error(folder, "read", &e);
+    let entries = std::fs::read_dir(folder).map_err(refused)?.collect::<std::io::Result<Vec<_>>>().map_err(refused)?;
+    let mut below: Vec<PathBuf> =
+        entries.iter().filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir())).map(|e| e.path()).collect();
+    below.sort();
+    for inner in below {
+        found.extend(runs(&inner)?);
+    }
+    Ok(found)
+}
+
 /// Makes the folder and writes `run.json`; one with checkpoints of other settings is refused, since going on would mix runs.
 ///
 /// Gives what a run of the same settings came to, if one did. A run inside another is not done again, so that its record stays,

@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 /// Logged values by name; each a number or several (NaN and infinities allowed, `null` in the file).
 pub type Values = Vec<(String, Vec<f64>)>;
 
+/// The name of the control's size at each active step: a profile, whose mean is logged beside it. It is neither printed nor drawn as a curve.
+pub const PROFILE: &str = "intensity";
+
 /// The log of a run.
 pub struct Log {
     path: PathBuf,
@@ -73,11 +76,11 @@ impl Log {
         let (mut lines, mut kept) = (Vec::new(), String::new());
         for line in text.lines() {
             // the last line may be cut where the run was killed
-            let Ok(Value::Object(mut map)) = serde_json::from_str(line) else { break };
-            let at = map.remove("step").and_then(|s| s.as_u64()).ok_or_else(damaged)? as usize;
+            let Ok(map @ Value::Object(_)) = serde_json::from_str(line) else { break };
+            let (at, values) = parse(map).ok_or_else(damaged)?;
             if at <= step {
                 kept += &format!("{line}\n");
-                lines.push((at, map.iter().map(|(name, v)| (name.clone(), from_json(v))).collect()));
+                lines.push((at, values));
             }
         }
         (self.lines, self.kept, self.file) = (lines, kept, None);
@@ -90,21 +93,32 @@ impl Log {
         own.map(|(_, numbers)| numbers.as_slice()).collect()
     }
 
-    /// Each value over the steps, of several numbers the mean; by name in the order they first came.
     pub fn series(&self) -> Vec<Series> {
-        let mut out: Vec<Series> = Vec::new();
-        for (step, values) in &self.lines {
-            for (name, numbers) in values {
-                let point = (*step as f64, mean(numbers));
-                match out.iter_mut().find(|s| s.name == *name) {
-                    Some(series) => series.points.push(point),
-                    None => out.push(Series { name: name.clone(), points: vec![point] }),
-                }
+        series(&self.lines)
+    }
+}
+
+/// Each value over the steps, of several numbers the mean; by name in the order they first came.
+pub fn series(lines: &[(usize, Values)]) -> Vec<Series> {
+    let mut out: Vec<Series> = Vec::new();
+    for (step, values) in lines {
+        for (name, numbers) in values {
+            let point = (*step as f64, mean(numbers));
+            match out.iter_mut().find(|s| s.name == *name) {
+                Some(series) => series.points.push(point),
+                None => out.push(Series { name: name.clone(), points: vec![point] }),
             }
         }
-        out.retain(|s| s.points.iter().any(|p| p.1.is_finite()));
-        out
     }
+    out.retain(|s| s.points.iter().any(|p| p.1.is_finite()));
+    out
+}
+
+/// Step and values of a line that was read; `None` without a step.
+pub fn parse(line: Value) -> Option<(usize, Values)> {
+    let Value::Object(mut map) = line else { return None };
+    let step = map.shift_remove("step")?.as_u64()? as usize;
+    Some((step, map.iter().map(|(name, v)| (name.clone(), from_json(v))).collect()))
 }
 
 fn mean(numbers: &[f64]) -> f64 {
@@ -127,6 +141,7 @@ fn from_json(value: &Value) -> Vec<f64> {
 
 /// `step 120  loss 0.1234  reward 0.5671`; of several numbers the mean.
 fn text(step: usize, values: &Values) -> String {
-    let words: Vec<String> = values.iter().map(|(name, v)| format!("{name} {}", number(mean(v)))).collect();
+    let shown = values.iter().filter(|(name, _)| name != PROFILE);
+    let words: Vec<String> = shown.map(|(name, v)| format!("{name} {}", number(mean(v)))).collect();
     format!("step {step:<5} {}", words.join("  "))
 }

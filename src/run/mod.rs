@@ -1,7 +1,7 @@
 //! The run directory: settings, log, images, checkpoints, plots, provenance.
 //!
 //! `run.json` what it was made from, `metrics.jsonl` one line per log, `images/`, `step-000100/` checkpoints, `curves.png`,
-//! `result.json` what came out. Files appear whole or not at all. A run may hold others in folders of its own.
+//! `result.json` what came out, `report.html` all of it as a page. Files appear whole or not at all. A run may hold others in folders of its own.
 
 mod canvas;
 pub mod checkpoint;
@@ -11,9 +11,11 @@ pub mod plan;
 pub mod plot;
 pub mod progress;
 pub mod record;
+pub mod report;
 pub mod result;
 mod scale;
 pub mod steps;
+pub mod tensorboard;
 
 pub use checkpoint::{Checkpoint, Saved};
 pub use log::Values;
@@ -176,17 +178,18 @@ impl Run {
         Ok(())
     }
 
-    /// Writes `images/<name>-<step>.png` (without the step outside a loop): a grid of a batch, or one image as it is.
+    /// Writes `images/<name>-<step>.png` (without the step outside a loop): a grid of a batch, or one image as it is. Captions
+    /// stand under the images, and line by line in a `.txt` of the same name.
     pub fn images(&self, name: &str, images: &Tensor, captions: &[String]) -> Result<PathBuf> {
         let folder = self.folder().join("images");
         std::fs::create_dir_all(&folder).map_err(|e| record::file_error(&folder, "make", &e))?;
         let state = self.state();
         let file = match state.progress {
-            Some(_) => format!("{name}-{:06}.png", state.step),
-            None => format!("{name}.png"),
+            Some(_) => format!("{name}-{:06}", state.step),
+            None => name.to_string(),
         };
         drop(state);
-        let path = folder.join(file);
+        let path = folder.join(format!("{file}.png"));
         let alone = images.rank() == 3 || (images.dims()[0] == 1 && captions.is_empty());
         let picture = if alone {
             image::to_rgb(images)?
@@ -195,6 +198,10 @@ impl Run {
             image::grid(images, images.dims()[0].min(8), &text)?
         };
         image::write(&picture, &path)?;
+        if !captions.is_empty() {
+            let lines: String = captions.iter().map(|c| c.replace(['\r', '\n'], " ") + "\n").collect();
+            record::write_text(&folder.join(format!("{file}.txt")), &lines)?;
+        }
         Ok(path)
     }
 
@@ -231,6 +238,11 @@ impl Run {
         Ok(Some(found.state))
     }
 
+    /// Steps done, counting the one that is running.
+    pub fn step(&self) -> usize {
+        self.state().step
+    }
+
     /// Mean seconds of a step so far, those before a resume included.
     pub fn seconds_per_step(&self) -> f64 {
         let state = self.state();
@@ -242,11 +254,12 @@ impl Run {
         self.state().result.clone()
     }
 
-    /// Writes `result.json`, `result.csv` and `curves.png` and prints the table.
+    /// Writes `result.json`, `result.csv`, `curves.png` and `report.html` and prints the table.
     pub fn finish(&self, table: &Table) -> Result<()> {
         let (series, steps) = {
             let state = self.state();
-            (state.log.series(), state.step)
+            let curves = state.log.series().into_iter().filter(|s| s.name != log::PROFILE);
+            (curves.collect::<Vec<_>>(), state.step)
         };
         if !series.is_empty() {
             image::write(&plot::panels(&series)?, &self.folder().join("curves.png"))?;
@@ -260,7 +273,12 @@ impl Run {
             record::write_text(&self.folder().join("result.csv"), &table.csv()?)?;
             self.print(&table.text()?);
         }
-        self.print(&format!("results in {}", self.folder().display()));
+        let page = self.folder().join("report.html");
+        // the results are written: a page that cannot be is no reason to fail
+        match report::Report::of(&[self.folder().into()]).and_then(|report| report.write(&page)) {
+            Ok(_) => self.print(&format!("results in {}, to look at in {}", self.folder().display(), page.display())),
+            Err(e) => self.print(&format!("results in {}, without a page: {}", self.folder().display(), e.message)),
+        }
         Ok(())
     }
 }

@@ -164,7 +164,14 @@ fn named(rows: &[Row]) -> Vec<String> {
 /// Everything `result.json` holds.
 pub fn json(folder: &Path, table: &Table, steps: usize, seconds: f64) -> Result<Value> {
     let (sha256, peak) = (hashes(folder)?, super::record::peak_memory());
-    Ok(json!({ "measures": table.json()?, "steps": steps, "seconds": seconds, "peak_memory": peak, "sha256": sha256 }))
+    Ok(json!({
+        "measures": table.json()?,
+        "compared": table.compared,
+        "steps": steps,
+        "seconds": seconds,
+        "peak_memory": peak,
+        "sha256": sha256,
+    }))
 }
 
 /// Hashes of the weights in the run directory.

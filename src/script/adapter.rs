@@ -103,7 +103,7 @@ pub mod adapter {
     #[rhai_fn(return_raw)]
     pub fn lora(context: NativeCallContext, flow: Flow, options: Map) -> RhaiResultOf<Flow> {
         let o = LoraOptions::parse("lora", options)?;
-        let seed = o.seed.or(Session::of(&context).request.seed).unwrap_or(0);
+        let seed = o.seed.or(Session::of(&context).request().seed).unwrap_or(0);
         let scale = o.alpha.map_or(1.0, |alpha| alpha / o.rank.max(1) as f64);
         Ok(flow.lora(o.rank, scale, &o.targets, &Rng::new(seed).split("lora"))?)
     }
@@ -156,6 +156,17 @@ pub mod adapter {
         let o = SaveLoraOptions::parse("save_lora", options)?;
         let path = Session::of(&context).writable(path).map_err(|e| e.within("save_lora"))?;
         Ok(flow.save_lora(&path, if o.kohya { Form::Kohya } else { Form::Diffusers }, o.dtype)?)
+    }
+
+    /// Whether a model has adapters.
+    ///
+    /// ```rhai
+    /// let base = flow("tiny/flux2");
+    /// [base.adapted, base.lora(#{ rank: 2 }).adapted]   //=> [false, true]
+    /// ```
+    #[rhai_fn(get = "adapted", pure)]
+    pub fn adapted(flow: &mut Flow) -> bool {
+        flow.is_adapted()
     }
 
     /// The same model, what its adapters change multiplied by a factor; 0 is the base.

@@ -116,6 +116,18 @@ pub mod align {
         Ok(Cost { judge, ..Cost::new(score, scale) })
     }
 
+    /// The cost `[batch]` of images, or of the end states of a flow without a decoder.
+    ///
+    /// ```rhai
+    /// terminal_cost(|x| x.sum(1) * 3).of(tensor([[1.0], [2.0]])).to_array()                       //=> [3.0, 6.0]
+    /// let bright = scripted_reward(|images, prompts| images.mean([1, 2, 3]));
+    /// reward_cost(bright, "a red circle", 100).of(full([2, 3, 4, 4], 0.5)).to_array()   //=> [-50.0, -50.0]
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn of(cost: Cost, images: Tensor) -> RhaiResultOf<Tensor> {
+        Ok(core((cost.score)(&images)?.detach() * -cost.scale)?)
+    }
+
     /// The terminal condition of the adjoint: the gradient of the cost at the end states, per sample.
     ///
     /// A reward or gradient that is not finite is an error that names the sample.
@@ -196,6 +208,19 @@ pub mod align {
     #[rhai_fn(get = "norms", pure, return_raw)]
     pub fn norms(adjoint: &mut Adjoint) -> RhaiResultOf<Tensor> {
         Ok(solver::norms(&adjoint.values)?)
+    }
+
+    /// The adjoint for a cost that is some factor larger, in which it is linear: another reward scale without another walk back.
+    ///
+    /// ```rhai
+    /// let base = velocity_field(|x, t, c| x);
+    /// let path = rollout(base, tensor([[1.0]]), (), #{ grid: uniform(2) });
+    /// let adjoint = lean_adjoint(base, path, tensor([[4.0]]));
+    /// (adjoint * 10).values.map(|a| a.item())   //=> [90.0, 60.0]
+    /// ```
+    #[rhai_fn(name = "*", return_raw)]
+    pub fn scaled(adjoint: Adjoint, factor: f64) -> RhaiResultOf<Adjoint> {
+        Ok(adjoint.scaled(factor)?)
     }
 
     /// The adjoint matching loss: mean over the batch of the squared distance of the policy's control from its target.
@@ -290,6 +315,12 @@ pub mod align {
     #[rhai_fn(return_raw)]
     pub fn control_intensity(policy: Flow, base: Flow, path: Trajectory) -> RhaiResultOf<Tensor> {
         Ok(solver::control_intensity(&policy, &base, &path.path)?)
+    }
+
+    #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
+    pub fn show_adjoint(adjoint: &mut Adjoint) -> String {
+        let shape = adjoint.values.first().map_or(&[][..], |a| a.dims());
+        format!("adjoint(steps {}..{}, of states {shape:?})", adjoint.first, adjoint.first + adjoint.values.len())
     }
 
     #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]

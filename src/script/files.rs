@@ -40,20 +40,22 @@ impl Session {
 
     /// Where the run writes: `--out`, else `runs/<recipe>`.
     pub fn run_folder(&self) -> PathBuf {
-        let name = self.request.script.as_ref().and_then(|s| s.file_stem()).unwrap_or("script".as_ref());
-        self.request.out.clone().unwrap_or_else(|| Path::new("runs").join(name))
+        let request = self.request();
+        let name = request.script.as_ref().and_then(|s| s.file_stem()).unwrap_or("script".as_ref());
+        request.out.clone().unwrap_or_else(|| Path::new("runs").join(name))
     }
 
     fn recipe_folder(&self) -> Option<PathBuf> {
-        self.request.script.as_ref()?.parent().map(|p| Path::new(".").join(p))
+        self.request().script.as_ref()?.parent().map(|p| Path::new(".").join(p))
     }
 
     fn readable_folders(&self) -> Vec<PathBuf> {
         // a value itself, or the texts in it, as in `runs=["runs/a", "runs/b"]`
         let texts = |value: &str| value.split('"').skip(1).step_by(2).map(PathBuf::from).collect::<Vec<_>>();
-        let given = self.request.overrides.iter().map(|(_, value)| value);
+        let request = self.request();
+        let given = request.overrides.iter().map(|(_, value)| value);
         let named = given.flat_map(|value| texts(value).into_iter().chain([PathBuf::from(value)]));
-        let models = Sources::new(self.request.models.as_deref());
+        let models = Sources::new(request.models.as_deref());
         let models = models.places().map(PathBuf::from);
         let own = [Some(self.run_folder()), self.recipe_folder()].into_iter().flatten();
         own.chain(models).chain(named).filter_map(|p| p.canonicalize().ok()).collect()

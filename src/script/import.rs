@@ -78,7 +78,7 @@ fn find(session: &Session, source: Option<&str>, path: &str) -> Result<(String, 
         };
         return Ok((name, text.into()));
     }
-    let Some(recipe) = &session.request.script else {
+    let Some(recipe) = session.request().script.clone() else {
         bail!(Missing, "import: only \"stdlib/..\" can be imported by a script without a file, got \"{path}\"");
     };
     let folder = |script: PathBuf| script.parent().map(PathBuf::from).unwrap_or_default().join(".").canonicalize();

@@ -55,6 +55,31 @@ pub mod language {
         Ok(start.elapsed().as_secs_f64())
     }
 
+    /// The options of a script's own function: its defaults with the given ones in their place.
+    ///
+    /// An unknown name, or a value of another kind than its default, is an error; where the default is `()` any value goes.
+    ///
+    /// ```rhai
+    /// fn sample(given) { options("sample", #{ steps: 20, seed: () }, given) }
+    /// sample(#{ seed: 3 })      //=> #{"seed": 3, "steps": 20}
+    /// sample(#{ step: 3 })      //=> error: sample: unknown option `step`; did you mean `steps`?
+    /// sample(#{ steps: "a" })   //=> error: sample: option `steps` must be a value such as 20, got "a"
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn options(function: &str, defaults: Map, given: Map) -> RhaiResultOf<Map> {
+        for (key, value) in &given {
+            match defaults.get(key) {
+                Some(default) => option::alike(&format!("{function}: option `{key}`"), default, value)?,
+                None => {
+                    return Err(option::unknown(function, "option", key, defaults.keys().map(|k| k.as_str())).into());
+                }
+            }
+        }
+        let mut chosen = defaults;
+        chosen.extend(given);
+        Ok(chosen)
+    }
+
     /// A number as text: six significant digits.
     ///
     /// ```rhai

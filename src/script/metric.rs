@@ -129,7 +129,7 @@ fn both(real: &Tensor, fake: &Tensor, k: i64) -> Result<Manifold> {
 
 /// The weight files of a folder or name, or a file and those beside it; with other files for trunk or heads in their place.
 fn archives(name: &str, options: &LpipsOptions, session: &Session) -> Result<Vec<Archive>> {
-    let (folder, file) = reward::place(name, session, &Sources::new(session.request.models.as_deref()))?;
+    let (folder, file) = reward::place(name, session, &Sources::new(session.request().models.as_deref()))?;
     let open = |name: &str| match folder.has(name) {
         true => folder.archive(name),
         false => Archive::open(&session.readable(name)?),

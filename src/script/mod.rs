@@ -242,6 +242,11 @@ impl Host {
     /// Parses a script that sees the variables of a scope.
     pub fn compile_in(&self, scope: &Scope, name: &str, text: &str) -> Result<AST> {
         self.session.add_source(name, text);
+        self.parse(scope, name, text)
+    }
+
+    /// Parses a text whose source is known under that name.
+    pub fn parse(&self, scope: &Scope, name: &str, text: &str) -> Result<AST> {
         let parsed = self.engine.compile_with_scope(scope, text);
         let mut ast = parsed.map_err(|e| fault::from_script(e.into(), name, &self.session))?;
         ast.set_source(name);

@@ -159,7 +159,7 @@ fn parse_config<T: DeserializeOwned>(place: &str, value: serde_json::Value) -> R
 
 fn open_flow(context: &NativeCallContext, name: &str, options: FlowOptions) -> Result<Flow> {
     let session = Session::of(context);
-    let seed = session.request.seed.unwrap_or(0);
+    let seed = session.request().seed.unwrap_or(0);
     let fresh =
         options.transformer.as_ref().map(|map| json(map, "flow: transformer")).transpose()?.map(|sizes| (sizes, seed));
     let path = |option: &str, path: &Option<String>| {
@@ -180,7 +180,7 @@ fn open_flow(context: &NativeCallContext, name: &str, options: FlowOptions) -> R
         guide_channels: options.guide_channels,
         hollow: session.planner().is_some(),
     };
-    let sources = Sources::new(session.request.models.as_deref());
+    let sources = Sources::new(session.request().models.as_deref());
     let flow = open(name, &sources, &choices, session.device())?;
     if let Some(planner) = session.planner() {
         planner.plan().parts.extend(flow.parts()?);
@@ -485,7 +485,7 @@ pub mod model {
     /// ```
     #[rhai_fn(volatile)]
     pub fn models(context: NativeCallContext) -> Map {
-        let known = Sources::new(Session::of(&context).request.models.as_deref()).known();
+        let known = Sources::new(Session::of(&context).request().models.as_deref()).known();
         known.into_iter().map(|(name, place)| (name.into(), place.into())).collect()
     }
 

@@ -223,6 +223,19 @@ pub fn show(value: &Dynamic) -> String {
     format!("a {}", super::short_type(value.type_name()))
 }
 
+/// A value in a default's place keeps its kind; a whole number may stand for a number, and anything for `()`.
+pub fn alike(place: &str, default: &Dynamic, value: &Dynamic) -> Result<()> {
+    let number = |v: &Dynamic| v.is_int() || v.is_float();
+    let fits = default.is_unit()
+        || default.type_id() == value.type_id()
+        || (default.is_float() && number(value))
+        || (default.is_int() && value.as_float().is_ok_and(|f| f.fract() == 0.0));
+    if !fits {
+        bail!(Option, "{place} must be a value such as {}, got {}", show(default), show(value));
+    }
+    Ok(())
+}
+
 /// `<place>: unknown option `step`; did you mean `steps`?`, with all known names as the hint.
 pub fn unknown<'a>(place: &str, what: &str, key: &str, known: impl Iterator<Item = &'a str>) -> Error {
     let known: Vec<&str> = known.collect();

@@ -109,6 +109,22 @@ pub mod penalty {
         Ok(penalty.penalty.controls_by(&[adjoint], norm)?.remove(0))
     }
 
+    /// The mass of the control that an adjoint asks for at each of its steps: the step's width times the control's mean size.
+    ///
+    /// `adaptive` keeps the fewest last steps that hold a share of it, which `last_steps` counts.
+    ///
+    /// ```rhai
+    /// let base = velocity_field(|x, t, c| x);
+    /// let path = rollout(base, tensor([[1.0]]), (), #{ grid: uniform(2) });
+    /// control_mass(lean_adjoint(base, path, tensor([[4.0]])), quadratic())   //=> [4.5, 3.0]
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn control_mass(adjoint: Adjoint, penalty: Penalty, options: Map) -> RhaiResultOf<Array> {
+        let norm = TargetOptions::parse("control_mass", options)?.norm;
+        let masses = solver::control_mass(&adjoint, &penalty.penalty, norm)?;
+        Ok(masses.into_iter().map(Dynamic::from).collect())
+    }
+
     /// The penalty of controls of the given sizes.
     ///
     /// ```rhai

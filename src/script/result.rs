@@ -4,7 +4,7 @@ use super::run::numbers;
 use super::*;
 use crate::options;
 use crate::run::log::Log;
-use crate::run::{Row, Run, Table, record};
+use crate::run::{Row, Run, Table, folder, record};
 use crate::tensor::Tensor;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -82,18 +82,12 @@ fn place(context: &NativeCallContext, function: &str, folder: &str) -> Result<Pa
 }
 
 /// Names of the runs inside a run's folder, at any depth.
-fn inner(folder: &Path, above: &str, found: &mut Vec<String>) -> Result<()> {
-    let refused = |e| record::file_error(folder, "read", &e);
-    let entries = std::fs::read_dir(folder).map_err(refused)?.collect::<std::io::Result<Vec<_>>>().map_err(refused)?;
-    for path in entries.into_iter().map(|e| e.path()).filter(|p| p.is_dir()) {
-        let name = format!("{above}{}", path.file_name().unwrap_or_default().to_string_lossy());
-        if path.join("run.json").exists() {
-            found.push(name.clone());
-        }
-        inner(&path, &format!("{name}/"), found)?;
-    }
-    found.sort();
-    Ok(())
+fn inner(folder: &Path) -> Result<Vec<String>> {
+    let below =
+        folder::runs(folder)?.into_iter().filter_map(|run| Some(run.strip_prefix(folder).ok()?.display().to_string()));
+    let mut names: Vec<String> = below.filter(|name| !name.is_empty()).collect();
+    names.sort();
+    Ok(names)
 }
 
 fn log_of(folder: &Path) -> Result<Log> {
@@ -201,9 +195,7 @@ pub mod result {
             let points: Map = [("x".into(), x.into()), ("y".into(), y.into())].into();
             (series.name.into(), Dynamic::from(points))
         });
-        let mut runs = Vec::new();
-        inner(&path, "", &mut runs)?;
-        let runs: Array = runs.into_iter().map(Dynamic::from).collect();
+        let runs: Array = inner(&path)?.into_iter().map(Dynamic::from).collect();
         let log: Map = series.collect();
         let parts = [("settings", value(&settings)), ("result", found), ("log", log.into()), ("runs", runs.into())];
         Ok(parts.into_iter().map(|(name, part)| (name.into(), part)).collect())

@@ -250,7 +250,7 @@ pub mod reward {
     pub fn reward(context: NativeCallContext, name: &str, options: Map) -> RhaiResultOf<Reward> {
         let o = RewardOptions::parse("reward", options)?;
         let session = Session::of(&context);
-        let sources = Sources::new(session.request.models.as_deref());
+        let sources = Sources::new(session.request().models.as_deref());
         let (folder, file) = place(name, &session, &sources)?;
         let at = |name: &Option<String>| -> Result<_> {
             let Some(name) = name else { return Ok(None) };

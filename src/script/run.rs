@@ -152,19 +152,6 @@ fn count(n: i64) -> Result<usize> {
     usize::try_from(n).or_else(|_| bail!(Value, "progress: the count must not be negative, got {n}"))
 }
 
-/// The override keeps the kind of the default; a whole number may stand for a number, and `()` for anything.
-fn same_kind(key: &str, default: &Dynamic, value: &Dynamic) -> Result<()> {
-    let number = |v: &Dynamic| v.is_int() || v.is_float();
-    let fits = default.is_unit()
-        || default.type_id() == value.type_id()
-        || (default.is_float() && number(value))
-        || (default.is_int() && value.as_float().is_ok_and(|f| f.fract() == 0.0));
-    if !fits {
-        bail!(Option, "--set: `{key}` must be a value such as {}, got {}", option::show(default), option::show(value));
-    }
-    Ok(())
-}
-
 /// A run: its directory, settings, steps, log, images, checkpoints; its end is in chapter `result`.
 #[export_module(manifest)]
 pub mod run {
@@ -187,7 +174,7 @@ pub mod run {
     pub fn settings(context: NativeCallContext, defaults: Map) -> RhaiResultOf<Map> {
         let settled = Session::of(&context).settle(defaults.clone())?;
         for (key, value) in &settled {
-            same_kind(key, &defaults[key], value)?;
+            option::alike(&format!("--set: `{key}`"), &defaults[key], value)?;
         }
         Ok(settled)
     }
@@ -208,7 +195,7 @@ pub mod run {
     pub fn start_run(context: NativeCallContext, settings: Map, options: Map) -> RhaiResultOf<Run> {
         let session = Session::of(&context);
         let options = StartOptions::parse("start_run", options)?;
-        let path = session.request.script.clone();
+        let path = session.request().script.clone();
         let source = session.source(context.call_source().unwrap_or_default()).unwrap_or_default();
         let seed = settings.get("seed").cloned().unwrap_or(Dynamic::from(0_i64));
         Ok(Run::start(Start {
@@ -242,6 +229,9 @@ pub mod run {
     }
 
     /// Logs numbers of this step: a line in `metrics.jsonl`, about twenty lines of a loop also on the screen.
+    ///
+    /// Several numbers under one name are shown by their mean. The name `intensity` is for the control's size at each active step, as
+    /// `control_norms` gives it: the report draws it as a heat map, and it is not shown among the lines and curves.
     ///
     /// ```rhai
     /// let run = start_run(#{});
@@ -313,6 +303,18 @@ pub mod run {
     #[rhai_fn(get = "folder", pure)]
     pub fn folder(run: &mut Run) -> String {
         run.folder().display().to_string()
+    }
+
+    /// Steps done, counting the one that is running.
+    ///
+    /// ```rhai
+    /// let run = start_run(#{});
+    /// for i in run.steps(3) { if run.step != i + 1 { throw "counted"; } }
+    /// run.step   //=> 3
+    /// ```
+    #[rhai_fn(get = "step", pure)]
+    pub fn step(run: &mut Run) -> i64 {
+        run.step() as i64
     }
 
     /// Mean seconds of a step of the run's loop so far, those before a resume included; NaN before the first.

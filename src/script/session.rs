@@ -9,7 +9,7 @@ use rhai::{AST, Dynamic, Engine, EvalAltResult, Map, NativeCallContext, ParseErr
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak};
 use std::time::Instant;
 
 /// What the command line decided.
@@ -54,7 +54,8 @@ pub type Printer = Box<dyn Fn(&str) + Send + Sync>;
 
 /// The state of one run; natives reach it with [`Session::of`].
 pub struct Session {
-    pub request: Request,
+    request: RwLock<Request>,
+    device: Device,
     print: Printer,
     interrupts: AtomicUsize,
     finishing: AtomicBool,
@@ -72,7 +73,8 @@ impl Session {
     pub fn new(request: Request, print: Printer) -> Self {
         Self {
             planner: request.plan.map(Planner::new),
-            request,
+            device: request.device.clone(),
+            request: RwLock::new(request),
             print,
             interrupts: AtomicUsize::new(0),
             finishing: AtomicBool::new(false),
@@ -99,8 +101,18 @@ impl Session {
             .unwrap_or_else(|| Arc::new(Self::new(Request::default(), Box::new(drop_text))))
     }
 
+    /// What the command line decided, and a prompt has changed since.
+    pub fn request(&self) -> RwLockReadGuard<'_, Request> {
+        self.request.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A prompt changes what the command line decided: settings, seed, the script that runs. The device stays.
+    pub fn amend(&self, change: impl FnOnce(&mut Request)) {
+        change(&mut self.request.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
     pub fn device(&self) -> &Device {
-        &self.request.device
+        &self.device
     }
 
     /// What is noted of a script that runs only to be planned.
@@ -116,6 +128,13 @@ impl Session {
     /// Ctrl-C was pressed: once ends the run after its step if it has steps, twice stops at once.
     pub fn interrupt(&self) {
         self.interrupts.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A prompt is ready for the next call.
+    pub fn forget_interrupts(&self) {
+        self.interrupts.store(0, Ordering::Relaxed);
+        self.finish_steps(false);
+        self.begin_step(None);
     }
 
     /// Whether the user wants the run to end after this step.
@@ -144,7 +163,7 @@ impl Session {
         if self.interrupts.load(Ordering::Relaxed) > patience {
             bail!(Interrupt, "interrupted");
         }
-        if self.request.deadline.is_some_and(|deadline| Instant::now() > deadline) {
+        if self.request().deadline.is_some_and(|deadline| Instant::now() > deadline) {
             bail!(Limit, "the script ran past its time limit");
         }
         Ok(())
@@ -192,14 +211,15 @@ impl Session {
     /// The recipe's settings: `defaults` with `--set` and `--seed` applied; an unknown key is an error.
     pub fn settle(&self, defaults: Map) -> Result<Map> {
         let mut settings = defaults;
-        for (key, text) in &self.request.overrides {
+        let (overrides, seed) = (self.request().overrides.clone(), self.request().seed);
+        for (key, text) in &overrides {
             let Some(default) = settings.get(key.as_str()) else {
                 return Err(option::unknown("--set", "setting", key, settings.keys().map(|k| k.as_str())));
             };
             let value = self.parse(key, text, default)?;
             settings.insert(key.as_str().into(), value);
         }
-        if let (Some(seed), true) = (self.request.seed, settings.contains_key("seed")) {
+        if let (Some(seed), true) = (seed, settings.contains_key("seed")) {
             settings.insert("seed".into(), Dynamic::from(seed as i64));
         }
         *lock(&self.settings) = Some(settings.clone());

@@ -6,9 +6,9 @@
 use crate::bail;
 use crate::error::Result;
 use crate::profile;
-use crate::tensor::Rng;
 use crate::tensor::tape::{self, Backward, Entry};
 pub use crate::tensor::tape::{Keep, is_ours, rows};
+use crate::tensor::{Rng, interrupt};
 use candle_core::{CpuStorage, CudaStorage, CustomOp3, InplaceOp1, Layout, Shape, Tensor, Var};
 use std::panic::Location;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -29,6 +29,7 @@ pub fn custom_vjp(
 ) -> Result<Tensor> {
     let op = profile::name_of(Location::caller());
     profile::forward(op);
+    interrupt::check()?;
     let tracked: Vec<&Tensor> = inputs.iter().filter(|x| x.track_op()).copied().collect();
     if tracked.is_empty() {
         return Ok(output);

@@ -2,6 +2,7 @@
 
 pub mod array;
 pub mod grad;
+pub mod interrupt;
 pub(crate) mod kernel;
 pub mod op;
 pub mod place;

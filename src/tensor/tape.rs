@@ -4,6 +4,7 @@
 //! gradient is handed on as it is, added only where a tensor was used twice, and computed only where it leads to a wanted variable. A
 //! graph that holds one of candle's operations is left to candle's walk.
 
+use super::interrupt;
 use super::kernel::{Real, grain};
 use super::op::add;
 use crate::error::Result;
@@ -122,6 +123,7 @@ pub(super) fn walk(output: &Tensor, seed: &Tensor, wanted: &[Tensor]) -> Result<
     for entry in entries.values().rev() {
         let asked = asked(entry, &useful);
         let Some(gradient) = gradients.remove(&entry.id).filter(|_| asked.contains(&true)) else { continue };
+        interrupt::check()?;
         let found = (entry.backward)(&gradient.value, &asked)?;
         for ((gradient, source), asked) in found.into_iter().zip(&entry.inputs).zip(asked) {
             if let (Some(gradient), Some(source), true) = (gradient, source, asked) {

@@ -1,0 +1,263 @@
+//! A script's text cut into words, texts, signs and brackets, also while it is being typed.
+
+/// What a piece of text is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Space,
+    Comment,
+    /// A string or a character, with its quotes.
+    Text,
+    Number,
+    Word,
+    Open,
+    Close,
+    Sign,
+}
+
+/// One piece; all pieces together are the text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Token<'a> {
+    pub kind: Kind,
+    pub text: &'a str,
+    pub start: usize,
+    /// A string or comment whose end is there; anything else is always closed.
+    pub closed: bool,
+}
+
+impl Token<'_> {
+    pub fn end(&self) -> usize {
+        self.start + self.text.len()
+    }
+
+    /// Whether it means something to the script.
+    pub fn counts(&self) -> bool {
+        !matches!(self.kind, Kind::Space | Kind::Comment)
+    }
+
+    pub fn is(&self, sign: &str) -> bool {
+        self.text == sign && self.kind != Kind::Text
+    }
+}
+
+/// The words that Rhai keeps for itself.
+pub const KEYWORDS: [&str; 26] = [
+    "as", "break", "catch", "const", "continue", "do", "else", "export", "false", "fn", "for", "global", "if",
+    "import", "in", "let", "loop", "private", "return", "switch", "this", "throw", "true", "try", "until", "while",
+];
+
+/// Cuts a text.
+pub fn tokens(text: &str) -> Vec<Token<'_>> {
+    let mut out = vec![];
+    let mut start = 0;
+    while start < text.len() {
+        let (kind, length, closed) = piece(&text[start..]);
+        out.push(Token { kind, text: &text[start..start + length], start, closed });
+        start += length;
+    }
+    out
+}
+
+/// Kind, length and end of the first piece of a text that is not empty.
+fn piece(text: &str) -> (Kind, usize, bool) {
+    let bytes = text.as_bytes();
+    let first = text.chars().next().unwrap_or(' ');
+    let run = |wanted: &dyn Fn(char) -> bool| text.find(|c| !wanted(c)).unwrap_or(text.len());
+    let (kind, (length, closed)) = match (first, bytes.get(1)) {
+        (c, _) if c.is_whitespace() => (Kind::Space, (run(&char::is_whitespace), true)),
+        ('/', Some(b'/')) => (Kind::Comment, (text.find('\n').unwrap_or(text.len()), true)),
+        ('/', Some(b'*')) => (Kind::Comment, block_comment(bytes)),
+        ('"', _) | ('\'', _) => (Kind::Text, quoted(text, first)),
+        ('`', _) => (Kind::Text, template(text)),
+        ('#', Some(b'{')) => (Kind::Open, (2, true)),
+        ('#', _) if raw(text).is_some() => (Kind::Text, raw(text).unwrap_or((1, true))),
+        (c, _) if c.is_ascii_digit() => (Kind::Number, (number(text), true)),
+        (c, _) if c.is_alphabetic() || c == '_' => (Kind::Word, (run(&|c| c.is_alphanumeric() || c == '_'), true)),
+        ('(' | '[' | '{', _) => (Kind::Open, (1, true)),
+        (')' | ']' | '}', _) => (Kind::Close, (1, true)),
+        (':', Some(b':')) => (Kind::Sign, (2, true)),
+        (c, _) => (Kind::Sign, (c.len_utf8(), true)),
+    };
+    (kind, length, closed)
+}
+
+/// `1`, `2.5`, `1e-3`, `0xff`; the points of `0..3` and `x.1.abs()` are not its own.
+fn number(text: &str) -> usize {
+    let bytes = text.as_bytes();
+    let digits =
+        |from: usize| from + bytes[from..].iter().take_while(|b| b.is_ascii_alphanumeric() || **b == b'_').count();
+    let mut end = digits(0);
+    if bytes.get(end) == Some(&b'.') && bytes.get(end + 1).is_some_and(u8::is_ascii_digit) {
+        end = digits(end + 1);
+    }
+    let exponent = matches!(bytes[end - 1], b'e' | b'E') && !text.starts_with("0x");
+    match bytes.get(end) {
+        Some(b'+' | b'-') if exponent && bytes.get(end + 1).is_some_and(u8::is_ascii_digit) => digits(end + 1),
+        _ => end,
+    }
+}
+
+/// Comments nest.
+fn block_comment(bytes: &[u8]) -> (usize, bool) {
+    let (mut depth, mut i) = (0, 0);
+    while i + 1 < bytes.len() {
+        match &bytes[i..i + 2] {
+            b"/*" => (depth, i) = (depth + 1, i + 2),
+            b"*/" => (depth, i) = (depth - 1, i + 2),
+            _ => i += 1,
+        }
+        if depth == 0 {
+            return (i, true);
+        }
+    }
+    (bytes.len(), false)
+}
+
+/// To the quote that is not escaped.
+fn quoted(text: &str, quote: char) -> (usize, bool) {
+    let mut escaped = false;
+    for (i, c) in text.char_indices().skip(1) {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            c if c == quote => return (i + 1, true),
+            _ => {}
+        }
+    }
+    (text.len(), false)
+}
+
+/// To the closing backtick; `${..}` may hold anything, other backticks too.
+fn template(text: &str) -> (usize, bool) {
+    let mut i = 1;
+    while i < text.len() {
+        if text[i..].starts_with("${") {
+            let mut depth = 1;
+            i += 2;
+            while i < text.len() && depth > 0 {
+                let (kind, length, _) = piece(&text[i..]);
+                depth = match kind {
+                    Kind::Open if text[i..i + length].ends_with('{') => depth + 1,
+                    Kind::Close if &text[i..i + length] == "}" => depth - 1,
+                    _ => depth,
+                };
+                i += length;
+            }
+            continue;
+        }
+        let c = text[i..].chars().next().unwrap_or('`');
+        i += c.len_utf8();
+        if c == '`' {
+            return (i, true);
+        }
+    }
+    (text.len(), false)
+}
+
+/// `#"text"#` with as many signs as one likes.
+fn raw(text: &str) -> Option<(usize, bool)> {
+    let signs = text.bytes().take_while(|b| *b == b'#').count();
+    if text.as_bytes().get(signs) != Some(&b'"') {
+        return None;
+    }
+    let end = format!("\"{}", &text[..signs]);
+    let body = signs + 1;
+    Some(text[body..].find(&end).map_or((text.len(), false), |at| (body + at + end.len(), true)))
+}
+
+/// Whether more must follow: a bracket, text or comment is open, or a doc comment waits for its function.
+pub fn unfinished(text: &str) -> bool {
+    let tokens = tokens(text);
+    if tokens.iter().rev().find(|t| t.kind != Kind::Space).is_some_and(|t| t.text.starts_with("///")) {
+        return true;
+    }
+    !tokens.iter().all(|t| t.closed || t.text.starts_with('\'') || ends_in_its_line(t)) || !open(&tokens).is_empty()
+}
+
+/// Plain strings cannot run over lines, so an open one with a line break is a mistake that the parser explains.
+fn ends_in_its_line(token: &Token) -> bool {
+    token.text.starts_with('"') && token.text.contains('\n') && !token.text.contains("\\\n")
+}
+
+/// The brackets that are open at the end, outermost first.
+pub fn open<'a, 'b>(tokens: &'b [Token<'a>]) -> Vec<&'b Token<'a>> {
+    let mut stack = vec![];
+    for token in tokens {
+        match token.kind {
+            Kind::Open => stack.push(token),
+            Kind::Close => drop(stack.pop()),
+            _ => {}
+        }
+    }
+    stack
+}
+
+/// The bracket that belongs to the one at `index`, if both are there.
+pub fn partner(tokens: &[Token], index: usize) -> Option<usize> {
+    let backward = tokens.get(index)?.kind == Kind::Close;
+    let mut depth = 0_i32;
+    let mut at = index;
+    loop {
+        match tokens.get(at)?.kind {
+            Kind::Open => depth += 1,
+            Kind::Close => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            return (at != index).then_some(at);
+        }
+        at = if backward { at.checked_sub(1)? } else { at + 1 };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kinds(text: &str) -> Vec<(Kind, &str)> {
+        tokens(text).into_iter().filter(Token::counts).map(|t| (t.kind, t.text)).collect()
+    }
+
+    #[test]
+    fn pieces_make_up_the_text() {
+        for text in
+            ["let x = 1e-3; f(x, \"a\\\"b\") // end", "`a ${f({`b`})} c` + #\"raw\"# é €", "x[0..3].y::z /* /* */ */"]
+        {
+            assert_eq!(tokens(text).iter().map(|t| t.text).collect::<String>(), text);
+        }
+        use Kind::*;
+        let found = kinds("a.b(0..3, 1.5e-3) `x${ {1} }y`");
+        let wanted = [
+            (Word, "a"),
+            (Sign, "."),
+            (Word, "b"),
+            (Open, "("),
+            (Number, "0"),
+            (Sign, "."),
+            (Sign, "."),
+            (Number, "3"),
+            (Sign, ","),
+            (Number, "1.5e-3"),
+            (Close, ")"),
+            (Text, "`x${ {1} }y`"),
+        ];
+        assert_eq!(found, wanted);
+    }
+
+    #[test]
+    fn open_brackets_texts_and_comments_ask_for_more() {
+        for text in ["f(", "#{ a: [1,", "`two\nlines", "if x {", "/* remark", "\"text", "f(\"(\"", "/// About f."] {
+            assert!(unfinished(text), "{text}");
+        }
+        for text in ["f()", "f(\"(\")", "x }", "// (", "`${f(\"}\")}`", "\"one\nline\"", "1 +", "'"] {
+            assert!(!unfinished(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn brackets_know_their_partner() {
+        let tokens = tokens("f(g(1), [2])");
+        assert_eq!(partner(&tokens, 1), Some(tokens.len() - 1));
+        assert_eq!(partner(&tokens, tokens.len() - 1), Some(1));
+        assert_eq!(partner(&tokens, 0), None);
+    }
+}

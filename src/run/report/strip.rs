@@ -1,0 +1,60 @@
+//! The images that a run left, by name and in the order of their steps: `images/<name>-000025.png`.
+
+use super::reading::Reading;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// Images of one name in the order of their steps.
+pub struct Strip {
+    pub run: String,
+    pub name: String,
+    pub shots: Vec<Shot>,
+}
+
+pub struct Shot {
+    pub path: PathBuf,
+    /// `None` for an image that was written outside a loop.
+    pub step: Option<usize>,
+    /// What each image of the picture was asked to show, if that is known.
+    pub prompts: Vec<String>,
+}
+
+impl Strip {
+    /// The prompts of all images, where they are known and stay the same.
+    pub fn prompts(&self) -> Option<&[String]> {
+        let first = self.shots.first().map(|shot| shot.prompts.as_slice()).filter(|p| !p.is_empty());
+        first.filter(|p| self.shots.iter().all(|shot| shot.prompts == *p))
+    }
+}
+
+/// The images of a run by name; what cannot be read is noted.
+pub fn of(run: &Reading, notes: &mut Vec<String>) -> Vec<Strip> {
+    let folder = run.folder.join("images");
+    let mut by_name: BTreeMap<String, Vec<Shot>> = BTreeMap::new();
+    let entries = match std::fs::read_dir(&folder) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Vec::new(),
+        Err(e) => {
+            notes.push(format!("{}: cannot read images ({e})", run.name));
+            return Vec::new();
+        }
+    };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_lowercase();
+        let Some(stem) =
+            path.file_stem().and_then(|s| s.to_str()).filter(|_| ["png", "jpg", "jpeg"].contains(&ending.as_str()))
+        else {
+            continue;
+        };
+        let stepped = stem.rsplit_once('-').filter(|(_, n)| n.len() >= 6 && n.bytes().all(|b| b.is_ascii_digit()));
+        let (name, step) = stepped.map_or((stem, None), |(name, n)| (name, n.parse().ok()));
+        let prompts = std::fs::read_to_string(path.with_extension("txt")).unwrap_or_default();
+        let shot = Shot { step, prompts: prompts.lines().map(String::from).collect(), path: path.clone() };
+        by_name.entry(name.into()).or_default().push(shot);
+    }
+    let strip = |(name, mut shots): (String, Vec<Shot>)| {
+        shots.sort_by_key(|shot| (shot.step, shot.path.clone()));
+        Strip { run: run.name.clone(), name, shots }
+    };
+    by_name.into_iter().map(strip).collect()
+}
