@@ -13,12 +13,13 @@ fn main() -> ExitCode {
 }
 
 /// Large blocks go back to the allocator, not to the system: mapping and clearing their pages anew for each tensor took an
-/// eighth of an update.
+/// eighth of an update. One arena for all threads, because those of other threads than the first give back all the same.
 fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: sets two numbers of the allocator, before other threads run.
+    // SAFETY: sets numbers of the allocator, before other threads run.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30);
         libc::mallopt(libc::M_TRIM_THRESHOLD, -1);
+        libc::mallopt(libc::M_ARENA_MAX, 1);
     }
 }

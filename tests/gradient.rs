@@ -101,6 +101,22 @@ fn attention_with_shared_key_heads_and_mask() {
 }
 
 #[test]
+fn self_attention_is_attention_of_what_lies_beside_each_other() {
+    for (tokens, masked) in [(5, true), (150, false)] {
+        let inputs = [random(&[2, tokens, 3 * 4 * 2], 7)];
+        let mask = random(&[1, 4, tokens, tokens], 8);
+        let mask = masked.then_some(&mask);
+        let of = |x: &Tensor| mask.map(|m| m.to_dtype(x.dtype())).transpose();
+        let f = |i: &[Tensor]| self_attention(&i[0], 4, 0.7, of(&i[0])?.as_ref());
+        check("self_attention", &inputs, f);
+        equal("self_attention", &inputs, f, |i| {
+            let part = |j: usize| i[0].narrow(2, 8 * j, 8)?.contiguous()?.reshape((2, tokens, 4, 2));
+            Ok(plain_attention(&part(0)?, &part(1)?, &part(2)?, 0.7, of(&i[0])?.as_ref())?.reshape((2, tokens, 8))?)
+        });
+    }
+}
+
+#[test]
 fn attention_over_several_blocks_of_queries() {
     let inputs = [random(&[1, 150, 2, 4], 1), random(&[1, 140, 2, 4], 2), random(&[1, 140, 2, 4], 3)];
     let f = |i: &[Tensor]| attention(&i[0], &i[1], &i[2], 0.5, None);

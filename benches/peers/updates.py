@@ -1,12 +1,15 @@
 """The update of every method beside the same in PyTorch: the same weights, batch and mathematics, f32, two threads each.
 
     python benches/peers/updates.py target/release/amscript WORK [--cases tiny-flux2,sit-s2] [--rounds 3] [--compile] [--methods AM-1,VJP]
+    python benches/peers/updates.py target/release/amscript WORK --laws [--cases sit-s2]
 
 WORK gets random weights in the published layouts and each side's figures. A round runs, each in a process of its own and in turn, ours;
 (a) PyTorch as published practice writes it (the loss runs base and policy again on the states of the window); (b) PyTorch with our
 reuse (base outputs of the adjoint's products, policy graphs of the rollout); with --compile, both with `torch.compile`. Printed are
-medians over rounds of medians within, ratios ours / theirs, the largest difference of the losses, and the peak memory of
-processes that take the full adjoint alone. Needs torch, diffusers, transformers, peft, open_clip_torch and tokenizers.
+medians over rounds of medians within, ratios ours / theirs, the largest difference of the losses, and with --memory the peak memory of
+processes that take one method alone. Figures are kept in WORK/figures.json, so that a run that was broken off goes on; without it all is
+measured again. --laws: ours alone, against what operations predict and against straight lines in steps, active steps and batch.
+Needs torch, torchvision, diffusers, transformers, peft, open_clip_torch and tokenizers.
 """
 
 import argparse
@@ -36,7 +39,7 @@ CASES = {
     "tiny-sit": ("sit", None, 8, 20),
     "sit-s2": ("sit", dict(depth=12, hidden_size=384, num_heads=6), 2, 10),
     "sit-b2": ("sit", dict(depth=12, hidden_size=768, num_heads=12), 1, 8),
-    "flux2-300m": ("flux2", dict(width=1024, double=4, single=12), 1, 5),
+    "flux2-300m": ("flux2", dict(width=1024, double=4, single=12), 1, 3),
 }
 METHODS = ["AM-1", "AM-3", "AM-Full", "DRaFT-1", "ReFL-5", "rollout", "VJP", "decode + reward"]
 SCALE, RANK = 100.0, 8
@@ -307,12 +310,13 @@ def theirs(work, case, names, repeats, variant):
     found = {}
     for name in names:
         chosen["afresh"]()
-        loss, times = chosen[name](), []
+        timed = lambda: (time.perf_counter(), chosen[name](), time.perf_counter())
+        begun, loss, ended = timed()
+        times = [] if repeats else [ended - begun]  # without repeats the first is told
         # ReFL draws its step: each of the five is timed as often.
         for _ in range(5 * -(-repeats // 5) if name == "ReFL-5" else repeats):
-            begun = time.perf_counter()
-            chosen[name]()
-            times.append(time.perf_counter() - begun)
+            begun, _, ended = timed()
+            times.append(ended - begun)
         found[name] = dict(seconds=statistics.mean(times) if name == "ReFL-5" else statistics.median(times), loss=loss)
     print(json.dumps(found))
 
@@ -333,11 +337,104 @@ def run(command, folder):
         return json.loads(out.read().strip().splitlines()[-1]), peak
 
 
-def ours(binary, work, case, names, repeats):
+def ours(binary, work, case, names, repeats, **changed):
     settings = dict(name=case, folder=folder(work, case), judge=judge_path(work, case), batch=CASES[case][2], steps=CASES[case][3],
-                    methods=json.dumps(names), repeats=repeats, scale=SCALE, rank=RANK)
+                    methods=json.dumps(names), repeats=repeats, scale=SCALE, rank=RANK) | changed
     given = sum([["--set", f"{k}={v}"] for k, v in settings.items()], [])
     return run([binary, HERE / "updates.rhai", *given], work)
+
+
+class Figures:
+    """What was measured so far, by case and side, kept in a file."""
+
+    def __init__(self, path):
+        self.path, self.found = path, json.loads(path.read_text()) if path.exists() else {}
+
+    def get(self, key, n, measure):
+        """`n` measurements under `key`, those that are missing made now; one that fails is kept as none."""
+        have = self.found.setdefault(key, [])
+        while len(have) < n:
+            have.append(measure())
+            self.path.write_text(json.dumps(self.found))
+        return have[:n]
+
+
+def compare(o, names):
+    """The table of times, round by round, and of peak memory."""
+    variants = ["a", "b"] + (["a compiled", "b compiled"] if o.compile else [])
+    figures = Figures(o.work / "figures.json")
+
+    def measure(case, side, names, repeats):
+        if side == "ours":
+            return ours(o.binary, o.work, case, names, repeats)
+        command = [sys.executable, HERE / "updates.py", o.binary, o.work, "--cases", case, "--methods", ",".join(names), "--repeats", repeats]
+        try:
+            return run([*command, "--theirs", side], o.work)
+        except SystemExit:
+            if "compiled" not in side:
+                raise
+            return None  # torch.compile gave up
+
+    for case in o.cases.split(","):
+        prepare(o.binary, o.work, case)
+        sides = ["ours", *variants]
+        for n in range(1, o.rounds + 1):
+            for side in sides:
+                figures.get(f"{case}, {side}: {','.join(names)}", n, lambda: (measure(case, side, names, o.repeats) or [None])[0])
+        found = {side: figures.get(f"{case}, {side}: {','.join(names)}", o.rounds, None) for side in sides}
+        seconds = lambda side, name: None if None in found[side] else statistics.median(f[name]["seconds"] for f in found[side])
+        ratio = lambda mine, other: "-" if other is None else f"{mine / other:.2f}"
+        head = " | ".join(f"({v}), s | / ({v})" for v in variants)
+        print(f"\n## {case}: batch {CASES[case][2]}, {CASES[case][3]} steps\n\n| | ours, s | {head} | losses differ by |\n" + "|---" * (3 + 2 * len(variants)) + "|")
+        for name in names:
+            mine, loss = seconds("ours", name), found["ours"][0][name]["loss"]
+            differs = max(abs(found[v][0][name]["loss"] - loss) / max(abs(loss), 1e-9) for v in variants if found[v][0])
+            cells = " | ".join(f"{seconds(v, name) or float('nan'):.3f} | {ratio(mine, seconds(v, name))}" for v in variants)
+            print(f"| {name} | {mine:.3f} | {cells} | {differs:.1e} |", flush=True)
+        if o.memory:
+            for name in ["load", *o.memory.split(",")]:
+                peak = {}
+                for side in sides:
+                    taken = figures.get(f"{case}, {side}: peak of {name}", 1, lambda: (measure(case, side, [name], 0) or [None, None])[1])
+                    peak[side] = taken[0]
+                cells = " | ".join(f"{peak[v] or float('nan'):.0f} | {ratio(peak['ours'], peak[v])}" for v in variants)
+                print(f"| peak MB, {name} | {peak['ours']:.0f} | {cells} | |", flush=True)
+
+
+def laws(o):
+    """Ours: AM-3 / AM-1 and AM-Full / AM-1 beside the operations that `--plan` counts, and how straight the lines are."""
+    figures = Figures(o.work / "laws.json")
+    for case in o.cases.split(","):
+        prepare(o.binary, o.work, case)
+        batch, n = CASES[case][2:]
+        measure = lambda name, **changed: statistics.median(
+            figures.get(f"{case}, {name}, {changed}", o.rounds, lambda: ours(o.binary, o.work, case, [name], o.repeats, **changed)[0][name]["seconds"])
+        )
+        print(f"\n## {case}: batch {batch}, {n} steps\n\n| | operations | time | time / operations |\n|---|---|---|---|")
+        work = {name: operations(o.binary, o.work, case, name) for name in ["AM-1", "AM-3", "AM-Full"]}
+        for name in ["AM-3", "AM-Full"]:
+            predicted, taken = work[name] / work["AM-1"], measure(name) / measure("AM-1")
+            print(f"| {name} / AM-1 | {predicted:.2f} | {taken:.2f} | {taken / predicted:.2f} |", flush=True)
+        for what, name, points in [
+            ("steps", "rollout", [(k, dict(steps=k)) for k in (n // 2, n, 2 * n)]),
+            ("active steps", "AM", [(k, {}) for k in (1, n // 2, n)]),
+            ("batch", "AM-3", [(b, dict(batch=b)) for b in (batch, 2 * batch, 4 * batch)]),
+        ]:
+            taken = [measure(f"AM-{k}" if name == "AM" else name, **changed) for k, changed in points]
+            at = [k for k, _ in points]
+            between = taken[0] + (taken[2] - taken[0]) * (at[1] - at[0]) / (at[2] - at[0])
+            cells = ", ".join(f"{t:.3f} s at {k}" for k, t in zip(at, taken))
+            print(f"\n{name} over {what}: {cells}; the middle one is {taken[1] / between - 1:+.1%} off the line through the others", flush=True)
+
+
+def operations(binary, work, case, name):
+    """Operations of an update, by `--plan`."""
+    command = [binary, "--plan", HERE / "updates.rhai"]
+    settings = dict(name=case, folder=folder(work, case), judge=judge_path(work, case), batch=CASES[case][2], steps=CASES[case][3],
+                    methods=json.dumps([name]), scale=SCALE, rank=RANK)
+    text = subprocess.run([*command, *sum([["--set", f"{k}={v}"] for k, v in settings.items()], [])], check=True, capture_output=True, text=True, cwd=work).stdout
+    number, unit = re.search(r"an update\s+([\d.]+) (\w)FLOP", text).groups()
+    return float(number) * dict(k=1e3, M=1e6, G=1e9, T=1e12)[unit]
 
 
 def main():
@@ -349,36 +446,17 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--memory", action="store_true", help="peak memory of the full adjoint, too")
+    parser.add_argument("--memory", help="peak memory of these methods, too, each in a process of its own")
+    parser.add_argument("--laws", action="store_true")
     parser.add_argument("--theirs", help=argparse.SUPPRESS)
     o = parser.parse_args()
     o.binary, o.work, names = o.binary.resolve(), o.work.resolve(), o.methods.split(",")
     if o.theirs:
         return theirs(o.work, o.cases, names, o.repeats, o.theirs)
     o.work.mkdir(parents=True, exist_ok=True)
-    variants = ["a", "b"] + (["a compiled", "b compiled"] if o.compile else [])
-    peer = lambda case, names, variant: run([sys.executable, HERE / "updates.py", o.binary, o.work, "--cases", case, "--methods", ",".join(names),
-                                             "--repeats", o.repeats, "--theirs", variant], o.work)
-    for case in o.cases.split(","):
-        prepare(o.binary, o.work, case)
-        figures = {side: [] for side in ["ours", *variants]}
-        for _ in range(o.rounds):
-            figures["ours"].append(ours(o.binary, o.work, case, names, o.repeats)[0])
-            for variant in variants:
-                figures[variant].append(peer(case, names, variant)[0])
-        seconds = lambda side, name: statistics.median(f[name]["seconds"] for f in figures[side])
-        print(f"\n## {case}: batch {CASES[case][2]}, {CASES[case][3]} steps\n\n| | ours, s | " + " | ".join(f"/ ({v})" for v in variants) + " | losses differ by |")
-        print("|---" * (3 + len(variants)) + "|")
-        for name in names:
-            mine, loss = seconds("ours", name), figures["ours"][0][name]["loss"]
-            differs = max(abs(figures[v][0][name]["loss"] - loss) / max(abs(loss), 1e-9) for v in variants)
-            ratios = " | ".join(f"{mine / seconds(v, name):.2f}" for v in variants)
-            print(f"| {name} | {mine:.3f} | {ratios} | {differs:.1e} |", flush=True)
-        if o.memory:
-            for name in ["load", "AM-1", "AM-Full"]:
-                mine = ours(o.binary, o.work, case, [name], 1)[1]
-                other = " | ".join(f"{peer(case, [name], v)[1]:.0f}" for v in variants)
-                print(f"| peak MB, {name} | {mine:.0f} | {other} | |", flush=True)
+    if o.laws:
+        return laws(o)
+    compare(o, names)
 
 
 if __name__ == "__main__":

@@ -46,9 +46,14 @@ pub fn run(arguments: RunArgs) -> ExitCode {
     code
 }
 
-/// Runs on a thread with room for the recursion of backward passes.
+/// Runs on a thread with room for the recursion of backward passes. It is one of those that share work: handing all of it to
+/// others would cost two wake-ups for each op.
 pub fn on_large_stack(work: impl FnOnce() -> ExitCode + Send + 'static) -> ExitCode {
-    let worker = std::thread::Builder::new().stack_size(STACK).spawn(work);
+    let share_and_work = || {
+        rayon::ThreadPoolBuilder::new().use_current_thread().build_global().ok();
+        work()
+    };
+    let worker = std::thread::Builder::new().stack_size(STACK).spawn(share_and_work);
     match worker.map(|w| w.join()) {
         Ok(Ok(code)) => code,
         Ok(Err(_)) => ExitCode::from(101), // the panic has printed itself

@@ -7,7 +7,7 @@ use super::{flux2, qwen3, sit, vae};
 use crate::nn::weights::Weights;
 use crate::nn::{bert, vit};
 use crate::tensor::DType;
-use crate::tensor::op::CACHED;
+use crate::tensor::op::{CACHED, WIDE};
 use serde::Serialize;
 use std::ops::AddAssign;
 
@@ -240,7 +240,8 @@ impl Convolutions {
         let operations = product(pixels, inner * taps, outer);
         let own = self.ops.own();
         let unrolled = if taps > 1.0 { pixels * inner * taps } else { 0.0 };
-        let scratch = own * if self.ops.fused { unrolled.min(CACHED as f64) } else { unrolled };
+        let scratch =
+            own * if self.ops.fused { unrolled.min((CACHED as f64).max(inner * taps * WIDE as f64)) } else { unrolled };
         self.cost += Cost {
             forward: operations,
             vjp: operations,

@@ -218,12 +218,15 @@ impl Transformer {
 
     /// Cosines and sines `[tokens, head / 2]` of the positions (0, row, column, text index), text first.
     fn rotations(&self, text: usize, h: usize, w: usize, device: &Device) -> Result<Rotations> {
+        let frequencies = |dim: &usize| -> Vec<f64> {
+            (0..dim / 2).map(|i| self.config.rope_theta.powf(-2.0 * i as f64 / *dim as f64)).collect()
+        };
+        let frequencies: Vec<Vec<f64>> = self.config.axes_dims_rope.iter().map(frequencies).collect();
         let mut angles = Vec::new();
         let positions = (0..text).map(|j| [0, 0, 0, j]).chain((0..h * w).map(|i| [0, i / w, i % w, 0]));
         for position in positions {
-            for (at, dim) in position.iter().zip(&self.config.axes_dims_rope) {
-                let frequency = |i: usize| self.config.rope_theta.powf(-2.0 * i as f64 / *dim as f64);
-                angles.extend((0..dim / 2).map(|i| *at as f64 * frequency(i)));
+            for (at, frequencies) in position.iter().zip(&frequencies) {
+                angles.extend(frequencies.iter().map(|frequency| *at as f64 * frequency));
             }
         }
         let angles = Tensor::from_vec(angles, (text + h * w, self.config.attention_head_dim / 2), &Device::Cpu)?;

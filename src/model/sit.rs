@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::nn::linear::Linear;
 use crate::nn::weights::{Init, Weights};
 use crate::tensor::grad::segment;
-use crate::tensor::op::{self, attention, cast, gated_add, gelu_tanh, modulated_norm, silu};
+use crate::tensor::op::{self, cast, gated_add, gelu_tanh, modulated_norm, self_attention, silu};
 use crate::tensor::{DType, Device, Rng, Tensor};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -265,7 +265,7 @@ fn gates(w: &Weights, d: usize, n: usize) -> Result<Linear> {
 /// Attention, then MLP, each modulated and gated by time and class.
 struct Block {
     modulation: Linear,
-    qkv: [Linear; 3],
+    qkv: Linear,
     out: Linear,
     mlp: [Linear; 2],
     heads: usize,
@@ -275,10 +275,9 @@ impl Block {
     fn new(config: &Config, w: &Weights) -> Result<Self> {
         let (d, hidden) = (config.hidden_size, config.hidden());
         let linear = |name: &str, inner, outer| w.pp(name).linear_from(inner, outer, true, glorot(inner, outer));
-        let qkv = linear("attn.qkv", d, 3 * d)?;
         Ok(Self {
             modulation: gates(w, d, 6)?,
-            qkv: [qkv.rows(0, d)?, qkv.rows(d, d)?, qkv.rows(2 * d, d)?],
+            qkv: linear("attn.qkv", d, 3 * d)?,
             out: linear("attn.proj", d, d)?,
             mlp: [linear("mlp.fc1", d, hidden)?, linear("mlp.fc2", hidden, d)?],
             heads: config.num_heads,
@@ -289,12 +288,8 @@ impl Block {
         // (shift, scale, gate) of attention, then of the MLP
         let m = op::chunk(&self.modulation.forward(vector)?, 6)?;
         let modulated = |x: &Tensor, i: usize| modulated_norm(x, &m[i], &m[i + 1], EPS);
-        let (batch, tokens, width) = x.dims3()?;
-        let h = modulated(x, 0)?;
-        let part = |i: usize| op::reshape(&self.qkv[i].forward(&h)?, (batch, tokens, self.heads, width / self.heads));
-        let scale = ((width / self.heads) as f64).powf(-0.5);
-        let attended = attention(&part(0)?, &part(1)?, &part(2)?, scale, None)?;
-        let attended = op::reshape(&attended, (batch, tokens, width))?;
+        let scale = ((x.dim(2)? / self.heads) as f64).powf(-0.5);
+        let attended = self_attention(&self.qkv.forward(&modulated(x, 0)?)?, self.heads, scale, None)?;
         let x = gated_add(x, &m[2], &self.out.forward(&attended)?)?;
         let h = gelu_tanh(&self.mlp[0].forward(&modulated(&x, 3)?)?)?;
         gated_add(&x, &m[5], &self.mlp[1].forward(&h)?)

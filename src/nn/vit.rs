@@ -127,7 +127,7 @@ impl Norm {
 /// One pre-norm transformer block.
 pub struct Block {
     norms: [Norm; 2],
-    /// Queries, keys and values.
+    /// Queries, keys and values, one layer each or one for all.
     qkv: Vec<Linear>,
     out: Linear,
     grow: Linear,
@@ -148,12 +148,8 @@ impl Block {
             Ok(Linear::new(weight, Some(w.get(bias, &[rows], Init::Zeros)?)))
         });
         let [grow, shrink] = names.mlp.map(|name| w.pp(name));
-        let mut qkv = qkv.collect::<Result<Vec<Linear>>>()?;
-        if let [fused] = qkv.as_slice() {
-            qkv = (0..3).map(|i| fused.rows(i * d, d)).collect::<Result<_>>()?;
-        }
         Ok(Self {
-            qkv,
+            qkv: qkv.collect::<Result<_>>()?,
             norms: [Norm::new(&w.pp(names.norms[0]), d, z.eps)?, Norm::new(&w.pp(names.norms[1]), d, z.eps)?],
             out: w.pp(names.out).linear_from(d, d, true, Init::Normal(residual))?,
             grow: grow.linear_from(d, hidden, true, Init::Normal((2.0 * d as f64).powf(-0.5)))?,
@@ -175,8 +171,11 @@ impl Block {
         let h = self.norms[0].forward(x)?;
         let part = |i: usize| op::reshape(&self.qkv[i].forward(&h)?, (batch, tokens, self.heads, width / self.heads));
         let scale = ((width / self.heads) as f64).powf(-0.5);
-        let attended = op::attention(&part(0)?, &part(1)?, &part(2)?, scale, mask)?;
-        let x = op::add(x, &self.out.forward(&op::reshape(&attended, (batch, tokens, width))?)?)?;
+        let attended = match self.qkv.as_slice() {
+            [all] => op::self_attention(&all.forward(&h)?, self.heads, scale, mask)?,
+            _ => op::reshape(&op::attention(&part(0)?, &part(1)?, &part(2)?, scale, mask)?, (batch, tokens, width))?,
+        };
+        let x = op::add(x, &self.out.forward(&attended)?)?;
         let h = self.grow.forward(&self.norms[1].forward(&x)?)?;
         let h = match self.activation {
             Activation::Gelu => op::gelu_erf(&h)?,

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::tensor::array::{dimension, extreme};
-use crate::tensor::{Tensor, array};
+use crate::tensor::{Tensor, array, op};
 
 /// Over all numbers, over one dimension, or over an array of dimensions; a reduced dimension goes.
 #[export_module(manifest)]
@@ -20,7 +20,7 @@ pub mod reduction {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn sum(x: Tensor) -> RhaiResultOf<Tensor> {
-        Ok(core(x.sum_all())?)
+        Ok(op::sum(&x)?)
     }
 
     #[rhai_fn(name = "sum", return_raw)]
@@ -43,7 +43,10 @@ pub mod reduction {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn mean(x: Tensor) -> RhaiResultOf<Tensor> {
-        Ok(core(x.mean_all())?)
+        match x.track_op() {
+            true => Ok(op::affine(&op::sum(&x)?, 1.0 / x.elem_count() as f64, 0.0)?),
+            false => Ok(core(x.mean_all())?),
+        }
     }
 
     #[rhai_fn(name = "mean", return_raw)]

@@ -21,19 +21,21 @@ pub trait Real: WithDType + num_traits::Float {
     fn error_function(self) -> Self;
 }
 
+/// `a b + c`, in one instruction where the processor has it.
+#[inline(always)]
+fn fused(a: f32, b: f32, c: f32) -> f32 {
+    if cfg!(target_feature = "fma") { a.mul_add(b, c) } else { a * b + c }
+}
+
 impl Real for f32 {
     /// Cephes' polynomial, within 2 units in the last place.
     fn exponential(self) -> f32 {
         let x = self.clamp(-87.3, 88.7);
         let n = (x * std::f32::consts::LOG2_E).round_ties_even();
-        let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
-        let p = 1.987_569_1e-4f32;
-        let p = p * r + 1.398_199_9e-3;
-        let p = p * r + 8.333_452e-3;
-        let p = p * r + 4.166_579_6e-2;
-        let p = p * r + 1.666_666_5e-1;
-        let p = p * r + 0.5;
-        (p * r * r + r + 1.0) * f32::from_bits(((n as i32 + 127) << 23) as u32)
+        let r = fused(n, 2.121_944_4e-4, fused(n, -0.693_359_4, x));
+        let p = [8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
+        let p = p.iter().fold(fused(1.987_569_1e-4, r, 1.398_199_9e-3), |p, c| fused(p, r, *c));
+        fused(p, r * r, r + 1.0) * f32::from_bits(((n as i32 + 127) << 23) as u32)
     }
 
     /// Abramowitz and Stegun 7.1.26, within 2e-7.
@@ -84,6 +86,14 @@ fn access<'a, T: Real>(storage: StorageRef<'a>, range: Range<usize>, x: &Tensor)
         bail!(Dtype, "kernel: expected {:?} on the cpu, got {:?}", T::DTYPE, x.dtype());
     }
     Ok(Data { storage, range, kind: PhantomData })
+}
+
+impl<T> Data<'_, T> {
+    /// The numbers from `start` on.
+    pub fn skip(mut self, start: usize) -> Self {
+        self.range.start += start;
+        self
+    }
 }
 
 impl<T: Real> Deref for Data<'_, T> {
@@ -159,6 +169,10 @@ pub struct Matrix<T> {
     pub column: usize,
 }
 
+// SAFETY: a matrix is only read.
+unsafe impl<T: Sync> Send for Matrix<T> {}
+unsafe impl<T: Sync> Sync for Matrix<T> {}
+
 impl<T> Matrix<T> {
     /// Row-major rows of `slice`, `row` elements apart.
     pub fn rows(slice: &[T], row: usize) -> Self {
@@ -174,46 +188,32 @@ impl<T> Matrix<T> {
     pub fn of(x: &Tensor, slice: &[T]) -> Self {
         Self { start: slice.as_ptr(), row: x.stride()[0], column: x.stride()[1] }
     }
+
+    /// The transpose.
+    pub fn turned(self) -> Self {
+        Self { row: self.column, column: self.row, ..self }
+    }
+
+    /// The matrix from row `i` and column `j` on.
+    ///
+    /// # Safety
+    /// That entry, or the end of one of its sides, lies inside the allocation.
+    pub unsafe fn part(self, i: usize, j: usize) -> Self {
+        Self { start: unsafe { self.start.add(i * self.row + j * self.column) }, ..self }
+    }
 }
 
-/// `C = keep * C + factor * A B` on one thread; `size` is (m, k, n), C has `row` elements between rows.
+/// `C = keep * C + factor * A B` on this thread; `size` is (m, k, n), C has `row` elements between rows.
 ///
 /// # Safety
 /// The three matrices lie inside their allocations and C overlaps neither A nor B.
 pub unsafe fn product<T: Real>(
-    size: (usize, usize, usize),
-    a: Matrix<T>,
-    b: Matrix<T>,
-    c: (*mut T, usize),
-    keep: bool,
-    factor: f64,
-) {
-    unsafe { product_on(gemm::Parallelism::None, size, a, b, c, (keep, factor)) }
-}
-
-/// [`product`] on all threads.
-///
-/// # Safety
-/// As there.
-pub unsafe fn product_on_all<T: Real>(
-    size: (usize, usize, usize),
-    a: Matrix<T>,
-    b: Matrix<T>,
-    c: (*mut T, usize),
-    keep: bool,
-    factor: f64,
-) {
-    let threads = gemm::Parallelism::Rayon(rayon::current_num_threads());
-    unsafe { product_on(threads, size, a, b, c, (keep, factor)) }
-}
-
-unsafe fn product_on<T: Real>(
-    threads: gemm::Parallelism,
     (m, k, n): (usize, usize, usize),
     a: Matrix<T>,
     b: Matrix<T>,
     c: (*mut T, usize),
-    (keep, factor): (bool, f64),
+    keep: bool,
+    factor: f64,
 ) {
     unsafe {
         #[rustfmt::skip]
@@ -223,31 +223,70 @@ unsafe fn product_on<T: Real>(
             a.start, a.column as isize, a.row as isize,
             b.start, b.column as isize, b.row as isize,
             T::one(), T::of(factor), false, false, false,
-            threads,
+            gemm::Parallelism::None,
         );
     }
 }
 
-/// Sum in eight lanes, which the compiler keeps in one register.
+/// Rows and columns of the parts in which threads make an `m x n` product over `k`: one each, cut across the longer side so
+/// that little is packed twice; a small product is one part.
+pub fn shares((m, k, n): (usize, usize, usize)) -> Vec<(Range<usize>, Range<usize>)> {
+    const SMALL: usize = 1 << 19; // multiplications of some 5 us: what waking a thread costs
+    const TILE: usize = 16;
+    let threads = if m * k * n < SMALL { 1 } else { rayon::current_num_threads() };
+    let side = m.max(n);
+    let share = side.div_ceil(threads).next_multiple_of(TILE);
+    let cuts = (0..side).step_by(share.max(1)).map(|at| at..(at + share).min(side));
+    cuts.map(|cut| if m >= n { (cut, 0..n) } else { (0..m, cut) }).collect()
+}
+
+/// Numbers summed side by side, which the compiler keeps in registers.
+const LANES: usize = 32;
+
+/// The sum of all lanes, in pairs.
+fn gathered<T: Real>(mut lanes: [T; LANES]) -> T {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] = lanes[i] + lanes[i + half];
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// Sum of `f` over a row.
 pub fn sum<T: Real>(row: &[T], f: impl Fn(T) -> T) -> T {
-    let chunks = row.chunks_exact(8);
+    let chunks = row.chunks_exact(LANES);
     let rest = chunks.remainder().iter().fold(T::zero(), |s, v| s + f(*v));
-    let lanes = chunks.fold([T::zero(); 8], |mut s, c| {
+    let lanes = chunks.fold([T::zero(); LANES], |mut s, c| {
         s.iter_mut().zip(c).for_each(|(s, v)| *s += f(*v));
         s
     });
-    lanes.iter().fold(rest, |s, v| s + *v)
+    rest + gathered(lanes)
 }
 
-/// Inner product of `a` and `f(b)` in eight lanes.
+/// Inner product of `a` and `f(b)`.
 pub fn dot<T: Real>(a: &[T], b: &[T], f: impl Fn(T) -> T) -> T {
-    let (ca, cb) = (a.chunks_exact(8), b.chunks_exact(8));
+    let (ca, cb) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
     let rest = ca.remainder().iter().zip(cb.remainder()).fold(T::zero(), |s, (a, b)| s + *a * f(*b));
-    let lanes = ca.zip(cb).fold([T::zero(); 8], |mut s, (a, b)| {
+    let lanes = ca.zip(cb).fold([T::zero(); LANES], |mut s, (a, b)| {
         s.iter_mut().zip(a.iter().zip(b)).for_each(|(s, (a, b))| *s += *a * f(*b));
         s
     });
-    lanes.iter().fold(rest, |s, v| s + *v)
+    rest + gathered(lanes)
+}
+
+/// The largest number of a row; minus infinity if it is empty.
+pub fn largest<T: Real>(row: &[T]) -> T {
+    let greater = |a: T, b: T| if b > a { b } else { a };
+    let chunks = row.chunks_exact(LANES);
+    let rest = chunks.remainder().iter().fold(T::neg_infinity(), |m, v| greater(m, *v));
+    let lanes = chunks.fold([T::neg_infinity(); LANES], |mut m, c| {
+        m.iter_mut().zip(c).for_each(|(m, v)| *m = greater(*m, *v));
+        m
+    });
+    lanes.into_iter().fold(rest, greater)
 }
 
 /// Sums `f(index)` over the rows of each block of `rows` rows: `[blocks, width]` of `[blocks * rows, width]`.

@@ -6,6 +6,7 @@
 
 use super::interrupt;
 use super::kernel::{Real, grain};
+use super::op::add;
 use crate::error::Result;
 use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Tensor, TensorId, WithDType};
 use rayon::prelude::*;
@@ -167,9 +168,11 @@ impl Sum {
         if !on_cpu {
             return Ok(Self { value: (a + b)?, own: true });
         }
-        let sum = if self.own { self.value } else { a.copy()? };
-        sum.inplace_op2(&b.contiguous()?, &Add)?;
-        Ok(Self { value: sum, own: true })
+        if !self.own {
+            return Ok(Self { value: add(&a.detach(), &b.detach())?, own: true });
+        }
+        self.value.inplace_op2(&b.contiguous()?, &Add)?;
+        Ok(self)
     }
 }
 

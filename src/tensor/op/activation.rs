@@ -3,7 +3,7 @@
 use crate::bail;
 use crate::error::Result;
 use crate::tensor::grad::custom_vjp;
-use crate::tensor::kernel::{Real, data, grain, on_cpu};
+use crate::tensor::kernel::{Real, data, fresh, grain, on_cpu};
 use candle_core::{D, Tensor};
 use num_traits::Float;
 use rayon::prelude::*;
@@ -20,19 +20,22 @@ fn pointwise<P: Pointwise, T: Real>(x: &Tensor) -> Result<Tensor> {
     custom_vjp(&[x], Tensor::from_vec(values, x.dims(), x.device())?, move |grad, _| {
         let (grad, shape) = (grad.contiguous()?, input.dims());
         let (g, x) = (data::<T>(&grad)?, data::<T>(&input)?);
-        let mut out = vec![T::zero(); g.len()];
-        let chunks = out.par_chunks_mut(4096).with_min_len(4).zip(x.par_chunks(4096)).zip(g.par_chunks(4096));
-        chunks.for_each(|((o, x), g)| o.iter_mut().zip(x.iter().zip(g)).for_each(|(o, (x, g))| *o = *g * P::slope(*x)));
+        let out = fresh(g.len(), |out| {
+            let chunks = out.par_chunks_mut(4096).with_min_len(4).zip(x.par_chunks(4096)).zip(g.par_chunks(4096));
+            chunks.for_each(|((o, x), g)| {
+                o.iter_mut().zip(x.iter().zip(g)).for_each(|(o, (x, g))| *o = *g * P::slope(*x));
+            });
+        });
         Ok(vec![Some(Tensor::from_vec(out, shape, input.device())?)])
     })
 }
 
 fn map<T: Real>(x: &Tensor, f: impl Fn(T) -> T + Send + Sync) -> Result<Vec<T>> {
     let x = data::<T>(x)?;
-    let mut out = vec![T::zero(); x.len()];
-    let chunks = out.par_chunks_mut(4096).with_min_len(4).zip(x.par_chunks(4096));
-    chunks.for_each(|(o, x)| o.iter_mut().zip(x).for_each(|(o, x)| *o = f(*x)));
-    Ok(out)
+    Ok(fresh(x.len(), |out| {
+        let chunks = out.par_chunks_mut(4096).with_min_len(4).zip(x.par_chunks(4096));
+        chunks.for_each(|(o, x)| o.iter_mut().zip(x).for_each(|(o, x)| *o = f(*x)));
+    }))
 }
 
 macro_rules! pointwise {
@@ -155,25 +158,26 @@ fn swiglu_cpu<T: Real>(x: &Tensor, half: usize) -> Result<Tensor> {
     let input = x.detach().contiguous()?;
     let mut dims = x.dims().to_vec();
     dims[x.rank() - 1] = half;
-    let mut out = vec![T::zero(); x.elem_count() / 2];
-    {
-        let x = data::<T>(&input)?;
-        out.par_chunks_mut(half).with_min_len(grain(half)).zip(x.par_chunks(2 * half)).for_each(|(o, x)| {
+    let numbers = data::<T>(&input)?;
+    let out = fresh(numbers.len() / 2, |out| {
+        out.par_chunks_mut(half).with_min_len(grain(half)).zip(numbers.par_chunks(2 * half)).for_each(|(o, x)| {
             let (a, b) = x.split_at(half);
             o.iter_mut().zip(a.iter().zip(b)).for_each(|(o, (a, b))| *o = *a * logistic(*a) * *b);
         });
-    }
+    });
+    drop(numbers);
     custom_vjp(&[x], Tensor::from_vec(out, dims, x.device())?, move |grad, _| {
         let grad = grad.contiguous()?;
         let (g, x) = (data::<T>(&grad)?, data::<T>(&input)?);
-        let mut out = vec![T::zero(); x.len()];
-        let rows = out.par_chunks_mut(2 * half).with_min_len(grain(half));
-        rows.zip(x.par_chunks(2 * half)).zip(g.par_chunks(half)).for_each(|((o, x), g)| {
-            let ((a, b), (ga, gb)) = (x.split_at(half), o.split_at_mut(half));
-            ga.iter_mut().zip(gb).zip(a.iter().zip(b).zip(g)).for_each(|((ga, gb), ((a, b), g))| {
-                let s = logistic(*a);
-                *ga = *g * *b * s * (T::one() + *a * (T::one() - s));
-                *gb = *g * *a * s;
+        let out = fresh(x.len(), |out| {
+            let rows = out.par_chunks_mut(2 * half).with_min_len(grain(half));
+            rows.zip(x.par_chunks(2 * half)).zip(g.par_chunks(half)).for_each(|((o, x), g)| {
+                let ((a, b), (ga, gb)) = (x.split_at(half), o.split_at_mut(half));
+                ga.iter_mut().zip(gb).zip(a.iter().zip(b).zip(g)).for_each(|((ga, gb), ((a, b), g))| {
+                    let s = logistic(*a);
+                    *ga = *g * *b * s * (T::one() + *a * (T::one() - s));
+                    *gb = *g * *a * s;
+                });
             });
         });
         Ok(vec![Some(Tensor::from_vec(out, input.dims(), input.device())?)])

@@ -1,12 +1,12 @@
 //! Softmax and scaled dot-product attention; scores are made in blocks of queries and never stored whole.
 
 use super::cast::wide;
+use super::shape::{narrow, reshape};
 use crate::bail;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tensor::grad::custom_vjp;
-use crate::tensor::kernel::{Data, Matrix, Real, Shared, data, dot, fresh, grain, on_cpu, product, sum};
+use crate::tensor::kernel::{Data, Matrix, Real, Shared, data, dot, fresh, grain, largest, on_cpu, product, sum};
 use candle_core::{D, Tensor};
-use num_traits::Float;
 use rayon::prelude::*;
 
 /// Softmax over the last dimension.
@@ -35,14 +35,15 @@ fn softmax_cpu<T: Real>(x: &Tensor) -> Result<Tensor> {
 
 /// Softmax of a row in place; returns the log of the sum of exponentials.
 fn normalise<T: Real>(row: &mut [T]) -> T {
-    let top = row.iter().fold(T::neg_infinity(), |m, v| Float::max(m, *v));
+    let top = largest(row);
     row.iter_mut().for_each(|v| *v = (*v - top).exponential());
     let sum = sum(row, |v| v);
-    row.iter_mut().for_each(|v| *v /= sum);
+    let share = T::one() / sum;
+    row.iter_mut().for_each(|v| *v *= share);
     top + sum.ln()
 }
 
-/// Sizes of one attention: `q [batch, s, heads, d]`, `k, v [batch, t, kv, d]`.
+/// Sizes of one attention: `q [batch, s, heads, d]`, `k, v [batch, t, kv, d]`, and from one token to the next in them.
 #[derive(Clone, Copy)]
 struct Sizes {
     batch: usize,
@@ -52,6 +53,33 @@ struct Sizes {
     kv: usize,
     d: usize,
     scale: f64,
+    query_row: usize,
+    key_row: usize,
+}
+
+impl Sizes {
+    fn check_mask(&self, mask: Option<&Tensor>) -> Result<()> {
+        let Some(m) = mask else { return Ok(()) };
+        let (b, h, s, t) = m.dims4()?;
+        if (b != 1 && b != self.batch) || (h != 1 && h != self.heads) || s != self.s || t != self.t {
+            let (batch, heads, s, t) = (self.batch, self.heads, self.s, self.t);
+            bail!(Shape, "attention: expected a mask [{batch} or 1, {heads} or 1, {s}, {t}], got {:?}", m.dims());
+        }
+        Ok(())
+    }
+
+    fn query(&self, b: usize, h: usize, i: usize) -> usize {
+        (b * self.s + i) * self.query_row + h * self.d
+    }
+
+    fn key(&self, b: usize, h: usize) -> usize {
+        b * self.t * self.key_row + h * self.kv / self.heads * self.d
+    }
+
+    /// Where the result of a query lies.
+    fn result(&self, b: usize, h: usize, i: usize) -> usize {
+        ((b * self.s + i) * self.heads + h) * self.d
+    }
 }
 
 /// `softmax(scale q k^T + mask) v` per head.
@@ -70,17 +98,32 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, mask: Option<&T
             v.dims()
         );
     }
-    if let Some(m) = mask {
-        let (mb, mh, ms, mt) = m.dims4()?;
-        if (mb != 1 && mb != batch) || (mh != 1 && mh != heads) || ms != s || mt != t {
-            bail!(Shape, "attention: expected a mask [{batch} or 1, {heads} or 1, {s}, {t}], got {:?}", m.dims());
-        }
-    }
-    let sizes = Sizes { batch, s, t, heads, kv, d, scale };
+    let sizes = Sizes { batch, s, t, heads, kv, d, scale, query_row: heads * d, key_row: kv * d };
+    sizes.check_mask(mask)?;
     wide([q, k, v], |[q, k, v]| {
         let mask = mask.map(|m| m.to_dtype(q.dtype())).transpose()?;
         let mask = mask.as_ref();
         on_cpu!(q, attention_cpu(q, k, v, mask, sizes), attention_composed(q, k, v, mask, sizes))
+    })
+}
+
+/// [`attention`] among the tokens of `qkv [batch, s, 3 width]`, which holds the queries, keys and values of each beside each other;
+/// returns `[batch, s, width]`.
+pub fn self_attention(qkv: &Tensor, heads: usize, scale: f64, mask: Option<&Tensor>) -> Result<Tensor> {
+    let (batch, s, all) = qkv.dims3()?;
+    if heads == 0 || !all.is_multiple_of(3 * heads) {
+        bail!(Shape, "self_attention: expected 3 times {heads} heads beside each other, got shape {:?}", qkv.dims());
+    }
+    let d = all / (3 * heads);
+    let sizes = Sizes { batch, s, t: s, heads, kv: heads, d, scale, query_row: all, key_row: all };
+    sizes.check_mask(mask)?;
+    wide([qkv], |[qkv]| {
+        let mask = mask.map(|m| m.to_dtype(qkv.dtype())).transpose()?;
+        let mask = mask.as_ref();
+        on_cpu!(qkv, self_attention_cpu(qkv, mask, sizes), {
+            let part = |i: usize| reshape(&narrow(qkv, 2, i * heads * d, heads * d)?, (batch, s, heads, d));
+            reshape(&attention_composed(&part(0)?, &part(1)?, &part(2)?, mask, sizes)?, (batch, s, heads * d))
+        })
     })
 }
 
@@ -107,7 +150,7 @@ struct Problem<'a, T> {
     q: Data<'a, T>,
     k: Data<'a, T>,
     v: Data<'a, T>,
-    mask: Option<(Data<'a, T>, usize, usize)>,
+    mask: Option<Masked<'a, T>>,
     z: Sizes,
 }
 
@@ -115,24 +158,16 @@ impl<T: Real> Problem<'_, T> {
     /// `scale q k^T + mask` of queries `i..i + n` of one head into `scores [n, t]`.
     fn scores(&self, b: usize, h: usize, i: usize, n: usize, scores: &mut [T]) {
         let z = self.z;
-        let (q, k) = (&self.q[self.query(b, h, i)..], &self.k[self.key(b, h)..]);
+        let (q, k) = (&self.q[z.query(b, h, i)..], &self.k[z.key(b, h)..]);
         // SAFETY: the slices start at the head's first number and the strides stay inside the tensors.
         unsafe {
-            let (a, c) = (Matrix::rows(q, z.heads * z.d), Matrix::columns(k, z.kv * z.d));
+            let (a, c) = (Matrix::rows(q, z.query_row), Matrix::columns(k, z.key_row));
             product((n, z.d, z.t), a, c, (scores.as_mut_ptr(), z.t), false, z.scale);
         }
         if let Some((mask, per_batch, per_head)) = &self.mask {
             let at = b * per_batch + h * per_head + i * z.t;
             scores.iter_mut().zip(&mask[at..]).for_each(|(s, m)| *s += *m);
         }
-    }
-
-    fn query(&self, b: usize, h: usize, i: usize) -> usize {
-        ((b * self.z.s + i) * self.z.heads + h) * self.z.d
-    }
-
-    fn key(&self, b: usize, h: usize) -> usize {
-        (b * self.z.t * self.z.kv + h * self.z.kv / self.z.heads) * self.z.d
     }
 }
 
@@ -142,87 +177,110 @@ fn attention_cpu<T: Real>(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tens
     let (out, lse) = forward(&problem::<T>(&parts, mask.as_ref(), z)?);
     custom_vjp(&[q, k, v], Tensor::from_vec(out, q.dims(), q.device())?, move |grad, _| {
         let grad = grad.contiguous()?;
-        let gradients = backward(&problem::<T>(&parts, mask.as_ref(), z)?, &data::<T>(&grad)?, &lse);
+        let zeros = |x: &Tensor| vec![T::zero(); x.elem_count()];
+        let mut gradients = [zeros(&parts[0]), zeros(&parts[1]), zeros(&parts[2])];
+        let places = gradients.each_mut().map(|g| Shared(g.as_mut_ptr()));
+        backward(&problem::<T>(&parts, mask.as_ref(), z)?, &data::<T>(&grad)?, &lse, places);
         gradients.into_iter().zip(&parts).map(|(g, x)| Ok(Some(Tensor::from_vec(g, x.dims(), x.device())?))).collect()
     })
 }
 
+fn self_attention_cpu<T: Real>(qkv: &Tensor, mask: Option<&Tensor>, z: Sizes) -> Result<Tensor> {
+    let (input, width) = (qkv.detach().contiguous()?, z.heads * z.d);
+    let mask = mask.map(|m| m.detach().to_dtype(T::DTYPE)?.contiguous()).transpose()?;
+    let (out, lse) = forward(&packed::<T>(&input, mask.as_ref(), z)?);
+    let out = Tensor::from_vec(out, (z.batch, z.s, width), qkv.device())?;
+    custom_vjp(&[qkv], out, move |grad, _| {
+        let (grad, p) = (grad.contiguous()?, packed::<T>(&input, mask.as_ref(), z)?);
+        let grad = data::<T>(&grad)?;
+        let gradient = fresh(input.elem_count(), |out: &mut [T]| {
+            // SAFETY: each of the three starts inside the first token.
+            let places = [0, 1, 2].map(|i| Shared(unsafe { out.as_mut_ptr().add(i * width) }));
+            backward(&p, &grad, &lse, places);
+        });
+        Ok(vec![Some(Tensor::from_vec(gradient, input.dims(), input.device())?)])
+    })
+}
+
 fn problem<'a, T: Real>(parts: &'a [Tensor], mask: Option<&'a Tensor>, z: Sizes) -> Result<Problem<'a, T>> {
-    let mask = match mask {
-        Some(m) => {
-            let per_head = if m.dim(1)? == 1 { 0 } else { z.s * z.t };
-            let per_batch = if m.dim(0)? == 1 { 0 } else { m.dim(1)? * z.s * z.t };
-            Some((data::<T>(m)?, per_batch, per_head))
-        }
-        None => None,
-    };
-    Ok(Problem { q: data(&parts[0])?, k: data(&parts[1])?, v: data(&parts[2])?, mask, z })
+    Ok(Problem { q: data(&parts[0])?, k: data(&parts[1])?, v: data(&parts[2])?, mask: masked(mask, z)?, z })
+}
+
+fn packed<'a, T: Real>(qkv: &'a Tensor, mask: Option<&'a Tensor>, z: Sizes) -> Result<Problem<'a, T>> {
+    let width = if qkv.elem_count() == 0 { 0 } else { z.heads * z.d };
+    let part = |i: usize| Ok::<_, Error>(data::<T>(qkv)?.skip(i * width));
+    Ok(Problem { q: part(0)?, k: part(1)?, v: part(2)?, mask: masked(mask, z)?, z })
+}
+
+/// A mask's numbers, and from one batch and one head to the next in them.
+type Masked<'a, T> = (Data<'a, T>, usize, usize);
+
+fn masked<T: Real>(mask: Option<&Tensor>, z: Sizes) -> Result<Option<Masked<'_, T>>> {
+    let Some(m) = mask else { return Ok(None) };
+    let per_head = if m.dim(1)? == 1 { 0 } else { z.s * z.t };
+    let per_batch = if m.dim(0)? == 1 { 0 } else { m.dim(1)? * z.s * z.t };
+    Ok(Some((data::<T>(m)?, per_batch, per_head)))
 }
 
 fn forward<T: Real>(p: &Problem<T>) -> (Vec<T>, Vec<T>) {
     let z = p.z;
     let mut lse = vec![T::zero(); z.batch * z.heads * z.s];
-    let scratch = || vec![T::zero(); BLOCK.min(z.s) * z.t];
-    let job = |shared: Shared<T>, scores: &mut Vec<T>, (job, lse): (usize, &mut [T])| {
-        let (b, h) = (job / z.heads, job % z.heads);
-        for i in (0..z.s).step_by(BLOCK) {
-            let n = BLOCK.min(z.s - i);
-            let scores = &mut scores[..n * z.t];
-            p.scores(b, h, i, n, scores);
-            scores.chunks_mut(z.t).zip(&mut lse[i..]).for_each(|(row, l)| *l = normalise(row));
-            // SAFETY: every job writes the rows of its own head.
-            unsafe {
-                let c = (shared.at(p.query(b, h, i)), z.heads * z.d);
-                let v = Matrix::rows(&p.v[p.key(b, h)..], z.kv * z.d);
-                product((n, z.t, z.d), Matrix::rows(scores, z.t), v, c, false, 1.0);
-            }
-        }
-    };
     let out = fresh(z.batch * z.s * z.heads * z.d, |out| {
         let shared = Shared(out.as_mut_ptr());
-        lse.par_chunks_mut(z.s).enumerate().for_each_init(scratch, |scores, line| job(shared, scores, line));
+        let heads = lse.par_chunks_mut(z.s.max(1)).enumerate();
+        let blocks =
+            heads.flat_map(|(job, lse)| lse.par_chunks_mut(BLOCK).enumerate().map(move |(i, lse)| (job, i, lse)));
+        blocks.for_each(|(job, i, lse)| {
+            let (b, h, i, n) = (job / z.heads, job % z.heads, i * BLOCK, lse.len());
+            let scores = fresh(n * z.t, |scores: &mut [T]| {
+                p.scores(b, h, i, n, scores);
+                scores.chunks_mut(z.t).zip(lse).for_each(|(row, l)| *l = normalise(row));
+            });
+            // SAFETY: every job writes its own rows of its own head.
+            unsafe {
+                let c = (shared.at(z.result(b, h, i)), z.heads * z.d);
+                let v = Matrix::rows(&p.v[z.key(b, h)..], z.key_row);
+                product((n, z.t, z.d), Matrix::rows(&scores, z.t), v, c, false, 1.0);
+            }
+        });
     });
     (out, lse)
 }
 
-/// Gradients of q, k and v: with `P = softmax`, `dP = dO V^T`, `dS = P (dP - rowsum(P dP))`.
-fn backward<T: Real>(p: &Problem<T>, grad: &[T], lse: &[T]) -> [Vec<T>; 3] {
+/// Gradients of q, k and v, written where these begin and laid out like them: with `P = softmax`, `dP = dO V^T`,
+/// `dS = P (dP - rowsum(P dP))`.
+fn backward<T: Real>(p: &Problem<T>, grad: &[T], lse: &[T], [gq, gk, gv]: [Shared<T>; 3]) {
     let z = p.z;
-    let mut gradients = [vec![T::zero(); p.q.len()], vec![T::zero(); p.k.len()], vec![T::zero(); p.v.len()]];
-    let [gq, gk, gv] = gradients.each_mut().map(|g| Shared(g.as_mut_ptr()));
     let block = || vec![T::zero(); BLOCK.min(z.s) * z.t];
     (0..z.batch * z.kv).into_par_iter().for_each_init(
         || (block(), block()),
         |(probabilities, ds), job| {
             let (b, group) = (job / z.kv, z.heads / z.kv);
-            for h in job % z.kv * group..(job % z.kv + 1) * group {
-                let (wide, narrow) = (z.heads * z.d, z.kv * z.d);
-                let (k, v) = (&p.k[p.key(b, h)..], &p.v[p.key(b, h)..]);
-                for i in (0..z.s).step_by(BLOCK) {
-                    let n = BLOCK.min(z.s - i);
-                    let (pr, ds) = (&mut probabilities[..n * z.t], &mut ds[..n * z.t]);
-                    p.scores(b, h, i, n, pr);
-                    let (at, lse) = (p.query(b, h, i), &lse[(b * z.heads + h) * z.s + i..]);
-                    pr.chunks_mut(z.t)
-                        .zip(lse)
-                        .for_each(|(row, l)| row.iter_mut().for_each(|x| *x = (*x - *l).exponential()));
-                    // SAFETY: every job writes the rows of its own key head and of the query heads that share it.
-                    unsafe {
-                        let g = Matrix::rows(&grad[at..], wide);
-                        product((n, z.d, z.t), g, Matrix::columns(v, narrow), (ds.as_mut_ptr(), z.t), false, 1.0);
-                        product((z.t, n, z.d), Matrix::columns(pr, z.t), g, (gv.at(p.key(b, h)), narrow), true, 1.0);
-                        for (ds, pr) in ds.chunks_mut(z.t).zip(pr.chunks(z.t)) {
-                            let inner = dot(ds, pr, |p| p);
-                            ds.iter_mut().zip(pr).for_each(|(d, p)| *d = *p * (*d - inner));
-                        }
-                        let (rows, columns) = (Matrix::rows(ds, z.t), Matrix::columns(ds, z.t));
-                        product((n, z.t, z.d), rows, Matrix::rows(k, narrow), (gq.at(at), wide), false, z.scale);
-                        let q = Matrix::rows(&p.q[at..], wide);
-                        product((z.t, n, z.d), columns, q, (gk.at(p.key(b, h)), narrow), true, z.scale);
+            let first = job % z.kv * group;
+            for (h, i) in (first..first + group).flat_map(|h| (0..z.s).step_by(BLOCK).map(move |i| (h, i))) {
+                let (n, keep) = (BLOCK.min(z.s - i), (h, i) != (first, 0));
+                let (k, v, key) = (&p.k[z.key(b, h)..], &p.v[z.key(b, h)..], z.key(b, h));
+                let (pr, ds) = (&mut probabilities[..n * z.t], &mut ds[..n * z.t]);
+                p.scores(b, h, i, n, pr);
+                let (at, lse) = (z.query(b, h, i), &lse[(b * z.heads + h) * z.s + i..]);
+                pr.chunks_mut(z.t)
+                    .zip(lse)
+                    .for_each(|(row, l)| row.iter_mut().for_each(|x| *x = (*x - *l).exponential()));
+                // SAFETY: every job writes the rows of its own key head and of the query heads that share it.
+                unsafe {
+                    let g = Matrix::rows(&grad[z.result(b, h, i)..], z.heads * z.d);
+                    product((n, z.d, z.t), g, Matrix::columns(v, z.key_row), (ds.as_mut_ptr(), z.t), false, 1.0);
+                    product((z.t, n, z.d), Matrix::columns(pr, z.t), g, (gv.at(key), z.key_row), keep, 1.0);
+                    for (ds, pr) in ds.chunks_mut(z.t).zip(pr.chunks(z.t)) {
+                        let inner = dot(ds, pr, |p| p);
+                        ds.iter_mut().zip(pr).for_each(|(d, p)| *d = *p * (*d - inner));
                     }
+                    let (rows, columns) = (Matrix::rows(ds, z.t), Matrix::columns(ds, z.t));
+                    product((n, z.t, z.d), rows, Matrix::rows(k, z.key_row), (gq.at(at), z.query_row), false, z.scale);
+                    let q = Matrix::rows(&p.q[at..], z.query_row);
+                    product((z.t, n, z.d), columns, q, (gk.at(key), z.key_row), keep, z.scale);
                 }
             }
         },
     );
-    gradients
 }

@@ -7,6 +7,7 @@ use crate::tensor::grad::custom_vjp;
 use crate::tensor::kernel::{Matrix, Real, Shared, column_sums, data, fresh, grain, on_cpu, product, sum};
 use candle_core::Tensor;
 use rayon::prelude::*;
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// Sizes of one convolution: `x [batch, inner, h, w]`, `weight [outer, inner, kh, kw]`, output `oh x ow`.
@@ -93,54 +94,55 @@ impl Sizes {
         self.kh * self.kw * self.stride == 1 && self.padding == 0
     }
 
-    /// Patch row `row` at output line `y`: the line of the input, the first output pixel and the pixels whose input lies inside, and
-    /// the input of the first.
-    fn run(&self, row: usize, y: usize) -> Option<(usize, usize, usize)> {
+    /// Numbers of a line that one stride apart lie beside each other, in the arrangement of [`strided`].
+    fn share(&self) -> usize {
+        self.w.div_ceil(self.stride)
+    }
+
+    /// Calls `f(columns, input)` for what patch row `row` reads of an image, arranged as by [`strided`], at each of the output
+    /// `lines`: the columns of the patches, and where the first of these numbers lies; no columns where all is padding.
+    fn runs(&self, row: usize, lines: Range<usize>, mut f: impl FnMut(usize, Range<usize>, usize)) {
         let (p, s) = (self.padding, self.stride);
         let (c, i, j) = (row / (self.kh * self.kw), row / self.kw % self.kh, row % self.kw);
         let first = p.saturating_sub(j).div_ceil(s);
         let last = if self.w + p > j { ((self.w + p - j - 1) / s + 1).min(self.ow) } else { 0 };
-        let line = y * s + i;
-        let inside = line >= p && line - p < self.h && first < last;
-        inside.then(|| (first, last, (c * self.h + line - p) * self.w + first * s + j - p))
+        let (phase, start) = ((first * s + j - p) % s * self.share(), (first * s + j - p) / s);
+        for (at, y) in lines.enumerate() {
+            let line = y * s + i;
+            match line >= p && line - p < self.h && first < last {
+                true => f(at, first..last, (c * self.h + line - p) * s * self.share() + phase + start),
+                false => f(at, 0..0, 0),
+            }
+        }
     }
 
     /// Patches of the output lines `lines` of one image as columns: `[patch, lines * ow]`.
     fn unroll<T: Real>(&self, image: &[T], lines: Range<usize>, columns: &mut [T]) {
-        let s = self.stride;
         for (row, columns) in columns.chunks_mut(lines.len() * self.ow).enumerate() {
-            for (y, line) in lines.clone().zip(columns.chunks_mut(self.ow)) {
-                let Some((first, last, input)) = self.run(row, y) else {
-                    line.fill(T::zero());
-                    continue;
-                };
-                line[..first].fill(T::zero());
-                line[last..].fill(T::zero());
-                let line = &mut line[first..last];
-                if s == 1 {
-                    line.copy_from_slice(&image[input..input + line.len()]);
-                } else {
-                    line.iter_mut().zip(image[input..].iter().step_by(s)).for_each(|(c, x)| *c = *x);
-                }
-            }
+            self.runs(row, lines.clone(), |at, run, input| {
+                let line = &mut columns[at * self.ow..(at + 1) * self.ow];
+                line[..run.start].fill(T::zero());
+                line[run.end..].fill(T::zero());
+                let read = &image[input..input + run.len()];
+                line[run].copy_from_slice(read);
+            });
         }
     }
 
-    /// Adds patch gradients `[patch, pixels]` back to the image: the transpose of `unroll`.
-    fn roll<T: Real>(&self, columns: &[T], image: &mut [T]) {
-        for (row, columns) in columns.chunks(self.pixels()).enumerate() {
-            for (y, line) in columns.chunks(self.ow).enumerate() {
-                if let Some((first, last, input)) = self.run(row, y) {
-                    let target = image[input..].iter_mut().step_by(self.stride);
-                    target.zip(&line[first..last]).for_each(|(x, c)| *x += *c);
-                }
-            }
+    /// Adds patch gradients `[patch, lines * ow]` to an image: the transpose of `unroll`.
+    fn roll<T: Real>(&self, columns: &[T], lines: Range<usize>, image: &mut [T]) {
+        for (row, columns) in columns.chunks(lines.len() * self.ow).enumerate() {
+            self.runs(row, lines.clone(), |at, run, input| {
+                let target = &mut image[input..input + run.len()];
+                target.iter_mut().zip(&columns[at * self.ow..][run]).for_each(|(x, c)| *x += *c);
+            });
         }
     }
 
-    /// Output lines whose patches are unrolled at once, so that they stay in the cache.
+    /// Output lines whose patches are unrolled at once: as many as stay in the cache, and enough for a product to be fast.
     fn lines(&self) -> usize {
-        (CACHED / (self.patch() * self.ow).max(1)).clamp(1, self.oh.max(1))
+        let cached = CACHED / (self.patch() * self.ow).max(1);
+        cached.max(WIDE / self.ow.max(1)).clamp(1, self.oh.max(1))
     }
 
     /// The convolution that is the input gradient of this one, where the stride is 1 and padding allows.
@@ -159,39 +161,55 @@ impl Sizes {
     }
 }
 
-/// Numbers of unrolled patches at a time.
+/// Numbers of unrolled patches at a time, unless that makes less than [`WIDE`] columns.
 pub const CACHED: usize = 1 << 16;
 
+/// Columns of patches that a product is fast from.
+pub const WIDE: usize = 192;
+
+/// Images whose lines are cut into what a stride reads together: of every line the numbers 0, s, 2 s .., then 1, s + 1 ..
+fn strided<T: Real>(x: &[T], z: Sizes) -> Cow<'_, [T]> {
+    if z.stride == 1 {
+        return Cow::Borrowed(x);
+    }
+    let (s, share) = (z.stride, z.share());
+    let lines = x.len() / z.w.max(1);
+    Cow::Owned(fresh(lines * s * share, |out| {
+        out.par_chunks_mut(s * share).with_min_len(grain(z.w)).zip(x.par_chunks(z.w)).for_each(|(out, line)| {
+            for (phase, out) in out.chunks_mut(share).enumerate() {
+                let rest = out.len() - line.len().saturating_sub(phase).div_ceil(s);
+                out[share - rest..].fill(T::zero());
+                out.iter_mut().zip(line.iter().skip(phase).step_by(s)).for_each(|(o, x)| *o = *x);
+            }
+        });
+    }))
+}
+
 fn forward<T: Real>(x: &[T], weight: &[T], bias: Option<&[T]>, z: Sizes) -> Vec<T> {
-    let (patch, pixels, image) = (z.patch(), z.pixels(), z.inner * z.h * z.w);
+    let x = strided(x, z);
+    let (patch, pixels, image) = (z.patch(), z.pixels(), x.len() / z.batch.max(1));
     let (step, plain) = (z.lines(), z.plain());
     let blocks = z.oh.div_ceil(step);
     fresh(z.batch * z.outer * pixels, |out| {
         let shared = Shared(out.as_mut_ptr());
-        (0..z.batch * blocks).into_par_iter().for_each_init(
-            || vec![T::zero(); if plain { 0 } else { patch * step * z.ow }],
-            |columns, job| {
-                let (b, first) = (job / blocks, job % blocks * step);
-                let lines = first..(first + step).min(z.oh);
-                let (x, n) = (&x[b * image..(b + 1) * image], lines.len() * z.ow);
-                let (at, columns) =
-                    (b * z.outer * pixels + first * z.ow, &mut columns[..if plain { 0 } else { patch * n }]);
-                if !plain {
-                    z.unroll(x, lines, columns);
-                }
-                let patches = if plain { Matrix::rows(&x[first * z.ow..], pixels) } else { Matrix::rows(columns, n) };
-                // SAFETY: every job writes its own lines of its own image; weight is [outer, patch], patches [patch, n].
-                unsafe {
-                    if let Some(bias) = bias {
-                        for (c, bias) in bias.iter().enumerate() {
-                            std::slice::from_raw_parts_mut(shared.at(at + c * pixels), n).fill(*bias);
-                        }
+        (0..z.batch * blocks).into_par_iter().for_each(|job| {
+            let (b, first) = (job / blocks, job % blocks * step);
+            let lines = first..(first + step).min(z.oh);
+            let (x, n) = (&x[b * image..(b + 1) * image], lines.len() * z.ow);
+            let columns = if plain { Vec::new() } else { fresh(patch * n, |columns| z.unroll(x, lines, columns)) };
+            let patches = if plain { Matrix::rows(&x[first * z.ow..], pixels) } else { Matrix::rows(&columns, n) };
+            let at = b * z.outer * pixels + first * z.ow;
+            // SAFETY: every job writes its own lines of its own image; weight is [outer, patch], patches [patch, n].
+            unsafe {
+                if let Some(bias) = bias {
+                    for (c, bias) in bias.iter().enumerate() {
+                        std::slice::from_raw_parts_mut(shared.at(at + c * pixels), n).fill(*bias);
                     }
-                    let c = (shared.at(at), pixels);
-                    product((z.outer, patch, n), Matrix::rows(weight, patch), patches, c, bias.is_some(), 1.0);
                 }
-            },
-        );
+                let c = (shared.at(at), pixels);
+                product((z.outer, patch, n), Matrix::rows(weight, patch), patches, c, bias.is_some(), 1.0);
+            }
+        });
     })
 }
 
@@ -206,26 +224,36 @@ fn input_gradient<T: Real>(grad: &[T], weight: &[T], z: Sizes) -> Vec<T> {
         }
         return forward(grad, &kernel, None, turned);
     }
-    let (patch, pixels, image) = (z.patch(), z.pixels(), z.inner * z.h * z.w);
-    let mut out = vec![T::zero(); z.batch * image];
-    out.par_chunks_mut(image).enumerate().for_each_init(
-        || vec![T::zero(); patch * pixels],
-        |columns, (b, out)| {
-            let g = Matrix::rows(&grad[b * z.outer * pixels..], pixels);
-            // SAFETY: weight^T is [patch, outer], g [outer, pixels], the columns [patch, pixels].
-            unsafe {
-                let c = (columns.as_mut_ptr(), pixels);
-                product((patch, z.outer, pixels), Matrix::columns(weight, patch), g, c, false, 1.0);
+    let (patch, pixels, s, share) = (z.patch(), z.pixels(), z.stride, z.share());
+    let mut out = vec![T::zero(); z.batch * z.inner * z.h * z.w];
+    out.par_chunks_mut(z.inner * z.h * z.w).enumerate().for_each(|(b, out)| {
+        let mut image = vec![T::zero(); z.inner * z.h * s * share];
+        for first in (0..z.oh).step_by(z.lines()) {
+            let lines = first..(first + z.lines()).min(z.oh);
+            let n = lines.len() * z.ow;
+            let columns = fresh(patch * n, |columns| {
+                let g = Matrix::rows(&grad[b * z.outer * pixels + first * z.ow..], pixels);
+                // SAFETY: weight^T is [patch, outer], g [outer, n], the columns [patch, n].
+                unsafe {
+                    let c = (columns.as_mut_ptr(), n);
+                    product((patch, z.outer, n), Matrix::columns(weight, patch), g, c, false, 1.0);
+                }
+            });
+            z.roll(&columns, lines, &mut image);
+        }
+        for (line, parts) in out.chunks_mut(z.w).zip(image.chunks(s * share)) {
+            for (phase, part) in parts.chunks(share).enumerate() {
+                line.iter_mut().skip(phase).step_by(s).zip(part).for_each(|(x, part)| *x = *part);
             }
-            z.roll(columns, out);
-        },
-    );
+        }
+    });
     out
 }
 
 /// Summed over fixed groups of images, so that the result does not depend on the number of threads.
 fn weight_gradient<T: Real>(grad: &[T], x: &[T], z: Sizes) -> Vec<T> {
-    let (patch, pixels, image) = (z.patch(), z.pixels(), z.inner * z.h * z.w);
+    let x = strided(x, z);
+    let (patch, pixels, image) = (z.patch(), z.pixels(), x.len() / z.batch.max(1));
     let groups = z.batch.min(8);
     let mut partial = vec![T::zero(); groups * z.outer * patch];
     partial.par_chunks_mut(z.outer * patch).enumerate().for_each(|(group, sum)| {
@@ -260,19 +288,23 @@ pub fn upsample_nearest2x(x: &Tensor) -> Result<Tensor> {
 fn upsample_cpu<T: Real>(x: &Tensor) -> Result<Tensor> {
     let (b, c, h, w) = x.dims4()?;
     let input = x.detach().contiguous()?;
-    let mut out = vec![T::zero(); 4 * input.elem_count()];
-    out.par_chunks_mut(4 * w).with_min_len(grain(w)).zip(data::<T>(&input)?.par_chunks(w)).for_each(|(two, row)| {
-        let (first, second) = two.split_at_mut(2 * w);
-        first.chunks_mut(2).zip(row).for_each(|(pair, x)| pair.fill(*x));
-        second.copy_from_slice(first);
+    let numbers = data::<T>(&input)?;
+    let out = fresh(4 * numbers.len(), |out| {
+        out.par_chunks_mut(4 * w).with_min_len(grain(w)).zip(numbers.par_chunks(w)).for_each(|(two, row)| {
+            let (first, second) = two.split_at_mut(2 * w);
+            first.chunks_exact_mut(2).zip(row).for_each(|(pair, x)| (pair[0], pair[1]) = (*x, *x));
+            second.copy_from_slice(first);
+        });
     });
     custom_vjp(&[x], Tensor::from_vec(out, (b, c, 2 * h, 2 * w), x.device())?, move |grad, _| {
         let grad = grad.contiguous()?;
-        let mut out = vec![T::zero(); b * c * h * w];
-        out.par_chunks_mut(w).with_min_len(grain(w)).zip(data::<T>(&grad)?.par_chunks(4 * w)).for_each(|(row, two)| {
-            let (first, second) = two.split_at(2 * w);
-            let pairs = first.chunks(2).zip(second.chunks(2));
-            row.iter_mut().zip(pairs).for_each(|(o, (p, q))| *o = p[0] + p[1] + q[0] + q[1]);
+        let g = data::<T>(&grad)?;
+        let out = fresh(b * c * h * w, |out| {
+            out.par_chunks_mut(w).with_min_len(grain(w)).zip(g.par_chunks(4 * w)).for_each(|(row, two)| {
+                let (first, second) = two.split_at(2 * w);
+                let pairs = first.chunks_exact(2).zip(second.chunks_exact(2));
+                row.iter_mut().zip(pairs).for_each(|(o, (p, q))| *o = p[0] + p[1] + q[0] + q[1]);
+            });
         });
         Ok(vec![Some(Tensor::from_vec(out, (b, c, h, w), grad.device())?)])
     })

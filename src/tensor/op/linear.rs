@@ -4,7 +4,7 @@ use super::cast::is_half;
 use crate::bail;
 use crate::error::Result;
 use crate::tensor::grad::custom_vjp;
-use crate::tensor::kernel::{Matrix, Real, column_sums, data, fresh, grain, on_cpu, product_on_all, strided};
+use crate::tensor::kernel::{self, Matrix, Real, Shared, column_sums, data, fresh, on_cpu, shares, strided};
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
@@ -29,6 +29,18 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, lora: Option<&
     let dtype = if is_half(x.dtype()) && x.device().is_cpu() { DType::F32 } else { x.dtype() };
     let cast = |x: &Tensor| x.detach().to_dtype(dtype);
     let rows = x.detach().reshape(((), inner))?;
+    let mut inputs = vec![x, weight];
+    inputs.extend(bias);
+    inputs.extend(lora.iter().flat_map(|l| [&l.a, &l.b]));
+    // Without a graph the change costs less added to the weight than taken through many rows.
+    if let Some(l) = lora
+        && !inputs.iter().any(|x| x.track_op())
+        && matches!(dtype, DType::F32 | DType::F64)
+        && rows.dim(0)? * (inner + out) > 2 * inner * out
+    {
+        let change = product(&(cast(&l.b)? * l.scale)?, &cast(&l.a)?, None, None)?;
+        return linear(x, &(cast(weight)? + change)?, bias, None);
+    }
     let wide = rows.to_dtype(dtype)?;
     let adapter = match lora {
         Some(l) => {
@@ -45,9 +57,6 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, lora: Option<&
     let y = product(&wide, &cast(weight)?.t()?, bias.map(cast).transpose()?.as_ref(), low_rank)?;
     let mut shape = dims.clone();
     shape[dims.len() - 1] = out;
-    let mut inputs = vec![x, weight];
-    inputs.extend(bias);
-    inputs.extend(lora.iter().flat_map(|l| [&l.a, &l.b]));
     let own: Vec<DType> = inputs.iter().map(|x| x.dtype()).collect();
     // Frozen layers need no input to go back through.
     let needed = weight.track_op() || lora.is_some_and(|l| l.a.track_op());
@@ -137,17 +146,22 @@ fn product_cpu<T: Real>(a: &Tensor, b: &Tensor, bias: Option<&Tensor>, also: Opt
         None => None,
     };
     let out = fresh(m * n, |out| {
-        if let Some(bias) = &bias {
-            out.par_chunks_mut(n).with_min_len(grain(n)).for_each(|row| row.copy_from_slice(bias));
-        }
-        let (a, b, c) = (Matrix::of(a, &parts.0), Matrix::of(b, &parts.1), (out.as_mut_ptr(), n));
-        // SAFETY: the shapes of the tensors; the output is new.
-        unsafe { product_on_all((m, k, n), a, b, c, bias.is_some(), 1.0) };
-        if let Some((left, right, factor, l, r)) = &more {
-            let size = (m, left.dims()[1], n);
-            // SAFETY: as before.
-            unsafe { product_on_all(size, Matrix::of(left, l), Matrix::of(right, r), c, true, *factor) };
-        }
+        let (a, b, c) = (Matrix::of(a, &parts.0), Matrix::of(b, &parts.1), Shared(out.as_mut_ptr()));
+        let more = more.as_ref().map(|(c, d, factor, l, r)| (Matrix::of(c, l), Matrix::of(d, r), c.dims()[1], *factor));
+        // SAFETY: the shapes of the tensors; every share writes its own part of the new output.
+        shares((m, k, n)).into_par_iter().for_each(|(rows, columns)| unsafe {
+            let (i, j, size) = (rows.start, columns.start, [rows.len(), columns.len()]);
+            if let Some(bias) = &bias {
+                rows.for_each(|row| {
+                    std::slice::from_raw_parts_mut(c.at(row * n + j), size[1]).copy_from_slice(&bias[columns.clone()])
+                });
+            }
+            let c = (c.at(i * n + j), n);
+            kernel::product((size[0], k, size[1]), a.part(i, 0), b.part(0, j), c, bias.is_some(), 1.0);
+            if let Some((left, right, k, factor)) = more {
+                kernel::product((size[0], k, size[1]), left.part(i, 0), right.part(0, j), c, true, factor);
+            }
+        });
     });
     Ok(Tensor::from_vec(out, (m, n), a.device())?)
 }

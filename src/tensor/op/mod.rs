@@ -13,12 +13,12 @@ mod rope;
 mod shape;
 
 pub use activation::{clamp_through, gelu_erf, gelu_tanh, quick_gelu, relu, sigmoid, silu, softplus, swiglu};
-pub use attention::{attention, softmax};
+pub use attention::{attention, self_attention, softmax};
 pub use cast::cast;
-pub use conv::{CACHED, conv2d, upsample_nearest2x};
+pub use conv::{CACHED, WIDE, conv2d, upsample_nearest2x};
 pub use linear::{Lora, linear};
 pub use norm::{gated_add, group_norm, group_norm_silu, layer_norm, modulated_norm, rms_norm};
 pub use pool::{avg_pool2d, max_pool2d};
 pub use resize::{Filter, resize};
 pub use rope::{rope_halves, rope_pairs};
-pub use shape::{add, affine, broadcast_add, broadcast_scale, cat, chunk, combine, narrow, permute, reshape};
+pub use shape::{add, affine, broadcast_add, broadcast_scale, cat, chunk, combine, narrow, permute, reshape, sum};

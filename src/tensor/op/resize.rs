@@ -3,7 +3,9 @@
 use crate::bail;
 use crate::error::Result;
 use crate::tensor::grad::custom_vjp;
+use crate::tensor::kernel::{Matrix, Real, data, fresh, on_cpu, product, strided};
 use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
 
 /// Interpolation and whether shrinking averages (antialias).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -30,8 +32,30 @@ pub fn resize(x: &Tensor, height: usize, width: usize, filter: Filter) -> Result
 fn both(x: &Tensor, down: &Tensor, across: &Tensor) -> Result<Tensor> {
     let (b, c, h, w) = x.dims4()?;
     let ((height, _), (width, _)) = (down.dims2()?, across.dims2()?);
-    let y = x.contiguous()?.reshape((b * c * h, w))?.matmul(&across.t()?)?.reshape((b * c, h, width))?;
-    Ok(down.expand((b * c, height, h))?.contiguous()?.matmul(&y)?)
+    let x = x.contiguous()?;
+    on_cpu!(x, both_cpu(&x, down, across), {
+        let y = x.reshape((b * c * h, w))?.matmul(&across.t()?)?.reshape((b * c, h, width))?;
+        Ok(down.expand((b * c, height, h))?.contiguous()?.matmul(&y)?)
+    })
+}
+
+fn both_cpu<T: Real>(x: &Tensor, down: &Tensor, across: &Tensor) -> Result<Tensor> {
+    let (b, c, h, w) = x.dims4()?;
+    let ((height, _), (width, _)) = (down.dims2()?, across.dims2()?);
+    let (planes, left, right) = (data::<T>(x)?, strided::<T>(down)?, strided::<T>(across)?);
+    let (left, right) = (Matrix::of(down, &left), Matrix::of(across, &right).turned());
+    let out = fresh(b * c * height * width, |out| {
+        out.par_chunks_mut(height * width).zip(planes.par_chunks(h * w)).for_each(|(out, plane)| {
+            // SAFETY: the plane is [h, w], across^T [w, width], the rows [h, width], down [height, h], the output [height, width].
+            let rows = fresh(h * width, |rows| unsafe {
+                product((h, w, width), Matrix::rows(plane, w), right, (rows.as_mut_ptr(), width), false, 1.0);
+            });
+            unsafe {
+                product((height, h, width), left, Matrix::rows(&rows, width), (out.as_mut_ptr(), width), false, 1.0);
+            }
+        });
+    });
+    Ok(Tensor::from_vec(out, (b * c, height, width), x.device())?)
 }
 
 /// Interpolation matrix `[to, from]`, rows summing to one (align_corners false).

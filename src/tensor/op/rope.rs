@@ -54,10 +54,16 @@ fn rotate_cpu<T: Real>(x: &Tensor, cos: &Tensor, sin: &Tensor, pairs: bool) -> R
         let at = i % s * half;
         let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]);
         for (head, out) in row.chunks(d).zip(out.chunks_mut(d)) {
-            for j in 0..half {
-                let (a, b) = if pairs { (2 * j, 2 * j + 1) } else { (j, j + half) };
-                out[a] = head[a] * cos[j] - head[b] * sin[j];
-                out[b] = head[a] * sin[j] + head[b] * cos[j];
+            let angles = cos.iter().zip(sin);
+            if pairs {
+                for ((out, x), (cos, sin)) in out.chunks_exact_mut(2).zip(head.chunks_exact(2)).zip(angles) {
+                    (out[0], out[1]) = (x[0] * *cos - x[1] * *sin, x[0] * *sin + x[1] * *cos);
+                }
+            } else {
+                let ((a, b), (x, y)) = (out.split_at_mut(half), head.split_at(half));
+                for ((a, b), ((x, y), (cos, sin))) in a.iter_mut().zip(b).zip(x.iter().zip(y).zip(angles)) {
+                    (*a, *b) = (*x * *cos - *y * *sin, *x * *sin + *y * *cos);
+                }
             }
         }
     });

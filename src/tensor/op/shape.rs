@@ -28,8 +28,50 @@ pub fn permute(x: &Tensor, order: &[usize]) -> Result<Tensor> {
 
 /// `len` entries of dimension `dim` from `start` on, contiguous.
 pub fn narrow(x: &Tensor, dim: usize, start: usize, len: usize) -> Result<Tensor> {
-    let (y, after) = (x.detach().narrow(dim, start, len)?.force_contiguous()?, x.dim(dim)? - start - len);
+    let (y, after) = (cut(&x.detach(), dim, start, len)?, x.dim(dim)? - start - len);
     custom_vjp(&[x], y, move |grad, _| Ok(vec![Some(grad.pad_with_zeros(dim, start, after)?)]))
+}
+
+/// [`narrow`] without a graph, in storage of its own.
+fn cut(x: &Tensor, dim: usize, start: usize, len: usize) -> Result<Tensor> {
+    on_cpu!(x, cut_cpu(x, dim, start, len), Ok(x.narrow(dim, start, len)?.force_contiguous()?))
+}
+
+fn cut_cpu<T: Real>(x: &Tensor, dim: usize, start: usize, len: usize) -> Result<Tensor> {
+    let mut dims = x.narrow(dim, start, len)?.dims().to_vec(); // its error
+    let inner: usize = dims[dim + 1..].iter().product();
+    let (row, part) = (x.dim(dim)? * inner, len * inner);
+    dims[dim] = len;
+    let x = x.contiguous()?;
+    let numbers = data::<T>(&x)?;
+    let out = fresh(dims.iter().product(), |out: &mut [T]| {
+        let rows = out.par_chunks_mut(part.max(1)).with_min_len(grain(part)).zip(numbers.par_chunks(row.max(1)));
+        rows.for_each(|(out, row)| out.copy_from_slice(&row[start * inner..][..part]));
+    });
+    Ok(Tensor::from_vec(out, dims, x.device())?)
+}
+
+fn joined_cpu<T: Real>(parts: &[Tensor], dim: usize) -> Result<Tensor> {
+    let mut dims = parts[0].dims().to_vec();
+    let rest = |x: &Tensor| (x.rank(), x.dims()[..dim].to_vec(), x.dims()[dim + 1..].to_vec(), x.dtype());
+    if parts.iter().any(|x| x.rank() <= dim || rest(x) != rest(&parts[0])) {
+        return Ok(Tensor::cat(parts, dim)?); // its error
+    }
+    let inner: usize = dims[dim + 1..].iter().product();
+    dims[dim] = parts.iter().map(|x| x.dims()[dim]).sum();
+    let parts = parts.iter().map(Tensor::contiguous).collect::<candle_core::Result<Vec<_>>>()?;
+    let numbers = parts.iter().map(|x| Ok((data::<T>(x)?, x.dims()[dim] * inner))).collect::<Result<Vec<_>>>()?;
+    let row = dims[dim] * inner;
+    let out = fresh(dims.iter().product(), |out: &mut [T]| {
+        out.par_chunks_mut(row.max(1)).with_min_len(grain(row)).enumerate().for_each(|(i, mut out)| {
+            for (numbers, part) in &numbers {
+                let (own, rest) = std::mem::take(&mut out).split_at_mut(*part);
+                own.copy_from_slice(&numbers[i * part..(i + 1) * part]);
+                out = rest;
+            }
+        });
+    });
+    Ok(Tensor::from_vec(out, dims, parts[0].device())?)
 }
 
 /// `[.., n d]` as `n` of `[.., d]`.
@@ -42,12 +84,19 @@ pub fn chunk(x: &Tensor, n: usize) -> Result<Vec<Tensor>> {
 pub fn cat(parts: &[&Tensor], dim: usize) -> Result<Tensor> {
     let plain: Vec<Tensor> = parts.iter().map(|x| x.detach()).collect();
     let sizes = parts.iter().map(|x| x.dim(dim)).collect::<candle_core::Result<Vec<_>>>()?;
-    let y = if parts.len() == 1 { plain[0].copy()? } else { Tensor::cat(&plain, dim)?.contiguous()? };
+    let y = on_cpu!(
+        plain[0],
+        joined_cpu(&plain, dim),
+        match plain.as_slice() {
+            [one] => Ok(one.copy()?),
+            several => Ok(Tensor::cat(several, dim)?.contiguous()?),
+        }
+    )?;
     custom_vjp(parts, y, move |grad, wanted| {
         let mut start = 0;
         let part = |(size, wanted): (&usize, &bool)| {
             start += size;
-            Ok(if *wanted { Some(grad.narrow(dim, start - size, *size)?.contiguous()?) } else { None })
+            Ok(if *wanted { Some(cut(grad, dim, start - size, *size)?) } else { None })
         };
         sizes.iter().zip(wanted).map(part).collect()
     })
@@ -113,6 +162,12 @@ fn sum_to(x: &Tensor, dims: &[usize]) -> Result<Tensor> {
         }
     }
     Ok(sum.reshape(dims)?)
+}
+
+/// The sum of all numbers.
+pub fn sum(x: &Tensor) -> Result<Tensor> {
+    let shape = x.shape().clone();
+    custom_vjp(&[x], x.detach().sum_all()?, move |grad, _| Ok(vec![Some(grad.broadcast_as(&shape)?.contiguous()?)]))
 }
 
 /// `factor x + offset`.
