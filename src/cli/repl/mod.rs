@@ -12,7 +12,6 @@ use super::{PromptArgs, fault, run};
 use crate::error::{Error, Kind, Result, show_warnings_with};
 use crate::model::source::Sources;
 use crate::run::progress::above_bar;
-use crate::screen::Screen;
 use crate::screen::{Colours, Plot, Screen};
 use crate::script::session::Request;
 use crate::script::{Host, Session};
