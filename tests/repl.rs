@@ -70,10 +70,12 @@ impl Terminal {
 
     fn enter(&mut self, line: &str) -> String {
         self.prompted();
-        self.typed(&format!("{line}\r"));
-        // the line is on the screen before it is answered
+        // the line is on the screen, once more than before, and answered
         let last = line.lines().last().unwrap_or_default().trim_end().to_string();
-        self.until(line, |text| text.lines().any(|l| l.trim_end().ends_with(&last)) && text.lines().last() == Some(">"))
+        let times = |text: &str| text.lines().filter(|l| l.trim_end().ends_with(&last)).count();
+        let before = times(&self.text());
+        self.typed(&format!("{line}\r"));
+        self.until(line, |text| times(text) > before && text.lines().last() == Some(">"))
     }
 
     /// Ends it by Ctrl-D; the code it ends with.
@@ -208,6 +210,16 @@ fn tab_completes_and_lists_signatures() {
     let shown = terminal.until("signatures", |text| text.contains(".encode_image(") && text.contains("-> Condition"));
     assert!(shown.contains("-> Tensor"), "{shown}");
     terminal.typed("\x03");
+    assert_eq!(terminal.end(), 0);
+}
+
+#[test]
+fn what_is_typed_ahead_is_kept() {
+    let folder = folder();
+    let mut terminal = Terminal::open(folder.path(), (60, 100), &[]);
+    terminal.prompted();
+    terminal.typed("let x = 0;\rfor i in 0..200000 { x += 1; }\rx += 1;\rx += 1;\r\"all of \" + `${x}`\r");
+    terminal.until("every line", |text| text.contains("\"all of 200002\""));
     assert_eq!(terminal.end(), 0);
 }
 
