@@ -46,8 +46,7 @@ def completions(binary, folder, rounds):
     loaded = 'let base = flow("tiny/flux2"); let judge = reward("tiny/hpsv2"); let path = rollout(base, base.noise(1, rng(0)), base.encode(["a"]), #{ grid: uniform(2) });'
     for line in [loaded] + [f"let v{i} = {i};" for i in range(100)] + ['"lo" + "aded"']:
         os.write(fd, line.encode() + b"\r")
-        read_until(fd, b"\n")
-    read_until(fd, b"loaded")
+        read_until(fd, b"\x1b[K> ")
     time.sleep(0.5)
     times = []
     for typed, listed in [(b"ro", b"rollout"), (b"base.", b"encode"), (b"path.", b"states"), (b"rollout(base, #{ ", b"solver")] * rounds:

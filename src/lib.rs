@@ -1,6 +1,6 @@
 //! amscript: a scripting host that aligns flow-matching image models to rewards.
 //!
-//! Dependencies point one way: `cli > script > align, reward, metric, run > model, flow, optim, data > nn > tensor > error`.
+//! Dependencies point one way: `cli > script > align, reward, metric, run > screen > model, flow, optim, data > nn > tensor > error`.
 
 pub mod align;
 pub mod cli;
@@ -12,9 +12,12 @@ pub mod model;
 pub mod nn;
 pub mod optim;
 pub mod profile;
+pub mod progress;
 pub mod reward;
 pub mod run;
+pub mod screen;
 pub mod script;
 pub mod tensor;
+pub mod terminal;
 
 pub use error::{Error, Kind, Result};

@@ -3,6 +3,7 @@
 //! Times exclude what is measured inside: a phase's those of phases within it, an op's backward those of ops run again in it. What
 //! passes between two ops counts for the later one. An op is named after the file that it stands in.
 
+use crate::progress::Progress;
 use std::collections::BTreeMap;
 use std::panic::Location;
 use std::path::Path;
@@ -82,8 +83,9 @@ impl State {
     }
 }
 
-/// `f`, its time under `name`.
+/// `f`, its time under `name`, which also stands behind the progress bar.
 pub fn phase<T>(name: &'static str, f: impl FnOnce() -> T) -> T {
+    let _shown = Progress::named(name);
     if !ON.load(Ordering::Relaxed) {
         return f();
     }

@@ -209,7 +209,7 @@ fn runs_inside_a_run_are_found() {
 fn masked(data: &[u8]) -> u32 {
     let bit = |crc: u32, _| if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 };
     let crc = !data.iter().fold(u32::MAX, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), bit));
-    (crc >> 15 | crc << 17).wrapping_add(0xa282_ead8)
+    crc.rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
 /// Records of a file whose checksums hold.
@@ -312,12 +312,16 @@ fn a_browser_draws_the_page_and_a_reader_can_use_it() {
     let start = with_driver.find("script-src ").unwrap();
     let end = start + with_driver[start..].find('"').unwrap();
     std::fs::write(&driven, with_driver.replace(&with_driver[start..end], "script-src 'unsafe-inline'")).unwrap();
-    for flags in
-        [["--window-size=1280,900", "--force-dark-mode"], ["--window-size=390,844", "--force-device-scale-factor=1"]]
-    {
-        let (elements, console) = browse(&driven, &flags).unwrap();
+    // no window is as narrow as a phone, but a frame is
+    let phone = folder.path().join("phone.html");
+    std::fs::write(&phone, include_str!("browser/phone.html")).unwrap();
+    for (page, flags, expected) in [
+        (&driven, ["--window-size=1280,900", "--blink-settings=preferredColorScheme=1"], "1280 rgb(255, 255, 255)"),
+        (&phone, ["--window-size=600,900", "--blink-settings=preferredColorScheme=0"], "390 rgb(20, 23, 27)"),
+    ] {
+        let (elements, console) = browse(page, &flags).unwrap();
         let found = root(&elements);
-        assert!(found.contains("data-driven=\"yes\"") && !found.contains("data-error"), "{flags:?}: {found}");
+        assert!(found.contains(&format!("data-driven=\"{expected}\"")) && !found.contains("data-error"), "{found}");
         assert_eq!(console, Vec::<String>::new());
     }
 }

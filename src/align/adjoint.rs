@@ -4,6 +4,7 @@ use crate::bail;
 use crate::error::Result;
 use crate::flow::{Dynamics, Trajectory};
 use crate::model::Velocity;
+use crate::progress::Progress;
 use crate::tensor::Tensor;
 use crate::tensor::grad::vjp;
 use crate::tensor::op::cast;
@@ -72,7 +73,9 @@ pub fn lean_adjoint(base: &dyn Velocity, path: &Trajectory, end: &Tensor, index:
     }
     let mut a = end.to_dtype(path.last().dtype())?.detach();
     let (mut values, mut base_velocities) = (Vec::new(), Vec::new());
+    let progress = Progress::new("adjoint", 0, path.window().len());
     for k in path.window().rev() {
+        progress.tick(path.steps() - 1 - k);
         let (x, t) = (path.state(k)?, path.time(k)?);
         if index == AdjointIndex::Next {
             values.push(a.clone());

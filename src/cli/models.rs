@@ -5,8 +5,8 @@ use crate::bail;
 use crate::error::Result;
 use crate::model::inventory::{self, File, Model, Place};
 use crate::model::source::Sources;
+use crate::progress::Progress;
 use comfy_table::{CellAlignment, Table, presets};
-use indicatif::{ProgressBar, ProgressStyle};
 use std::process::ExitCode;
 
 /// Prints the list, or one model in detail.
@@ -44,14 +44,8 @@ fn listing(arguments: &ModelsArgs) -> Result<String> {
 
 /// Hashes what is not hashed yet, with a bar.
 fn hash(models: &mut [Model]) {
-    let bar = ProgressBar::new(models.iter().map(Model::unhashed).sum());
-    if let Ok(style) =
-        ProgressStyle::with_template("hashing {bar:30} {decimal_bytes} of {decimal_total_bytes}, {eta} left")
-    {
-        bar.set_style(style);
-    }
-    models.iter_mut().for_each(|model| model.hash(|n| bar.inc(n)));
-    bar.finish_and_clear();
+    let _shown = Progress::bytes("hashing", models.iter().map(Model::unhashed).sum());
+    models.iter_mut().for_each(Model::hash);
 }
 
 /// A heading for each model, and a row for each of its files: those with weights or faults, or `all`.

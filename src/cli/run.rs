@@ -5,6 +5,7 @@ use crate::bail;
 use crate::error::{Error, Kind, Result, show_warnings_with};
 use crate::profile;
 use crate::run::progress::above_bar;
+use crate::screen::Screen;
 use crate::script::session::{Printer, Request};
 use crate::script::{Host, Session};
 use crate::tensor::{Device, interrupt, place};
@@ -103,6 +104,7 @@ fn prepare(arguments: &RunArgs) -> Result<(Request, String, String)> {
         out: arguments.out.clone(),
         models: models_folder(arguments.models.as_deref())?,
         deadline: None,
+        screen: Screen::detect()?,
         plan: arguments.plan.then(|| wanted(arguments.device.as_deref()).is_none_or(|name| name == "cpu")),
     };
     Ok((request, name, text))

@@ -131,24 +131,17 @@ pub fn compare(sets: &[(String, Tensor)], columns: usize, captions: &[String]) -
     grid(&Tensor::cat(&parts, 3)?, columns, &GridText { captions: captions.to_vec(), header })
 }
 
-/// An image, or a batch as a grid of at most 8 columns, as text for a terminal: two pixels per character, 24-bit colour.
-pub fn blocks(images: &Tensor) -> Result<String> {
-    let picture = match images.dims() {
-        [n, 3, _, _] if *n > 1 => grid(images, 8, &GridText::default())?,
-        _ => to_rgb(images)?,
-    };
-    let width = picture.width().clamp(1, 96);
-    let height = (picture.height() * width / picture.width().max(1)).max(2) / 2 * 2;
-    let small = imageops::resize(&picture, width, height, imageops::FilterType::Triangle);
-    let mut out = String::new();
-    for row in (0..height).step_by(2) {
-        for column in 0..width {
-            let ([r, g, b], [lr, lg, lb]) = (small.get_pixel(column, row).0, small.get_pixel(column, row + 1).0);
-            out += &format!("\x1b[38;2;{r};{g};{b}m\x1b[48;2;{lr};{lg};{lb}m\u{2580}");
+/// One image, or a batch as a grid of at most 8 columns; small ones are enlarged by whole factors.
+pub fn picture(images: &Tensor) -> Result<RgbImage> {
+    match images.dims() {
+        [n, 3, h, w] if n * h * w > 0 && *n > 1 => grid(images, 8, &GridText::default()),
+        [3, h, w] | [1, 3, h, w] if h * w > 0 => {
+            let one = to_rgb(images)?;
+            let zoom = (128 / (*h).max(*w)).clamp(1, 8) as u32;
+            Ok(imageops::resize(&one, one.width() * zoom, one.height() * zoom, imageops::FilterType::Nearest))
         }
-        out += "\x1b[0m\n";
+        other => bail!(Shape, "show: expected images [batch, 3, height, width] or [3, height, width], got {other:?}"),
     }
-    Ok(out.trim_end().into())
 }
 
 #[cfg(test)]
@@ -169,11 +162,12 @@ mod tests {
     }
 
     #[test]
-    fn blocks_hold_two_rows_of_pixels() {
-        let image = Tensor::zeros((3, 4, 6), DType::F32, &Device::Cpu).unwrap();
-        let text = blocks(&image).unwrap();
-        assert_eq!((text.lines().count(), text.matches('\u{2580}').count()), (2, 12));
-        assert!(text.starts_with("\x1b[38;2;0;0;0m"));
+    fn small_pictures_are_enlarged() {
+        let size =
+            |shape: &[usize]| picture(&Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap()).unwrap().dimensions();
+        assert_eq!([size(&[3, 4, 6]), size(&[1, 3, 100, 40]), size(&[3, 300, 1])], [(48, 32), (40, 100), (1, 300)]);
+        assert_eq!(size(&[3, 3, 64, 64]), (3 * 134 + 6, 134 + 6));
+        assert!(picture(&Tensor::zeros((0, 3, 4, 4), DType::F32, &Device::Cpu).unwrap()).is_err());
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::bail;
 use crate::error::Result;
 use crate::model::{Condition, Velocity};
 use crate::profile::phase;
+use crate::progress::Progress;
 use crate::tensor::op::{cast, combine};
 use crate::tensor::sample::first_non_finite;
 use crate::tensor::{DType, Tensor};
@@ -114,6 +115,7 @@ pub struct Walk<'a> {
     frozen: Option<Arc<dyn Velocity>>,
     condition: &'a Condition,
     options: &'a RolloutOptions,
+    progress: Progress,
 }
 
 impl<'a> Walk<'a> {
@@ -139,7 +141,8 @@ impl<'a> Walk<'a> {
                 hint: "give one as `rng`, such as `rng: run.rng(\"path\")`"
             );
         }
-        Ok(Self { velocity, frozen: velocity.frozen()?, condition, options })
+        let progress = Progress::new("rollout", 0, n);
+        Ok(Self { velocity, frozen: velocity.frozen()?, condition, options, progress })
     }
 
     /// `v(x, t)`; with its graph to the parameters, or without any.
@@ -182,6 +185,7 @@ impl<'a> Walk<'a> {
 
     /// To be called before step `k`.
     pub fn before(&self, k: usize) -> Result<()> {
+        self.progress.tick(k);
         self.options.on_step.as_ref().map_or(Ok(()), |on_step| on_step(k, self.options.grid.steps()))
     }
 }

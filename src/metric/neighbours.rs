@@ -3,6 +3,7 @@
 
 use crate::bail;
 use crate::error::Result;
+use crate::progress::Progress;
 use crate::tensor::{DType, Device, Tensor};
 use rayon::prelude::*;
 
@@ -54,7 +55,9 @@ impl Rows {
     /// Rows nearer than a millionth of their length count as equal: nearer ones a product of matrices does not tell apart.
     fn blocks(&self, other: &Self, mut f: impl FnMut(usize, &mut [f64])) -> Result<()> {
         let columns = other.x.t()?;
+        let progress = Progress::new("neighbours", 0, self.len());
         for first in (0..self.len()).step_by(BLOCK) {
+            progress.tick(first);
             let rows = BLOCK.min(self.len() - first);
             let mut distances = self.x.narrow(0, first, rows)?.matmul(&columns)?.flatten_all()?.to_vec1::<f64>()?;
             distances.par_chunks_mut(other.len()).enumerate().for_each(|(i, row)| {

@@ -1,5 +1,6 @@
 //! Within-group diversity: the mean distance over all pairs of a group, for any distance.
 
+use crate::progress::Progress;
 use crate::{
     bail,
     error::Result,
@@ -90,7 +91,9 @@ pub fn between(distance: &dyn Distance, a: &Tensor, b: &Tensor) -> Result<Tensor
 
 /// Mean distance over the pairs of each group `[n, ..]`, `n >= 2`: `[groups]`. Images and pairs are taken in batches.
 pub fn pairwise(distance: &dyn Distance, groups: &[Tensor]) -> Result<Tensor> {
+    let progress = Progress::new("pairs of images", 0, groups.len());
     let means = groups.iter().enumerate().map(|(i, group)| {
+        progress.tick(i);
         let n = group.dims().first().copied().unwrap_or(0);
         if n < 2 {
             bail!(Shape, "pairwise: each group must hold at least two images, got {:?} in group {i}", group.dims());

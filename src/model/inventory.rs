@@ -93,11 +93,11 @@ impl Model {
         self.files.iter().filter(|file| file.sha256.is_none()).map(|file| file.bytes).sum()
     }
 
-    /// Hashes the files whose hash is not known yet; `read` hears of each piece's length.
-    pub fn hash(&mut self, mut read: impl FnMut(u64)) {
+    /// Hashes the files whose hash is not known yet; progress bars count their bytes.
+    pub fn hash(&mut self) {
         let root = PathBuf::from(self.path.as_deref().unwrap_or_default());
         for file in self.files.iter_mut().filter(|file| file.sha256.is_none()) {
-            file.sha256 = digest::hash_file(&root.join(file.path()), &mut read).ok();
+            file.sha256 = digest::hash_file(&root.join(file.path())).ok();
         }
     }
 }

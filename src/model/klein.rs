@@ -106,7 +106,7 @@ impl Family for Klein {
     }
 
     fn network(&self, weights: &Weights) -> Result<Arc<dyn Velocity>> {
-        Ok(Arc::new(Network(Transformer::new(&self.config, weights, self.recompute)?)))
+        Ok(Arc::new(Network(weights.build(|w| Transformer::new(&self.config, w, self.recompute))?)))
     }
 
     fn encode(&self, prompts: &[String]) -> Result<Condition> {

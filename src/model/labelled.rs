@@ -69,7 +69,7 @@ impl Family for Sit {
     }
 
     fn network(&self, weights: &Weights) -> Result<Arc<dyn Velocity>> {
-        Ok(Arc::new(Network(Transformer::new(&self.config, weights, self.recompute)?)))
+        Ok(Arc::new(Network(weights.build(|w| Transformer::new(&self.config, w, self.recompute))?)))
     }
 
     /// The classes whose sentences these are.

@@ -48,7 +48,7 @@ impl Latents {
     /// From a `vae` folder or a single file; `groups` are those of the group norms where no config says so.
     pub fn open(part: &Component, groups: Option<usize>, dtype: DType, device: &Device) -> Result<Self> {
         let (config, weights) = Self::stored(part, groups, dtype, device)?;
-        Self::new(&config, &weights)
+        weights.build(|w| Self::new(&config, w))
     }
 
     /// The same from headers alone, only to be measured.

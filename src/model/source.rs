@@ -5,6 +5,7 @@ use crate::data::digest;
 use crate::error::{Error, Kind, Result, nearest};
 use crate::nn::archive::Archive;
 use crate::nn::weights::Weights;
+use crate::progress::Progress;
 use crate::tensor::{DType, Device};
 use include_dir::{Dir, include_dir};
 use serde::de::DeserializeOwned;
@@ -133,7 +134,12 @@ impl Folder {
 
     /// SHA-256 of a file, read where it must be.
     pub fn hash(&self, name: &str) -> Option<String> {
-        self.known_hash(name).or_else(|| digest::hash_file(&self.path()?.join(name), |_| ()).ok())
+        self.known_hash(name).or_else(|| {
+            let path = self.path()?.join(name);
+            let _shown =
+                Progress::bytes(format!("hashing {name}"), std::fs::metadata(&path).map_or(0, |found| found.len()));
+            digest::hash_file(&path).ok()
+        })
     }
 
     fn bytes_if_embedded(&self, name: &str) -> Option<&'static [u8]> {

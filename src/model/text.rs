@@ -9,6 +9,7 @@ use crate::model::qwen3::{Config, Qwen3, RopeParameters};
 use crate::model::source::Folder;
 use crate::model::tokenizer::Tokenizer;
 use crate::nn::weights::Weights;
+use crate::progress::Progress;
 use crate::tensor::{D, DType, Device, Rng, Tensor};
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -150,7 +151,7 @@ impl TextEncoder {
         if let Some(network) = &*network {
             return Ok(network.clone());
         }
-        Ok(network.insert(Arc::new(self.build(&self.weights)?)).clone())
+        Ok(network.insert(Arc::new(self.weights.build(|w| self.build(w))?)).clone())
     }
 
     /// Frees the network. Prompts seen before stay; a new one reads it again.
@@ -252,7 +253,9 @@ impl TextEncoder {
             cache.clear();
             fresh = prompts.iter().collect();
         }
-        for chunk in fresh.chunks(self.chunk()) {
+        let progress = Progress::new("prompts", 0, fresh.len());
+        for (done, chunk) in fresh.chunks(self.chunk()).enumerate() {
+            progress.tick(done * self.chunk());
             let (ids, features) = self.compute(chunk)?;
             for (i, prompt) in chunk.iter().enumerate() {
                 cache.insert(prompt.to_string(), (ids.get(i)?, features.get(i)?));

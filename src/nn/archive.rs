@@ -5,6 +5,7 @@
 use crate::bail;
 use crate::error::{Error, Kind, Result};
 use crate::nn::pickle;
+use crate::progress::{self, Progress};
 use candle_core::{DType, Device, Tensor};
 use memmap2::Mmap;
 use serde::Deserialize;
@@ -278,9 +279,12 @@ pub fn write<'a>(
     let mut file = tempfile::NamedTempFile::new_in(folder).map_err(refused)?;
     file.write_all(&(header.len() as u64).to_le_bytes()).map_err(refused)?;
     file.write_all(&header).map_err(refused)?;
+    let shown = format!("saving {}", path.file_name().unwrap_or_default().to_string_lossy());
+    let _shown = Progress::bytes(shown, offset as u64);
     for tensor in tensors.values() {
         let tensor = tensor.detach().to_device(&Device::Cpu)?;
         file.write_all(&safetensors::View::data(&&tensor)).map_err(refused)?;
+        progress::bytes((tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64);
     }
     file.as_file().sync_all().map_err(refused)?;
     file.persist(path).map_err(|e| refused(e.error))?;

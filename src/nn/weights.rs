@@ -6,6 +6,7 @@ use crate::bail;
 use crate::error::{Error, Kind, Result, nearest};
 use crate::nn::archive::{self, Archive};
 use crate::nn::layout::{self, Layout, Piece};
+use crate::progress::{self, Progress};
 use crate::tensor::op::Lora;
 use crate::tensor::{DType, Device, Rng, Tensor};
 use candle_core::Var;
@@ -336,6 +337,7 @@ impl Weights {
             return hollow(&piece.shape, shared.dtype);
         }
         let tensor = archive.read_rows(name, piece.rows.clone())?.reshape(&piece.shape[..])?;
+        progress::bytes((tensor.elem_count() * dtype.size_in_bytes()) as u64);
         let tensor = if piece.swapped {
             let half = tensor.dim(0)? / 2;
             Tensor::cat(&[tensor.narrow(0, half, half)?, tensor.narrow(0, 0, half)?], 0)?
@@ -345,6 +347,24 @@ impl Weights {
         let tensor = tensor.to_dtype(shared.dtype)?.to_device(&shared.device)?;
         self.state().tensors.insert(full.to_string(), tensor.clone());
         Ok(tensor)
+    }
+
+    /// A network of these weights; what it reads from files is counted by a progress bar.
+    pub fn build<M>(&self, build: impl Fn(&Weights) -> Result<M>) -> Result<M> {
+        let Source::Files(stored) = &self.shared.source else { return build(self) };
+        if !self.state().tensors.is_empty() {
+            return build(self); // most of it is there
+        }
+        let hollow = self.hollow();
+        build(&hollow)?;
+        let asked: Vec<String> = hollow.state().asked.keys().cloned().collect();
+        let size = |name: &String| {
+            let numbers = stored.pieces.get(name)?.2.shape.iter().product::<usize>();
+            Some((numbers * stored.dtype(name)?.size_in_bytes()) as u64)
+        };
+        let file = Path::new(self.origin()).file_name().unwrap_or_default().to_string_lossy();
+        let _shown = Progress::bytes(format!("reading {file}"), asked.iter().filter_map(size).sum());
+        build(self)
     }
 
     fn missing(&self, full: &str) -> Error {

@@ -130,9 +130,14 @@ impl ImageReward {
         }
         config.bert.encoder_width = config.vit.width;
         let (blip, c) = (weights.pp("blip"), &config);
-        let vit = Vit::new(&blip.pp("visual_encoder"), c.vit.image_size, c.vit.patch_size, &c.vit.sizes(), &TIMM)?;
-        let bert = Bert::new(&blip.pp("text_encoder"), &c.bert, c.vit.width)?;
-        let head = Head::new(&weights.pp("mlp"), c.bert.hidden_size, c.hidden)?;
+        let (vit, bert, head) = weights.build(|w| {
+            let (sees, reads) = (w.pp("blip.visual_encoder"), w.pp("blip.text_encoder"));
+            Ok((
+                Vit::new(&sees, c.vit.image_size, c.vit.patch_size, &c.vit.sizes(), &TIMM)?,
+                Bert::new(&reads, &c.bert, c.vit.width)?,
+                Head::new(&w.pp("mlp"), c.bert.hidden_size, c.hidden)?,
+            ))
+        })?;
         for part in ["vision_proj", "text_proj"] {
             // towards BLIP's contrastive features, which the score does not use
             ["weight", "bias"].iter().for_each(|name| blip.pp(part).skip(name));

@@ -11,6 +11,7 @@ use crate::nn::clip::{Clip, unit};
 use crate::nn::clip_config::{Config, Layout};
 use crate::nn::preprocess::Preprocess;
 use crate::nn::weights::Weights;
+use crate::progress::Progress;
 use crate::reward::{Batch, Reward};
 use crate::tensor::{DType, Device, Rng, Tensor, op};
 use std::collections::{BTreeMap, HashMap};
@@ -124,7 +125,7 @@ impl Trunk {
         preprocess: Preprocess,
         tokenizer: Arc<Tokenizer>,
     ) -> Result<Self> {
-        let clip = Clip::new(&weights, &config)?;
+        let clip = weights.build(|w| Clip::new(w, &config))?;
         let (held, known) = (tokenizer.size(), config.vocabulary);
         if held > known {
             bail!(Value, "reward: the tokenizer has {held} tokens, the model {known}");
@@ -178,7 +179,9 @@ impl Trunk {
                 texts.iter().map(|t| fresh.iter().position(|f| *f == t).unwrap_or_default() as u32).collect();
             return Ok(self.encode(&fresh)?.index_select(&Tensor::new(rows, self.clip.device())?, 0)?);
         }
-        for chunk in fresh.chunks(64) {
+        let progress = Progress::new("prompts", 0, fresh.len());
+        for (done, chunk) in fresh.chunks(64).enumerate() {
+            progress.tick(done * 64);
             let rows = self.encode(chunk)?;
             for (i, text) in chunk.iter().enumerate() {
                 cache.insert(text.to_string(), rows.get(i)?);

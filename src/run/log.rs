@@ -1,6 +1,7 @@
 //! `metrics.jsonl`: one JSON object per logged step, and the lines people see.
 
-use super::{plot::Series, record::file_error};
+use super::record::file_error;
+use crate::screen::Series;
 use crate::{
     bail,
     error::{Error, Kind, Result},

@@ -3,20 +3,17 @@
 //! `run.json` what it was made from, `metrics.jsonl` one line per log, `images/`, `step-000100/` checkpoints, `curves.png`,
 //! `result.json` what came out, `report.html` all of it as a page. Files appear whole or not at all. A run may hold others in folders of its own.
 
-mod canvas;
 pub mod checkpoint;
 pub mod folder;
 pub mod log;
 pub mod plan;
-pub mod plot;
-pub mod progress;
 pub mod record;
 pub mod report;
 pub mod result;
-mod scale;
 pub mod steps;
 pub mod tensorboard;
 
+pub use crate::progress;
 pub use checkpoint::{Checkpoint, Saved};
 pub use log::Values;
 pub use record::Recipe;
@@ -26,6 +23,7 @@ pub use steps::Steps;
 use crate::{
     data::image,
     error::Result,
+    screen::drawing,
     tensor::{Rng, Stream, Tensor},
 };
 use log::Log;
@@ -262,7 +260,7 @@ impl Run {
             (curves.collect::<Vec<_>>(), state.step)
         };
         if !series.is_empty() {
-            image::write(&plot::panels(&series)?, &self.folder().join("curves.png"))?;
+            image::write(&drawing::panels(&series)?, &self.folder().join("curves.png"))?;
         }
         let seconds = self.0.started.elapsed().as_secs_f64();
         let mut result = result::json(self.folder(), table, steps, seconds)?;

@@ -49,7 +49,7 @@ pub fn peak_memory() -> Option<u64> {
 
 /// SHA-256 of a file.
 pub fn hash_file(path: &Path) -> Result<String> {
-    digest::hash_file(path, |_| ()).map_err(|e| file_error(path, "read", &e))
+    digest::hash_file(path).map_err(|e| file_error(path, "read", &e))
 }
 
 /// Writes JSON, whole or not at all.

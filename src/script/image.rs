@@ -82,15 +82,19 @@ pub mod image {
         Ok(pictures::from_rgb(&pictures::compare(&sets, columns, &captions)?)?)
     }
 
-    /// Prints one image, or a batch as a grid, as coloured blocks for the terminal.
+    /// Shows one image, or a batch as a grid of at most 8 columns, in the terminal.
+    ///
+    /// The terminal's own way is taken: the graphics of kitty or iTerm2, sixels, else coloured half blocks, and shades of ASCII
+    /// where there is no colour. Without a terminal a PNG file is written, and its path printed. `AMSCRIPT_IMAGES` set to
+    /// `kitty`, `iterm`, `sixel`, `blocks`, `file` or `none` decides otherwise.
     ///
     /// ```rhai
     /// show(shapes(2, rng(0)).images)   //=> ()
+    /// show(zeros([3]))                 //=> error: show: expected images [batch, 3, height, width] or [3, height, width], got [3]
     /// ```
     #[rhai_fn(return_raw)]
     pub fn show(context: NativeCallContext, images: Tensor) -> RhaiResultOf<()> {
-        Session::of(&context).print(&pictures::blocks(&images)?);
-        Ok(())
+        Ok(Session::of(&context).show_image(&pictures::picture(&images)?)?)
     }
 }
 

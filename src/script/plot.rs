@@ -1,8 +1,9 @@
 //! Chapter `plot`: pictures of numbers.
 
 use super::*;
-use crate::data::image::from_rgb;
-use crate::run::plot::{self as plots, Labels, Series, Style};
+use crate::data::image as pictures;
+use crate::run::Run;
+use crate::screen::{Labels, Series, Style};
 use crate::tensor::{Tensor, show};
 use crate::{bail, options};
 
@@ -99,15 +100,35 @@ fn series(values: Dynamic, function: &str) -> Result<Vec<Series>> {
     }
 }
 
-/// Pictures of numbers as images, for `save_image`, `run.images` and `show`.
+/// Writes a plot by the ending of its file.
+fn save(plot: &crate::screen::Plot, file: &std::path::Path) -> Result<()> {
+    let ending = file.extension().and_then(|e| e.to_str()).unwrap_or_default().to_lowercase();
+    match ending.as_str() {
+        "svg" => {
+            let written = crate::data::write_whole(file, plot.svg()?.as_bytes());
+            written.map_err(|e| Error::new(Kind::File, format!("save_image: cannot write `{}` ({e})", file.display())))
+        }
+        "png" | "jpg" | "jpeg" => pictures::write(&plot.image()?, file),
+        _ => bail!(Value, "save_image: a plot's file must end in .png, .jpg, .jpeg or .svg, got `{}`", file.display()),
+    }
+}
+
+/// Pictures of numbers: `show` draws them in the terminal, `save_image` writes PNG or SVG, `run.images` keeps them.
 #[export_module(manifest)]
 pub mod plot {
     use super::*;
 
+    pub type Plot = crate::screen::Plot;
+
+    #[rhai_fn(name = "to_string", name = "to_debug", pure)]
+    pub fn show_plot(plot: &mut Plot) -> String {
+        plot.to_string()
+    }
+
     /// Lines: of an array or a tensor, or one for each entry of a map; an entry may be a map of its own `x` and `y`.
     ///
     /// ```rhai
-    /// plot([1, 3, 2]).shape                                          //=> [1, 3, 400, 640]
+    /// plot([1, 3, 2])                                                //=> plot of 1 line, 640 x 400
     /// plot(#{ base: [1, 3], tuned: [2, 4] }, #{ title: "reward" }).shape   //=> [1, 3, 400, 640]
     /// plot(#{ "AM-1": #{ x: [1, 10, 100], y: [1, 3, 2] } }, #{ log_x: true, points: true }).shape   //=> [1, 3, 400, 640]
     /// plot([])                                                       //=> error: plot: needs at least one finite value
@@ -115,10 +136,10 @@ pub mod plot {
     /// plot(#{ a: #{ x: [1, 2], y: [1] } })                           //=> error: plot: needs one y for each x
     /// ```
     #[rhai_fn(return_raw)]
-    pub fn plot(values: Dynamic, options: Map) -> RhaiResultOf<Tensor> {
+    pub fn plot(values: Dynamic, options: Map) -> RhaiResultOf<Plot> {
         let options = PlotOptions::parse("plot", options)?;
         let style = if options.points { Style::Marked } else { Style::Lines };
-        Ok(from_rgb(&plots::lines(&series(values, "plot")?, style, &options.labels())?)?)
+        Ok(Plot::lines(series(values, "plot")?, style, options.labels())?)
     }
 
     /// Points at `(x, y)`; of several series, given as for `plot`, joined by thin lines in their order.
@@ -129,16 +150,16 @@ pub mod plot {
     /// scatter(#{ "AM-1": #{ x: [1, 2], y: [1, 3] }, "AM-3": #{ x: [2, 1], y: [1, 3] } }).shape   //=> [1, 3, 400, 640]
     /// ```
     #[rhai_fn(return_raw)]
-    pub fn scatter(x: Dynamic, y: Dynamic, options: Map) -> RhaiResultOf<Tensor> {
+    pub fn scatter(x: Dynamic, y: Dynamic, options: Map) -> RhaiResultOf<Plot> {
         let labels = PlotOptions::parse("scatter", options)?.labels();
         let (x, y) = (numbers(x, "scatter")?, numbers(y, "scatter")?);
-        Ok(from_rgb(&plots::scatter(&paired(x, y, "scatter")?, &labels)?)?)
+        Ok(Plot::scatter(paired(x, y, "scatter")?, labels)?)
     }
 
     #[rhai_fn(name = "scatter", return_raw)]
-    pub fn scatter_series(series: Map, options: Map) -> RhaiResultOf<Tensor> {
+    pub fn scatter_series(series: Map, options: Map) -> RhaiResultOf<Plot> {
         let labels = PlotOptions::parse("scatter", options)?.labels();
-        Ok(from_rgb(&plots::lines(&super::series(series.into(), "scatter")?, Style::Joined, &labels)?)?)
+        Ok(Plot::lines(super::series(series.into(), "scatter")?, Style::Joined, labels)?)
     }
 
     /// How often values fall in each of `bins` equal parts of their range.
@@ -147,10 +168,10 @@ pub mod plot {
     /// histogram(rng(0).normal([1000]), #{ bins: 30 }).shape   //=> [1, 3, 400, 640]
     /// ```
     #[rhai_fn(return_raw)]
-    pub fn histogram(values: Dynamic, options: Map) -> RhaiResultOf<Tensor> {
+    pub fn histogram(values: Dynamic, options: Map) -> RhaiResultOf<Plot> {
         let options = HistogramOptions::parse("histogram", options)?;
         let labels = Labels { title: options.title, x: options.x_label, y: options.y_label, ..Labels::default() };
-        Ok(from_rgb(&plots::histogram(&numbers(values, "histogram")?, options.bins, &labels)?)?)
+        Ok(Plot::histogram(&numbers(values, "histogram")?, options.bins, labels)?)
     }
 
     /// A cell per number of a matrix `[rows, columns]`, dark for the smallest, yellow for the largest; row 0 at the bottom.
@@ -161,12 +182,68 @@ pub mod plot {
     /// heatmap(zeros([3]))                         //=> error: heatmap: needs a matrix, got [3]
     /// ```
     #[rhai_fn(return_raw)]
-    pub fn heatmap(matrix: Tensor, options: Map) -> RhaiResultOf<Tensor> {
+    pub fn heatmap(matrix: Tensor, options: Map) -> RhaiResultOf<Plot> {
         let o = HeatmapOptions::parse("heatmap", options)?;
         let labels = Labels { title: o.title, x: o.x_label, y: o.y_label, ..Labels::default() };
         let Ok((_, columns)) = matrix.dims2() else {
             return Err(Error::new(Kind::Shape, format!("heatmap: needs a matrix, got {:?}", matrix.dims())).into());
         };
-        Ok(from_rgb(&plots::heatmap(&show::values(&matrix)?, columns, [o.x, o.y], &labels)?)?)
+        Ok(Plot::heatmap(show::values(&matrix)?, columns, [o.x, o.y], labels)?)
+    }
+
+    /// Its picture as an image `[1, 3, 400, 640]`, for a grid or a product of them.
+    ///
+    /// ```rhai
+    /// cat([plot([1, 2]).image, plot([2, 1]).image], 3).shape   //=> [1, 3, 400, 1280]
+    /// ```
+    #[rhai_fn(get = "image", pure, return_raw)]
+    pub fn plot_image(plot: &mut Plot) -> RhaiResultOf<Tensor> {
+        Ok(pictures::from_rgb(&plot.image()?)?)
+    }
+
+    /// The shape of its image.
+    ///
+    /// ```rhai
+    /// plot([1, 2]).shape   //=> [1, 3, 400, 640]
+    /// ```
+    #[rhai_fn(get = "shape", pure)]
+    pub fn plot_shape(_plot: &mut Plot) -> Array {
+        let (width, height) = crate::screen::drawing::SIZE;
+        [1, 3, height, width].map(|n| Dynamic::from(i64::from(n))).to_vec()
+    }
+
+    /// Shows a plot in the terminal: drawn in characters, or as an image where the terminal shows pixels.
+    ///
+    /// ```rhai
+    /// show(plot([1, 3, 2]))   //=> ()
+    /// ```
+    #[rhai_fn(name = "show", return_raw)]
+    pub fn show_in_terminal(context: NativeCallContext, plot: Plot) -> RhaiResultOf<()> {
+        Ok(Session::of(&context).show_plot(&plot)?)
+    }
+
+    /// Writes a plot as PNG, JPEG or SVG into the run's folder, by the ending of `path`.
+    ///
+    /// ```rhai
+    /// save_image(plot([1, 3, 2]), "line.svg");
+    /// save_image(plot([1, 3, 2]), "line.png");
+    /// load_image("line.png").shape               //=> [1, 3, 400, 640]
+    /// save_image(plot([1, 3, 2]), "line.pdf")    //=> error: save_image: a plot's file must end in .png, .jpg, .jpeg or .svg
+    /// ```
+    #[rhai_fn(name = "save_image", return_raw)]
+    pub fn save_plot(context: NativeCallContext, plot: Plot, path: &str) -> RhaiResultOf<()> {
+        let file = Session::of(&context).writable(path).map_err(|e| e.within("save_image"))?;
+        Ok(super::save(&plot, &file)?)
+    }
+
+    /// Writes a plot into the run: `images/<name>-<step>.png`, without the step outside a loop.
+    ///
+    /// ```rhai
+    /// start_run(#{}).images("rewards", plot([1, 3, 2]))   //=> ()
+    /// ```
+    #[rhai_fn(name = "images", return_raw)]
+    pub fn plot_of_run(run: Run, name: &str, plot: Plot) -> RhaiResultOf<()> {
+        run.images(name, &pictures::from_rgb(&plot.image()?)?, &[])?;
+        Ok(())
     }
 }

@@ -4,7 +4,9 @@ use super::{fault, option};
 use crate::error::{Error, Kind, Result};
 use crate::reward::trunk::Shelf;
 use crate::run::plan::Planner;
+use crate::screen::{Images, Plot, Screen};
 use crate::{bail, tensor::Device};
+use image::RgbImage;
 use rhai::{AST, Dynamic, Engine, EvalAltResult, Map, NativeCallContext, ParseErrorType, Scope};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -32,6 +34,8 @@ pub struct Request {
     /// `--plan`: weights are not read, and the script ends where its first update would begin. The value says whether the
     /// device planned for has fused kernels (the CPU); that device need not be there.
     pub plan: Option<bool>,
+    /// What shows images and plots.
+    pub screen: Screen,
 }
 
 impl Default for Request {
@@ -45,6 +49,7 @@ impl Default for Request {
             models: None,
             deadline: None,
             plan: None,
+            screen: Screen::default(),
         }
     }
 }
@@ -123,6 +128,43 @@ impl Session {
     /// Writes one line for the user.
     pub fn print(&self, line: &str) {
         (self.print)(line);
+    }
+
+    /// Shows an image in the terminal, or writes it to a file and prints its path.
+    pub fn show_image(&self, picture: &RgbImage) -> Result<()> {
+        let screen = self.request().screen;
+        if let Some(text) = screen.image(picture)? {
+            self.print(&text);
+            return Ok(());
+        }
+        let what = format!("image of {} x {} pixels", picture.width(), picture.height());
+        if screen.images != Images::File {
+            self.print(&what);
+            return Ok(());
+        }
+        let file = self.shown_file()?;
+        crate::data::image::write(picture, &file)?;
+        self.print(&format!("{what}: {}", file.display()));
+        Ok(())
+    }
+
+    /// Shows a plot in the terminal.
+    pub fn show_plot(&self, plot: &Plot) -> Result<()> {
+        self.print(&self.request().screen.plot(plot)?);
+        Ok(())
+    }
+
+    /// A file that is not there yet, `images/shown-1.png` in the run's folder, or in a temporary folder where there is none.
+    fn shown_file(&self) -> Result<PathBuf> {
+        let named = { self.request().out.is_some() } || self.run_folder().is_dir();
+        let folder = match named {
+            true => self.run_folder().join("images"),
+            false => std::env::temp_dir().join(format!("amscript-{}", std::process::id())),
+        };
+        std::fs::create_dir_all(&folder)
+            .map_err(|e| Error::new(Kind::File, format!("show: cannot write in {}: {e}", folder.display())))?;
+        let mut files = (1..).map(|i| folder.join(format!("shown-{i}.png")));
+        files.find(|file| !file.exists()).ok_or_else(|| Error::new(Kind::Internal, "show: no name is free"))
     }
 
     /// Ctrl-C was pressed: once ends the run after its step if it has steps, twice stops at once.

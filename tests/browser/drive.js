@@ -51,4 +51,7 @@
   viewer.querySelector("[data-move='0']").click();
   hold("it closes", !viewer.open);
   document.documentElement.dataset.driven = `${innerWidth} ${getComputedStyle(document.body).backgroundColor}`;
-})().catch((error) => { document.documentElement.dataset.error = error.message; });
+})().catch((error) => { document.documentElement.dataset.error = error.message; }).finally(() => {
+  const { driven, error } = document.documentElement.dataset;
+  parent.postMessage(error ?? driven, "*"); // to the frame that is as narrow as a phone
+});

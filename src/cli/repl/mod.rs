@@ -12,6 +12,7 @@ use super::{PromptArgs, fault, run};
 use crate::error::{Error, Kind, Result, show_warnings_with};
 use crate::model::source::Sources;
 use crate::run::progress::above_bar;
+use crate::screen::{Colours, Plot, Screen};
 use crate::script::session::Request;
 use crate::script::{Host, Session};
 use crate::tensor::{interrupt, place};
@@ -50,6 +51,7 @@ impl Prompt {
             device: run::device(arguments.device.as_deref())?,
             out: arguments.out.clone(),
             models: run::models_folder(arguments.models.as_deref())?,
+            screen: Screen::detect()?,
             ..Request::default()
         };
         let session = Session::new(request, Box::new(|line| above_bar(|| println!("{line}"))));
@@ -99,7 +101,7 @@ impl Prompt {
 
     /// Line by line with a person.
     fn converse(&mut self, quiet: bool) -> rustyline::Result<()> {
-        let color = std::env::var_os("NO_COLOR").is_none() && std::io::stdout().is_terminal();
+        let color = self.workspace.session().request().screen.colours != Colours::None;
         let mut editor = editor::editor(self.names.clone(), color)?;
         let file = history::place();
         if let Some(warning) = file.as_ref().and_then(|file| history::load(&mut editor, file)) {
@@ -163,7 +165,11 @@ impl Prompt {
         }
     }
 
-    fn show(&mut self, value: Dynamic) -> Result<()> {
+    /// A plot is drawn; other values are told.
+    fn show(&self, value: Dynamic) -> Result<()> {
+        if let Some(plot) = value.read_lock::<Plot>() {
+            return self.workspace.session().show_plot(&plot);
+        }
         let shown = self.workspace.show(&value)?;
         self.say(&shown);
         Ok(())
@@ -180,6 +186,9 @@ impl Prompt {
 
     /// Tells completion what there is now.
     fn renew(&self) {
+        if let Ok(screen) = Screen::detect() {
+            self.workspace.session().amend(|request| request.screen = screen); // the window may have another size by now
+        }
         let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
         names.variables = self.workspace.outline();
         names.functions = self.workspace.session().functions();

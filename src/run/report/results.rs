@@ -61,7 +61,7 @@ impl Results {
         heads.extend(self.columns.iter().cloned());
         heads.extend(if two { &["change", "in errors", "n"][..] } else { &["n"] }.iter().map(ToString::to_string));
         let rows = self.rows.iter().enumerate().map(|(i, (row_name, cells))| {
-            let estimates = |column: &String| cells.get(column).map(|cell| estimate(cell));
+            let estimates = |column: &String| cells.get(column).map(estimate);
             let mut out = vec![text(row_name)];
             out.extend(self.columns.iter().map(|column| match estimates(column) {
                 Some(own) => marked(text(own), self.is_best(i, column)),
