@@ -17,6 +17,7 @@ import copy
 import json
 import os
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -321,9 +322,17 @@ def theirs(work, case, names, repeats, variant):
     print(json.dumps(found))
 
 
+def busy():
+    """Seconds that all processors together were busy, and those of children of this process that have ended."""
+    user, nice, system, *_ = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:])
+    own = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK"), own.ru_utime + own.ru_stime
+
+
 def run(command, folder):
-    """What a process prints last, as JSON, and its peak resident memory in MB."""
+    """What a process prints last, as JSON, with the processors that others kept busy meanwhile; and its peak resident memory in MB."""
     env = dict(os.environ, OMP_NUM_THREADS=str(THREADS), RAYON_NUM_THREADS=str(THREADS))
+    (all_before, own_before), begun = busy(), time.perf_counter()
     with tempfile.TemporaryFile("w+") as out:
         process = subprocess.Popen([str(c) for c in command], stdout=out, text=True, env=env, cwd=folder)
         peak = 0  # its own: rusage of a child counts the parent's pages before exec
@@ -334,7 +343,9 @@ def run(command, folder):
         if process.returncode:
             sys.exit(f"{command} failed")
         out.seek(0)
-        return json.loads(out.read().strip().splitlines()[-1]), peak
+        (all_after, own_after), ended = busy(), time.perf_counter()
+        others = (all_after - all_before - own_after + own_before) / (ended - begun)
+        return json.loads(out.read().strip().splitlines()[-1]) | {"others": round(others, 2)}, peak
 
 
 def ours(binary, work, case, names, repeats, **changed):
@@ -386,6 +397,8 @@ def compare(o, names):
         ratio = lambda mine, other: "-" if other is None else f"{mine / other:.2f}"
         head = " | ".join(f"({v}), s | / ({v})" for v in variants)
         print(f"\n## {case}: batch {CASES[case][2]}, {CASES[case][3]} steps\n\n| | ours, s | {head} | losses differ by |\n" + "|---" * (3 + 2 * len(variants)) + "|")
+        loads = " | ".join(str([f and f["others"] for f in found[side]]) for side in sides)
+        print(f"| processors busy with other work, by round | {loads} | |")
         for name in names:
             mine, loss = seconds("ours", name), found["ours"][0][name]["loss"]
             differs = max(abs(found[v][0][name]["loss"] - loss) / max(abs(loss), 1e-9) for v in variants if found[v][0])

@@ -29,18 +29,6 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, lora: Option<&
     let dtype = if is_half(x.dtype()) && x.device().is_cpu() { DType::F32 } else { x.dtype() };
     let cast = |x: &Tensor| x.detach().to_dtype(dtype);
     let rows = x.detach().reshape(((), inner))?;
-    let mut inputs = vec![x, weight];
-    inputs.extend(bias);
-    inputs.extend(lora.iter().flat_map(|l| [&l.a, &l.b]));
-    // Without a graph the change costs less added to the weight than taken through many rows.
-    if let Some(l) = lora
-        && !inputs.iter().any(|x| x.track_op())
-        && matches!(dtype, DType::F32 | DType::F64)
-        && rows.dim(0)? * (inner + out) > 2 * inner * out
-    {
-        let change = product(&(cast(&l.b)? * l.scale)?, &cast(&l.a)?, None, None)?;
-        return linear(x, &(cast(weight)? + change)?, bias, None);
-    }
     let wide = rows.to_dtype(dtype)?;
     let adapter = match lora {
         Some(l) => {
@@ -57,6 +45,9 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, lora: Option<&
     let y = product(&wide, &cast(weight)?.t()?, bias.map(cast).transpose()?.as_ref(), low_rank)?;
     let mut shape = dims.clone();
     shape[dims.len() - 1] = out;
+    let mut inputs = vec![x, weight];
+    inputs.extend(bias);
+    inputs.extend(lora.iter().flat_map(|l| [&l.a, &l.b]));
     let own: Vec<DType> = inputs.iter().map(|x| x.dtype()).collect();
     // Frozen layers need no input to go back through.
     let needed = weight.track_op() || lora.is_some_and(|l| l.a.track_op());
