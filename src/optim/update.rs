@@ -2,7 +2,7 @@
 
 use super::OptimizerOptions;
 use crate::error::{Error, Kind, Result};
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{DType, Tensor, cuda};
 use candle_core::{CpuStorage, InplaceOp3, Layout, Var};
 use rayon::prelude::*;
 
@@ -59,6 +59,11 @@ impl Update {
     pub fn apply(&self, value: &Var, gradient: &Tensor, first: &Var, second: &Var) -> Result<()> {
         let ([b1, b2], [c1, c2]) = (self.betas, self.corrections);
         let (rate, scale, epsilon, decay) = (self.rate, self.scale, self.epsilon, self.decay);
+        if cuda::adamw::takes(value.as_tensor(), gradient) {
+            let numbers = [scale, b1, b2, rate / c1, c2, epsilon, decay];
+            let [value, first, second] = [value, first, second].map(|x| x.as_detached_tensor());
+            return cuda::adamw::step(&gradient.detach(), &value, &first, &second, numbers);
+        }
         let gradient = gradient.to_dtype(value.dtype())?.contiguous()?.detach();
         if value.device().is_cpu() {
             first.inplace_op3(&gradient, &gradient, &Each(|m: f64, g, _| b1 * m + (1.0 - b1) * scale * g))?;

@@ -2,7 +2,7 @@
 
 use super::Device;
 use crate::bail;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// `cpu`, `cuda` (the first card) or `cuda:N`.
 pub fn named(name: &str) -> Result<Device> {
@@ -14,10 +14,18 @@ pub fn named(name: &str) -> Result<Device> {
     let Some(card) = card else {
         bail!(Device, "expected `cpu`, `cuda` or `cuda:N`, got `{name}`");
     };
-    Device::new_cuda(card).map_err(|e| {
-        let error = Error::from(e).within(format_args!("device {name}"));
+    open(card).map_err(|e| {
+        let error = e.within(format_args!("device {name}"));
         if cfg!(feature = "cuda") { error } else { error.hint("this binary was built without `--features cuda`") }
     })
+}
+
+#[cfg(feature = "cuda")]
+use super::cuda::driver::open;
+
+#[cfg(not(feature = "cuda"))]
+fn open(card: usize) -> Result<Device> {
+    Ok(Device::new_cuda(card)?) // its error
 }
 
 /// The device that the variable `AMSCRIPT_DEVICE` names, else the processor.

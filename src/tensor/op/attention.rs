@@ -3,6 +3,7 @@
 use super::cast::wide;
 use crate::bail;
 use crate::error::Result;
+use crate::tensor::cuda;
 use crate::tensor::grad::custom_vjp;
 use crate::tensor::kernel::{Data, Matrix, Real, Shared, data, dot, fresh, grain, on_cpu, product, sum};
 use candle_core::{D, Tensor};
@@ -11,9 +12,15 @@ use rayon::prelude::*;
 
 /// Softmax over the last dimension.
 pub fn softmax(x: &Tensor) -> Result<Tensor> {
-    let out = on_cpu!(x, softmax_cpu(&x.detach().contiguous()?), softmax_composed(&x.detach()))?;
+    let out = match cuda::takes(x) {
+        true => cuda::norm::softmax(x),
+        false => on_cpu!(x, softmax_cpu(&x.detach().contiguous()?), softmax_composed(&x.detach())),
+    }?;
     let y = out.copy()?;
     custom_vjp(&[x], out, move |grad, _| {
+        if cuda::takes(&y) {
+            return Ok(vec![Some(cuda::norm::softmax_back(grad, &y)?)]);
+        }
         let inner = (grad * &y)?.sum_keepdim(D::Minus1)?;
         Ok(vec![Some((grad.broadcast_sub(&inner)? * &y)?)])
     })
@@ -77,6 +84,9 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, mask: Option<&T
         }
     }
     let sizes = Sizes { batch, s, t, heads, kv, d, scale };
+    if cuda::takes(q) {
+        return cuda::attention::attention(q, k, v, mask, cuda::attention::Sizes { batch, s, t, heads, kv, d, scale });
+    }
     wide([q, k, v], |[q, k, v]| {
         let mask = mask.map(|m| m.to_dtype(q.dtype())).transpose()?;
         let mask = mask.as_ref();
