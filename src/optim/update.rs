@@ -2,6 +2,7 @@
 
 use super::OptimizerOptions;
 use crate::error::{Error, Kind, Result};
+use crate::tensor::check::read;
 use crate::tensor::{DType, Tensor, cuda};
 use candle_core::{CpuStorage, InplaceOp3, Layout, Var};
 use rayon::prelude::*;
@@ -12,7 +13,7 @@ pub(super) fn sums_of_squares(tensors: &[Tensor]) -> Result<Vec<f64>> {
         return tensors.iter().map(sum_of_squares).collect();
     }
     let sums = tensors.iter().map(|x| x.sqr()?.sum_all()?.to_dtype(DType::F64));
-    Ok(Tensor::stack(&sums.collect::<candle_core::Result<Vec<_>>>()?, 0)?.to_vec1()?)
+    read(&Tensor::stack(&sums.collect::<candle_core::Result<Vec<_>>>()?, 0)?)
 }
 
 /// Summed in f64 over fixed chunks, so that the result does not depend on the number of threads.

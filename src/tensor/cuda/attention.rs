@@ -23,7 +23,7 @@ pub struct Sizes {
 /// `softmax(scale q k^T + mask) v` per head, `mask [batch or 1, heads or 1, s, t]`.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, z: Sizes) -> Result<Tensor> {
     let half = matches!(q.dtype(), DType::BF16 | DType::F16);
-    if half && z.d % 8 == 0 && z.d <= 128 {
+    if half && z.d.is_multiple_of(8) && z.d <= 128 {
         return on_tensor_cores(q, k, v, mask, z);
     }
     in_blocks(q, k, v, mask, z)

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::{LazyLock, Mutex};
 
-fn fault(what: &str, error: impl std::fmt::Debug) -> Error {
+pub(super) fn fault(what: &str, error: impl std::fmt::Debug) -> Error {
     Error::new(Kind::Device, format!("{what}: {error:?}"))
 }
 
@@ -87,7 +87,13 @@ fn function(device: &CudaDevice, unit: &Unit, kernel: &'static str, shared: usiz
     Ok(function)
 }
 
-pub fn launch(device: &CudaDevice, unit: &Unit, kernel: &'static str, grid: &Grid, values: &[Value]) -> Result<()> {
+pub(super) fn launch(
+    device: &CudaDevice,
+    unit: &Unit,
+    kernel: &'static str,
+    grid: &Grid,
+    values: &[Value],
+) -> Result<()> {
     let function = function(device, unit, kernel, grid.shared)?;
     let stream = device.cuda_stream();
     let mut builder = stream.launch_builder(&function);
@@ -106,7 +112,7 @@ pub fn launch(device: &CudaDevice, unit: &Unit, kernel: &'static str, grid: &Gri
     Ok(())
 }
 
-pub fn pointer(x: &Tensor) -> Result<u64> {
+pub(super) fn pointer(x: &Tensor) -> Result<u64> {
     let (storage, layout) = x.storage_and_layout();
     let Storage::Cuda(storage) = &*storage else {
         bail!(Internal, "kernel: expected a tensor on a CUDA device, got {:?}", x.device());
@@ -129,7 +135,7 @@ pub fn empty(like: &CudaStorage) -> candle_core::Result<CudaStorage> {
     unsafe { like.device().alloc_uninit(&candle_core::Shape::from(1), like.dtype()) }
 }
 
-pub fn multiply(
+pub(super) fn multiply(
     device: &CudaDevice,
     (m, k, n): (usize, usize, usize),
     [a, b, c]: [Part; 3],

@@ -42,7 +42,7 @@ type Invoke = unsafe extern "C" fn(*const c_char, *mut *mut c_void, *const u32, 
 /// Compiled units; the lock also keeps kernels from running at the same time, for their shared memory is static.
 static UNITS: LazyLock<Mutex<HashMap<Unit, Invoke>>> = LazyLock::new(Mutex::default);
 
-pub fn launch(unit: &Unit, kernel: &str, grid: &Grid, values: &[Value]) -> Result<()> {
+pub(super) fn launch(unit: &Unit, kernel: &str, grid: &Grid, values: &[Value]) -> Result<()> {
     LAUNCHES.set(LAUNCHES.get() + 1);
     let mut units = UNITS.lock().unwrap_or_else(|e| e.into_inner());
     if !units.contains_key(unit) {

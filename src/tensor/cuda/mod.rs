@@ -18,6 +18,8 @@ pub mod pool;
 pub mod rope;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "cuda")]
+pub mod transfer;
 
 use crate::bail;
 use crate::error::Result;
@@ -99,8 +101,8 @@ impl Unit {
 /// Numbers per memory access that rows of `width` numbers of these tensors allow.
 fn pack(width: usize, tensors: &[&Tensor]) -> usize {
     let most = 16 / tensors[0].dtype().size_in_bytes();
-    let fits = |x: &&Tensor| x.layout().start_offset() % most == 0;
-    if width % most == 0 && tensors.iter().all(fits) { most } else { 1 }
+    let fits = |x: &&Tensor| x.layout().start_offset().is_multiple_of(most);
+    if width.is_multiple_of(most) && tensors.iter().all(fits) { most } else { 1 }
 }
 
 /// Blocks and threads of a launch, and bytes of shared memory asked for at launch.
@@ -201,5 +203,5 @@ fn plain(x: &Tensor, dtype: DType) -> Result<Tensor> {
 /// The same, beginning where wide memory accesses may.
 fn aligned(x: &Tensor, dtype: DType) -> Result<Tensor> {
     let x = plain(x, dtype)?;
-    Ok(if x.layout().start_offset() % 8 == 0 { x } else { x.copy()? })
+    Ok(if x.layout().start_offset().is_multiple_of(8) { x } else { x.copy()? })
 }
