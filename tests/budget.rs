@@ -112,3 +112,28 @@ fn functions_are_short() {
     let sample = "fn short() {\n    1\n}\n    pub fn inner(\n        x: i64,\n    ) -> i64 {\n        // why\n        x\n    }\n";
     assert_eq!(functions(sample), [("short".into(), 3), ("inner".into(), 5)]);
 }
+
+/// Numbers are read by `tensor::check::read`, which is counted, wherever an update passes; the rest is named here.
+#[test]
+fn updates_read_no_numbers_on_the_side() {
+    // Times given to adapters that depend on them and to the interpolant, a prompt encoder's check, penalties given as functions
+    // (on the processor), files.
+    const ELSEWHERE: [&str; 7] = [
+        "src/model/adapter.rs",
+        "src/model/text.rs",
+        "src/flow/interpolant.rs",
+        "src/align/regularizer.rs",
+        "src/nn/lora.rs",
+        "src/optim/adamw.rs",
+        "src/tensor/check.rs",
+    ];
+    let faults = faults(|path, text| {
+        let part = path.split('/').nth(1)?;
+        let passed = ["align", "flow", "model", "nn", "optim", "reward", "tensor"].contains(&part);
+        let line =
+            text.lines().position(|l| l.contains(".to_vec1") || l.contains(".to_vec2") || l.contains(".to_scalar"))?;
+        (passed && !ELSEWHERE.contains(&path) && !path.starts_with("src/tensor/grad.rs"))
+            .then(|| format!("{path}:{} reads numbers", line + 1))
+    });
+    assert!(faults.is_empty(), "{faults}");
+}

@@ -10,6 +10,7 @@ use amscript::model::source::Sources;
 use amscript::model::{Flow, Velocity};
 use amscript::reward::trunk::Shelf;
 use amscript::reward::{self, Judge};
+use amscript::tensor::check::{as_on_a_device, reads};
 use amscript::tensor::grad::is_ours;
 use amscript::tensor::{Device, Rng, Tensor};
 use candle_core::Var;
@@ -69,4 +70,26 @@ fn losses_of_every_method() {
             assert!(loss.track_op() && is_ours(loss), "loss {i} of {base}");
         }
     }
+}
+
+/// Until its loss is there, an update waits for a device once: what is checked on the way is read together.
+#[test]
+fn an_update_reads_numbers_once() {
+    let base = models()[0].clone();
+    let policy = base.lora(2, 1.0, &Targets::default(), &Rng::new(1)).unwrap();
+    let (x0, c) = (base.noise(2, None, &mut Rng::new(0)).unwrap(), base.encode(&vec!["a red ring".into(); 2]).unwrap());
+    let (flow, scorer) = (base.clone(), judge(REWARDS[0]));
+    let prompts = vec!["a red ring".to_string(); 2];
+    let cost = RewardCost::new(move |x| scorer.score(&flow.decode(x)?, &prompts), 1.0).unwrap();
+    let rollout = RolloutOptions::new(uniform(3).unwrap());
+    let count = |f: &dyn Fn() -> Tensor| {
+        let before = reads();
+        assert!(as_on_a_device(f).track_op());
+        reads() - before
+    };
+    let matching = MatchingOptions { truncate: Truncation::Last(2), ..MatchingOptions::new(rollout.grid.clone()) };
+    assert_eq!(count(&|| adjoint_matching(&policy, &base, &x0, &c, &cost, &matching).unwrap().loss), 1);
+    let options = DraftOptions { rollout: rollout.clone(), truncate: Truncation::Last(1), renoised: 0 };
+    assert_eq!(count(&|| draft(&policy, &x0, &c, &cost, &options).unwrap().loss), 1);
+    assert_eq!(count(&|| refl(&policy, &x0, &c, &cost, &rollout, 1).unwrap().loss), 1);
 }

@@ -6,9 +6,9 @@ use crate::flow::{Dynamics, Trajectory};
 use crate::model::Velocity;
 use crate::progress::Progress;
 use crate::tensor::Tensor;
+use crate::tensor::check::{finite, together};
 use crate::tensor::grad::vjp;
 use crate::tensor::op::cast;
-use crate::tensor::sample::first_non_finite;
 
 /// Which adjoint a step's control target takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -67,6 +67,10 @@ impl Adjoint {
 ///
 /// Adjoints have the states' dtype, whatever the model computes in.
 pub fn lean_adjoint(base: &dyn Velocity, path: &Trajectory, end: &Tensor, index: AdjointIndex) -> Result<Adjoint> {
+    together(|| carried(base, path, end, index))
+}
+
+fn carried(base: &dyn Velocity, path: &Trajectory, end: &Tensor, index: AdjointIndex) -> Result<Adjoint> {
     if end.dims() != path.last().dims() {
         let (expected, got) = (path.last().dims(), end.dims());
         bail!(Shape, "lean_adjoint: the terminal gradient must have the state's shape {expected:?}, got {got:?}");
@@ -87,13 +91,13 @@ pub fn lean_adjoint(base: &dyn Velocity, path: &Trajectory, end: &Tensor, index:
         let velocity = |x: &Tensor| cast(&base.velocity(x, &t, &path.condition)?, x.dtype());
         let (v, pulled) = vjp(velocity, x, &a)?;
         a = path.dynamics(k)?.pull_back(&a, &pulled)?;
-        if let Some(sample) = first_non_finite(&a)? {
-            let t = path.grid.times()[k];
+        let t = path.grid.times()[k];
+        finite(&a, move |sample| {
             bail!(
                 Numeric,
                 "lean_adjoint: adjoints must be finite, got NaN or infinity in sample {sample} at step {k} (t = {t:.4})"
-            );
-        }
+            )
+        })?;
         if index == AdjointIndex::Same {
             values.push(a.clone());
         }

@@ -4,8 +4,8 @@ use crate::bail;
 use crate::error::Result;
 use crate::profile::phase;
 use crate::tensor::Tensor;
+use crate::tensor::check::{finite, together};
 use crate::tensor::grad::{composed, value_and_grad};
-use crate::tensor::sample::first_non_finite;
 use std::sync::{Arc, Mutex};
 
 /// What the end state is judged by.
@@ -60,6 +60,10 @@ pub struct Terminal {
 ///
 /// A reward or gradient that is not finite is an error naming the sample.
 pub fn terminal_gradient(cost: &dyn TerminalCost, x1: &Tensor) -> Result<Terminal> {
+    together(|| at_the_end(cost, x1))
+}
+
+fn at_the_end(cost: &dyn TerminalCost, x1: &Tensor) -> Result<Terminal> {
     let (batch, seen) = (x1.dim(0)?, Mutex::new(None));
     // The sum's gradient holds each sample's own, for a sample's reward depends on that sample only.
     let total = |x: &Tensor| {
@@ -71,14 +75,13 @@ pub fn terminal_gradient(cost: &dyn TerminalCost, x1: &Tensor) -> Result<Termina
         *seen.lock().unwrap_or_else(|e| e.into_inner()) = Some(reward.detach());
         composed(&[&reward], |reward| Ok(reward[0].sum_all()?))
     };
-    let checked = |name: &str, x: &Tensor| match first_non_finite(x)? {
-        Some(sample) => {
+    let checked = |name: &'static str, x: &Tensor| {
+        finite(x, move |sample| {
             bail!(
                 Numeric,
                 "terminal_gradient: the {name} must be finite, got NaN or infinity for sample {sample} at t = 1"
             )
-        }
-        None => Ok(()),
+        })
     };
     let (_, gradient) = phase("gradient of the reward", || value_and_grad(total, x1))?;
     let Some(reward) = seen.into_inner().unwrap_or_else(|e| e.into_inner()) else {

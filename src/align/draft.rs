@@ -7,8 +7,8 @@ use crate::error::Result;
 use crate::flow::{RolloutOptions, Walk, interpolant, time_tensor};
 use crate::model::{Condition, Velocity};
 use crate::profile::phase;
+use crate::tensor::check::{finite, together};
 use crate::tensor::grad::composed;
-use crate::tensor::sample::first_non_finite;
 use crate::tensor::{Tensor, op};
 
 /// One update of a method that follows the reward's own gradient.
@@ -36,6 +36,16 @@ pub struct DraftOptions {
 /// With `renoised = n` (K = 1): the mean over the end and n ends more, each `x' + h v(x')` from `x' = t X_N + (1 - t) z`, `t` the time of
 /// the last step.
 pub fn draft(
+    policy: &dyn Velocity,
+    x0: &Tensor,
+    condition: &Condition,
+    cost: &dyn TerminalCost,
+    options: &DraftOptions,
+) -> Result<Direct> {
+    together(|| differentiated(policy, x0, condition, cost, options))
+}
+
+fn differentiated(
     policy: &dyn Velocity,
     x0: &Tensor,
     condition: &Condition,
@@ -79,9 +89,10 @@ pub fn judged(cost: &dyn TerminalCost, x1: &Tensor, function: &str) -> Result<Te
     if reward.dims() != [batch] {
         bail!(Shape, "{function}: rewards must be of shape [{batch}], got {:?}", reward.dims());
     }
-    if let Some(sample) = first_non_finite(&reward)? {
-        bail!(Numeric, "{function}: the reward must be finite, got NaN or infinity for sample {sample}");
-    }
+    let place = function.to_string();
+    finite(&reward, move |sample| {
+        bail!(Numeric, "{place}: the reward must be finite, got NaN or infinity for sample {sample}")
+    })?;
     differentiable(&reward, function)?;
     Ok(reward)
 }

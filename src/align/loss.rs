@@ -6,6 +6,7 @@ use crate::bail;
 use crate::error::Result;
 use crate::flow::{Dynamics, Trajectory};
 use crate::profile::phase;
+use crate::tensor::check::read;
 use crate::tensor::grad::composed;
 use crate::tensor::sample::{norm_per_sample, sum_per_sample};
 use crate::tensor::{DType, Tensor};
@@ -152,17 +153,20 @@ pub fn fenchel_matching(
             "fenchel_loss: there must be one velocity and one adjoint for each of {steps} kept steps, got {got:?}"
         );
     }
+    let scaled = |i: usize| -> Result<Tensor> { Ok((adjoint.values[i].detach() * adjoint.dynamics[i].sigma())?) };
+    let slope = |i: usize| norm_per_sample(&scaled(i)?.to_dtype(DType::F64)?);
+    let slopes = read(&Tensor::cat(&(0..steps).map(slope).collect::<Result<Vec<_>>>()?, 0)?)?;
     one_node(policy, |policy| {
         accumulate(path, options, |i, x| {
-            let (step, unit) = (adjoint.dynamics[i], adjoint.dynamics[i].velocity_per_control());
+            let unit = adjoint.dynamics[i].velocity_per_control();
             if unit == 0.0 {
                 return Ok(Tensor::zeros(x.dim(0)?, x.dtype(), x.device())?);
             }
-            let a = (adjoint.values[i].detach() * step.sigma())?;
+            let (a, batch) = (scaled(i)?, x.dim(0)?);
             let u =
                 ((policy[i].to_dtype(x.dtype())? - adjoint.base_velocities[i].detach().to_dtype(x.dtype())?)? / unit)?;
-            let slopes = norm_per_sample(&a.to_dtype(DType::F64)?)?.to_vec1::<f64>()?;
-            let conjugate = Tensor::new(regularizer.conjugate(&slopes)?, x.device())?.to_dtype(x.dtype())?;
+            let conjugate = regularizer.conjugate(&slopes[i * batch..(i + 1) * batch])?;
+            let conjugate = Tensor::new(conjugate, x.device())?.to_dtype(x.dtype())?;
             // The root has no gradient at 0, where the control is at first.
             let size = (sum_per_sample(&u.sqr()?)? + 1e-24)?.sqrt()?;
             let gap = ((regularizer.value(&size)? + conjugate)? + sum_per_sample(&(u * a)?)?)?;

@@ -11,7 +11,8 @@ use crate::error::Result;
 use crate::flow::{Grid, RolloutOptions, Trajectory, rollout};
 use crate::model::{Condition, Velocity};
 use crate::profile::phase;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
+use crate::tensor::check::{read, together};
 use std::sync::Arc;
 
 /// The velocity changes that the policy should have over the base at the active steps.
@@ -115,6 +116,17 @@ pub fn adjoint_matching(
     cost: &dyn TerminalCost,
     options: &MatchingOptions,
 ) -> Result<Matched> {
+    together(|| matched(policy, base, x0, condition, cost, options))
+}
+
+fn matched(
+    policy: &dyn Velocity,
+    base: &dyn Velocity,
+    x0: &Tensor,
+    condition: &Condition,
+    cost: &dyn TerminalCost,
+    options: &MatchingOptions,
+) -> Result<Matched> {
     let steps = options.rollout.grid.steps();
     let measuring = match &options.truncate {
         Truncation::Adaptive(adaptive) if adaptive.due() => Some(adaptive),
@@ -174,10 +186,10 @@ fn noise_free_end(field: &dyn Velocity, path: &Trajectory) -> Result<Tensor> {
 
 /// The control that an adjoint asks for at each step, `h_k` times its mean size over the batch, in units of control.
 pub fn control_mass(adjoint: &Adjoint, regularizer: &Regularizer, norm: Norm) -> Result<Vec<f64>> {
-    let sizes = norms(&control_target(adjoint, regularizer, norm)?)?.mean(1)?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+    let sizes = norms(&control_target(adjoint, regularizer, norm)?)?.mean(1)?;
     let mass = |(size, step): (f64, &crate::flow::Dynamics)| match step.velocity_per_control() {
         0.0 => 0.0,
         unit => step.h * size / unit,
     };
-    Ok(sizes.into_iter().zip(&adjoint.dynamics).map(mass).collect())
+    Ok(read(&sizes)?.into_iter().zip(&adjoint.dynamics).map(mass).collect())
 }

@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::flow::{RolloutOptions, Walk};
 use crate::model::{Condition, Velocity};
 use crate::profile::phase;
+use crate::tensor::check::together;
 use crate::tensor::grad::composed;
 use crate::tensor::{Tensor, op};
 
@@ -20,11 +21,13 @@ pub fn refl(
     options: &RolloutOptions,
     m: usize,
 ) -> Result<Direct> {
-    let walk = Walk::new(policy, x0, condition, options)?;
-    let (x, t) = (phase("rollout", || walk.reach(x0, m))?, options.grid.times()[m]);
-    walk.before(m)?;
-    let v = walk.velocity(&x, t, true)?;
-    let reward = judged(cost, &op::combine((&x, 1.0), (&v, 1.0 - t))?, "refl")?;
-    let loss = composed(&[&reward], |reward| Ok((reward[0].mean_all()? * -cost.scale())?))?;
-    Ok(Direct { loss, reward: reward.detach() })
+    together(|| {
+        let walk = Walk::new(policy, x0, condition, options)?;
+        let (x, t) = (phase("rollout", || walk.reach(x0, m))?, options.grid.times()[m]);
+        walk.before(m)?;
+        let v = walk.velocity(&x, t, true)?;
+        let reward = judged(cost, &op::combine((&x, 1.0), (&v, 1.0 - t))?, "refl")?;
+        let loss = composed(&[&reward], |reward| Ok((reward[0].mean_all()? * -cost.scale())?))?;
+        Ok(Direct { loss, reward: reward.detach() })
+    })
 }

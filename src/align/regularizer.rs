@@ -2,6 +2,7 @@
 
 use crate::bail;
 use crate::error::Result;
+use crate::tensor::check::read;
 use crate::tensor::grad::value_and_grad;
 use crate::tensor::sample::{norm_per_sample, spread};
 use crate::tensor::{DType, Device, Tensor};
@@ -109,21 +110,16 @@ impl Regularizer {
         if self.is_quadratic() {
             return Ok(adjoints.iter().map(Tensor::neg).collect::<candle_core::Result<_>>()?);
         }
-        let norms =
-            adjoints.iter().map(|a| norm_per_sample(&a.to_dtype(DType::F64)?)?.to_vec1::<f64>().map_err(Into::into));
-        let norms = norms.collect::<Result<Vec<Vec<f64>>>>()?;
-        let sizes = self.sizes(&norms.concat())?;
-        let mut sizes = sizes.into_iter();
-        adjoints
-            .iter()
-            .zip(&norms)
-            .map(|(a, norms)| {
-                // Zero adjoint, zero control: the direction is undefined and the size 0.
-                let factor = |n: &f64| -sizes.next().unwrap_or(0.0) / n.max(f64::MIN_POSITIVE);
-                let factors: Vec<f64> = norms.iter().map(factor).collect();
-                Ok(a.broadcast_mul(&spread(&Tensor::new(factors, a.device())?, a)?)?)
-            })
-            .collect()
+        let norms = adjoints.iter().map(|a| norm_per_sample(&a.to_dtype(DType::F64)?)).collect::<Result<Vec<_>>>()?;
+        let norms = if norms.is_empty() { Vec::new() } else { read(&Tensor::cat(&norms, 0)?)? };
+        // Zero adjoint, zero control: the direction is undefined and the size 0.
+        let factors = self.sizes(&norms)?.into_iter().zip(&norms).map(|(size, n)| -size / n.max(f64::MIN_POSITIVE));
+        let mut factors = factors.collect::<Vec<f64>>().into_iter();
+        let controls = adjoints.iter().map(|a| {
+            let own: Vec<f64> = factors.by_ref().take(a.dim(0)?).collect();
+            Ok(a.broadcast_mul(&spread(&Tensor::new(own, a.device())?, a)?)?)
+        });
+        controls.collect()
     }
 
     /// `(f')^{-1}` of each number; 0 where `f'(0)` is already larger.

@@ -8,8 +8,8 @@ use crate::error::Result;
 use crate::model::{Condition, Velocity};
 use crate::profile::phase;
 use crate::progress::Progress;
+use crate::tensor::check::{finite, together};
 use crate::tensor::op::{cast, combine};
-use crate::tensor::sample::first_non_finite;
 use crate::tensor::{DType, Tensor};
 use std::sync::Arc;
 
@@ -165,13 +165,13 @@ impl<'a> Walk<'a> {
         if let (Some(draw), true) = (&self.options.draw, spread > 0.0) {
             next = combine((&next, 1.0), (&draw(k, x)?.to_dtype(x.dtype())?, spread))?;
         }
-        if let Some(sample) = first_non_finite(&next)? {
-            let t = grid.times()[k + 1];
+        let t = grid.times()[k + 1];
+        finite(&next, move |sample| {
             bail!(
                 Numeric,
                 "rollout: states must be finite, got NaN or infinity in sample {sample} after step {k} (t = {t:.4})"
-            );
-        }
+            )
+        })?;
         Ok(next)
     }
 
@@ -199,7 +199,7 @@ pub fn rollout(
     condition: &Condition,
     options: &RolloutOptions,
 ) -> Result<Trajectory> {
-    phase("rollout", || roll(velocity, x0, condition, options))
+    phase("rollout", || together(|| roll(velocity, x0, condition, options)))
 }
 
 fn roll(velocity: &dyn Velocity, x0: &Tensor, condition: &Condition, options: &RolloutOptions) -> Result<Trajectory> {

@@ -11,7 +11,7 @@ use crate::tensor::grad::segment;
 use crate::tensor::op::{self, attention, cast, gated_add, modulated_norm, rms_norm, rope_pairs, silu, swiglu};
 use crate::tensor::{DType, Device, Tensor};
 use serde::Deserialize;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// `transformer/config.json`.
 #[derive(Clone, Debug, Deserialize)]
@@ -116,6 +116,8 @@ pub struct Transformer {
     norm_out: Linear,
     project: Linear,
     compute: DType,
+    /// Of the last numbers of prompt tokens, rows and columns.
+    rotations: Mutex<Option<([usize; 3], Rotations)>>,
 }
 
 /// A block, and the variables in it when it is to be recomputed in the backward.
@@ -160,6 +162,7 @@ impl Transformer {
             project: w.pp("proj_out").linear_from(d, channels, false, Init::Zeros)?,
             config: config.clone(),
             compute: w.compute(),
+            rotations: Mutex::default(),
         })
     }
 
@@ -218,6 +221,13 @@ impl Transformer {
 
     /// Cosines and sines `[tokens, head / 2]` of the positions (0, row, column, text index), text first.
     fn rotations(&self, text: usize, h: usize, w: usize, device: &Device) -> Result<Rotations> {
+        let mut kept = self.rotations.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((sizes, known)) = &*kept
+            && *sizes == [text, h, w]
+            && known.0.device().same_device(device)
+        {
+            return Ok(known.clone());
+        }
         let frequencies = |dim: &usize| -> Vec<f64> {
             (0..dim / 2).map(|i| self.config.rope_theta.powf(-2.0 * i as f64 / *dim as f64)).collect()
         };
@@ -230,7 +240,9 @@ impl Transformer {
             }
         }
         let angles = Tensor::from_vec(angles, (text + h * w, self.config.attention_head_dim / 2), &Device::Cpu)?;
-        Ok((angles.cos()?.to_device(device)?, angles.sin()?.to_device(device)?))
+        let made = (angles.cos()?.to_device(device)?, angles.sin()?.to_device(device)?);
+        *kept = Some(([text, h, w], made.clone()));
+        Ok(made)
     }
 }
 

@@ -8,7 +8,7 @@ use crate::nn::archive::{self, Archive};
 use crate::nn::layout::{self, Layout, Piece};
 use crate::progress::{self, Progress};
 use crate::tensor::op::Lora;
-use crate::tensor::{DType, Device, Rng, Tensor};
+use crate::tensor::{DType, Device, Rng, Tensor, place};
 use candle_core::Var;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -175,6 +175,11 @@ impl Weights {
     pub fn numbers(&self, chosen: impl Fn(&str) -> bool) -> usize {
         let state = self.state();
         state.asked.iter().filter(|(name, _)| chosen(name)).map(|(_, shape)| shape.iter().product::<usize>()).sum()
+    }
+
+    /// Names and shapes of what the models built from these weights asked for.
+    pub fn asked(&self) -> BTreeMap<String, Vec<usize>> {
+        self.state().asked.clone()
     }
 
     /// How many tensors and numbers the models built from these weights asked for.
@@ -344,7 +349,7 @@ impl Weights {
         } else {
             tensor
         };
-        let tensor = tensor.to_dtype(shared.dtype)?.to_device(&shared.device)?;
+        let tensor = place::send(&tensor, shared.dtype, &shared.device)?;
         self.state().tensors.insert(full.to_string(), tensor.clone());
         Ok(tensor)
     }

@@ -2,7 +2,8 @@
 
 use super::OptimizerOptions;
 use crate::error::{Error, Kind, Result};
-use crate::tensor::{DType, Tensor};
+use crate::tensor::check::read;
+use crate::tensor::{DType, Tensor, cuda};
 use candle_core::{CpuStorage, InplaceOp3, Layout, Var};
 use rayon::prelude::*;
 
@@ -12,7 +13,7 @@ pub(super) fn sums_of_squares(tensors: &[Tensor]) -> Result<Vec<f64>> {
         return tensors.iter().map(sum_of_squares).collect();
     }
     let sums = tensors.iter().map(|x| x.sqr()?.sum_all()?.to_dtype(DType::F64));
-    Ok(Tensor::stack(&sums.collect::<candle_core::Result<Vec<_>>>()?, 0)?.to_vec1()?)
+    read(&Tensor::stack(&sums.collect::<candle_core::Result<Vec<_>>>()?, 0)?)
 }
 
 /// Summed in f64 over fixed chunks, so that the result does not depend on the number of threads.
@@ -59,6 +60,11 @@ impl Update {
     pub fn apply(&self, value: &Var, gradient: &Tensor, first: &Var, second: &Var) -> Result<()> {
         let ([b1, b2], [c1, c2]) = (self.betas, self.corrections);
         let (rate, scale, epsilon, decay) = (self.rate, self.scale, self.epsilon, self.decay);
+        if cuda::adamw::takes(value.as_tensor(), gradient) {
+            let numbers = [scale, b1, b2, rate / c1, c2, epsilon, decay];
+            let [value, first, second] = [value, first, second].map(|x| x.as_detached_tensor());
+            return cuda::adamw::step(&gradient.detach(), &value, &first, &second, numbers);
+        }
         let gradient = gradient.to_dtype(value.dtype())?.contiguous()?.detach();
         if value.device().is_cpu() {
             first.inplace_op3(&gradient, &gradient, &Each(|m: f64, g, _| b1 * m + (1.0 - b1) * scale * g))?;

@@ -2,6 +2,7 @@
 
 use crate::bail;
 use crate::error::Result;
+use crate::tensor::check::verify;
 use crate::tensor::{DType, Tensor};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -47,11 +48,14 @@ impl<'a> Batch<'a> {
             return Ok(());
         }
         let images = self.images.detach().to_dtype(DType::F32)?;
-        let (low, high) = (images.min_all()?.to_scalar::<f32>()?, images.max_all()?.to_scalar::<f32>()?);
-        if low < -0.01 || high > 1.01 {
-            bail!(Value, "score: images must lie in [0, 1], got values from {low} to {high}";
-                hint: "`decode` gives that range; images in [-1, 1] become it by `x / 2 + 0.5`, bytes by `x / 255`");
-        }
+        verify(&Tensor::stack(&[images.min_all()?, images.max_all()?], 0)?, |ends| {
+            let (low, high) = (ends[0] as f32, ends[1] as f32);
+            if low < -0.01 || high > 1.01 {
+                bail!(Value, "score: images must lie in [0, 1], got values from {low} to {high}";
+                    hint: "`decode` gives that range; images in [-1, 1] become it by `x / 2 + 0.5`, bytes by `x / 255`");
+            }
+            Ok(())
+        })?;
         self.checked.get_or_init(|| ());
         Ok(())
     }

@@ -18,7 +18,7 @@ use crate::error::Result;
 use crate::model::estimate::{Cost, Part};
 use crate::profile::phase;
 use crate::tensor::Tensor;
-use crate::tensor::sample::first_non_finite;
+use crate::tensor::check::finite;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -48,14 +48,14 @@ pub trait Reward: Send + Sync {
             let (got, name) = (scores.dims(), self.describe());
             bail!(Shape, "score: expected one number per image, [{count}], got {got:?} from {name}");
         }
-        if let Some(sample) = first_non_finite(&scores)? {
+        let (prompts, name) = (batch.prompts.to_vec(), self.describe());
+        finite(&scores, move |sample| {
             bail!(
                 Numeric,
-                "score: rewards must be finite, got NaN or infinity for sample {sample} (`{}`) from {}",
-                batch.prompts[sample],
-                self.describe()
-            );
-        }
+                "score: rewards must be finite, got NaN or infinity for sample {sample} (`{}`) from {name}",
+                prompts[sample]
+            )
+        })?;
         Ok(scores)
     }
 

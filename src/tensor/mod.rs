@@ -1,6 +1,8 @@
 //! Tensors: device and dtype, seeded random streams, differentiable ops, vector-Jacobian products, gradient check.
 
 pub mod array;
+pub mod check;
+pub(crate) mod cuda;
 pub mod grad;
 pub mod interrupt;
 pub(crate) mod kernel;

@@ -1,8 +1,8 @@
 //! Devices by name.
 
-use super::Device;
+use super::{DType, Device, Tensor};
 use crate::bail;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// `cpu`, `cuda` (the first card) or `cuda:N`.
 pub fn named(name: &str) -> Result<Device> {
@@ -14,10 +14,18 @@ pub fn named(name: &str) -> Result<Device> {
     let Some(card) = card else {
         bail!(Device, "expected `cpu`, `cuda` or `cuda:N`, got `{name}`");
     };
-    Device::new_cuda(card).map_err(|e| {
-        let error = Error::from(e).within(format_args!("device {name}"));
+    open(card).map_err(|e| {
+        let error = e.within(format_args!("device {name}"));
         if cfg!(feature = "cuda") { error } else { error.hint("this binary was built without `--features cuda`") }
     })
+}
+
+#[cfg(feature = "cuda")]
+use super::cuda::driver::open;
+
+#[cfg(not(feature = "cuda"))]
+fn open(card: usize) -> Result<Device> {
+    Ok(Device::new_cuda(card)?) // its error
 }
 
 /// The device that the variable `AMSCRIPT_DEVICE` names, else the processor.
@@ -32,4 +40,22 @@ pub fn name(device: &Device) -> String {
         candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
         candle_core::DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
     }
+}
+
+/// Bytes in use at most on a CUDA device since the last call, once all its work is done; nothing where it is another.
+pub fn peak_memory(device: &Device) -> Result<Option<u64>> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(card) => super::cuda::driver::peak_memory(card).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// Numbers of the processor on a device, in a float type: to a card in their own, by page-locked memory, and cast there.
+pub fn send(x: &Tensor, dtype: DType, device: &Device) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let (Device::Cuda(card), true) = (device, x.dtype() != DType::F64) {
+        return Ok(super::cuda::transfer::send(&x.contiguous()?, card)?.to_dtype(dtype)?);
+    }
+    Ok(x.to_dtype(dtype)?.to_device(device)?)
 }

@@ -29,7 +29,7 @@ pub fn number(value: f64) -> String {
 
 /// All values in row-major order.
 pub fn values(x: &Tensor) -> Result<Vec<f64>> {
-    Ok(x.detach().to_device(&Device::Cpu)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?)
+    super::check::read(&x.to_device(&Device::Cpu)?)
 }
 
 fn nested(values: &[f64], dims: &[usize], dtype: DType) -> String {

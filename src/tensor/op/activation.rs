@@ -2,6 +2,7 @@
 
 use crate::bail;
 use crate::error::Result;
+use crate::tensor::cuda;
 use crate::tensor::grad::custom_vjp;
 use crate::tensor::kernel::{Real, data, fresh, grain, on_cpu};
 use candle_core::{D, Tensor};
@@ -53,6 +54,9 @@ macro_rules! pointwise {
         pub fn $name(x: &Tensor) -> Result<Tensor> {
             fn run<T: Real>(x: &Tensor) -> Result<Tensor> {
                 pointwise::<$type, T>(x)
+            }
+            if cuda::takes(x) {
+                return cuda::activation::pointwise(cuda::activation::Kind::$type, x);
             }
             let composed: fn(&Tensor) -> candle_core::Result<Tensor> = $composed;
             on_cpu!(x, run(x), Ok(composed(x)?))
@@ -146,6 +150,9 @@ pub fn swiglu(x: &Tensor) -> Result<Tensor> {
     let width = x.dim(D::Minus1)?;
     if width % 2 != 0 {
         bail!(Shape, "swiglu: expected an even last dimension, got shape {:?}", x.dims());
+    }
+    if cuda::takes(x) {
+        return cuda::activation::swiglu(x);
     }
     let half = width / 2;
     on_cpu!(x, swiglu_cpu(x, half), {

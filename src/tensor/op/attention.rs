@@ -4,6 +4,7 @@ use super::cast::wide;
 use super::shape::{narrow, reshape};
 use crate::bail;
 use crate::error::{Error, Result};
+use crate::tensor::cuda;
 use crate::tensor::grad::custom_vjp;
 use crate::tensor::kernel::{Data, Matrix, Real, Shared, data, dot, fresh, grain, largest, on_cpu, product, sum};
 use candle_core::{D, Tensor};
@@ -11,9 +12,15 @@ use rayon::prelude::*;
 
 /// Softmax over the last dimension.
 pub fn softmax(x: &Tensor) -> Result<Tensor> {
-    let out = on_cpu!(x, softmax_cpu(&x.detach().contiguous()?), softmax_composed(&x.detach()))?;
+    let out = match cuda::takes(x) {
+        true => cuda::norm::softmax(x),
+        false => on_cpu!(x, softmax_cpu(&x.detach().contiguous()?), softmax_composed(&x.detach())),
+    }?;
     let y = out.copy()?;
     custom_vjp(&[x], out, move |grad, _| {
+        if cuda::takes(&y) {
+            return Ok(vec![Some(cuda::norm::softmax_back(grad, &y)?)]);
+        }
         let inner = (grad * &y)?.sum_keepdim(D::Minus1)?;
         Ok(vec![Some((grad.broadcast_sub(&inner)? * &y)?)])
     })
@@ -100,6 +107,9 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, mask: Option<&T
     }
     let sizes = Sizes { batch, s, t, heads, kv, d, scale, query_row: heads * d, key_row: kv * d };
     sizes.check_mask(mask)?;
+    if cuda::takes(q) {
+        return cuda::attention::attention(q, k, v, mask, cuda::attention::Sizes { batch, s, t, heads, kv, d, scale });
+    }
     wide([q, k, v], |[q, k, v]| {
         let mask = mask.map(|m| m.to_dtype(q.dtype())).transpose()?;
         let mask = mask.as_ref();
@@ -117,12 +127,17 @@ pub fn self_attention(qkv: &Tensor, heads: usize, scale: f64, mask: Option<&Tens
     let d = all / (3 * heads);
     let sizes = Sizes { batch, s, t: s, heads, kv: heads, d, scale, query_row: all, key_row: all };
     sizes.check_mask(mask)?;
+    let part = |qkv: &Tensor, i: usize| reshape(&narrow(qkv, 2, i * heads * d, heads * d)?, (batch, s, heads, d));
+    if cuda::takes(qkv) {
+        let out = attention(&part(qkv, 0)?, &part(qkv, 1)?, &part(qkv, 2)?, scale, mask)?;
+        return reshape(&out, (batch, s, heads * d));
+    }
     wide([qkv], |[qkv]| {
         let mask = mask.map(|m| m.to_dtype(qkv.dtype())).transpose()?;
         let mask = mask.as_ref();
         on_cpu!(qkv, self_attention_cpu(qkv, mask, sizes), {
-            let part = |i: usize| reshape(&narrow(qkv, 2, i * heads * d, heads * d)?, (batch, s, heads, d));
-            reshape(&attention_composed(&part(0)?, &part(1)?, &part(2)?, mask, sizes)?, (batch, s, heads * d))
+            let [q, k, v] = [part(qkv, 0)?, part(qkv, 1)?, part(qkv, 2)?];
+            reshape(&attention_composed(&q, &k, &v, mask, sizes)?, (batch, s, heads * d))
         })
     })
 }

@@ -3,6 +3,7 @@
 use super::cast::cast;
 use crate::bail;
 use crate::error::Result;
+use crate::tensor::cuda;
 use crate::tensor::grad::custom_vjp;
 use crate::tensor::kernel::{Matrix, Real, Shared, column_sums, data, fresh, grain, on_cpu, product, sum};
 use candle_core::Tensor;
@@ -41,6 +42,10 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, stride: usize,
     let z = Sizes { batch, inner, h, w, outer, kh, kw, stride, padding, oh, ow };
     let (weight, bias) = (&cast(weight, x.dtype())?, bias.map(|b| cast(b, x.dtype())).transpose()?);
     let bias = bias.as_ref();
+    if cuda::takes(x) {
+        let z = cuda::conv::Sizes { batch, inner, h, w, outer, kh, kw, stride, padding, oh, ow };
+        return cuda::conv::conv2d(x, weight, bias, z);
+    }
     on_cpu!(x, conv2d_cpu(x, weight, bias, z), {
         let y = x.conv2d(weight, padding, stride, 1, 1)?;
         match bias {
@@ -279,6 +284,9 @@ fn weight_gradient<T: Real>(grad: &[T], x: &[T], z: Sizes) -> Vec<T> {
 /// Doubles height and width of `x [batch, channels, h, w]` by repeating pixels.
 pub fn upsample_nearest2x(x: &Tensor) -> Result<Tensor> {
     let (b, c, h, w) = x.dims4()?;
+    if cuda::takes(x) {
+        return cuda::pool::upsample_nearest2x(x);
+    }
     on_cpu!(x, upsample_cpu(x), {
         let repeated = x.reshape((b, c, h, 1, w, 1))?.broadcast_as((b, c, h, 2, w, 2))?;
         Ok(repeated.contiguous()?.reshape((b, c, 2 * h, 2 * w))?)

@@ -3,6 +3,7 @@
 use super::cast::is_half;
 use crate::bail;
 use crate::error::Result;
+use crate::tensor::cuda;
 use crate::tensor::grad::custom_vjp;
 use crate::tensor::kernel::{self, Matrix, Real, Shared, column_sums, data, fresh, on_cpu, shares, strided};
 use candle_core::{DType, Tensor};
@@ -85,7 +86,7 @@ impl Saved {
             None => None,
         };
         let with_rows = |left: &Tensor| match &self.rows {
-            Some(rows) => product(&left.t()?, &rows.to_dtype(self.dtype)?, None, None),
+            Some(rows) => rows_product(left, &rows.to_dtype(self.dtype)?),
             None => bail!(Internal, "linear: the input of a trained layer must be kept, got none"),
         };
         if wanted[0] {
@@ -103,7 +104,7 @@ impl Saved {
                 gradients[factors] = Some(with_rows(through)?);
             }
             if wanted[factors + 1] {
-                gradients[factors + 1] = Some(product(&g.t()?, &(hidden * l.scale)?, None, None)?);
+                gradients[factors + 1] = Some(rows_product(g, &(hidden * l.scale)?)?);
             }
         }
         Ok(gradients)
@@ -115,6 +116,9 @@ type Scaled<'a> = (&'a Tensor, &'a Tensor, f64);
 
 /// `a b + bias + factor c d` for matrices of any strides and a `bias` per column.
 fn product(a: &Tensor, b: &Tensor, bias: Option<&Tensor>, also: Option<Scaled>) -> Result<Tensor> {
+    if cuda::takes(a) {
+        return cuda::linear::product(a, b, bias, also);
+    }
     on_cpu!(a, product_cpu(a, b, bias, also), {
         let mut y = a.matmul(b)?;
         if let Some(bias) = bias {
@@ -157,8 +161,19 @@ fn product_cpu<T: Real>(a: &Tensor, b: &Tensor, bias: Option<&Tensor>, also: Opt
     Ok(Tensor::from_vec(out, (m, n), a.device())?)
 }
 
+/// `g^T x` for rows of both.
+fn rows_product(g: &Tensor, x: &Tensor) -> Result<Tensor> {
+    match cuda::takes(g) {
+        true => cuda::linear::rows_product(g, x),
+        false => product(&g.t()?, x, None, None),
+    }
+}
+
 /// Sum over the rows of `g [rows, out]`.
 fn bias_gradient(g: &Tensor) -> Result<Tensor> {
+    if cuda::takes(g) {
+        return cuda::norm::column_sums(g);
+    }
     on_cpu!(g, bias_gradient_cpu(g), Ok(g.sum(0)?))
 }
 

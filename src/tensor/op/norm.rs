@@ -6,6 +6,7 @@ use super::cast::wide;
 use super::shape::affine;
 use crate::bail;
 use crate::error::Result;
+use crate::tensor::cuda;
 use crate::tensor::grad::custom_vjp;
 use crate::tensor::kernel::{Real, column_sums, data, dot, fresh, map_rows, on_cpu, sum};
 use candle_core::{D, Tensor};
@@ -14,6 +15,9 @@ use rayon::prelude::*;
 /// Layer normalisation over the last dimension, with optional weight and bias.
 pub fn layer_norm(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {
     let z = Rows { width: x.dim(D::Minus1)?, block: usize::MAX, centre: true, eps };
+    if cuda::takes(x) {
+        return cuda::norm::norm_rows(x, weight, bias, z.on_cuda(0.0));
+    }
     match (weight, bias) {
         (Some(weight), Some(bias)) => wide([x, weight, bias], |[x, w, b]| norm_rows(x, Some(w), Some(b), z)),
         (Some(weight), None) => wide([x, weight], |[x, w]| norm_rows(x, Some(w), None, z)),
@@ -24,6 +28,9 @@ pub fn layer_norm(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, ep
 /// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let z = Rows { width: x.dim(D::Minus1)?, block: usize::MAX, centre: false, eps };
+    if cuda::takes(x) {
+        return cuda::norm::norm_rows(x, Some(weight), None, z.on_cuda(0.0));
+    }
     wide([x, weight], |[x, weight]| norm_rows(x, Some(weight), None, z))
 }
 
@@ -32,6 +39,9 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
 pub fn modulated_norm(x: &Tensor, shift: &Tensor, scale: &Tensor, eps: f64) -> Result<Tensor> {
     let (tokens, width) = check_rows(x, &[scale, shift])?;
     let z = Rows { width, block: tokens, centre: true, eps };
+    if cuda::takes(x) {
+        return cuda::norm::norm_rows(x, Some(scale), Some(shift), z.on_cuda(1.0));
+    }
     wide([x, shift, scale], |[x, shift, scale]| norm_rows(x, Some(&affine(scale, 1.0, 1.0)?), Some(shift), z))
 }
 
@@ -46,6 +56,10 @@ struct Rows {
 }
 
 impl Rows {
+    fn on_cuda(&self, more: f64) -> cuda::norm::Rows {
+        cuda::norm::Rows { block: self.block, centre: self.centre, more, eps: self.eps }
+    }
+
     /// The part of `[blocks, width]` that serves row `i`.
     fn of<'a, T>(&self, values: &'a [T], i: usize) -> &'a [T] {
         &values[i / self.block * self.width..][..self.width]
@@ -143,19 +157,27 @@ fn project<T: Real>(g: &mut [T], x: &[T], mean: T, size: T, centre: bool) {
 
 /// Group normalisation of `x [batch, channels, ..]` with weight and bias per channel.
 pub fn group_norm(x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
-    wide([x, weight, bias], |[x, weight, bias]| norm_groups(x, groups, weight, bias, eps, false))
+    groups_of(x, groups, weight, bias, eps, false)
 }
 
 /// `silu` of [`group_norm`], in one pass.
 pub fn group_norm_silu(x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
-    wide([x, weight, bias], |[x, weight, bias]| norm_groups(x, groups, weight, bias, eps, true))
+    groups_of(x, groups, weight, bias, eps, true)
+}
+
+fn groups_of(x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f64, gated: bool) -> Result<Tensor> {
+    let channels = x.dim(1)?;
+    if groups == 0 || channels % groups != 0 {
+        bail!(Shape, "group_norm: {groups} groups must divide {channels} channels");
+    }
+    if cuda::takes(x) {
+        return cuda::norm::norm_groups(x, groups, weight, bias, eps, gated);
+    }
+    wide([x, weight, bias], |[x, weight, bias]| norm_groups(x, groups, weight, bias, eps, gated))
 }
 
 fn norm_groups(x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f64, gated: bool) -> Result<Tensor> {
     let (batch, channels) = (x.dim(0)?, x.dim(1)?);
-    if groups == 0 || channels % groups != 0 {
-        bail!(Shape, "group_norm: {groups} groups must divide {channels} channels");
-    }
     let (share, pixels) = (channels / groups, x.elem_count() / (batch * channels).max(1));
     let z = Groups { groups, share, pixels, gated };
     let rows = Rows { width: share * pixels, block: usize::MAX, centre: true, eps };
@@ -254,6 +276,10 @@ fn groups_backward<T: Real>(g: &[T], x: &[T], [w, b]: [&[T]; 2], z: Groups, rows
 
 /// `x + gate y` for `x, y [batch, tokens, d]` and `gate [batch, d]`.
 pub fn gated_add(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor> {
+    if cuda::takes(x) {
+        check_rows(x, &[gate])?;
+        return cuda::norm::gated_add(x, gate, y);
+    }
     on_cpu!(x, gated_add_cpu(x, gate, y), Ok((x + y.broadcast_mul(&gate.unsqueeze(1)?)?)?))
 }
 

@@ -2,6 +2,7 @@
 
 use crate::bail;
 use crate::error::Result;
+use crate::tensor::cuda;
 use crate::tensor::grad::custom_vjp;
 use crate::tensor::kernel::{Real, data, grain, on_cpu};
 use candle_core::Tensor;
@@ -31,6 +32,11 @@ impl Sizes {
         Ok(Self { h, w, size, stride, padding, oh, ow })
     }
 
+    fn on_cuda(&self) -> cuda::pool::Windows {
+        let Self { h, w, size, stride, padding, oh, ow } = *self;
+        cuda::pool::Windows { h, w, size, stride, padding, oh, ow }
+    }
+
     /// Calls `f(output pixel, rows, columns)` for each window, cut at the edges.
     fn windows(&self, mut f: impl FnMut(usize, std::ops::Range<usize>, std::ops::Range<usize>)) {
         let cut = |i: usize, padding: usize, side: usize| {
@@ -48,6 +54,9 @@ impl Sizes {
 /// The gradient goes to the first of equal maxima.
 pub fn max_pool2d(x: &Tensor, size: usize, stride: usize) -> Result<Tensor> {
     let z = Sizes::new("max_pool2d", x, size, stride, [0, 0])?;
+    if cuda::takes(x) {
+        return cuda::pool::max_pool2d(x, z.on_cuda());
+    }
     on_cpu!(x, max_cpu(x, z), max_composed(x, z))
 }
 
@@ -100,6 +109,9 @@ fn max_composed(x: &Tensor, z: Sizes) -> Result<Tensor> {
 /// rows and columns; rows and columns that fill no window are left out.
 pub fn avg_pool2d(x: &Tensor, size: usize, padding: [usize; 2]) -> Result<Tensor> {
     let z = Sizes::new("avg_pool2d", x, size, size, padding)?;
+    if cuda::takes(x) {
+        return cuda::pool::avg_pool2d(x, z.on_cuda());
+    }
     on_cpu!(x, avg_cpu(x, z), avg_composed(x, z))
 }
 

@@ -6,6 +6,7 @@ use crate::tensor::grad::custom_vjp;
 use crate::tensor::kernel::{Matrix, Real, data, fresh, on_cpu, product, strided};
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
+use std::sync::{Mutex, PoisonError};
 
 /// Interpolation and whether shrinking averages (antialias).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,8 +21,8 @@ pub fn resize(x: &Tensor, height: usize, width: usize, filter: Filter) -> Result
     if h * w * height * width == 0 {
         bail!(Shape, "resize: expected at least one pixel, got {h} x {w} to {height} x {width}");
     }
-    let across = weights(w, width, filter, x.dtype(), x.device())?; // [width, w]
-    let down = weights(h, height, filter, x.dtype(), x.device())?; // [height, h]
+    let across = kept(w, width, filter, x)?; // [width, w]
+    let down = kept(h, height, filter, x)?; // [height, h]
     let y = both(&x.detach(), &down, &across)?;
     custom_vjp(&[x], y.reshape((b, c, height, width))?, move |grad, _| {
         Ok(vec![Some(both(grad, &down.t()?, &across.t()?)?.reshape((b, c, h, w))?)])
@@ -56,6 +57,23 @@ fn both_cpu<T: Real>(x: &Tensor, down: &Tensor, across: &Tensor) -> Result<Tenso
         });
     });
     Ok(Tensor::from_vec(out, (b * c, height, width), x.device())?)
+}
+
+type Made = ((usize, usize, Filter, DType), Tensor);
+
+/// The matrix for `x`; the last few made are kept, so that a device is not sent the same again.
+fn kept(from: usize, to: usize, filter: Filter, x: &Tensor) -> Result<Tensor> {
+    static KEPT: Mutex<Vec<Made>> = Mutex::new(Vec::new());
+    let (key, mut kept) = ((from, to, filter, x.dtype()), KEPT.lock().unwrap_or_else(PoisonError::into_inner));
+    if let Some((_, matrix)) = kept.iter().find(|(k, m)| *k == key && m.device().same_device(x.device())) {
+        return Ok(matrix.clone());
+    }
+    let matrix = weights(from, to, filter, x.dtype(), x.device())?;
+    if kept.len() == 16 {
+        kept.remove(0);
+    }
+    kept.push((key, matrix.clone()));
+    Ok(matrix)
 }
 
 /// Interpolation matrix `[to, from]`, rows summing to one (align_corners false).

@@ -3,25 +3,33 @@
 use super::cast::wide;
 use crate::bail;
 use crate::error::Result;
+use crate::tensor::cuda;
 use crate::tensor::grad::custom_vjp;
 use crate::tensor::kernel::{Real, data, map_rows, on_cpu};
 use candle_core::{D, Tensor};
 
 /// Rotates dimensions `(2 i, 2 i + 1)` of `x [batch, s, heads, d]` by angles given as `cos, sin [s, d / 2]`.
 pub fn rope_pairs(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    wide([x], |[x]| rope(x, cos, sin, true))
+    turned(x, cos, sin, true)
 }
 
 /// Rotates dimensions `(i, i + d / 2)` of `x [batch, s, heads, d]` by angles given as `cos, sin [s, d / 2]`.
 pub fn rope_halves(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    wide([x], |[x]| rope(x, cos, sin, false))
+    turned(x, cos, sin, false)
 }
 
-fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, pairs: bool) -> Result<Tensor> {
+fn turned(x: &Tensor, cos: &Tensor, sin: &Tensor, pairs: bool) -> Result<Tensor> {
     let (_, s, _, d) = x.dims4()?;
     if cos.dims() != [s, d / 2] || sin.dims() != cos.dims() || d % 2 != 0 {
         bail!(Shape, "rope: expected angles [{s}, {}], got {:?} and {:?}", d / 2, cos.dims(), sin.dims());
     }
+    if cuda::takes(x) {
+        return cuda::rope::rope(x, cos, sin, pairs);
+    }
+    wide([x], |[x]| rope(x, cos, sin, pairs))
+}
+
+fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, pairs: bool) -> Result<Tensor> {
     let angles = [cos, sin].map(|a| a.detach().to_dtype(x.dtype()).and_then(|a| a.contiguous()));
     let [cos, sin] = angles;
     let (cos, sin) = (cos?, sin?);

@@ -1,6 +1,7 @@
 //! Sums, changes of scale and of layout, as nodes of ours: one operation of candle's in a graph leaves the whole of it to candle's walk.
 
 use crate::error::Result;
+use crate::tensor::cuda;
 use crate::tensor::grad::custom_vjp;
 use crate::tensor::kernel::{Real, data, fresh, grain, on_cpu};
 use crate::tensor::tape::view;
@@ -109,7 +110,10 @@ pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
 
 /// `a x + b y` of one shape.
 pub fn combine((x, a): (&Tensor, f64), (y, b): (&Tensor, f64)) -> Result<Tensor> {
-    let sum = on_cpu!(x, combine_cpu(x, a, y, b), Ok(((x.detach() * a)? + (y.detach() * b)?)?))?;
+    let sum = match cuda::takes(x) {
+        true => cuda::activation::combine(x, a, y, b),
+        false => on_cpu!(x, combine_cpu(x, a, y, b), Ok(((x.detach() * a)? + (y.detach() * b)?)?)),
+    }?;
     custom_vjp(&[x, y], sum, move |grad, wanted| {
         let scaled = |factor: f64| if factor == 1.0 { Ok(grad.clone()) } else { grad * factor };
         let part = |(wanted, factor): (&bool, f64)| Ok(if *wanted { Some(scaled(factor)?) } else { None });

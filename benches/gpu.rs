@@ -1,0 +1,252 @@
+//! Updates of a FLUX.2-Klein-4B with random weights made on the card: seconds, utilisation and peak memory as one line of JSON.
+//!
+//! `cargo bench --features cuda --bench gpu -- [--size tiny] [--methods AM-1,AM-3] [--batch 16] [--steps 20] [--repeats 3]`; the device is
+//! that of `AMSCRIPT_DEVICE`. `benches/peers/gpu.py` does the same in PyTorch; see `benches/README.md`.
+#![allow(clippy::print_stdout)]
+
+use amscript::Result;
+use amscript::align::{DraftOptions, MatchingOptions, RewardCost, Truncation, adjoint_matching, draft, refl};
+use amscript::flow::{RolloutOptions, uniform};
+use amscript::model::estimate::{self, Ops};
+use amscript::model::flux2::{Config, Transformer};
+use amscript::model::latents::Latents;
+use amscript::model::{Condition, Velocity, vae};
+use amscript::nn::weights::Weights;
+use amscript::optim::{AdamW, OptimizerOptions, Params};
+use amscript::tensor::grad::composed;
+use amscript::tensor::{DType, Device, Rng, Tensor, op, place};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A network and its way without a graph to its adapters.
+struct Field {
+    network: Transformer,
+    frozen: Option<Arc<dyn Velocity>>,
+}
+
+impl Velocity for Field {
+    fn velocity(&self, x: &Tensor, t: &Tensor, condition: &Condition) -> Result<Tensor> {
+        let text = condition.embeddings.as_ref().expect("the bench gives embeddings");
+        self.network.velocity(x, t, text)
+    }
+
+    fn frozen(&self) -> Result<Option<Arc<dyn Velocity>>> {
+        Ok(self.frozen.clone())
+    }
+}
+
+struct Sizes {
+    transformer: Config,
+    autoencoder: vae::Config,
+    /// Latents a side, prompt tokens.
+    side: usize,
+    tokens: usize,
+}
+
+fn sizes(name: &str) -> Sizes {
+    let (width, double, single, features, channels, widths, resnets, side, tokens) = match name {
+        "klein-4b" => (3072, 5, 20, 7680, 32, json!([128, 256, 512, 512]), 2, 16, 512),
+        "tiny" => (64, 1, 2, 48, 4, json!([8, 8, 16, 16]), 1, 2, 8),
+        other => panic!("--size: expected klein-4b or tiny, got {other}"),
+    };
+    let head = if name == "tiny" { 16 } else { 128 };
+    let transformer = json!({
+        "in_channels": 4 * channels, "num_layers": double, "num_single_layers": single, "num_attention_heads": width / head,
+        "attention_head_dim": head, "joint_attention_dim": features, "mlp_ratio": 3.0, "axes_dims_rope": [head / 4, head / 4, head / 4, head / 4],
+    });
+    let autoencoder = json!({
+        "block_out_channels": widths, "layers_per_block": resnets, "latent_channels": channels,
+        "norm_num_groups": if name == "tiny" { 4 } else { 32 },
+    });
+    Sizes {
+        transformer: serde_json::from_value(transformer).expect("a config"),
+        autoencoder: serde_json::from_value(autoencoder).expect("a config"),
+        side,
+        tokens,
+    }
+}
+
+/// Random weights made where they are used: normal matrices, vectors of ones.
+fn drawn(asked: BTreeMap<String, Vec<usize>>, deviation: f64, dtype: DType, device: &Device) -> Result<Weights> {
+    let draw = |(name, shape): (String, Vec<usize>)| {
+        let tensor = match shape.len() {
+            1 if name.ends_with("bias") || name.ends_with("mean") => Tensor::zeros(shape, dtype, device)?,
+            1 => Tensor::ones(shape, dtype, device)?,
+            _ => Tensor::randn(0f32, deviation as f32, shape, device)?.to_dtype(dtype)?,
+        };
+        Ok((name, tensor))
+    };
+    Ok(Weights::from_tensors("random", asked.into_iter().map(draw).collect::<Result<_>>()?))
+}
+
+/// Everything an update starts from.
+struct Bench {
+    base: Field,
+    policy: Field,
+    optimizer: AdamW,
+    condition: Condition,
+    x0: Tensor,
+    cost: RewardCost,
+    steps: usize,
+}
+
+impl Bench {
+    fn new(sizes: &Sizes, batch: usize, steps: usize, device: &Device) -> Result<Self> {
+        let dtype = if device.is_cpu() { DType::F32 } else { DType::BF16 };
+        let outline = Weights::outline(dtype);
+        Transformer::new(&sizes.transformer, &outline, true)?;
+        let weights = drawn(outline.asked(), (sizes.transformer.width() as f64).powf(-0.5), dtype, device)?;
+        let targets = ["to_q", "to_k", "to_v", "to_out.0", "to_qkv_mlp_proj", "attn.to_out"];
+        let chosen = |module: &str| module.contains("blocks") && targets.iter().any(|end| module.ends_with(end));
+        let base = Field { network: Transformer::new(&sizes.transformer, &weights, true)?, frozen: None };
+        let adapted = weights.with_lora(chosen, 64, 1.0, &Rng::new(1))?;
+        let field = |weights: &Weights, frozen| -> Result<Field> {
+            Ok(Field { network: Transformer::new(&sizes.transformer, weights, true)?, frozen })
+        };
+        let frozen: Arc<dyn Velocity> = Arc::new(field(&adapted.frozen()?, None)?);
+        let options = OptimizerOptions { check: false, ..Default::default() };
+        let optimizer = AdamW::new(Params::new(adapted.params())?, options)?;
+        let outline = Weights::outline(DType::F32);
+        Latents::new(&sizes.autoencoder, &outline)?;
+        let latents =
+            Latents::new(&sizes.autoencoder, &drawn(outline.asked(), 0.05, DType::F32, device)?)?.recomputing(true);
+        let brightness = move |x: &Tensor| {
+            let images = op::clamp_through(&latents.decode(x)?, 0.0, 1.0)?;
+            composed(&[&images], |i| Ok(i[0].to_dtype(DType::F32)?.flatten_from(1)?.mean(1)?))
+        };
+        let text = [batch, sizes.tokens, sizes.transformer.joint_attention_dim];
+        let embeddings = Some(Tensor::randn(0f32, 1.0, &text[..], device)?.to_dtype(dtype)?);
+        let latent = [batch, sizes.transformer.in_channels, sizes.side, sizes.side];
+        Ok(Self {
+            base,
+            policy: field(&adapted, Some(frozen))?,
+            optimizer,
+            condition: Condition { embeddings, ..Default::default() },
+            x0: Tensor::randn(0f32, 1.0, &latent[..], device)?,
+            cost: RewardCost::new(brightness, 100.0)?,
+            steps,
+        })
+    }
+
+    /// One update; `turn` is the step that ReFL takes.
+    fn update(&mut self, method: &str, turn: usize) -> Result<()> {
+        let grid = uniform(self.steps)?;
+        let truncate = |k: usize| Truncation::Last(k.min(self.steps));
+        let loss = match method {
+            "AM-1" | "AM-3" | "AM-Full" => {
+                let k = match method {
+                    "AM-1" => 1,
+                    "AM-3" => 3,
+                    _ => self.steps,
+                };
+                let options = MatchingOptions { truncate: truncate(k), ..MatchingOptions::new(grid) };
+                adjoint_matching(&self.policy, &self.base, &self.x0, &self.condition, &self.cost, &options)?.loss
+            }
+            "DRaFT-1" => {
+                let options = DraftOptions { rollout: RolloutOptions::new(grid), truncate: truncate(1), renoised: 0 };
+                draft(&self.policy, &self.x0, &self.condition, &self.cost, &options)?.loss
+            }
+            "ReFL-5" => {
+                let options = RolloutOptions::new(grid);
+                let m = self.steps - 1 - turn % self.steps.min(5);
+                refl(&self.policy, &self.x0, &self.condition, &self.cost, &options, m)?.loss
+            }
+            other => panic!("--methods: expected AM-1, AM-3, AM-Full, DRaFT-1 or ReFL-5, got {other}"),
+        };
+        self.optimizer.step(&loss, Some(1.0))?;
+        Ok(())
+    }
+}
+
+/// Operations of an update per sample: those of the mathematics, without blocks that run again.
+fn work(method: &str, sizes: &Sizes, steps: usize) -> f64 {
+    let ops = Ops { dtype: DType::BF16, fused: true };
+    let network = estimate::flux2(&sizes.transformer, sizes.tokens, sizes.side * sizes.side, ops);
+    let decode = estimate::decoder(&sizes.autoencoder, 2 * sizes.side, 2 * sizes.side, ops);
+    let n = steps as f64;
+    let (forwards, backwards) = match method {
+        "AM-1" => (n + 1.0, 2.0),
+        "AM-3" => (n + n.min(3.0), 2.0 * n.min(3.0)),
+        "AM-Full" => (2.0 * n, 2.0 * n),
+        "DRaFT-1" => (n, 1.0),
+        _ => (n - (n.min(5.0) - 1.0) / 2.0, 1.0),
+    };
+    forwards * network.forward + backwards * network.vjp + decode.forward + decode.vjp
+}
+
+/// Waits for the device, and gives its peak memory.
+fn finished(device: &Device) -> Result<Option<u64>> {
+    device.synchronize()?;
+    place::peak_memory(device)
+}
+
+/// Operations per second of a large product in the type that networks compute in.
+fn matmul_rate(device: &Device) -> Result<f64> {
+    let (n, dtype) = if device.is_cpu() { (512, DType::F32) } else { (8192, DType::BF16) };
+    let x = Tensor::randn(0f32, 1.0, (n, n), device)?.to_dtype(dtype)?;
+    let run = |times: usize| -> Result<f64> {
+        let begun = Instant::now();
+        for _ in 0..times {
+            op::linear(&x, &x, None, None)?;
+        }
+        finished(device)?;
+        Ok(begun.elapsed().as_secs_f64())
+    };
+    run(3)?;
+    Ok(20.0 * 2.0 * (n as f64).powi(3) / run(20)?)
+}
+
+/// Mean seconds of an update, the first left out, and peak memory.
+fn timed(bench: &mut Bench, method: &str, repeats: usize, device: &Device) -> Result<(f64, Option<u64>)> {
+    bench.update(method, 0)?;
+    finished(device)?;
+    let begun = Instant::now();
+    for turn in 0..repeats {
+        bench.update(method, turn)?;
+    }
+    let peak = finished(device)?;
+    Ok((begun.elapsed().as_secs_f64() / repeats as f64, peak))
+}
+
+fn main() -> Result<()> {
+    let given: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    let option = |name: &str, usual: &str| {
+        let at = given.iter().position(|a| a == name);
+        at.and_then(|i| given.get(i + 1)).cloned().unwrap_or_else(|| usual.to_string())
+    };
+    let number = |name: &str, usual: &str| option(name, usual).parse::<usize>().expect("a number");
+    let device = place::from_environment()?;
+    let size = option("--size", if device.is_cpu() { "tiny" } else { "klein-4b" });
+    let (batch, steps, repeats) = (number("--batch", "16"), number("--steps", "20"), number("--repeats", "3"));
+    let sizes = sizes(&size);
+    let rate = matmul_rate(&device)?;
+    let begun = Instant::now();
+    let mut bench = Bench::new(&sizes, batch, steps, &device)?;
+    let weights = finished(&device)?;
+    let made = begun.elapsed().as_secs_f64();
+    eprintln!("made in {made:.1} s, products at {:.1} TFLOP/s", rate / 1e12);
+    let mut found = serde_json::Map::new();
+    for method in option("--methods", "AM-1,AM-3,DRaFT-1,ReFL-5,AM-Full").split(',') {
+        let repeats = if method == "ReFL-5" { repeats.next_multiple_of(5) } else { repeats };
+        let flops = batch as f64 * work(method, &sizes, steps);
+        // One that fails, for want of memory perhaps, leaves the others their figures.
+        let figures = match timed(&mut bench, method, repeats, &device) {
+            Ok((seconds, peak)) => json!({
+                "seconds": seconds, "tflop": flops / 1e12, "utilisation": flops / seconds / rate, "peak_bytes": peak,
+            }),
+            Err(error) => json!({ "error": error.to_string() }),
+        };
+        eprintln!("{method}: {figures}");
+        found.insert(method.into(), figures);
+    }
+    println!(
+        "{}",
+        json!({
+            "side": "amscript", "device": place::name(&device), "size": size, "batch": batch, "steps": steps,
+            "matmul_tflops": rate / 1e12, "weights_bytes": weights, "made_in": made, "methods": found,
+        })
+    );
+    Ok(())
+}

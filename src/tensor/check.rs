@@ -1,0 +1,128 @@
+//! Checks of numbers that are on a device: to read them is to wait for it. On the processor they are made at once; elsewhere they are put off to
+//! the end of the update that asks for them, and read together.
+
+use super::sample::sum_per_sample;
+use super::{DType, Tensor};
+use crate::error::Result;
+use std::cell::{Cell, RefCell};
+
+type Judge = Box<dyn FnOnce(&[f64]) -> Result<()>>;
+
+thread_local! {
+    /// Checks of the outermost [`together`], in order.
+    static OPEN: RefCell<Option<Vec<(Tensor, Judge)>>> = const { RefCell::new(None) };
+    static READS: Cell<usize> = const { Cell::new(0) };
+    static LATER: Cell<bool> = const { Cell::new(false) };
+}
+
+/// All numbers of a tensor, row by row; waits for its device.
+pub fn read(x: &Tensor) -> Result<Vec<f64>> {
+    READS.set(READS.get() + 1);
+    Ok(x.detach().flatten_all()?.to_dtype(DType::F64)?.to_vec1()?)
+}
+
+/// How often this thread has read numbers.
+pub fn reads() -> usize {
+    READS.get()
+}
+
+/// `f` with the processor's checks put off like those of other devices.
+pub fn as_on_a_device<T>(f: impl FnOnce() -> T) -> T {
+    let before = LATER.replace(true);
+    let value = f();
+    LATER.set(before);
+    value
+}
+
+/// Runs `f`; the checks put off in it are made at its end, with one read. The first that fails is the error, whatever came of it later.
+pub fn together<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
+    let outermost = OPEN.with_borrow_mut(|open| match open {
+        Some(_) => false,
+        None => {
+            *open = Some(Vec::new());
+            true
+        }
+    });
+    let value = f();
+    if !outermost {
+        return value;
+    }
+    settle(OPEN.take().unwrap_or_default())?;
+    value
+}
+
+fn settle(checks: Vec<(Tensor, Judge)>) -> Result<()> {
+    if checks.is_empty() {
+        return Ok(());
+    }
+    let numbers: Vec<Tensor> = checks.iter().map(|(x, _)| x.clone()).collect();
+    let numbers = read(&Tensor::cat(&numbers, 0)?)?;
+    let mut rest = &numbers[..];
+    for (x, judge) in checks {
+        let (own, after) = rest.split_at(x.elem_count());
+        rest = after;
+        judge(own)?;
+    }
+    Ok(())
+}
+
+/// Has a few numbers `[n]` judged, at once or at the end of what runs [`together`].
+pub fn verify(numbers: &Tensor, judge: impl FnOnce(&[f64]) -> Result<()> + 'static) -> Result<()> {
+    let numbers = numbers.detach().to_dtype(DType::F64)?;
+    let waits = !numbers.device().is_cpu() || LATER.get();
+    let judge = OPEN.with_borrow_mut(|open| match open.as_mut().filter(|_| waits) {
+        Some(checks) => {
+            checks.push((numbers.clone(), Box::new(judge)));
+            None
+        }
+        None => Some(judge),
+    });
+    match judge {
+        Some(judge) => judge(&read(&numbers)?),
+        None => Ok(()),
+    }
+}
+
+/// Refuses a tensor with NaN or infinity: `fault` gets the first sample that holds one, and makes the error.
+pub fn finite(x: &Tensor, fault: impl FnOnce(usize) -> Result<()> + 'static) -> Result<()> {
+    // x * 0 is 0 where x is finite and NaN elsewhere, so one sum per sample answers for all of it.
+    let zeros = sum_per_sample(&(x.detach() * 0.0)?)?;
+    verify(&zeros, |zeros| zeros.iter().position(|z| z.is_nan()).map_or(Ok(()), fault))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bail;
+    use crate::tensor::Device;
+
+    fn check(values: [f32; 4]) -> Result<()> {
+        let x = Tensor::new(&values, &Device::Cpu)?.reshape((2, 2))?;
+        finite(&x, move |sample| bail!(Numeric, "sample {sample} of {values:?}"))
+    }
+
+    #[test]
+    fn a_bad_sample_is_found() {
+        assert!(check([f32::MAX, f32::MAX, -1.0, 0.0]).is_ok());
+        assert!(check([1.0, 2.0, f32::NEG_INFINITY, 0.0]).unwrap_err().message.starts_with("sample 1"));
+        assert!(check([f32::NAN, 2.0, 0.0, 0.0]).unwrap_err().message.starts_with("sample 0"));
+    }
+
+    #[test]
+    fn checks_put_off_are_read_once_and_the_first_fault_is_told() {
+        let before = reads();
+        let run = |third: f32| -> Result<()> {
+            together(|| {
+                check([0.0; 4])?;
+                together(|| check([third, 0.0, 0.0, 0.0]))?;
+                check([0.0, 0.0, 0.0, f32::NAN])?;
+                bail!(Value, "what came of it")
+            })
+        };
+        let told = |third| as_on_a_device(|| run(third).unwrap_err().message);
+        assert!(told(f32::NAN).starts_with("sample 0") && told(1.0).starts_with("sample 1"));
+        assert_eq!(reads() - before, 2);
+        assert!(as_on_a_device(|| together(|| check([0.0; 4]))).is_ok());
+        assert!(run(f32::NAN).unwrap_err().message.starts_with("sample 0"), "at once on the processor");
+    }
+}
