@@ -64,7 +64,7 @@ pub fn check(example: &Example) -> std::result::Result<(), String> {
         // its variables may come from the prose around it
         return super::reader().compile(&example.code).map(drop).map_err(|e| e.to_string());
     }
-    let exact = host.session().request.device.is_cpu();
+    let exact = host.session().device().is_cpu();
     let mut runner = Runner { host, scope: Scope::new(), functions: AST::empty() };
     steps(&example.code).iter().try_for_each(|step| {
         let outcome = runner.run(&step.code);
