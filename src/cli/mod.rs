@@ -1,12 +1,14 @@
 //! Commands: parse, call, print one error, exit code. Nothing here computes.
 #![allow(clippy::print_stdout)]
 
+pub mod check;
 pub mod doc;
 pub mod fault;
 pub mod models;
 pub mod plan;
 pub mod profile;
 pub mod quantity;
+pub mod recipe;
 pub mod run;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -26,9 +28,18 @@ struct Cli {
 enum Command {
     /// Run a script.
     Run(RunArgs),
+    /// Say what is wrong with scripts, without running them.
+    Check(CheckArgs),
+    /// List the recipes in the binary, or print one.
+    Recipes {
+        /// The recipe to print, such as `flux_ode_am` or `tables/flux`.
+        name: Option<String>,
+    },
+    /// Start a script of your own.
+    New(NewArgs),
     /// List the models that are known, those that are found, and their files.
     Models(ModelsArgs),
-    /// Write the reference manual and the editor definitions to docs/.
+    /// Write the reference manual to docs/ and what editors need to docs/ and editors/.
     Doc {
         /// Compare with what is there instead, and fail when it is old.
         #[arg(long)]
@@ -39,7 +50,7 @@ enum Command {
 /// What to run, and what to change about it.
 #[derive(Args)]
 pub struct RunArgs {
-    /// The script; `-` reads it from standard input.
+    /// The script, or a recipe in the binary; `-` reads it from standard input.
     pub script: PathBuf,
     /// Replace one of the script's settings: a number, a value such as `full()`, or text.
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
@@ -62,6 +73,27 @@ pub struct RunArgs {
     /// Print where time and memory went, by phase and by op, when the run has ended.
     #[arg(long)]
     pub profile: bool,
+}
+
+/// What to check.
+#[derive(Args)]
+pub struct CheckArgs {
+    /// The scripts, or recipes in the binary; `-` reads one from standard input.
+    #[arg(required = true, value_name = "SCRIPT")]
+    pub scripts: Vec<PathBuf>,
+    /// Print one JSON array, for editors.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What to start.
+#[derive(Args)]
+pub struct NewArgs {
+    /// The new script: NAME.rhai is written.
+    pub name: PathBuf,
+    /// Start from a recipe that `amscript recipes` lists instead of the commented template.
+    #[arg(long, value_name = "RECIPE")]
+    pub from: Option<String>,
 }
 
 /// What to list.
@@ -91,7 +123,8 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let mut arguments: Vec<OsString> = arguments.collect();
     let first = arguments.get(1).and_then(|a| a.to_str());
-    if first.is_some_and(|a| !matches!(a, "run" | "models" | "doc" | "help" | "-h" | "--help" | "-V" | "--version")) {
+    let known = |a: &str| a == "help" || Cli::command().get_subcommands().any(|command| command.get_name() == a);
+    if first.is_some_and(|a| !known(a) && !matches!(a, "-h" | "--help" | "-V" | "--version")) {
         arguments.insert(1, "run".into());
     }
     if arguments.len() < 2 {
@@ -100,6 +133,9 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     }
     match Cli::parse_from(arguments).command {
         Command::Run(arguments) => run::run(arguments),
+        Command::Check(arguments) => check::command(&arguments),
+        Command::Recipes { name } => recipe::list(name.as_deref()),
+        Command::New(arguments) => recipe::start(&arguments),
         Command::Models(arguments) => models::command(&arguments),
         Command::Doc { check } => doc::command(check),
     }

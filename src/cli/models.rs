@@ -1,6 +1,6 @@
 //! `amscript models`: what is known, what is found, and which files it is made of.
 
-use super::{ModelsArgs, quantity, fault};
+use super::{ModelsArgs, fault, quantity};
 use crate::bail;
 use crate::error::Result;
 use crate::model::inventory::{self, File, Model, Place};
