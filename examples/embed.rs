@@ -1,12 +1,14 @@
 //! The host inside a Rust program: scripts see functions of the program, the program sees what scripts return.
 //!
 //! `cargo run --example embed`
+#![allow(clippy::print_stdout)]
 
 use amscript::script::{Host, Request, Session};
 use amscript::tensor::Tensor;
 use std::path::PathBuf;
 
-fn main() -> amscript::Result<()> {
+/// Public so that a test can run it.
+pub fn main() -> amscript::Result<()> {
     // What `amscript run` takes from its command line. Scripts write nowhere but to `out`.
     let request = Request {
         out: Some(PathBuf::from("runs/embed")),

@@ -3,8 +3,10 @@
 
 pub mod check;
 pub mod doc;
+pub mod editor;
 pub mod fault;
 pub mod models;
+pub mod page;
 pub mod plan;
 pub mod profile;
 pub mod quantity;

@@ -131,10 +131,21 @@ fn table() -> String {
             let head = if recipe.folder().is_empty() { "methods" } else { recipe.folder() };
             out.push(format!("{}{head}", if out.is_empty() { "" } else { "\n" }));
         }
-        out.push(format!("  {:<widest$}  {}", recipe.name, recipe.line()));
+        out.push(format!("  {:<widest$}  {}", recipe.name, clipped(&recipe.line())));
     }
     out.push("\n`amscript NAME` runs one, `amscript recipes NAME` prints it, `amscript new MINE --from NAME` copies it to change.".into());
     out.join("\n")
+}
+
+/// A line that a terminal holds.
+fn clipped(line: &str) -> String {
+    const ROOM: usize = 110;
+    match line.char_indices().nth(ROOM) {
+        Some((end, _)) => {
+            format!("{} ..", line[..end].rsplit_once(' ').map_or(line, |(start, _)| start).trim_end_matches([',', ':']))
+        }
+        None => line.into(),
+    }
 }
 
 /// `amscript new NAME [--from RECIPE]`.

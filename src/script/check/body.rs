@@ -17,7 +17,9 @@ impl Body {
 
     fn of(ast: &AST, function: &rhai::ScriptFnMetadata) -> Self {
         let (name, n) = (function.name, function.params.len());
-        let alone = ast.clone_functions_only_filtered(|_, _, _, other, params| other == name && params == n);
+        // rhai's filter while cloning lets everything into an empty module
+        let mut alone = ast.clone_functions_only();
+        alone.retain_functions(|_, _, other, params| other == name && params == n);
         let mut statements = vec![];
         alone.walk(&mut |path: &[ASTNode]| {
             if let [ASTNode::Stmt(statement)] = path {

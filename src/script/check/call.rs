@@ -45,7 +45,8 @@ impl<'a> Walker<'a> {
 
     fn function(&mut self, x: &'a FnCallExpr, at: Position, kinds: &[Kind], method: bool) -> Kind {
         let (name, known) = (x.name.as_str(), self.known);
-        let own: Vec<&Vec<String>> = self.own().functions.iter().filter(|(f, _)| f == name).map(|(_, p)| p).collect();
+        let own: Vec<&Vec<String>> =
+            self.own().functions.iter().filter(|f| f.name == name).map(|f| &f.parameters).collect();
         // a script's own function gets the receiver as `this`
         if own.iter().any(|parameters| parameters.len() == kinds.len() - usize::from(method)) {
             return None;
@@ -66,8 +67,14 @@ impl<'a> Walker<'a> {
             self.error("arguments", at, suggest::misfit(name, &all, &came));
             return None;
         }
-        self.options(name, x.args.last(), &natives, kinds.len());
-        let gives = natives.iter().filter(|o| fits(o, kinds)).map(|o| o.gives.as_str());
+        let natives: Vec<&'static Overload> = natives.into_iter().filter(|o| fits(o, kinds)).collect();
+        let takes_options = |o: &&'static Overload| {
+            o.parameters.len() == kinds.len() && o.parameters.last().is_some_and(|(name, _)| name == "options")
+        };
+        if natives.iter().any(|o| takes_options(o)) {
+            self.options(name, x.args.last());
+        }
+        let gives = natives.iter().map(|o| o.gives.as_str());
         same(gives).filter(|_| !known.standard.contains_key(name))
     }
 
@@ -75,7 +82,7 @@ impl<'a> Walker<'a> {
         if method && (self.mentioned(name) || self.known.words.contains(name)) {
             return; // a closure in an object map
         }
-        let own = self.own().functions.iter().map(|(own, _)| own.as_str());
+        let own = self.own().functions.iter().map(|f| f.name.as_str());
         let others: Vec<&str> = own.chain(self.known.standard.keys().map(String::as_str)).collect();
         let mut error = suggest::no_function(name, others.into_iter());
         if self.place_of(name).is_some() {
@@ -94,11 +101,11 @@ impl<'a> Walker<'a> {
     fn module_call(&mut self, x: &FnCallExpr, at: Position, n: usize) {
         let (alias, name) = (x.namespace.root().to_string(), x.name.as_str());
         let Some(module) = self.module(&alias, at) else { return };
-        let named = module.functions.iter().filter(|(f, _)| f == name);
-        let forms: Vec<&Vec<String>> = named.map(|(_, parameters)| parameters).collect();
+        let public = || module.functions.iter().filter(|f| f.public);
+        let forms: Vec<&Vec<String>> = public().filter(|f| f.name == name).map(|f| &f.parameters).collect();
         if forms.is_empty() {
-            let near = nearest(name, module.functions.iter().map(|(f, _)| f.as_str()));
-            let all: Vec<&str> = module.functions.iter().map(|(f, _)| f.as_str()).collect();
+            let all: Vec<&str> = public().map(|f| f.name.as_str()).collect();
+            let near = nearest(name, all.iter().copied());
             let message = format!("no function `{alias}::{name}`{}", did_you_mean(near));
             self.error("function", at, Error::new(ErrorKind::Name, message).hint(format!("known: {}", all.join(", "))));
         } else if !forms.iter().any(|parameters| parameters.len() == n) {
@@ -108,10 +115,9 @@ impl<'a> Walker<'a> {
     }
 
     /// Keys and values of the object map that a call ends with.
-    fn options(&mut self, name: &str, last: Option<&'a Expr>, natives: &[&Overload], n: usize) {
+    fn options(&mut self, name: &str, last: Option<&'a Expr>) {
         let entries: Vec<&Entry> = Catalog::get().named(name).filter(|e| !e.options.is_empty()).collect();
-        let takes_map = natives.iter().any(|o| o.parameters.len() == n && o.parameters[n - 1].1 == "map");
-        if entries.is_empty() || !takes_map {
+        if entries.is_empty() {
             return;
         }
         let fields: Vec<&Field> = entries.iter().flat_map(|e| &e.options).collect();

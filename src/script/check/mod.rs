@@ -63,7 +63,8 @@ pub fn check(path: Option<&Path>, name: &str, text: &str) -> Report {
     let Checker { session, mut findings, .. } = checker;
     let key = |f: &Finding| (f.place().source != name, f.place().source.clone(), f.place().line, f.place().column);
     findings.sort_by_key(key);
-    findings.dedup_by(|a, b| a.error.message == b.error.message && a.place() == b.place());
+    // the second is the same, or a guess where the first is sure
+    findings.dedup_by(|b, a| a.place() == b.place() && (a.error.message == b.error.message || b.code == "property"));
     Report { findings, session }
 }
 
@@ -75,10 +76,17 @@ fn parser() -> Engine {
     engine
 }
 
+/// A function of a file.
+struct Function {
+    name: String,
+    parameters: Vec<String>,
+    /// Importers may call it.
+    public: bool,
+}
+
 /// What importers need to know of a file.
 struct Module {
-    /// Name, parameters.
-    functions: Vec<(String, Vec<String>)>,
+    functions: Vec<Function>,
     /// Variables it exports.
     variables: BTreeSet<String>,
     facts: Facts,
@@ -87,17 +95,19 @@ struct Module {
 impl Module {
     fn new(ast: &AST) -> Self {
         let named = ast.iter_functions().filter(|f| !f.name.starts_with("anon$"));
-        let parameters = |f: &rhai::ScriptFnMetadata| f.params.iter().map(|p| p.to_string()).collect();
+        let function = |f: rhai::ScriptFnMetadata| Function {
+            name: f.name.into(),
+            parameters: f.params.iter().map(|p| p.to_string()).collect(),
+            public: f.access == rhai::FnAccess::Public,
+        };
+        let mut functions: Vec<Function> = named.map(function).collect();
+        functions.sort_by(|a, b| a.name.cmp(&b.name));
         let exported = |stmt: &Stmt| match stmt {
             Stmt::Var(x, flags, _) if flags.intersects(rhai::ASTFlags::EXPORTED) => Some(x.0.name.to_string()),
             Stmt::Export(x, _) => Some(if x.1.name.is_empty() { &x.0 } else { &x.1 }.name.to_string()),
             _ => None,
         };
-        Self {
-            functions: named.map(|f| (f.name.to_string(), parameters(&f))).collect(),
-            variables: ast.statements().iter().filter_map(exported).collect(),
-            facts: Facts::of(ast),
-        }
+        Self { functions, variables: ast.statements().iter().filter_map(exported).collect(), facts: Facts::of(ast) }
     }
 }
 

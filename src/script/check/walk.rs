@@ -159,10 +159,13 @@ impl<'a> Walker<'a> {
                 self.stored = stored;
                 self.expr(&x.1.lhs);
             }
-            Stmt::FnCall(x, at) => drop(self.call(x, *at, None)),
+            Stmt::FnCall(x, at) => {
+                self.call(x, *at, None);
+            }
             Stmt::Block(block) => self.block(block),
-            Stmt::Expr(x) => drop(self.expr(x)),
-            Stmt::BreakLoop(Some(x), ..) | Stmt::Return(Some(x), ..) => drop(self.expr(x)),
+            Stmt::Expr(x) | Stmt::BreakLoop(Some(x), ..) | Stmt::Return(Some(x), ..) => {
+                self.expr(x);
+            }
             _ => {}
         }
     }
@@ -185,15 +188,21 @@ impl<'a> Walker<'a> {
             Expr::Unit(_) => Some(""),
             Expr::DynamicConstant(value, at) => self.constant(value, *at),
             Expr::InterpolatedString(parts, _) => {
-                parts.iter().for_each(|part| drop(self.expr(part)));
+                for part in parts.iter() {
+                    self.expr(part);
+                }
                 Some("string")
             }
             Expr::Array(items, _) => {
-                items.iter().for_each(|item| drop(self.expr(item)));
+                for item in items.iter() {
+                    self.expr(item);
+                }
                 Some("array")
             }
             Expr::Map(x, _) => {
-                x.0.iter().for_each(|(_, value)| drop(self.expr(value)));
+                for (_, value) in &x.0 {
+                    self.expr(value);
+                }
                 Some("map")
             }
             Expr::Variable(x, _, at) if x.2.is_empty() => self.variable(&x.1, *at),
@@ -209,7 +218,9 @@ impl<'a> Walker<'a> {
                 self.chain(&x.lhs, kind, &x.rhs, *flags, false)
             }
             Expr::And(all, _) | Expr::Or(all, _) | Expr::Coalesce(all, _) => {
-                all.iter().for_each(|part| drop(self.expr(part)));
+                for part in all.iter() {
+                    self.expr(part);
+                }
                 None
             }
             _ => None,
@@ -297,7 +308,7 @@ impl<'a> Walker<'a> {
         if let Some(i) = self.place_of(name) {
             return self.scope[i].kind;
         }
-        if self.own().functions.iter().any(|(own, _)| own == name) {
+        if self.own().functions.iter().any(|own| own.name == name) {
             return Some("closure");
         }
         let mut error = suggest::word("variable", name, self.text);
