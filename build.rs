@@ -3,4 +3,6 @@
 fn main() {
     println!("cargo:rerun-if-changed=assets");
     println!("cargo:rerun-if-changed=stdlib");
+    println!("cargo:rerun-if-changed=scripts");
+    println!("cargo:rerun-if-changed=examples");
 }

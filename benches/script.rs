@@ -38,7 +38,7 @@ fn in_rhai(updates: usize) -> Result<Loop> {
     let (overrides, out) = (vec![("updates".into(), updates.to_string())], printed.clone());
     let write = move |line: &str| *out.lock().expect("one thread prints") = line.into();
     let session = Session::new(Request { overrides, ..Request::default() }, Box::new(write));
-    Host::new(session).run("script.rhai", SCRIPT)?;
+    Host::new(session).run("script.rhai", SCRIPT).map(drop)?;
     let line = printed.lock().expect("one thread prints").clone();
     Ok(serde_json::from_str(&line).expect("the script prints JSON"))
 }

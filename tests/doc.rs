@@ -46,8 +46,9 @@ fn generated_files_are_fresh() {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/");
     for (path, text) in amscript::cli::doc::files() {
         if std::env::var_os("AMSCRIPT_WRITE_DOCS").is_some() {
-            std::fs::create_dir_all(format!("{root}docs")).unwrap();
-            std::fs::write(format!("{root}{path}"), &text).unwrap();
+            let file = std::path::PathBuf::from(format!("{root}{path}"));
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(file, &text).unwrap();
         }
         if let Err(error) = amscript::cli::doc::compare(&format!("{root}{path}"), &text) {
             panic!("{error}");

@@ -36,8 +36,8 @@ fn excerpt(place: &Place, text: Option<&str>) -> String {
     format!("{head}{margin} |\n{number} | {line}\n{margin} | {indent}{carets}\n")
 }
 
-/// Length of the word, number, text or sign that starts there.
-fn width(line: &str, column: usize) -> usize {
+/// Length of the word, number, text or sign that starts there; `column` counts from 0.
+pub fn width(line: &str, column: usize) -> usize {
     let rest: Vec<char> = line.chars().skip(column).collect();
     let run = |wanted: fn(&char) -> bool| rest.iter().take_while(|c| wanted(c)).count();
     match rest.first() {

@@ -1,12 +1,16 @@
 //! Commands: parse, call, print one error, exit code. Nothing here computes.
 #![allow(clippy::print_stdout)]
 
+pub mod check;
 pub mod doc;
+pub mod editor;
 pub mod fault;
 pub mod models;
+pub mod page;
 pub mod plan;
 pub mod profile;
 pub mod quantity;
+pub mod recipe;
 pub mod repl;
 pub mod report;
 pub mod run;
@@ -61,11 +65,20 @@ pub struct PromptArgs {
 enum Command {
     /// Run a script.
     Run(RunArgs),
+    /// Say what is wrong with scripts, without running them.
+    Check(CheckArgs),
+    /// List the recipes in the binary, or print one.
+    Recipes {
+        /// The recipe to print, such as `flux_ode_am` or `tables/flux`.
+        name: Option<String>,
+    },
+    /// Start a script of your own.
+    New(NewArgs),
     /// List the models that are known, those that are found, and their files.
     Models(ModelsArgs),
     /// Write one HTML page of one or several runs: results, curves, images, control, settings, provenance.
     Report(ReportArgs),
-    /// Write the reference manual and the editor definitions to docs/.
+    /// Write the reference manual to docs/ and what editors need to docs/ and editors/.
     Doc {
         /// Compare with what is there instead, and fail when it is old.
         #[arg(long)]
@@ -76,7 +89,7 @@ enum Command {
 /// What to run, and what to change about it.
 #[derive(Args)]
 pub struct RunArgs {
-    /// The script; `-` reads it from standard input.
+    /// The script, or a recipe in the binary; `-` reads it from standard input.
     pub script: PathBuf,
     /// Replace one of the script's settings: a number, a value such as `full()`, or text.
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
@@ -99,6 +112,27 @@ pub struct RunArgs {
     /// Print where time and memory went, by phase and by op, when the run has ended.
     #[arg(long)]
     pub profile: bool,
+}
+
+/// What to check.
+#[derive(Args)]
+pub struct CheckArgs {
+    /// The scripts, or recipes in the binary; `-` reads one from standard input.
+    #[arg(required = true, value_name = "SCRIPT")]
+    pub scripts: Vec<PathBuf>,
+    /// Print one JSON array, for editors.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What to start.
+#[derive(Args)]
+pub struct NewArgs {
+    /// The new script: NAME.rhai is written.
+    pub name: PathBuf,
+    /// Start from a recipe that `amscript recipes` lists instead of the commented template.
+    #[arg(long, value_name = "RECIPE")]
+    pub from: Option<String>,
 }
 
 /// What to list.
@@ -150,6 +184,9 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     match cli.command {
         None => repl::command(cli.prompt),
         Some(Command::Run(arguments)) => run::run(arguments),
+        Some(Command::Check(arguments)) => check::command(&arguments),
+        Some(Command::Recipes { name }) => recipe::list(name.as_deref()),
+        Some(Command::New(arguments)) => recipe::start(&arguments),
         Some(Command::Models(arguments)) => models::command(&arguments),
         Some(Command::Report(arguments)) => report::command(&arguments),
         Some(Command::Doc { check }) => doc::command(check),

@@ -1,5 +1,6 @@
 //! Runs one script: check everything first, then run it on a thread with a large stack, then report.
 
+use super::recipe::{self, Source};
 use super::{RunArgs, fault};
 use crate::bail;
 use crate::error::{Error, Kind, Result, show_warnings_with};
@@ -9,7 +10,6 @@ use crate::screen::Screen;
 use crate::script::session::{Printer, Request};
 use crate::script::{Host, Session};
 use crate::tensor::{Device, interrupt, place};
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -92,7 +92,7 @@ fn fail(error: &Error, session: Option<&Arc<Session>>) -> ExitCode {
 
 /// Everything that can be known to be wrong before the script runs.
 fn prepare(arguments: &RunArgs) -> Result<(Request, String, String)> {
-    let (script, name, text) = read(&arguments.script)?;
+    let Source { path: script, name, text } = recipe::read(&arguments.script)?;
     if let Some(out) = arguments.out.as_ref().filter(|_| !arguments.plan) {
         try_writing(out)?;
     }
@@ -115,20 +115,6 @@ pub fn models_folder(argument: Option<&Path>) -> Result<Option<PathBuf>> {
     match argument {
         Some(folder) if !folder.is_dir() => bail!(Missing, "--models: expected a folder, got \"{}\"", folder.display()),
         folder => Ok(folder.map(PathBuf::from)),
-    }
-}
-
-fn read(script: &Path) -> Result<(Option<PathBuf>, String, String)> {
-    if script == Path::new("-") {
-        let mut text = String::new();
-        let read = std::io::stdin().read_to_string(&mut text);
-        read.map_err(|e| Error::new(Kind::File, format!("run: standard input must be text, got \"{e}\"")))?;
-        return Ok((None, "standard input".into(), text));
-    }
-    let name = script.display().to_string();
-    match std::fs::read_to_string(script) {
-        Ok(text) => Ok((Some(script.into()), name, text)),
-        Err(e) => bail!(Missing, "run: cannot read the script \"{name}\": {e}"),
     }
 }
 

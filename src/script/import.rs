@@ -70,7 +70,7 @@ fn evaluate(engine: &Engine, session: &Session, name: &str, text: &str) -> RhaiR
 }
 
 /// The full name and text of what `import "path"` means in the script `source`.
-fn find(session: &Session, source: Option<&str>, path: &str) -> Result<(String, String)> {
+pub fn find(session: &Session, source: Option<&str>, path: &str) -> Result<(String, String)> {
     if path.starts_with("stdlib/") {
         let Some((name, text)) = embedded().find(|(name, _)| name == path) else {
             let known: Vec<String> = embedded().map(|(name, _)| name).collect();

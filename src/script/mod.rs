@@ -28,6 +28,7 @@ pub mod adapter;
 pub mod align;
 pub mod callback;
 pub mod catalog;
+pub mod check;
 pub mod choice;
 pub mod data;
 pub mod elementwise;

@@ -23,7 +23,11 @@ pub fn function(call: &str, session: &Session) -> Error {
     if standard().contains(name) {
         return Error::new(Kind::Type, format!("`{name}`: no form of it takes ({came})"));
     }
-    let others = own.keys().chain(standard()).map(String::as_str);
+    no_function(name, own.keys().chain(standard()).map(String::as_str))
+}
+
+/// There is no function of that name; `others` are names apart from ours that may have been meant.
+pub fn no_function<'a>(name: &str, others: impl Iterator<Item = &'a str>) -> Error {
     let near = Catalog::get().nearest(name, others);
     let error = Error::new(Kind::Name, format!("no function `{name}`{}", did_you_mean(near)));
     match near.and_then(|near| Catalog::get().named(near).next()) {
@@ -33,7 +37,7 @@ pub fn function(call: &str, session: &Session) -> Error {
 }
 
 /// A name that exists was called with arguments it does not take.
-fn misfit(name: &str, overloads: &[&Overload], came: &[String]) -> Error {
+pub fn misfit(name: &str, overloads: &[&Overload], came: &[String]) -> Error {
     let fit = |o: &&&Overload| {
         let same = o.types().zip(came).filter(|(a, b)| a == b || fits(a, b)).count();
         (o.parameters.len() == came.len(), same)
@@ -46,7 +50,7 @@ fn misfit(name: &str, overloads: &[&Overload], came: &[String]) -> Error {
 }
 
 /// Whether a value of type `came` goes where `wanted` stands.
-fn fits(wanted: &str, came: &str) -> bool {
+pub fn fits(wanted: &str, came: &str) -> bool {
     wanted == "any" || (wanted == "number" && came == "integer")
 }
 
@@ -93,7 +97,8 @@ pub fn property(message: &str) -> Error {
     if known.is_empty() { error } else { error.hint(format!("known: {}", known.join(", "))) }
 }
 
-fn did_you_mean(near: Option<&str>) -> String {
+/// The end of a sentence about a name that is not known.
+pub fn did_you_mean(near: Option<&str>) -> String {
     near.map_or(String::new(), |near| format!("; did you mean `{near}`?"))
 }
 

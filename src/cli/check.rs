@@ -1,0 +1,65 @@
+//! `amscript check`: what is wrong with scripts, for people or, with `--json`, for editors.
+
+use super::{CheckArgs, fault, recipe};
+use crate::script::check::{self, Finding, Report, Severity};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Prints the findings of all scripts; the command fails where one of them is an error.
+pub fn command(arguments: &CheckArgs) -> ExitCode {
+    let (mut errors, mut warnings, mut items) = (0, 0, vec![]);
+    for script in &arguments.scripts {
+        let report = match recipe::read(script) {
+            Ok(recipe::Source { path, name, text }) => check::check(path.as_deref(), &name, &text),
+            Err(error) => {
+                eprint!("{}", fault::render(&error, |_| None));
+                return ExitCode::FAILURE;
+            }
+        };
+        for finding in &report.findings {
+            *if finding.severity == Severity::Error { &mut errors } else { &mut warnings } += 1;
+            if arguments.json { items.push(item(finding, &report)) } else { println!("{}", text(finding, &report)) }
+        }
+    }
+    match arguments.json {
+        true => println!("{:#}", Value::Array(items)),
+        false => println!("{}", summary(arguments.scripts.len(), errors, warnings)),
+    }
+    if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// A finding as errors of runs look.
+pub fn text(finding: &Finding, report: &Report) -> String {
+    let rendered = fault::render(&finding.error, |name| report.source(name));
+    match finding.severity {
+        Severity::Error => rendered,
+        Severity::Warning => rendered.replacen("error:", "warning:", 1),
+    }
+}
+
+/// A finding for editors: lines and columns count from 1, `end_column` is behind the last character.
+fn item(finding: &Finding, report: &Report) -> Value {
+    let place = finding.place();
+    let source = report.source(&place.source).unwrap_or_default();
+    let line = source.lines().nth(place.line.saturating_sub(1)).unwrap_or_default();
+    let (row, column) = (place.line.max(1), place.column.max(1));
+    json!({
+        "file": Path::new(&place.source),
+        "line": row,
+        "column": column,
+        "end_column": column + fault::width(line, column - 1),
+        "severity": match finding.severity { Severity::Error => "error", Severity::Warning => "warning" },
+        "code": finding.code,
+        "message": finding.error.message,
+        "hint": finding.error.hint,
+    })
+}
+
+fn summary(scripts: usize, errors: usize, warnings: usize) -> String {
+    let count = |n: usize, word: &str| format!("{n} {word}{}", if n == 1 { "" } else { "s" });
+    match (errors, warnings) {
+        (0, 0) => format!("{}: nothing found", count(scripts, "script")),
+        _ => format!("{}, {}", count(errors, "error"), count(warnings, "warning")),
+    }
+}

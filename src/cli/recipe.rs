@@ -1,0 +1,223 @@
+//! The recipes in the binary: `amscript recipes` lists them, `amscript new` starts a script from one, and a script's name that
+//! is no file is looked for among them.
+
+use super::{NewArgs, fault};
+use crate::bail;
+use crate::error::{Error, Kind, Result, nearest};
+use include_dir::{Dir, include_dir};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+static SCRIPTS: Dir = include_dir!("$CARGO_MANIFEST_DIR/scripts");
+static EXAMPLES: Dir = include_dir!("$CARGO_MANIFEST_DIR/examples");
+
+/// What `amscript new` starts from unless told.
+const TEMPLATE: &str = "examples/own_method";
+
+/// A script that travels in the binary.
+pub struct Recipe {
+    /// `flux_ode_am`, `tables/flux`, `examples/custom_reward`.
+    pub name: String,
+    pub text: &'static str,
+}
+
+impl Recipe {
+    /// The first sentence of its head.
+    pub fn line(&self) -> String {
+        let head = self.text.lines().map_while(|line| line.strip_prefix("//!"));
+        let head = head.map(str::trim).take_while(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+        let end = head.find(". ").or_else(|| head.find("? ").map(|i| i + 1)).unwrap_or(head.len());
+        head[..end].trim_end_matches('.').into()
+    }
+
+    fn folder(&self) -> &str {
+        self.name.rsplit_once('/').map_or("", |(folder, _)| folder)
+    }
+}
+
+/// All of them: methods first, then folder by folder.
+pub fn all() -> Vec<Recipe> {
+    fn walk(dir: &'static Dir, prefix: &str, out: &mut Vec<Recipe>) {
+        for file in dir.files() {
+            let name = file.path().with_extension("").display().to_string().replace('\\', "/");
+            let script = file.path().extension().is_some_and(|e| e == "rhai");
+            if let Some(text) = file.contents_utf8().filter(|_| script) {
+                out.push(Recipe { name: format!("{prefix}{name}"), text });
+            }
+        }
+        dir.dirs().for_each(|inner| walk(inner, prefix, out));
+    }
+    let mut out = vec![];
+    walk(&SCRIPTS, "", &mut out);
+    walk(&EXAMPLES, "examples/", &mut out);
+    out.sort_by(|a, b| (a.folder(), &a.name).cmp(&(b.folder(), &b.name)));
+    out
+}
+
+/// The recipe of a name, which may be a path in the repository: `flux_ode_am`, `scripts/flux_ode_am.rhai`, `custom_reward`.
+pub fn named(name: &str) -> Option<Recipe> {
+    let name = name.strip_suffix(".rhai").unwrap_or(name);
+    let name = name.strip_prefix("scripts/").unwrap_or(name);
+    all().into_iter().find(|r| r.name == name || r.name.strip_prefix("examples/") == Some(name))
+}
+
+/// A script with its text; `path` is `None` where it has no file or place of its own.
+pub struct Source {
+    pub path: Option<PathBuf>,
+    /// How errors call it.
+    pub name: String,
+    pub text: String,
+}
+
+/// Reads a script: `-` is standard input, then a file, then a recipe in the binary.
+pub fn read(script: &Path) -> Result<Source> {
+    if script == Path::new("-") {
+        let mut text = String::new();
+        let read = std::io::stdin().read_to_string(&mut text);
+        read.map_err(|e| Error::new(Kind::File, format!("run: standard input must be text, got \"{e}\"")))?;
+        return Ok(Source { path: None, name: "standard input".into(), text });
+    }
+    let name = script.display().to_string();
+    match (std::fs::read_to_string(script), named(&name)) {
+        (Ok(text), _) => Ok(Source { path: Some(script.into()), name, text }),
+        // its path says how the run's folder is called
+        (Err(e), Some(recipe)) if e.kind() == std::io::ErrorKind::NotFound => {
+            Ok(Source { path: Some(recipe.name.clone().into()), name: recipe.name, text: recipe.text.into() })
+        }
+        (Err(e), _) => {
+            let error = Error::new(Kind::Missing, format!("run: cannot read the script \"{name}\": {e}"));
+            Err(error.hint(unknown(&name)))
+        }
+    }
+}
+
+/// What was probably meant by a name that is neither a file nor a recipe.
+fn unknown(name: &str) -> String {
+    let recipes = all();
+    let stem = Path::new(name).file_stem().and_then(|s| s.to_str()).unwrap_or(name);
+    match nearest(stem, recipes.iter().map(|r| r.name.as_str())) {
+        Some(near) => {
+            format!("did you mean the recipe `{near}`? `amscript recipes` lists all that travel in the binary")
+        }
+        None => "give a file, or one of the recipes that `amscript recipes` lists".into(),
+    }
+}
+
+/// `amscript recipes [NAME]`.
+pub fn list(name: Option<&str>) -> ExitCode {
+    let Some(name) = name else {
+        println!("{}", table());
+        return ExitCode::SUCCESS;
+    };
+    match named(name) {
+        Some(recipe) => {
+            print!("{}", recipe.text);
+            ExitCode::SUCCESS
+        }
+        None => fail(&Error::new(Kind::Missing, format!("recipes: no recipe \"{name}\"")).hint(unknown(name))),
+    }
+}
+
+/// A line each, under the name of their folder.
+fn table() -> String {
+    let recipes = all();
+    let widest = recipes.iter().map(|r| r.name.len()).max().unwrap_or(0);
+    let mut out = vec![];
+    let mut folder = None;
+    for recipe in &recipes {
+        if folder != Some(recipe.folder()) {
+            folder = Some(recipe.folder());
+            let head = if recipe.folder().is_empty() { "methods" } else { recipe.folder() };
+            out.push(format!("{}{head}", if out.is_empty() { "" } else { "\n" }));
+        }
+        out.push(format!("  {:<widest$}  {}", recipe.name, clipped(&recipe.line())));
+    }
+    out.push("\n`amscript NAME` runs one, `amscript recipes NAME` prints it, `amscript new MINE --from NAME` copies it to change.".into());
+    out.join("\n")
+}
+
+/// A line that a terminal holds.
+fn clipped(line: &str) -> String {
+    const ROOM: usize = 110;
+    match line.char_indices().nth(ROOM) {
+        Some((end, _)) => {
+            format!("{} ..", line[..end].rsplit_once(' ').map_or(line, |(start, _)| start).trim_end_matches([',', ':']))
+        }
+        None => line.into(),
+    }
+}
+
+/// `amscript new NAME [--from RECIPE]`.
+pub fn start(arguments: &NewArgs) -> ExitCode {
+    match begin(arguments) {
+        Ok(file) => {
+            println!("wrote {file}; next:\n");
+            println!("  amscript check {file}     what is wrong with it, without running it");
+            println!("  amscript {file} --plan    what it would take in weights, work and memory");
+            println!("  amscript {file}           runs it; results go to runs/");
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(&error),
+    }
+}
+
+fn begin(arguments: &NewArgs) -> Result<String> {
+    let from = arguments.from.as_deref().unwrap_or(TEMPLATE);
+    let Some(recipe) = named(from) else {
+        return Err(Error::new(Kind::Missing, format!("new: --from: no recipe \"{from}\"")).hint(unknown(from)));
+    };
+    let file = arguments.name.with_extension("rhai");
+    let shown = file.display().to_string();
+    let mut open = std::fs::OpenOptions::new();
+    let written = open.write(true).create_new(true).open(&file);
+    let written = written.and_then(|mut file| std::io::Write::write_all(&mut file, mine(&recipe, &shown).as_bytes()));
+    match written {
+        Ok(()) => Ok(shown),
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+            bail!(File, "new: \"{shown}\" must not exist yet"; hint: "give another name")
+        }
+        Err(e) => bail!(File, "new: cannot write \"{shown}\": {e}"),
+    }
+}
+
+/// The recipe's text with its own command replaced by that of the copy.
+fn mine(recipe: &Recipe, file: &str) -> String {
+    let folder = if recipe.name.starts_with("examples/") { "" } else { "scripts/" };
+    recipe.text.replace(&format!("amscript {folder}{}.rhai", recipe.name), &format!("amscript {file}"))
+}
+
+fn fail(error: &Error) -> ExitCode {
+    eprint!("{}", fault::render(error, |_| None));
+    ExitCode::FAILURE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_recipe_says_in_a_line_what_it_is_for() {
+        let recipes = all();
+        assert!(recipes.len() > 30, "{}", recipes.len());
+        for recipe in &recipes {
+            assert!((20..200).contains(&recipe.line().len()), "{}: \"{}\"", recipe.name, recipe.line());
+        }
+        let line = named("scripts/flux_ode_am.rhai").unwrap().line();
+        assert!(line.ends_with("(arXiv:2605.06583, Algorithm 1)"), "{line}");
+    }
+
+    #[test]
+    fn a_recipe_is_known_by_name_and_by_path() {
+        for name in ["tables/flux", "scripts/tables/flux.rhai", "tables/flux.rhai"] {
+            assert_eq!(named(name).unwrap().name, "tables/flux");
+        }
+        assert_eq!(named("custom_reward").unwrap().name, "examples/custom_reward");
+        assert!(named("tables").is_none());
+    }
+
+    #[test]
+    fn the_template_is_there() {
+        assert!(named(TEMPLATE).is_some());
+    }
+}

@@ -1,0 +1,193 @@
+//! What is wrong with a script, as far as that can be known without running it: names, numbers of arguments, options, settings,
+//! imports. No model is opened and no file written.
+
+mod body;
+mod call;
+mod fact;
+mod member;
+mod setting;
+mod walk;
+
+use super::{Request, Session, fault, import, limit};
+use crate::error::{Error, Place};
+use fact::Facts;
+use rhai::{AST, Engine, Expr, Position, Stmt};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// The script would fail where it comes to this place.
+    Error,
+    /// It may run, but hardly as it was meant.
+    Warning,
+}
+
+/// One thing that is wrong, at `error.trace[0]`.
+#[derive(Clone, Debug)]
+pub struct Finding {
+    pub severity: Severity,
+    /// The kind of mistake, in a word that editors can filter by: `syntax`, `variable`, `function`, `arguments`, `option`,
+    /// `property`, `import`, `setting`, `capture`.
+    pub code: &'static str,
+    pub error: Error,
+}
+
+impl Finding {
+    /// Where it is.
+    pub fn place(&self) -> &Place {
+        &self.error.trace[0]
+    }
+}
+
+/// All findings of a script and of the modules beside it that it imports, by place.
+pub struct Report {
+    pub findings: Vec<Finding>,
+    session: Session,
+}
+
+impl Report {
+    /// The text of a script that was checked.
+    pub fn source(&self, name: &str) -> Option<String> {
+        self.session.source(name)
+    }
+}
+
+/// Checks a script; `path` is its file, beside which its imports are looked up.
+pub fn check(path: Option<&Path>, name: &str, text: &str) -> Report {
+    let request = Request { script: path.map(Into::into), ..Request::default() };
+    let session = Session::new(request, Box::new(|_| ()));
+    let mut checker = Checker { session, engine: parser(), modules: BTreeMap::new(), findings: vec![] };
+    checker.file(name, text);
+    let Checker { session, mut findings, .. } = checker;
+    let key = |f: &Finding| (f.place().source != name, f.place().source.clone(), f.place().line, f.place().column);
+    findings.sort_by_key(key);
+    // the second is the same, or a guess where the first is sure
+    findings.dedup_by(|b, a| a.place() == b.place() && (a.error.message == b.error.message || b.code == "property"));
+    Report { findings, session }
+}
+
+/// An engine that parses as the host does, but leaves unknown variables to the walk, which finds all of them.
+fn parser() -> Engine {
+    let mut engine = Engine::new();
+    limit(&mut engine);
+    engine.set_strict_variables(false);
+    engine
+}
+
+/// A function of a file.
+struct Function {
+    name: String,
+    parameters: Vec<String>,
+    /// Importers may call it.
+    public: bool,
+}
+
+/// What importers need to know of a file.
+struct Module {
+    functions: Vec<Function>,
+    /// Variables it exports.
+    variables: BTreeSet<String>,
+    facts: Facts,
+}
+
+impl Module {
+    fn new(ast: &AST) -> Self {
+        let named = ast.iter_functions().filter(|f| !f.name.starts_with("anon$"));
+        let function = |f: rhai::ScriptFnMetadata| Function {
+            name: f.name.into(),
+            parameters: f.params.iter().map(|p| p.to_string()).collect(),
+            public: f.access == rhai::FnAccess::Public,
+        };
+        let mut functions: Vec<Function> = named.map(function).collect();
+        functions.sort_by(|a, b| a.name.cmp(&b.name));
+        let exported = |stmt: &Stmt| match stmt {
+            Stmt::Var(x, flags, _) if flags.intersects(rhai::ASTFlags::EXPORTED) => Some(x.0.name.to_string()),
+            Stmt::Export(x, _) => Some(if x.1.name.is_empty() { &x.0 } else { &x.1 }.name.to_string()),
+            _ => None,
+        };
+        Self { functions, variables: ast.statements().iter().filter_map(exported).collect(), facts: Facts::of(ast) }
+    }
+}
+
+struct Checker {
+    session: Session,
+    engine: Engine,
+    /// By full name; an importer of a circle finds its own.
+    modules: BTreeMap<String, Module>,
+    findings: Vec<Finding>,
+}
+
+impl Checker {
+    fn file(&mut self, name: &str, text: &str) {
+        self.session.add_source(name, text);
+        let ast = match self.engine.compile(text) {
+            Ok(ast) => ast,
+            Err(e) => return self.unreadable(e, name),
+        };
+        self.modules.insert(name.into(), Module::new(&ast));
+        let imports = self.imports(name, &ast);
+        if name.starts_with("stdlib/") {
+            return;
+        }
+        let before = self.findings.len();
+        let bodies = body::Body::all(&ast);
+        let found = walk::Walker::new(self, name, text, (&ast, &bodies), imports).run();
+        self.findings.extend(found);
+        if self.findings[before..].iter().all(|f| f.severity == Severity::Warning) {
+            // what the walk does not know of
+            self.engine.set_strict_variables(true);
+            let strict = self.engine.compile(text);
+            self.engine.set_strict_variables(false);
+            strict.err().into_iter().for_each(|e| self.unreadable(e, name));
+        }
+    }
+
+    fn unreadable(&mut self, error: rhai::ParseError, name: &str) {
+        let error = fault::from_script(error.into(), name, &self.session);
+        self.findings.push(Finding { severity: Severity::Error, code: "syntax", error });
+    }
+
+    /// Reads what a script imports; gives the full name of the module behind each alias, `None` where it is not found.
+    fn imports(&mut self, name: &str, ast: &AST) -> BTreeMap<String, Option<String>> {
+        let mut wanted = vec![];
+        ast.walk(&mut |path: &[rhai::ASTNode]| {
+            if let Some(rhai::ASTNode::Stmt(Stmt::Import(x, _))) = path.last()
+                && let Expr::StringConstant(module, position) = &x.0
+            {
+                wanted.push((x.1.name.to_string(), module.to_string(), *position));
+            }
+            true
+        });
+        let mut out = BTreeMap::new();
+        for (alias, path, position) in wanted {
+            let source = Some(name).filter(|_| !self.is_first(name));
+            let found = match import::find(&self.session, source, &path) {
+                Ok((full, text)) => {
+                    if !self.modules.contains_key(&full) {
+                        self.file(&full, &text);
+                    }
+                    Some(full)
+                }
+                Err(mut error) => {
+                    error.trace.push(place(name, position));
+                    self.findings.push(Finding { severity: Severity::Error, code: "import", error });
+                    None
+                }
+            };
+            out.insert(alias, found);
+        }
+        out
+    }
+
+    /// Whether a name is that of the script itself, which imports from the folder of its file.
+    fn is_first(&self, name: &str) -> bool {
+        self.session.request.script.as_ref().is_none_or(|script| script.display().to_string() == name)
+    }
+}
+
+fn place(source: &str, position: Position) -> Place {
+    let (line, column) = (position.line().unwrap_or(0), position.position().unwrap_or(0));
+    Place { function: None, source: source.into(), line, column }
+}

@@ -1,0 +1,188 @@
+//! `amscript check`, `recipes` and `new` from outside: scripts that are right pass, each mistake is named in its place.
+#![allow(clippy::unwrap_used)]
+
+use amscript::script::check::{self, Severity};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+#[path = "../examples/embed.rs"]
+mod embed;
+
+fn amscript(folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_amscript")).current_dir(folder).args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into()
+}
+
+/// All scripts under a folder of the repository.
+fn scripts(folder: &str) -> Vec<PathBuf> {
+    fn walk(folder: &Path, out: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { walk(&path, out) } else { out.push(path) }
+        }
+    }
+    let mut out = vec![];
+    walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), &mut out);
+    out.retain(|path| path.extension().is_some_and(|e| e == "rhai"));
+    out
+}
+
+#[test]
+fn every_script_of_the_repository_is_clean() {
+    let mut faults = vec![];
+    for path in ["scripts", "stdlib", "examples"].iter().flat_map(|folder| scripts(folder)) {
+        let report = check::check(Some(&path), &path.display().to_string(), &std::fs::read_to_string(&path).unwrap());
+        let shown = |f: &check::Finding| format!("{}:{}: {}", path.display(), f.place().line, f.error.message);
+        faults.extend(report.findings.iter().map(shown));
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+/// Script, then each finding as `line:column code message`, warnings with `?` in front.
+const MISTAKES: &[(&str, &[&str])] = &[
+    ("let x = 3\nlet y = 4;", &["2:1 syntax syntax error: Expecting ';' to terminate this statement"]),
+    ("let x = zeroes([2]);", &["1:9 function no function `zeroes`; did you mean `zeros`?"]),
+    ("let y = ones([2]);\ny.summ();", &["2:3 function no function `summ`; did you mean `sum`?"]),
+    ("let policy = 1;\nprint(polcy);", &["2:7 variable no variable `polcy`; did you mean `policy`?"]),
+    ("fn f(a) { a + b }\nf(1);", &["1:15 variable no variable `b`"]),
+    ("let b = 1;\nfn f(a) { a + b }\nf(1);", &["2:15 variable no variable `b` here"]),
+    ("let f = |x| x + z;", &["1:17 variable no variable `z`"]),
+    ("let g = |z| z;\ng(2);", &["2:1 function no function `g`; a closure is called by `g.call(..)`"]),
+    ("fn f(a, b) { a + b }\nf(1);", &["2:1 arguments `f`: no form of it takes 1 argument"]),
+    ("rollout(1);", &["1:1 arguments `rollout`: no form of it takes 1 argument"]),
+    (
+        "let y = ones([2]);\nmatmul(y, \"x\");",
+        &["2:1 arguments `matmul`: expected (Tensor, Tensor), got (Tensor, string)"],
+    ),
+    ("print(zeros([2]).shap);", &["1:18 property a Tensor has no property `shap`; did you mean `shape`?"]),
+    ("let f = |x| x.qqqzz;", &["?1:15 property nothing known has a property `qqqzz`"]),
+    (
+        "let f = velocity_field(|x, t, c| x);\nrollout(f, ones([1]), (), #{ gird: uniform(4), keep: \"all\" });",
+        &[
+            "2:30 option rollout: unknown option `gird`; did you mean `grid`?",
+            "2:54 option rollout: option `keep`: expected a truncation such as `last(3)`, got \"all\"",
+        ],
+    ),
+    (
+        "let o = #{ gird: uniform(4) };\nlet f = velocity_field(|x, t, c| x);\nrollout(f, ones([1]), (), o);",
+        &["1:12 option rollout: unknown option `gird`; did you mean `grid`?"],
+    ),
+    ("import \"stdlib/nothing\" as n;", &["1:8 import import: no module \"stdlib/nothing\""]),
+    ("numeric::integral(|x| x, 0, 1);", &["1:10 import no module `numeric`"]),
+    (
+        "import \"stdlib/numeric\" as numeric;\nnumeric::integal(|x| x, 0, 1);\nnumeric::limit(1);",
+        &[
+            "2:10 function no function `numeric::integal`; did you mean `integral`?",
+            "3:10 arguments `numeric::limit`: no form of it takes 1 argument",
+        ],
+    ),
+    (
+        "let s = settings(#{ steps: 20, unread: 3, seed: 0 });\nprint(s.stesp + s.steps);",
+        &[
+            "?1:32 setting the setting `unread` is never used",
+            "2:9 setting s: unknown setting `stesp`; did you mean `steps`?",
+        ],
+    ),
+    (
+        "let fs = [];\nfor i in 0..3 { fs.push(|| i); }",
+        &["?2:25 capture a closure that outlives the loop sees the last `i`, not this one"],
+    ),
+    ("let fs = [];\nfor i in 0..3 { let mine = i; fs.push(|| mine); print([1].map(|x| x + i)); }", &[]),
+    ("let m = #{ f: |x| x };\nm.f(1);\nm.g = |x| x;\nm.g(2);", &[]),
+    ("try { throw 1; } catch (e) { print(e); }\nswitch 3 { 1 => print(1), _ => print(2) }", &[]),
+];
+
+#[test]
+fn every_mistake_is_named_in_its_place() {
+    for (script, expected) in MISTAKES {
+        let report = check::check(None, "script", script);
+        let shown = |f: &check::Finding| {
+            let mark = if f.severity == Severity::Warning { "?" } else { "" };
+            format!("{mark}{}:{} {} {}", f.place().line, f.place().column, f.code, f.error.message)
+        };
+        let found: Vec<String> = report.findings.iter().map(shown).collect();
+        assert_eq!(found, *expected, "{script}");
+    }
+}
+
+#[test]
+fn neighbouring_modules_are_checked_too() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("part.rhai"), "fn double(x) { x * two }").unwrap();
+    std::fs::write(folder.path().join("main.rhai"), "import \"part\" as part;\npart::double(1);\npart::triple(1);")
+        .unwrap();
+    let output = amscript(folder.path(), &["check", "main.rhai", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&json[0]["line"], &json[0]["column"], &json[0]["end_column"]), (&3.into(), &7.into(), &13.into()));
+    assert_eq!((&json[0]["severity"], &json[0]["code"]), (&"error".into(), &"function".into()));
+    assert!(
+        json[1]["file"].as_str().unwrap().ends_with("part.rhai") && json[1]["message"] == "no variable `two`",
+        "{json}"
+    );
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "a check writes nothing");
+}
+
+#[test]
+fn warnings_alone_do_not_fail() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("a.rhai"), "let s = settings(#{ unread: 3 });").unwrap();
+    let output = amscript(folder.path(), &["check", "a.rhai"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(
+        text(&output.stdout).contains("warning: the setting `unread`") && text(&output.stdout).contains("1 warning")
+    );
+}
+
+#[test]
+fn recipes_are_listed_printed_and_run_without_the_repository() {
+    let folder = tempfile::tempdir().unwrap();
+    let list = text(&amscript(folder.path(), &["recipes"]).stdout);
+    for name in ["flux_ode_am ", "tables/flux ", "theory/tilt ", "examples/custom_reward "] {
+        assert!(list.contains(name), "{list}");
+    }
+    let source = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/tables/flux.rhai")).unwrap();
+    assert!(amscript(folder.path(), &["recipes", "tables/flux"]).stdout == source);
+    let set = ["iterations=1", "batch=1", "steps=2", "rank=2", "test_prompts=1", "images_per_prompt=2", "watch=[]"];
+    let set: Vec<&str> = set.iter().flat_map(|pair| ["--set", pair]).collect();
+    let output = amscript(folder.path(), &[&["flux_ode_am"], &set[..]].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(folder.path().join("runs/flux_ode_am/lora.safetensors").exists());
+    let unknown = text(&amscript(folder.path(), &["flux_ode_an"]).stderr);
+    assert!(unknown.contains("did you mean the recipe `flux_ode_am`?"), "{unknown}");
+}
+
+#[test]
+fn a_new_script_checks_clean_and_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = amscript(folder.path(), &["new", "mine"]);
+    assert!(made.status.success() && text(&made.stdout).contains("amscript check mine.rhai"));
+    assert!(amscript(folder.path(), &["check", "mine.rhai"]).status.success());
+    let again = text(&amscript(folder.path(), &["new", "mine"]).stderr);
+    assert!(again.contains("\"mine.rhai\" must not exist yet"), "{again}");
+    let set = ["iterations=2", "batch=2", "steps=3", "rank=2", "shown=2"];
+    let set: Vec<&str> = set.iter().flat_map(|pair| ["--set", pair]).collect();
+    let output = amscript(folder.path(), &[&["mine.rhai"], &set[..]].concat());
+    assert!(output.status.success() && text(&output.stdout).contains("reward"), "{}", text(&output.stderr));
+    assert!(folder.path().join("runs/mine/images").exists());
+    assert!(amscript(folder.path(), &["new", "am", "--from", "flux_ode_am"]).status.success());
+    assert!(std::fs::read_to_string(folder.path().join("am.rhai")).unwrap().contains("`amscript am.rhai`"));
+}
+
+#[test]
+fn every_example_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, set, wanted) in [
+        ("custom_reward", &[][..], "the gradient's size"),
+        ("custom_penalty", &[], "quadratic"),
+        ("custom_sampler", &[], "midpoint"),
+        ("judge_images", &["--set", "steps=2"], "tiny/clip"),
+    ] {
+        let output = amscript(folder.path(), &[&[name], set].concat());
+        assert!(text(&output.stdout).contains(wanted), "{name}: {}", text(&output.stderr));
+    }
+    embed::main().unwrap();
+}
