@@ -104,7 +104,7 @@ fn paint() {
 fn line(tasks: &[Arc<Task>], width: usize, unicode: bool) -> Option<String> {
     let lasting = || tasks.iter().filter(|task| task.started.elapsed() >= PATIENCE);
     let outer = lasting().find(|task| task.unit != Unit::Unknown).or_else(|| lasting().next())?;
-    let inner = lasting().last().filter(|inner| !Arc::ptr_eq(inner, outer) && inner.what != outer.what);
+    let inner = lasting().next_back().filter(|inner| !Arc::ptr_eq(inner, outer) && inner.what != outer.what);
     let behind = inner.map(|inner| format!(" {} {}", if unicode { '·' } else { '|' }, inner.brief()));
     let line = match (outer.unit, behind) {
         (Unit::Unknown, behind) => outer.brief() + &behind.unwrap_or_default(),
@@ -284,7 +284,7 @@ mod tests {
         let outer = task("evaluating", Unit::Steps, 3, 12, 60);
         let bar = format!("evaluating {}{} 3/12, ", "#".repeat(6), ".".repeat(18));
         let shown = |tasks: &[Arc<Task>]| line(tasks, 120, false);
-        assert_eq!(shown(&[outer.clone()]), Some(format!("{bar}3m 00s left, 20.0s a step")));
+        assert_eq!(shown(std::slice::from_ref(&outer)), Some(format!("{bar}3m 00s left, 20.0s a step")));
         let inner = task("rollout", Unit::Steps, 10, 50, 10);
         let phase = task("prompts", Unit::Unknown, 0, 0, 20);
         let young = task("decode", Unit::Unknown, 0, 0, 0);

@@ -71,7 +71,7 @@ impl<'a> Walker<'a> {
         let takes_options = |o: &&'static Overload| {
             o.parameters.len() == kinds.len() && o.parameters.last().is_some_and(|(name, _)| name == "options")
         };
-        if natives.iter().any(|o| takes_options(o)) {
+        if natives.iter().any(takes_options) {
             self.options(name, x.args.last());
         }
         let gives = natives.iter().map(|o| o.gives.as_str());

@@ -90,8 +90,8 @@ impl Known {
                 known.natives.entry(&overload.function).or_default().push(overload);
             }
             entries.for_each(|e| {
-                words(&e.details, true).for_each(|w| drop(known.words.insert(w)));
-                e.examples.iter().flat_map(|x| words(&x.code, false)).for_each(|w| drop(known.words.insert(w)));
+                known.words.extend(words(&e.details, true));
+                known.words.extend(e.examples.iter().flat_map(|x| words(&x.code, false)));
             });
             for (name, n) in Engine::new().collect_fn_metadata(
                 None,

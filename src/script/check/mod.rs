@@ -183,7 +183,7 @@ impl Checker {
 
     /// Whether a name is that of the script itself, which imports from the folder of its file.
     fn is_first(&self, name: &str) -> bool {
-        self.session.request.script.as_ref().is_none_or(|script| script.display().to_string() == name)
+        self.session.request().script.as_ref().is_none_or(|script| script.display().to_string() == name)
     }
 }
 
