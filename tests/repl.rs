@@ -95,8 +95,8 @@ fn folder() -> tempfile::TempDir {
 fn the_transcript_in_the_manual_is_what_the_prompt_says() {
     let manual = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/repl.md");
     let text = std::fs::read_to_string(&manual).unwrap();
-    let start = text.find("```console\n").unwrap() + "```console\n".len();
-    let written = &text[start..start + text[start..].find("```").unwrap()];
+    let start = text.find("````console\n").unwrap() + "````console\n".len();
+    let written = &text[start..start + text[start..].find("````").unwrap()];
     let folder = folder();
     let mut terminal = Terminal::open(folder.path(), (400, 110), &[("NO_COLOR", "1")]);
     let mut inputs: Vec<String> = vec![];

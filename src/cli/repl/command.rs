@@ -4,7 +4,7 @@ use super::Prompt;
 use super::lexer::{self, Kind};
 use super::workspace::{ANSWER, SOURCE};
 use crate::bail;
-use crate::cli::quantity;
+use crate::cli::{quantity, recipe};
 use crate::error::{Result, nearest};
 use crate::model::Flow;
 use crate::profile;
@@ -25,7 +25,7 @@ pub const COMMANDS: [(&str, &str); 12] = [
     ("mem", "memory of the process and of the variables"),
     ("seed", "N: adapters and recipes are drawn from this seed; alone: shows it"),
     ("set", "NAME=VALUE: a setting of recipes that are loaded; alone: shows them, NAME= takes one back"),
-    ("load", "FILE: runs a script here; its variables stay"),
+    ("load", "SCRIPT: runs a file or a recipe here; its variables stay"),
     ("save", "FILE: writes the session as a recipe that runs"),
     ("watch", "FILE: runs a script here each time it is saved, until Ctrl-C"),
     ("profile", "CODE: runs it and says where time and memory went"),
@@ -169,7 +169,7 @@ fn set(prompt: &mut Prompt, rest: &str) -> Result<()> {
 }
 
 fn load(prompt: &mut Prompt, file: &str) -> Result<()> {
-    prompt.workspace.load(Path::new(needed("load", "a script", file)?))
+    prompt.workspace.load(recipe::read(Path::new(needed("load", "a script", file)?))?)
 }
 
 fn save(prompt: &mut Prompt, file: &str) -> Result<()> {
@@ -192,7 +192,7 @@ fn watch(prompt: &mut Prompt, file: &str) -> Result<()> {
         if now != seen && now.is_some() {
             seen = now;
             let start = Instant::now();
-            match prompt.workspace.load(file) {
+            match recipe::read(file).and_then(|script| prompt.workspace.load(script)) {
                 Ok(()) => prompt.say(&format!(
                     "ran {} in {}; waiting for it to be saved, Ctrl-C ends",
                     file.display(),

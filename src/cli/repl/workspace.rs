@@ -2,13 +2,13 @@
 
 use super::lexer::{Kind, Token, tokens};
 use super::record::Record;
+use crate::cli::recipe::Source;
 use crate::error::{Error, Kind as Class, Result};
 use crate::script::catalog::script_type;
 use crate::script::{Host, Session, import};
 use crate::tensor::interrupt;
 use rhai::{AST, Dynamic, Map, Scope};
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 
 /// The name under which errors show what was typed.
@@ -72,14 +72,12 @@ impl Workspace {
         Ok(Answer { value: self.answer(value), muted })
     }
 
-    /// Runs a script file in the workspace: its variables and functions stay, its run has a folder of its own.
-    pub fn load(&mut self, path: &Path) -> Result<()> {
-        let name = path.display().to_string();
-        let text = std::fs::read_to_string(path)
-            .map_err(|e| Error::new(Class::Missing, format!("cannot read the script \"{name}\": {e}")))?;
+    /// Runs a script in the workspace: its variables and functions stay, its run has a folder of its own.
+    pub fn load(&mut self, script: Source) -> Result<()> {
+        let Source { path, name, text } = script;
         self.session().add_source(&name, &text);
         let before = self.session().request().script.clone();
-        self.session().amend(|request| request.script = Some(path.into()));
+        self.session().amend(|request| request.script = path);
         let outcome = self.run(&name, &text);
         self.session().amend(|request| request.script = before);
         let value = outcome?;
