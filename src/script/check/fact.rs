@@ -89,10 +89,10 @@ impl Known {
             for overload in entries.clone().filter(|e| !e.chapter.starts_with("stdlib/")).flat_map(|e| &e.overloads) {
                 known.natives.entry(&overload.function).or_default().push(overload);
             }
-            entries.for_each(|e| {
-                known.words.extend(words(&e.details, true));
-                known.words.extend(e.examples.iter().flat_map(|x| words(&x.code, false)));
-            });
+            for entry in entries {
+                let prose = [&entry.summary, &entry.details].into_iter().flat_map(|text| words(text, true));
+                known.words.extend(prose.chain(entry.examples.iter().flat_map(|x| words(&x.code, false))));
+            }
             for (name, n) in Engine::new().collect_fn_metadata(
                 None,
                 |f| Some((f.metadata.name.to_string(), f.metadata.num_params)),
