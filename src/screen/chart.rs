@@ -4,7 +4,7 @@ use super::Screen;
 use super::blocks::SHADES;
 use super::drawing::shade;
 use super::pen::{Colours, Pen, Rgb};
-use super::plot::{Cells, Figure, Plot, Series, Style, finite};
+use super::plot::{Cells, Figure, Labels, Plot, Series, Style, finite};
 use super::scale::Scale;
 use plotters::coord::ranged1d::Ranged;
 use std::ops::Range;
@@ -97,7 +97,9 @@ impl Screen {
             (_, [low, high]) => Scale::new(low.1.min(high.1)..low.1.max(high.1), false, 0.0),
             _ => y.clone(),
         };
-        let around = 4 + usize::from(!plot.labels.title.is_empty()) + usize::from(!plot.labels.y.is_empty());
+        let Labels { title, x: below, y: beside, .. } = &plot.labels;
+        let key = !plot.names().is_empty() || matches!(plot.figure, Figure::Cells(_));
+        let around = 2 + [title, below, beside].map(|text| usize::from(!text.is_empty())).iter().sum::<usize>() + usize::from(key);
         let height = self.rows().saturating_sub(around).clamp(5, LARGEST.1);
         let widest = y.ticks(height / 3).iter().map(|v| y.text(*v).chars().count()).max().unwrap_or(1);
         let width = self.size.columns.saturating_sub(widest + 3).clamp(10, LARGEST.0);
@@ -377,7 +379,7 @@ impl Chart<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Images, Labels};
+    use super::super::Images;
     use super::*;
 
     fn screen(colours: Colours, unicode: bool) -> Screen {
@@ -431,7 +433,7 @@ mod tests {
         let width = bars.last().unwrap().chars().count();
         let left = bars.iter().filter(|row| row.starts_with('█')).count();
         let right = bars.iter().filter(|row| row.chars().nth(width - 1) == Some('█')).count();
-        assert_eq!((left, right), (12, 6), "{text}");
+        assert_eq!((left, right), (14, 7), "{text}");
         assert_eq!(full(|row| row.chars().next().unwrap_or(' ')), 0);
     }
 
@@ -440,9 +442,9 @@ mod tests {
         let map = Plot::heatmap((0..12).map(f64::from).collect(), 4, [None, None], Labels::default()).unwrap();
         let plain = screen(Colours::None, true).chart(&map);
         let rows: Vec<&str> = plain.lines().filter_map(|row| row.split_once(['│', '┤'])).map(|(_, row)| row).collect();
-        assert!(rows[0].starts_with('*') && rows[0].ends_with('@'), "{plain}");
+        assert!(rows[0].starts_with('#') && rows[0].ends_with('@'), "{plain}");
         assert!(rows[11].starts_with(' ') && rows[11].ends_with(':'), "{plain}");
-        assert!(plain.lines().last().unwrap().contains("0   ..::--==++**##%%@@ 11"), "{plain}");
+        assert!(plain.lines().last().unwrap().contains("0.0   ..::--==++**##%%@@ 11.0"), "{plain}");
         let coloured = screen(Colours::True, true).chart(&map);
         assert!(coloured.contains("38;2;250;230;50") && coloured.contains('▀'), "{coloured}");
         let hole = Plot::heatmap(vec![0.0, f64::NAN, 1.0, 2.0], 2, [None, None], Labels::default()).unwrap();

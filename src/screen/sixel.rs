@@ -1,8 +1,7 @@
 //! Images as sixels: bands of six rows, in a palette of at most 256 colours.
 
-use color_quant::NeuQuant;
 use image::RgbImage;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// Colours of a palette.
 const MOST: usize = 256;
@@ -45,29 +44,58 @@ fn repeats(sixels: impl Iterator<Item = u8>, out: &mut String) {
     }
 }
 
-/// The colours of an image, or 256 that are near them, and each pixel's number among them.
-fn indexed(picture: &RgbImage) -> (Vec<[u8; 3]>, Vec<u8>) {
-    let mut own: BTreeMap<[u8; 3], u8> = BTreeMap::new();
-    for pixel in picture.pixels() {
-        let next = own.len();
-        if next < MOST || own.contains_key(&pixel.0) {
-            own.entry(pixel.0).or_insert(next as u8);
-            continue;
-        }
-        let with_alpha: Vec<u8> = picture.pixels().flat_map(|p| [p.0[0], p.0[1], p.0[2], 255]).collect();
-        let quantised = NeuQuant::new(10, MOST, &with_alpha);
-        let palette = quantised.color_map_rgb().chunks(3).map(|c| [c[0], c[1], c[2]]).collect();
-        return (palette, with_alpha.chunks(4).map(|pixel| quantised.index_of(pixel) as u8).collect());
+/// Pixels of like colours: how far they reach in the channel in which they reach farthest, and its middle.
+struct Group {
+    reach: u8,
+    channel: usize,
+    middle: u8,
+    members: Vec<usize>,
+}
+
+impl Group {
+    fn new(members: Vec<usize>, pixels: &[[u8; 3]]) -> Self {
+        let ends = |channel: usize| {
+            let values = members.iter().map(|&i| pixels[i][channel]);
+            values.fold((u8::MAX, u8::MIN), |(low, high), v| (low.min(v), high.max(v)))
+        };
+        let all = [0, 1, 2].map(|channel| (ends(channel), channel));
+        let ((low, high), channel) =
+            all.into_iter().max_by_key(|((low, high), _)| high.saturating_sub(*low)).unwrap_or_default();
+        Self { reach: high.saturating_sub(low), channel, middle: low.midpoint(high), members }
     }
-    let mut palette = vec![[0; 3]; own.len()];
-    own.iter().for_each(|(colour, i)| palette[usize::from(*i)] = *colour);
-    (palette, picture.pixels().map(|pixel| own[&pixel.0]).collect())
+
+    fn mean(&self, pixels: &[[u8; 3]]) -> [u8; 3] {
+        let count = self.members.len().max(1);
+        [0, 1, 2].map(|c| ((self.members.iter().map(|&i| usize::from(pixels[i][c])).sum::<usize>() + count / 2) / count) as u8)
+    }
+}
+
+/// The colours of an image, or 256 that are near them, and each pixel's number among them: groups are cut in the middle, the
+/// farthest reaching first.
+fn indexed(picture: &RgbImage) -> (Vec<[u8; 3]>, Vec<u8>) {
+    let pixels: Vec<[u8; 3]> = picture.pixels().map(|pixel| pixel.0).collect();
+    let mut groups = vec![Group::new((0..pixels.len()).collect(), &pixels)];
+    while groups.len() < MOST {
+        let widest = (0..groups.len()).max_by_key(|&i| groups[i].reach).unwrap_or_default();
+        if groups[widest].reach == 0 {
+            break;
+        }
+        let Group { channel, middle, members, .. } = groups.swap_remove(widest);
+        let (low, high) = members.into_iter().partition(|&i| pixels[i][channel] <= middle);
+        groups.extend([low, high].map(|members| Group::new(members, &pixels)));
+    }
+    let mut numbers = vec![0; pixels.len()];
+    for (number, group) in groups.iter().enumerate() {
+        group.members.iter().for_each(|&i| numbers[i] = number as u8);
+    }
+    (groups.iter().map(|group| group.mean(&pixels)).collect(), numbers)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use image::Rgb;
+    use std::collections::BTreeMap;
 
     /// The pixels that the escape code paints, in percents.
     fn decode(text: &str) -> Vec<Vec<Option<[u32; 3]>>> {
