@@ -146,7 +146,16 @@ fn recipes_are_listed_printed_and_run_without_the_repository() {
     }
     let source = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/tables/flux.rhai")).unwrap();
     assert!(amscript(folder.path(), &["recipes", "tables/flux"]).stdout == source);
-    let set = ["iterations=1", "batch=1", "steps=2", "truncate=last(2)", "rank=2", "test_prompts=1", "images_per_prompt=2", "watch=[]"];
+    let set = [
+        "iterations=1",
+        "batch=1",
+        "steps=2",
+        "truncate=last(2)",
+        "rank=2",
+        "test_prompts=1",
+        "images_per_prompt=2",
+        "watch=[]",
+    ];
     let set: Vec<&str> = set.iter().flat_map(|pair| ["--set", pair]).collect();
     let output = amscript(folder.path(), &[&["flux_ode_am"], &set[..]].concat());
     assert!(output.status.success(), "{}", text(&output.stderr));

@@ -99,7 +99,9 @@ impl Screen {
         };
         let Labels { title, x: below, y: beside, .. } = &plot.labels;
         let key = !plot.names().is_empty() || matches!(plot.figure, Figure::Cells(_));
-        let around = 2 + [title, below, beside].map(|text| usize::from(!text.is_empty())).iter().sum::<usize>() + usize::from(key);
+        let around = 2
+            + [title, below, beside].map(|text| usize::from(!text.is_empty())).iter().sum::<usize>()
+            + usize::from(key);
         let height = self.rows().saturating_sub(around).clamp(5, LARGEST.1);
         let widest = y.ticks(height / 3).iter().map(|v| y.text(*v).chars().count()).max().unwrap_or(1);
         let width = self.size.columns.saturating_sub(widest + 3).clamp(10, LARGEST.0);

@@ -66,7 +66,9 @@ impl Group {
 
     fn mean(&self, pixels: &[[u8; 3]]) -> [u8; 3] {
         let count = self.members.len().max(1);
-        [0, 1, 2].map(|c| ((self.members.iter().map(|&i| usize::from(pixels[i][c])).sum::<usize>() + count / 2) / count) as u8)
+        [0, 1, 2].map(|c| {
+            ((self.members.iter().map(|&i| usize::from(pixels[i][c])).sum::<usize>() + count / 2) / count) as u8
+        })
     }
 }
 
