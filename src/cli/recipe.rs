@@ -23,11 +23,13 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// The first sentence of its head.
+    /// The beginning of its head, to the first stop.
     pub fn line(&self) -> String {
         let head = self.text.lines().map_while(|line| line.strip_prefix("//!"));
         let head = head.map(str::trim).take_while(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
-        let end = head.find(". ").or_else(|| head.find("? ").map(|i| i + 1)).unwrap_or(head.len());
+        let ends =
+            [". ", "? ", ": ", "; "].iter().filter_map(|end| head.find(end).map(|i| i + usize::from(*end == "? ")));
+        let end = ends.filter(|end| *end >= 20).min().unwrap_or(head.len());
         head[..end].trim_end_matches('.').into()
     }
 
