@@ -31,6 +31,8 @@ struct Task {
     total: u64,
     done: AtomicU64,
     started: Instant,
+    /// Milliseconds after the start when the last of it was done.
+    ticked: AtomicU64,
 }
 
 /// What is being done, the outermost first, and whether the last line of the terminal shows it.
@@ -63,7 +65,7 @@ pub fn above_bar<T>(write: impl FnOnce() -> T) -> T {
 /// So many bytes were read or written, for the innermost work that counts them.
 pub fn bytes(count: u64) {
     if let Some(task) = shown().tasks.iter().rev().find(|task| task.unit == Unit::Bytes) {
-        task.done.fetch_add(count, Ordering::Relaxed);
+        task.tick(task.done() + count);
     }
 }
 
@@ -115,6 +117,11 @@ fn line(tasks: &[Arc<Task>], width: usize, unicode: bool) -> Option<String> {
 }
 
 impl Task {
+    fn tick(&self, done: u64) {
+        self.done.store(done, Ordering::Relaxed);
+        self.ticked.store(self.started.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
     fn done(&self) -> u64 {
         self.done.load(Ordering::Relaxed)
     }
@@ -139,14 +146,20 @@ impl Task {
         }
     }
 
+    fn ticked(&self) -> Duration {
+        Duration::from_millis(self.ticked.load(Ordering::Relaxed))
+    }
+
     fn per_step(&self) -> Option<Duration> {
         let here = self.done().saturating_sub(self.first);
-        (here > 0).then(|| self.started.elapsed().div_f64(here as f64))
+        (here > 0).then(|| self.ticked().div_f64(here as f64))
     }
 
     fn left(&self) -> String {
         let ahead = self.total.saturating_sub(self.done());
-        self.per_step().map_or("starting".into(), |each| format!("{} left", span(each.mul_f64(ahead as f64))))
+        let since = self.started.elapsed().saturating_sub(self.ticked());
+        let left = |each: Duration| each.mul_f64(ahead as f64).saturating_sub(since);
+        self.per_step().map_or("starting".into(), |each| format!("{} left", span(left(each))))
     }
 
     /// Time left, and what a step takes.
@@ -186,7 +199,8 @@ impl Progress {
     }
 
     fn begin(what: Cow<'static, str>, unit: Unit, first: u64, total: u64) -> Self {
-        let task = Arc::new(Task { what, unit, first, total, done: AtomicU64::new(first), started: Instant::now() });
+        let (done, ticked, started) = (first.into(), AtomicU64::default(), Instant::now());
+        let task = Arc::new(Task { what, unit, first, total, done, started, ticked });
         let mut shown = shown();
         shown.tasks.push(task.clone());
         if drawing() {
@@ -200,7 +214,7 @@ impl Progress {
 
     /// `done` steps of all are finished.
     pub fn tick(&self, done: usize) {
-        self.0.done.store(done as u64, Ordering::Relaxed);
+        self.0.tick(done as u64);
     }
 
     /// For lines where no bar is drawn: `12/200, 1m 20s left, 0.4s a step`, else nothing.
@@ -276,21 +290,22 @@ mod tests {
 
     fn task(what: &'static str, unit: Unit, done: u64, total: u64, seconds: u64) -> Arc<Task> {
         let started = Instant::now().checked_sub(Duration::from_secs(seconds)).unwrap();
-        Arc::new(Task { what: what.into(), unit, first: 0, total, done: done.into(), started })
+        let ticked = (1000 * seconds).into();
+        Arc::new(Task { what: what.into(), unit, first: 0, total, done: done.into(), started, ticked })
     }
 
     #[test]
     fn the_outermost_is_a_bar_and_the_innermost_stands_behind_it() {
-        let outer = task("evaluating", Unit::Steps, 3, 12, 60);
-        let bar = format!("evaluating {}{} 3/12, ", "#".repeat(6), ".".repeat(18));
+        let outer = task("evaluating", Unit::Steps, 7, 12, 61);
+        let bar = format!("evaluating {}{} 7/12, ", "#".repeat(14), ".".repeat(10));
         let shown = |tasks: &[Arc<Task>]| line(tasks, 120, false);
-        assert_eq!(shown(std::slice::from_ref(&outer)), Some(format!("{bar}3m 00s left, 20.0s a step")));
+        assert_eq!(shown(std::slice::from_ref(&outer)), Some(format!("{bar}43.6s left, 8.7s a step")));
         let inner = task("rollout", Unit::Steps, 10, 50, 10);
         let phase = task("prompts", Unit::Unknown, 0, 0, 20);
         let young = task("decode", Unit::Unknown, 0, 0, 0);
         assert_eq!(
             shown(&[outer.clone(), phase.clone(), inner.clone(), young]),
-            Some(format!("{bar}3m 00s left | rollout 10/50, 40.0s left"))
+            Some(format!("{bar}43.6s left | rollout 10/50, 40.0s left"))
         );
         assert_eq!(line(&[outer, inner], 20, false).unwrap().len(), 20);
         assert_eq!(shown(&[phase]), Some("prompts, 20.0s".into()));
@@ -300,6 +315,13 @@ mod tests {
     fn short_work_is_not_shown() {
         assert_eq!(line(&[], 80, true), None);
         assert_eq!(line(&[task("saving", Unit::Bytes, 1, 2, 0)], 80, true), None);
+    }
+
+    #[test]
+    fn the_time_left_runs_down_within_a_step() {
+        let slow = task("steps", Unit::Steps, 2, 4, 20);
+        slow.ticked.store(16_000, Ordering::Relaxed);
+        assert_eq!((slow.left(), slow.per_step()), ("12.0s left".into(), Some(Duration::from_secs(8))));
     }
 
     #[test]

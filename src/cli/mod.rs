@@ -44,10 +44,17 @@ pub struct PromptArgs {
     /// No greeting.
     #[arg(short, long)]
     pub quiet: bool,
-    /// A setting for recipes that are loaded.
+    #[command(flatten)]
+    pub session: SessionArgs,
+}
+
+/// What a script or a prompt runs with.
+#[derive(Args)]
+pub struct SessionArgs {
+    /// Replace one of a script's settings: a number, a value such as `full()`, or text.
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
     pub set: Vec<(String, String)>,
-    /// What adapters and recipes are drawn from.
+    /// Replace the `seed` setting of scripts; adapters are drawn from it too.
     #[arg(long)]
     pub seed: Option<u64>,
     /// Where tensors live: `cpu`, `cuda` or `cuda:N`; the default is AMSCRIPT_DEVICE or `cpu`.
@@ -91,21 +98,8 @@ enum Command {
 pub struct RunArgs {
     /// The script, or a recipe in the binary; `-` reads it from standard input.
     pub script: PathBuf,
-    /// Replace one of the script's settings: a number, a value such as `full()`, or text.
-    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
-    pub set: Vec<(String, String)>,
-    /// Replace the script's `seed` setting.
-    #[arg(long)]
-    pub seed: Option<u64>,
-    /// Where tensors live: `cpu`, `cuda` or `cuda:N`; the default is AMSCRIPT_DEVICE or `cpu`.
-    #[arg(long)]
-    pub device: Option<String>,
-    /// The folder that the run writes.
-    #[arg(long, value_name = "DIR")]
-    pub out: Option<PathBuf>,
-    /// A folder with models, searched first.
-    #[arg(long, value_name = "DIR")]
-    pub models: Option<PathBuf>,
+    #[command(flatten)]
+    pub session: SessionArgs,
     /// Print what the run would take in weights, work and memory, from the headers of the weights alone, and end.
     #[arg(long)]
     pub plan: bool,

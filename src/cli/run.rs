@@ -1,7 +1,7 @@
 //! Runs one script: check everything first, then run it on a thread with a large stack, then report.
 
 use super::recipe::{self, Source};
-use super::{RunArgs, fault};
+use super::{RunArgs, SessionArgs, fault};
 use crate::bail;
 use crate::error::{Error, Kind, Result, show_warnings_with};
 use crate::profile;
@@ -63,13 +63,7 @@ pub fn on_large_stack(work: impl FnOnce() -> ExitCode + Send + 'static) -> ExitC
 
 fn execute(session: Session, name: &str, text: &str) -> ExitCode {
     let host = Host::new(session);
-    let interrupts = host.session().clone();
-    // without a handler Ctrl-C still ends the process
-    let handler = move || {
-        interrupts.interrupt();
-        interrupt::wish(interrupts.check().is_err());
-    };
-    ctrlc::set_handler(handler).ok();
+    heed_ctrl_c(host.session());
     let outcome = host.run(name, text).and_then(|_| all_used(host.session()));
     let planned = host.session().planner().map(|planner| planner.plan());
     match (outcome, planned) {
@@ -93,25 +87,41 @@ fn fail(error: &Error, session: Option<&Arc<Session>>) -> ExitCode {
 /// Everything that can be known to be wrong before the script runs.
 fn prepare(arguments: &RunArgs) -> Result<(Request, String, String)> {
     let Source { path: script, name, text } = recipe::read(&arguments.script)?;
-    if let Some(out) = arguments.out.as_ref().filter(|_| !arguments.plan) {
+    if let Some(out) = arguments.session.out.as_ref().filter(|_| !arguments.plan) {
         try_writing(out)?;
     }
-    let request = Request {
-        script,
+    let mut request = request(&arguments.session, arguments.plan)?;
+    request.script = script;
+    Ok((request, name, text))
+}
+
+/// What the command line decided, for a script that is run, planned or typed.
+pub fn request(arguments: &SessionArgs, plan: bool) -> Result<Request> {
+    Ok(Request {
+        script: None,
         overrides: arguments.set.clone(),
         seed: arguments.seed,
-        device: if arguments.plan { Device::Cpu } else { device(arguments.device.as_deref())? },
+        device: if plan { Device::Cpu } else { device(arguments.device.as_deref())? },
         out: arguments.out.clone(),
         models: models_folder(arguments.models.as_deref())?,
         deadline: None,
         screen: Screen::detect()?,
-        plan: arguments.plan.then(|| wanted(arguments.device.as_deref()).is_none_or(|name| name == "cpu")),
+        plan: plan.then(|| wanted(arguments.device.as_deref()).is_none_or(|name| name == "cpu")),
+    })
+}
+
+/// Ctrl-C reaches the session, and every op once the session will not wait; without a handler it still ends the process.
+pub fn heed_ctrl_c(session: &Arc<Session>) {
+    let session = session.clone();
+    let handler = move || {
+        session.interrupt();
+        interrupt::wish(session.check().is_err());
     };
-    Ok((request, name, text))
+    ctrlc::set_handler(handler).ok();
 }
 
 /// `--models`, if it is a folder.
-pub fn models_folder(argument: Option<&Path>) -> Result<Option<PathBuf>> {
+fn models_folder(argument: Option<&Path>) -> Result<Option<PathBuf>> {
     match argument {
         Some(folder) if !folder.is_dir() => bail!(Missing, "--models: expected a folder, got \"{}\"", folder.display()),
         folder => Ok(folder.map(PathBuf::from)),
@@ -133,7 +143,7 @@ fn wanted(argument: Option<&str>) -> Option<String> {
 }
 
 /// The device asked for, else the processor.
-pub fn device(argument: Option<&str>) -> Result<Device> {
+fn device(argument: Option<&str>) -> Result<Device> {
     match argument {
         Some(name) => place::named(name).map_err(|e| e.within("--device")),
         None => place::from_environment().map_err(|e| e.within("AMSCRIPT_DEVICE")),

@@ -8,7 +8,7 @@ use crate::nn::archive::{self, Archive};
 use crate::nn::layout::{self, Layout, Piece};
 use crate::progress::{self, Progress};
 use crate::tensor::op::Lora;
-use crate::tensor::{DType, Device, Rng, Tensor, place};
+use crate::tensor::{DType, Device, Rng, Tensor, interrupt, place};
 use candle_core::Var;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -342,6 +342,7 @@ impl Weights {
             return hollow(&piece.shape, shared.dtype);
         }
         let tensor = archive.read_rows(name, piece.rows.clone())?.reshape(&piece.shape[..])?;
+        interrupt::check()?; // a large file is left between two tensors
         progress::bytes((tensor.elem_count() * dtype.size_in_bytes()) as u64);
         let tensor = if piece.swapped {
             let half = tensor.dim(0)? / 2;

@@ -13,9 +13,8 @@ use crate::error::{Error, Kind, Result, show_warnings_with};
 use crate::model::source::Sources;
 use crate::run::progress::above_bar;
 use crate::screen::{Colours, Plot, Screen};
-use crate::script::session::Request;
 use crate::script::{Host, Session};
-use crate::tensor::{interrupt, place};
+use crate::tensor::place;
 use complete::Names;
 use rhai::Dynamic;
 use rustyline::error::ReadlineError;
@@ -44,24 +43,11 @@ pub struct Prompt {
 
 impl Prompt {
     fn new(arguments: &PromptArgs) -> Result<Self> {
-        let request = Request {
-            script: Some("session.rhai".into()), // imports and files are looked up from here
-            overrides: arguments.set.clone(),
-            seed: arguments.seed,
-            device: run::device(arguments.device.as_deref())?,
-            out: arguments.out.clone(),
-            models: run::models_folder(arguments.models.as_deref())?,
-            screen: Screen::detect()?,
-            ..Request::default()
-        };
+        let mut request = run::request(&arguments.session, false)?;
+        request.script = Some("session.rhai".into()); // imports and files are looked up from here
         let session = Session::new(request, Box::new(|line| above_bar(|| println!("{line}"))));
         let host = Host::new(session);
-        let session = host.session().clone();
-        let handler = move || {
-            session.interrupt();
-            interrupt::wish(session.check().is_err());
-        };
-        ctrlc::set_handler(handler).ok(); // without a handler Ctrl-C still ends the process
+        run::heed_ctrl_c(host.session());
         let names = Names { commands: command::COMMANDS.to_vec(), ..Names::default() };
         Ok(Self { workspace: Workspace::new(host), names: Arc::new(Mutex::new(names)) })
     }
