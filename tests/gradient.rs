@@ -234,6 +234,12 @@ fn pooling() {
 #[test]
 fn resizing() {
     let x = [random(&[2, 3, 5, 4], 1)];
+    for (shape, outer) in [([2, 3, 5, 4], 2), ([1, 2, 1, 1], 3), ([1, 1, 17, 1], 1)] {
+        let [x, w, b] = [random(&shape, 5), random(&[outer, shape[1], 3, 3], 6), random(&[outer], 7)];
+        let composed = |i: &[Tensor]| conv2d(&upsample_nearest2x(&i[0])?, &w, Some(&b), 1, 1);
+        check("upsampled_conv2d", &[x.clone()], |i| upsampled_conv2d(&i[0], &w, &b));
+        equal("upsampled_conv2d", &[x], |i| upsampled_conv2d(&i[0], &w, &b), composed);
+    }
     check("upsample_nearest2x", &x, |i| upsample_nearest2x(&i[0]));
     equal("upsample_nearest2x", &x, |i| upsample_nearest2x(&i[0]), |i| Ok(i[0].upsample_nearest2d(10, 8)?));
     for antialias in [true, false] {

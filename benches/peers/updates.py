@@ -1,6 +1,6 @@
 """The update of every method beside the same in PyTorch: the same weights, batch and mathematics, f32, two threads each.
 
-    python benches/peers/updates.py target/release/amscript WORK [--cases tiny-flux2,sit-s2] [--rounds 3] [--compile] [--methods AM-1,VJP]
+    python benches/peers/updates.py target/release/amscript WORK [--cases tiny-flux2,sit-s2] [--rounds 3] [--compile] [--methods "AM-1;VJP"]
     python benches/peers/updates.py target/release/amscript WORK --laws [--cases sit-s2]
 
 WORK gets random weights in the published layouts and each side's figures. A round runs, each in a process of its own and in turn, ours;
@@ -42,7 +42,8 @@ CASES = {
     "sit-b2": ("sit", dict(depth=12, hidden_size=768, num_heads=12), 1, 8),
     "flux2-300m": ("flux2", dict(width=1024, double=4, single=12), 1, 3),
 }
-METHODS = ["AM-1", "AM-3", "AM-Full", "DRaFT-1", "ReFL-5", "rollout", "VJP", "decode + reward"]
+AGAIN = ", recompute"  # ours with this option, beside theirs of the name before
+METHODS = ["AM-1", "AM-3", "AM-Full", "AM-Full" + AGAIN, "DRaFT-1", "ReFL-5", "rollout", "VJP", "decode + reward"]
 SCALE, RANK = 100.0, 8
 
 
@@ -339,7 +340,7 @@ def run(command, folder):
         while process.poll() is None:
             found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())
             peak = int(found[1]) / 1024 if found else peak
-            time.sleep(0.05)
+            time.sleep(0.01)
         if process.returncode:
             sys.exit(f"{command} failed")
         out.seek(0)
@@ -378,7 +379,7 @@ def compare(o, names):
     def measure(case, side, names, repeats):
         if side == "ours":
             return ours(o.binary, o.work, case, names, repeats)
-        command = [sys.executable, HERE / "updates.py", o.binary, o.work, "--cases", case, "--methods", ",".join(names), "--repeats", repeats]
+        command = [sys.executable, HERE / "updates.py", o.binary, o.work, "--cases", case, "--methods", ";".join(names), "--repeats", repeats]
         try:
             return run([*command, "--theirs", side], o.work)
         except SystemExit:
@@ -389,11 +390,14 @@ def compare(o, names):
     for case in o.cases.split(","):
         prepare(o.binary, o.work, case)
         sides = ["ours", *variants]
+        asked = lambda side: [name for name in names if side == "ours" or not name.endswith(AGAIN)]
+        key = lambda side: f"{case}, {side}: {','.join(asked(side))}"
         for n in range(1, o.rounds + 1):
             for side in sides:
-                figures.get(f"{case}, {side}: {','.join(names)}", n, lambda: (measure(case, side, names, o.repeats) or [None])[0])
-        found = {side: figures.get(f"{case}, {side}: {','.join(names)}", o.rounds, None) for side in sides}
-        seconds = lambda side, name: None if None in found[side] else statistics.median(f[name]["seconds"] for f in found[side])
+                figures.get(key(side), n, lambda: (measure(case, side, asked(side), o.repeats) or [None])[0])
+        found = {side: figures.get(key(side), o.rounds, None) for side in sides}
+        entry = lambda side, f, name: f[name if side == "ours" else name.removesuffix(AGAIN)]
+        seconds = lambda side, name: None if None in found[side] else statistics.median(entry(side, f, name)["seconds"] for f in found[side])
         ratio = lambda mine, other: "-" if other is None else f"{mine / other:.2f}"
         head = " | ".join(f"({v}), s | / ({v})" for v in variants)
         print(f"\n## {case}: batch {CASES[case][2]}, {CASES[case][3]} steps\n\n| | ours, s | {head} | losses differ by |\n" + "|---" * (3 + 2 * len(variants)) + "|")
@@ -401,14 +405,15 @@ def compare(o, names):
         print(f"| processors busy with other work, by round | {loads} | |")
         for name in names:
             mine, loss = seconds("ours", name), found["ours"][0][name]["loss"]
-            differs = max(abs(found[v][0][name]["loss"] - loss) / max(abs(loss), 1e-9) for v in variants if found[v][0])
+            differs = max(abs(entry(v, found[v][0], name)["loss"] - loss) / max(abs(loss), 1e-9) for v in variants if found[v][0])
             cells = " | ".join(f"{seconds(v, name) or float('nan'):.3f} | {ratio(mine, seconds(v, name))}" for v in variants)
             print(f"| {name} | {mine:.3f} | {cells} | {differs:.1e} |", flush=True)
         if o.memory:
-            for name in ["load", *o.memory.split(",")]:
+            for name in ["load", *o.memory]:
                 peak = {}
                 for side in sides:
-                    taken = figures.get(f"{case}, {side}: peak of {name}", 1, lambda: (measure(case, side, [name], 0) or [None, None])[1])
+                    taken_name = name if side == "ours" else name.removesuffix(AGAIN)
+                    taken = figures.get(f"{case}, {side}: peak of {taken_name}", 1, lambda: (measure(case, side, [taken_name], 0) or [None, None])[1])
                     peak[side] = taken[0]
                 cells = " | ".join(f"{peak[v] or float('nan'):.0f} | {ratio(peak['ours'], peak[v])}" for v in variants)
                 print(f"| peak MB, {name} | {peak['ours']:.0f} | {cells} | |", flush=True)
@@ -455,15 +460,15 @@ def main():
     parser.add_argument("binary", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--cases", default=",".join(CASES))
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--methods", default=";".join(METHODS), help="with ; between them")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--memory", help="peak memory of these methods, too, each in a process of its own")
+    parser.add_argument("--memory", type=lambda given: given.split(";"), help="with ; between them: peak memory of these methods, too, each in a process of its own")
     parser.add_argument("--laws", action="store_true")
     parser.add_argument("--theirs", help=argparse.SUPPRESS)
     o = parser.parse_args()
-    o.binary, o.work, names = o.binary.resolve(), o.work.resolve(), o.methods.split(",")
+    o.binary, o.work, names = o.binary.resolve(), o.work.resolve(), o.methods.split(";")
     if o.theirs:
         return theirs(o.work, o.cases, names, o.repeats, o.theirs)
     o.work.mkdir(parents=True, exist_ok=True)

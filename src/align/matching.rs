@@ -13,6 +13,8 @@ use crate::model::{Condition, Velocity};
 use crate::profile::phase;
 use crate::tensor::Tensor;
 use crate::tensor::check::{read, together};
+use crate::tensor::grad::{deferred, segment};
+use crate::tensor::op::cast;
 use std::sync::Arc;
 
 /// The velocity changes that the policy should have over the base at the active steps.
@@ -71,6 +73,28 @@ pub struct MatchingOptions {
     pub rolled: Option<Arc<dyn Velocity>>,
     /// What carries the adjoint instead of the base.
     pub carrying: Option<Arc<dyn Velocity>>,
+    /// The policy once more, to run again in the loss's backward instead of keeping its graphs.
+    pub recompute: Option<Recomputed>,
+}
+
+/// A policy and the variables in it. It runs again at one active step after the other: K forwards more, the memory of one graph.
+#[derive(Clone)]
+pub struct Recomputed {
+    pub policy: Arc<dyn Velocity>,
+    pub variables: Vec<Tensor>,
+}
+
+impl Recomputed {
+    /// `v(X_k, t_k)`, whose graph is made in the backward; `known` is its value, where the rollout has it.
+    fn velocity(&self, path: &Trajectory, k: usize, known: Option<&Tensor>) -> Result<Tensor> {
+        let (policy, x, t, condition) =
+            (self.policy.clone(), path.state(k)?.clone(), path.time(k)?, path.condition.clone());
+        let run = move |_: &[Tensor]| cast(&policy.velocity(&x, &t, &condition)?, x.dtype());
+        match known {
+            Some(value) => deferred(value, &[], &self.variables, run),
+            None => segment(&[], &self.variables, run),
+        }
+    }
 }
 
 impl MatchingOptions {
@@ -87,6 +111,7 @@ impl MatchingOptions {
             noise_free_end: false,
             rolled: None,
             carrying: None,
+            recompute: None,
         }
     }
 }
@@ -107,7 +132,7 @@ pub struct Matched {
 /// N policy forwards: the rollout keeps the graph of its K active steps for the loss. K base forwards: those of the adjoint's
 /// products serve the loss too. K base and K policy backwards. The numbers are those of the separate functions. Where another
 /// field is rolled out, or carries the adjoint, K forwards more of the policy, or of the base; so too, over all N steps, in an
-/// update that measures the control for [`Truncation::Adaptive`].
+/// update that measures the control for [`Truncation::Adaptive`]. With `recompute`, K forwards more of the policy in the backward.
 pub fn adjoint_matching(
     policy: &dyn Velocity,
     base: &dyn Velocity,
@@ -134,7 +159,8 @@ fn matched(
     };
     let keep = if measuring.is_some() { steps } else { options.truncate.active(steps)? };
     let reused = options.rolled.is_none() && measuring.is_none();
-    let track = if reused { options.loss.active(steps - keep..steps) } else { Vec::new() };
+    let tracked = reused && options.recompute.is_none();
+    let track = if tracked { options.loss.active(steps - keep..steps) } else { Vec::new() };
     let rollout_options = RolloutOptions { keep, track, ..options.rollout.clone() };
     let mut path = rollout(options.rolled.as_deref().unwrap_or(policy), x0, condition, &rollout_options)?;
     let carrying = options.carrying.as_deref().unwrap_or(base);
@@ -156,10 +182,8 @@ fn matched(
     if options.carrying.is_some() {
         adjoint.base_velocities = velocities(base, &path)?.iter().map(Tensor::detach).collect();
     }
-    if !reused {
-        for k in options.loss.active(path.window()) {
-            path.velocities[k - path.first] = velocity(policy, &path, k)?;
-        }
+    if !tracked {
+        retrack(&mut path, policy, options, reused)?;
     }
     let (own, bases) = (&path.velocities, &adjoint.base_velocities);
     let loss = match options.criterion.squared(&options.regularizer, &adjoint) {
@@ -175,6 +199,18 @@ fn matched(
     // The graph stays with the loss alone, so that it is freed with it.
     let velocities = path.velocities.iter().map(Tensor::detach).collect();
     Ok(Matched { loss, terminal, adjoint, path: Trajectory { velocities, ..path } })
+}
+
+/// Gives the velocities that enter the loss their graph, where the rollout did not; it has their values if `reused`.
+fn retrack(path: &mut Trajectory, policy: &dyn Velocity, options: &MatchingOptions, reused: bool) -> Result<()> {
+    for k in options.loss.active(path.window()) {
+        let i = k - path.first;
+        path.velocities[i] = match &options.recompute {
+            Some(again) => again.velocity(path, k, reused.then_some(&path.velocities[i]))?,
+            None => velocity(policy, path, k)?,
+        };
+    }
+    Ok(())
 }
 
 /// `X_{N-1} + h v(X_{N-1})`.

@@ -17,7 +17,7 @@ pub use draft::{Direct, DraftOptions, draft};
 pub use intensity::{control_intensity, control_norms, norms};
 pub use loss::{Criterion, MatchingLoss, Reduction, Units, fenchel_matching, velocity_matching};
 pub use matching::{
-    Matched, MatchingOptions, adjoint_matching, control_mass, control_target, matching_loss, velocities,
+    Matched, MatchingOptions, Recomputed, adjoint_matching, control_mass, control_target, matching_loss, velocities,
 };
 pub use refl::refl;
 pub use regularizer::{Norm, Regularizer};

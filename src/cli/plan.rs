@@ -46,6 +46,7 @@ fn work(plan: &Plan, update: &Update) -> String {
     let (n, k) = (update.steps, update.active);
     let method = match update.method {
         Method::Fused => "fused adjoint matching",
+        Method::Stepwise => "fused adjoint matching, the policy's steps run again",
         Method::Separate => "adjoint matching by hand",
         Method::Draft => "DRaFT",
         Method::Refl => "ReFL",

@@ -77,11 +77,11 @@ impl AddAssign for Cost {
     }
 }
 
-/// How ops keep things: the type a network computes in, and whether the device has fused kernels (the CPU has).
+/// How ops keep things: the type a network computes in, and whether the device is the CPU.
 #[derive(Clone, Copy, Debug)]
 pub struct Ops {
     pub dtype: DType,
-    pub fused: bool,
+    pub cpu: bool,
 }
 
 impl Ops {
@@ -90,44 +90,10 @@ impl Ops {
         self.dtype.size_in_bytes() as f64
     }
 
-    /// `n` numbers in the wide type, and one in the network's own when that is half precision, which the result is cast to.
-    fn wide(self, n: f64) -> f64 {
-        let half = self.dtype.size_in_bytes() == 2;
-        if half { 4.0 * (n + 1.0) + self.own() } else { self.own() * n }
-    }
-
-    /// A norm and its weight, per number.
-    fn norm(self) -> f64 {
-        self.wide(if self.fused { 1.0 } else { 4.0 })
-    }
-
-    /// A norm and what modulates it, per number.
-    fn modulated(self) -> f64 {
-        self.wide(if self.fused { 1.0 } else { 5.0 })
-    }
-
-    /// A norm and the nonlinearity behind it, per number.
-    fn gated_norm(self) -> f64 {
-        if self.fused { self.wide(1.0) } else { self.norm() + self.nonlinearity() }
-    }
-
-    /// Gated addition, per number.
-    fn gate(self) -> f64 {
-        self.own() * if self.fused { 1.0 } else { 2.0 }
-    }
-
-    /// A gated or plain nonlinearity, per number of its result.
-    fn nonlinearity(self) -> f64 {
-        self.own() * if self.fused { 1.0 } else { 6.0 }
-    }
-
-    /// Attention of `tokens` by `tokens`, all heads together `width` wide; scores are kept where no fused kernel makes them.
-    fn attention(self, tokens: f64, width: f64, heads: f64) -> f64 {
-        let rows = tokens * width;
-        match self.fused {
-            true => self.wide(1.0) * rows,
-            false => self.wide(9.0) * rows + 4.0 * 4.0 * heads * tokens * tokens,
-        }
+    /// A number that a norm or attention makes. On the CPU half precision goes through f32: cast there, computed, cast back.
+    fn wide(self) -> f64 {
+        let cast = self.cpu && self.dtype.size_in_bytes() == 2;
+        self.own() + if cast { 2.0 * 4.0 } else { 0.0 }
     }
 }
 
@@ -150,11 +116,10 @@ pub fn flux2(config: &flux2::Config, text: usize, image: usize, ops: Ops) -> Cos
     // Towards the latents nothing flows through the prompt's embedding, nor through its q, k, v in the first block.
     let unused = if double > 0.0 { product(text, d, d) * 3.0 } else { 0.0 };
     let rows = tokens * d;
-    let attended =
-        3.0 * own + 2.0 * ops.norm() + 2.0 * own + ops.attention(tokens, d, config.num_attention_heads as f64) / rows;
-    let mlp = 2.0 * ratio * own + ratio * ops.nonlinearity();
-    let double_kept = rows * (2.0 * ops.modulated() + 2.0 * ops.gate() + 4.0 * own + attended + mlp + 2.0 * own);
-    let single_kept = rows * (ops.modulated() + ops.gate() + attended + mlp + (2.0 + ratio) * own);
+    let attended = 3.0 * ops.wide() + 5.0 * own; // q, k, v, normalised, turned, attended
+    let mlp = 3.0 * ratio * own;
+    let double_kept = rows * (2.0 * ops.wide() + 8.0 * own + attended + mlp);
+    let single_kept = rows * (ops.wide() + (3.0 + ratio) * own + attended + mlp);
     let (forward, bounds) = ((double + single) * (block + scores) + ends + vector, rows * own);
     Cost {
         forward,
@@ -175,8 +140,7 @@ pub fn sit(config: &sit::Config, ops: Ops) -> Cost {
     let (scores, rows) = (4.0 * tokens * tokens * d, tokens * d);
     let vector = product(1.0, d, d) * (6.0 * depth + 2.0 + 1.0) + product(1.0, 256.0, d);
     let ends = 2.0 * product(tokens, patch, d);
-    let kept = rows * (2.0 * ops.modulated() + 2.0 * ops.gate() + (5.0 + ratio) * own + ratio * ops.nonlinearity())
-        + ops.attention(tokens, d, config.num_heads as f64);
+    let kept = rows * (3.0 * ops.wide() + (7.0 + 2.0 * ratio) * own);
     Cost {
         forward: depth * (block + scores) + ends + vector,
         vjp: depth * (block + 2.0 * scores) + ends,
@@ -206,7 +170,7 @@ pub fn decoder(config: &vae::Config, h: usize, w: usize, ops: Ops) -> Cost {
     let scores = 4.0 * pixels * pixels * top;
     walk.cost.forward += product(pixels, top, top) * 4.0 + scores;
     walk.cost.vjp += product(pixels, top, top) * 4.0 + 2.0 * scores;
-    walk.cost.kept += pixels * top * (ops.norm() + 7.0 * ops.own()) + ops.attention(pixels, top, 1.0);
+    walk.cost.kept += pixels * top * (2.0 * ops.wide() + 7.0 * ops.own());
     walk.resnet(top, top, pixels);
     let mut inner = top;
     for (i, outer) in widths.iter().enumerate() {
@@ -216,11 +180,12 @@ pub fn decoder(config: &vae::Config, h: usize, w: usize, ops: Ops) -> Cost {
         }
         if i + 1 < widths.len() {
             pixels *= 4.0;
-            walk.cost.kept += pixels * inner * ops.own();
-            walk.conv(inner, inner, 9.0, pixels);
+            // The CPU doubles the image and convolves it in one.
+            walk.cost.kept += if ops.cpu { 0.0 } else { pixels * inner * ops.own() };
+            walk.conv(inner, inner, if ops.cpu { 4.0 } else { 9.0 }, pixels);
         }
     }
-    walk.cost.kept += pixels * inner * ops.gated_norm();
+    walk.cost.kept += pixels * inner * ops.wide();
     walk.conv(inner, 3.0, 9.0, pixels);
     walk.cost.outline = walk.cost.kept - walk.inside;
     walk.cost
@@ -240,8 +205,8 @@ impl Convolutions {
         let operations = product(pixels, inner * taps, outer);
         let own = self.ops.own();
         let unrolled = if taps > 1.0 { pixels * inner * taps } else { 0.0 };
-        let scratch =
-            own * if self.ops.fused { unrolled.min((CACHED as f64).max(inner * taps * WIDE as f64)) } else { unrolled };
+        let at_once = if self.ops.cpu { (CACHED as f64).max(inner * taps * WIDE as f64) } else { f64::INFINITY };
+        let scratch = own * unrolled.min(at_once);
         self.cost += Cost {
             forward: operations,
             vjp: operations,
@@ -254,7 +219,7 @@ impl Convolutions {
 
     /// Two norms, nonlinearities and convolutions, and a residual.
     fn resnet(&mut self, inner: f64, outer: f64, pixels: f64) {
-        let (before, passed) = (self.cost.kept, self.ops.gated_norm());
+        let (before, passed) = (self.cost.kept, self.ops.wide());
         self.conv(inner, outer, 9.0, pixels);
         self.conv(outer, outer, 9.0, pixels);
         if inner != outer {
@@ -275,8 +240,7 @@ pub fn vit(image_size: usize, patch: usize, sizes: &vit::Sizes, ops: Ops) -> Cos
     let (tokens, pixels) = (patches + 1.0, 3.0 * (image_size as f64).powi(2));
     let block = product(tokens, d, d) * (4.0 + 2.0 * ratio);
     let (scores, embed) = (4.0 * tokens * tokens * d, product(patches, 3.0 * (patch as f64).powi(2), d));
-    let kept = tokens * d * (2.0 * ops.norm() + (7.0 + ratio) * own + ratio * ops.nonlinearity())
-        + ops.attention(tokens, d, d / sizes.heads as f64);
+    let kept = tokens * d * (3.0 * ops.wide() + (7.0 + 2.0 * ratio) * own);
     Cost {
         forward: layers * (block + scores) + embed,
         vjp: layers * (block + 2.0 * scores) + embed,
@@ -290,13 +254,12 @@ pub fn vit(image_size: usize, patch: usize, sizes: &vit::Sizes, ops: Ops) -> Cos
 /// A BERT on a prompt of `tokens` that looks at `seen` image tokens in every layer.
 pub fn bert(config: &bert::Config, tokens: usize, seen: usize, ops: Ops) -> Cost {
     let (d, layers, own) = (config.hidden_size as f64, config.num_hidden_layers as f64, ops.own());
-    let (n, seen, heads) = (tokens as f64, seen as f64, config.num_attention_heads as f64);
+    let (n, seen) = (tokens as f64, seen as f64);
     let ratio = config.intermediate_size as f64 / d;
     // q, k, v and out of the text; q and out to the image; the MLP; keys and values of the image
     let block = product(n, d, d) * (6.0 + 2.0 * ratio) + product(seen, config.encoder_width as f64, 2.0 * d);
     let scores = 4.0 * n * (n + seen) * d;
-    let rows = n * (3.0 * ops.norm() + (10.0 + ratio) * own + ratio * ops.nonlinearity()) + 2.0 * seen * own;
-    let kept = d * rows + ops.attention(n, d, heads) + ops.attention(seen, d, heads);
+    let kept = d * (n * (5.0 * ops.wide() + (10.0 + 2.0 * ratio) * own) + 2.0 * seen * own);
     Cost {
         forward: layers * (block + scores),
         vjp: layers * (block + 2.0 * scores),
@@ -312,7 +275,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    const F32: Ops = Ops { dtype: DType::F32, fused: true };
+    const F32: Ops = Ops { dtype: DType::F32, cpu: true };
 
     fn giga(flops: f64) -> f64 {
         (flops / 1e9).round()
@@ -335,8 +298,10 @@ mod tests {
         assert_eq!(giga(flux2(&config, 512, 256, F32).vjp), 5045.0);
         assert_eq!(giga(flux2(&config, 128, 256, F32).vjp), 2439.0);
         // 4.5 MiB at each of the 25 block boundaries in half precision
-        let half = Ops { dtype: DType::BF16, fused: false };
+        let half = Ops { dtype: DType::BF16, cpu: false };
         assert_eq!(flux2(&config, 512, 256, half).outline / 26.0, 4.5 * 1024.0 * 1024.0);
+        // the same nodes as in f32 on the CPU
+        assert_eq!(flux2(&config, 512, 256, half).kept * 2.0, flux2(&config, 512, 256, F32).kept);
     }
 
     #[test]
@@ -345,7 +310,7 @@ mod tests {
             "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "latent_channels": 32, "norm_num_groups": 32
         }))
         .unwrap();
-        let cost = decoder(&config, 32, 32, F32);
+        let cost = decoder(&config, 32, 32, Ops { cpu: false, ..F32 });
         assert_eq!((giga(cost.forward), giga(cost.vjp)), (622.0, 625.0));
     }
 

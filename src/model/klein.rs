@@ -131,14 +131,14 @@ impl Family for Klein {
         Ok(vec![self.text.part()?, self.latents.part()])
     }
 
-    fn work(&self, weights: &Weights, h: usize, w: usize, fused: bool) -> Work {
+    fn work(&self, weights: &Weights, h: usize, w: usize, cpu: bool) -> Work {
         let (encode, prompt) = self.text.work();
-        let ops = Ops { dtype: weights.compute_on(fused), fused };
+        let ops = Ops { dtype: weights.compute_on(cpu), cpu };
         Work {
             network: estimate::flux2(&self.config, self.text.tokens(), h * w, ops),
             recompute: self.recompute,
             passes: 1.0,
-            decode: self.latents.work(h, w, fused),
+            decode: self.latents.work(h, w, cpu),
             encode,
             prompt,
         }

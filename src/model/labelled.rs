@@ -128,9 +128,9 @@ impl Family for Sit {
         Ok(vec![self.latents.part()])
     }
 
-    fn work(&self, weights: &Weights, h: usize, w: usize, fused: bool) -> Work {
-        let ops = Ops { dtype: weights.compute_on(fused), fused };
-        let decode = self.latents.work(h, w, fused);
+    fn work(&self, weights: &Weights, h: usize, w: usize, cpu: bool) -> Work {
+        let ops = Ops { dtype: weights.compute_on(cpu), cpu };
+        let decode = self.latents.work(h, w, cpu);
         let network = estimate::sit(&self.config, ops);
         Work { network, recompute: self.recompute, passes: 1.0, decode, ..Work::default() }
     }

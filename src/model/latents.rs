@@ -78,9 +78,9 @@ impl Latents {
     }
 
     /// The work of decoding normalised latents of `h` by `w`.
-    pub fn work(&self, h: usize, w: usize, fused: bool) -> Cost {
+    pub fn work(&self, h: usize, w: usize, cpu: bool) -> Cost {
         let patch = if let Scaling::Patches { .. } = self.scaling { 2 } else { 1 };
-        decoder(&self.config, patch * h, patch * w, Ops { dtype: DType::F32, fused })
+        decoder(&self.config, patch * h, patch * w, Ops { dtype: DType::F32, cpu })
     }
 
     /// See [`Autoencoder::recomputing`].

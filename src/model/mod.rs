@@ -103,9 +103,9 @@ pub trait Family: Send + Sync {
         Ok(Vec::new())
     }
 
-    /// The work on one sample of `h` by `w` latents, on a device with fused kernels (the CPU) or another.
-    fn work(&self, weights: &Weights, h: usize, w: usize, fused: bool) -> Work {
-        let _ = (weights, h, w, fused);
+    /// The work on one sample of `h` by `w` latents, on the CPU or another device.
+    fn work(&self, weights: &Weights, h: usize, w: usize, cpu: bool) -> Work {
+        let _ = (weights, h, w, cpu);
         Work { passes: 1.0, ..Work::default() }
     }
 
@@ -207,10 +207,10 @@ impl Flow {
     }
 
     /// The work on one sample of states `[batch, channels, height, width]`; nothing is known of a closure's.
-    pub fn work(&self, dims: &[usize], fused: bool) -> Work {
+    pub fn work(&self, dims: &[usize], cpu: bool) -> Work {
         match (&self.model, dims) {
             (Some(model), [_, _, h, w]) => {
-                let work = model.family.work(&model.weights, *h, *w, fused);
+                let work = model.family.work(&model.weights, *h, *w, cpu);
                 Work { passes: if model.guidance.is_some() { 2.0 } else { 1.0 }, ..work }
             }
             _ => Work { passes: 1.0, ..Work::default() },

@@ -7,7 +7,7 @@ use crate::nn::linear::Linear;
 use crate::nn::weights::{Init, Weights};
 use crate::tensor::Tensor;
 use crate::tensor::grad::segment;
-use crate::tensor::op::{self, attention, conv2d, group_norm, group_norm_silu, upsample_nearest2x};
+use crate::tensor::op::{self, attention, conv2d, group_norm, group_norm_silu, upsampled_conv2d};
 use serde::Deserialize;
 use std::sync::Arc;
 
@@ -390,7 +390,7 @@ impl Decoder {
                 };
             }
             if let Some(up) = up {
-                x = up.forward(&upsample_nearest2x(&x)?)?;
+                x = upsampled_conv2d(&x, &up.weight, &up.bias)?;
             }
         }
         self.last.forward(&self.norm.gated(&x)?)

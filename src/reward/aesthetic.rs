@@ -88,8 +88,8 @@ impl Reward for Aesthetic {
         vec![self.trunk.part(), Part::of(&format!("{}: head", self.name), &self.weights)]
     }
 
-    fn work(&self, fused: bool) -> Cost {
-        self.trunk.work(fused)
+    fn work(&self, cpu: bool) -> Cost {
+        self.trunk.work(cpu)
     }
 
     /// The head is trained; the CLIP stays as it is.

@@ -37,8 +37,8 @@ impl Reward for Clamped {
         self.inner.parts()
     }
 
-    fn work(&self, fused: bool) -> Cost {
-        self.inner.work(fused)
+    fn work(&self, cpu: bool) -> Cost {
+        self.inner.work(cpu)
     }
 
     fn describe(&self) -> String {

@@ -222,8 +222,8 @@ impl Reward for ImageReward {
         vec![Part::of(&format!("{}: reward", self.name), &self.weights)]
     }
 
-    fn work(&self, fused: bool) -> Cost {
-        let ops = Ops { dtype: self.weights.dtype(), fused };
+    fn work(&self, cpu: bool) -> Cost {
+        let ops = Ops { dtype: self.weights.dtype(), cpu };
         let (image, c) = (&self.config.vit, &self.config.bert);
         let mut cost = estimate::vit(image.image_size, image.patch_size, &image.sizes(), ops);
         cost += estimate::bert(c, TOKENS, (image.image_size / image.patch_size).pow(2) + 1, ops);

@@ -84,7 +84,7 @@ pub trait Reward: Send + Sync {
         Vec::new()
     }
 
-    /// The work of judging one image, on a device with fused kernels (the CPU) or another; none is known of closures.
+    /// The work of judging one image, on the CPU or another device; none is known of closures.
     fn work(&self, _fused: bool) -> Cost {
         Cost::default()
     }

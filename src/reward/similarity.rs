@@ -130,8 +130,8 @@ impl Reward for Similarity {
         vec![self.trunk.part()]
     }
 
-    fn work(&self, fused: bool) -> Cost {
-        self.trunk.work(fused)
+    fn work(&self, cpu: bool) -> Cost {
+        self.trunk.work(cpu)
     }
 
     fn trainable(&self) -> Result<Arc<dyn Reward>> {

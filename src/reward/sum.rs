@@ -51,9 +51,9 @@ impl Reward for Sum {
         self.terms.iter().flat_map(|(_, reward)| reward.parts()).collect()
     }
 
-    fn work(&self, fused: bool) -> Cost {
+    fn work(&self, cpu: bool) -> Cost {
         let mut all = Cost::default();
-        self.terms.iter().for_each(|(_, reward)| all += reward.work(fused));
+        self.terms.iter().for_each(|(_, reward)| all += reward.work(cpu));
         all
     }
 

@@ -212,9 +212,9 @@ impl Trunk {
         Part::of(&format!("{}: reward", self.name), &self.weights)
     }
 
-    pub fn work(&self, fused: bool) -> Cost {
+    pub fn work(&self, cpu: bool) -> Cost {
         let config = &self.clip.config;
-        estimate::vit(config.image_size, config.patch, &config.vision, Ops { dtype: self.weights.dtype(), fused })
+        estimate::vit(config.image_size, config.patch, &config.vision, Ops { dtype: self.weights.dtype(), cpu })
     }
 
     /// Weights in f16, config and tokenizer, in the published layout; transformers' folders also say which reward they are.

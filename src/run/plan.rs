@@ -2,18 +2,19 @@
 
 use crate::model::estimate::{Cost, Part, Work};
 use crate::model::text::CACHED_BYTES;
+use crate::tensor::cuda::SCRATCH;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What a script has shown of itself so far, when it runs only to be planned.
 pub struct Planner {
-    /// Whether the device has fused kernels: the CPU.
-    pub fused: bool,
+    /// Whether the device is the CPU.
+    pub cpu: bool,
     plan: Mutex<Plan>,
 }
 
 impl Planner {
-    pub fn new(fused: bool) -> Self {
-        Self { fused, plan: Mutex::new(Plan { fused, ..Plan::default() }) }
+    pub fn new(cpu: bool) -> Self {
+        Self { cpu, plan: Mutex::new(Plan { cpu, ..Plan::default() }) }
     }
 
     pub fn plan(&self) -> MutexGuard<'_, Plan> {
@@ -30,8 +31,8 @@ pub struct Plan {
     pub trainable: u64,
     /// Whether that is every weight, not adapters alone.
     pub whole: bool,
-    /// Whether the device has fused kernels: the CPU.
-    pub fused: bool,
+    /// Whether the device is the CPU.
+    pub cpu: bool,
     /// The work of the reward that was last asked for.
     pub reward: Cost,
     /// Updates of the first loop.
@@ -45,6 +46,8 @@ pub struct Plan {
 pub enum Method {
     /// `adjoint_matching`: the rollout's graph and the adjoint's velocities serve the loss.
     Fused,
+    /// The same with `recompute`: the policy's active steps run again in the loss's backward, one after the other.
+    Stepwise,
     /// `rollout`, `lean_adjoint`, `matching_loss`: the loss computes the policy's active steps again.
     Separate,
     /// `draft`: one graph through the last steps, decoder and reward.
@@ -56,7 +59,7 @@ pub enum Method {
 impl Method {
     /// Whether an adjoint is carried back and matched.
     pub fn matches(self) -> bool {
-        matches!(self, Method::Fused | Method::Separate)
+        matches!(self, Method::Fused | Method::Stepwise | Method::Separate)
     }
 }
 
@@ -121,8 +124,8 @@ impl Update {
     pub fn forwards(&self) -> f64 {
         let (k, p) = (self.active as f64, &self.passes);
         let recomputed = if self.work.recompute { p.policy + p.adjoint } else { 0.0 };
-        let loss = if p.again { p.policy } else { 0.0 };
-        self.steps as f64 * p.rollout + k * (p.adjoint + p.base + loss + recomputed)
+        let times = usize::from(p.again) + usize::from(self.method == Method::Stepwise);
+        self.steps as f64 * p.rollout + k * (p.adjoint + p.base + times as f64 * p.policy + recomputed)
     }
 
     /// Backwards of the network: along the adjoint, and of the loss.
@@ -160,14 +163,15 @@ impl Plan {
         // What a backward needs at once: a block that runs again, and an op's gradients with its unrolled or gated inputs.
         let inside = if w.recompute { w.network.block } else { 0.0 };
         let decoder = if w.recompute { w.decode.outline + w.decode.block } else { w.decode.kept };
-        let jobs = if self.fused { batch.min(rayon::current_num_threads() as f64) } else { batch };
-        let scratch = 2.0 * jobs * w.decode.scratch.max(self.reward.scratch);
+        let jobs = if self.cpu { batch.min(rayon::current_num_threads() as f64) } else { batch };
+        let most = if self.cpu { f64::INFINITY } else { SCRATCH as f64 };
+        let scratch = (2.0 * jobs * w.decode.scratch.max(self.reward.scratch)).min(most);
         let prompts = w.prompt * self.images().unwrap_or(u.batch as u64) as f64;
         let mut memory = Memory {
             weights: self.parts.iter().map(|p| p.bytes).sum(),
             training: 16.0 * self.trainable as f64,
             states: 4.0 * batch * u.latent as f64 * (5.0 * k + 1.0),
-            policy: batch * graph * u.passes.policy * k,
+            policy: batch * graph * u.passes.policy * if u.method == Method::Stepwise { 1.0 } else { k },
             adjoint: batch * (u.passes.adjoint * graph + inside + 2.0 * w.network.scratch),
             judging: batch * (decoder + self.reward.kept) + scratch,
             prompts: prompts.min(CACHED_BYTES as f64),
@@ -175,11 +179,11 @@ impl Plan {
             freed: 0.0,
         };
         let held = memory.weights + memory.training + memory.states + memory.prompts;
-        // The base's graph and the judge's come one after the other; a fused update's policy stays beside them.
+        // The base's graph and the judge's come one after the other; a policy's that the rollout kept stays beside them.
         let graphs = memory.adjoint.max(memory.judging);
         let live = match u.method {
             Method::Fused | Method::Draft | Method::Refl => held + memory.policy + graphs,
-            Method::Separate => held + memory.policy.max(graphs),
+            Method::Stepwise | Method::Separate => held + memory.policy.max(graphs),
         };
         let passing: f64 = self.parts.iter().filter(|part| part.passing).map(|part| part.bytes).sum();
         memory.peak = live * ALLOCATOR;
@@ -204,7 +208,7 @@ mod tests {
         Plan {
             parts: vec![part],
             trainable: 10,
-            fused: true,
+            cpu: true,
             iterations: Some(5),
             update: Some(update),
             ..Plan::default()
@@ -218,6 +222,7 @@ mod tests {
         assert_eq!(counts(&fused), (23.0, 6.0));
         assert_eq!(counts(&plan(Method::Separate, false)), (26.0, 6.0));
         assert_eq!(counts(&plan(Method::Fused, true)), (29.0, 6.0));
+        assert_eq!(counts(&plan(Method::Stepwise, false)), (26.0, 6.0));
         let mut guided = fused.clone(); // in the rollout and along the adjoint
         guided.update.as_mut().unwrap().passes =
             Passes { rollout: 2.0, policy: 1.0, again: true, adjoint: 2.0, base: 1.0 };
@@ -238,5 +243,7 @@ mod tests {
         assert_eq!((again.policy, again.adjoint, again.judging), (30.0, 54.0, 22.0));
         let separate = plan(Method::Separate, false).memory().unwrap();
         assert_eq!(separate.peak, ALLOCATOR * (2224.0 + 600.0));
+        let stepwise = plan(Method::Stepwise, false).memory().unwrap();
+        assert_eq!(stepwise.peak, ALLOCATOR * (2224.0 + 204.0));
     }
 }

@@ -30,8 +30,8 @@ impl Cost {
     }
 
     /// The work of judging one image; nothing is known of a closure's.
-    pub fn work(&self, fused: bool) -> estimate::Cost {
-        self.judge.as_ref().map(|judge| judge.work(fused)).unwrap_or_default()
+    pub fn work(&self, cpu: bool) -> estimate::Cost {
+        self.judge.as_ref().map(|judge| judge.work(cpu)).unwrap_or_default()
     }
 
     /// The cost of end states of `flow`.

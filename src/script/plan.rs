@@ -23,21 +23,22 @@ pub struct Flows<'a> {
     pub base: &'a Flow,
 }
 
-/// Notes a fused update from `x0 [batch, ..]`, of so many steps and active ones.
-pub fn fused(planner: &Planner, flows: &Flows, x0: &Tensor, steps: [usize; 2], cost: &Cost) -> Error {
-    planner.plan().reward = cost.work(planner.fused);
-    note(planner, Method::Fused, flows, x0, steps)
+/// Notes a fused update from `x0 [batch, ..]`, of so many steps and active ones, whose policy runs again if `recompute`.
+pub fn fused(planner: &Planner, flows: &Flows, x0: &Tensor, steps: [usize; 2], recompute: bool, cost: &Cost) -> Error {
+    planner.plan().reward = cost.work(planner.cpu);
+    let method = if recompute { Method::Stepwise } else { Method::Fused };
+    note(planner, method, flows, x0, steps)
 }
 
 /// Notes an update that follows the reward's own gradient, of so many velocities and those with a graph.
 pub fn direct(planner: &Planner, method: Method, policy: &Flow, x0: &Tensor, steps: [usize; 2], cost: &Cost) -> Error {
-    planner.plan().reward = cost.work(planner.fused);
+    planner.plan().reward = cost.work(planner.cpu);
     note(planner, method, &Flows { rolled: policy, policy, carrying: policy, base: policy }, x0, steps)
 }
 
 /// Notes the cost of end states; they are not judged, their gradient is zero.
 pub fn judged(planner: &Planner, path: &Trajectory, cost: &Cost) -> Result<Tensor> {
-    planner.plan().reward = cost.work(planner.fused);
+    planner.plan().reward = cost.work(planner.cpu);
     let last = path.path.last();
     path.measured().reward = Some(last.flatten_from(1)?.sum(1)?.zeros_like()?);
     Ok(last.zeros_like()?)
@@ -56,7 +57,7 @@ fn note(planner: &Planner, method: Method, flows: &Flows, x: &Tensor, [steps, ac
     if plan.trainable == 0 {
         plan.trainable = flows.policy.params().iter().map(|(_, t)| t.elem_count() as u64).sum();
     }
-    let passes = |flow: &Flow| flow.work(x.dims(), planner.fused).passes;
+    let passes = |flow: &Flow| flow.work(x.dims(), planner.cpu).passes;
     let passes = Passes {
         rollout: passes(flows.rolled),
         policy: passes(flows.policy),
@@ -64,7 +65,7 @@ fn note(planner: &Planner, method: Method, flows: &Flows, x: &Tensor, [steps, ac
         adjoint: if method.matches() { passes(flows.carrying) } else { 0.0 },
         base: if flows.carrying.is(flows.base) { 0.0 } else { passes(flows.base) },
     };
-    let (work, latent) = (flows.policy.work(x.dims(), planner.fused), numbers / batch.max(1));
+    let (work, latent) = (flows.policy.work(x.dims(), planner.cpu), numbers / batch.max(1));
     plan.update = Some(Update { method, batch, steps, active, latent, work, passes });
     Error::new(Kind::Interrupt, "the plan is complete")
 }

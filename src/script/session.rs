@@ -32,7 +32,7 @@ pub struct Request {
     /// Nothing runs past this.
     pub deadline: Option<Instant>,
     /// `--plan`: weights are not read, and the script ends where its first update would begin. The value says whether the
-    /// device planned for has fused kernels (the CPU); that device need not be there.
+    /// device planned for is the CPU; that device need not be there.
     pub plan: Option<bool>,
     /// What shows images and plots.
     pub screen: Screen,

@@ -6,14 +6,14 @@ use super::penalty::Penalty;
 use super::sampler::{Sampler, draws};
 use super::*;
 use crate::align::{
-    self as solver, AdjointIndex, Criterion, MatchingLoss, MatchingOptions, Norm, Reduction, Selection,
+    self as solver, AdjointIndex, Criterion, MatchingLoss, MatchingOptions, Norm, Recomputed, Reduction, Selection,
 };
 use crate::align::{Truncation, Units};
 use crate::flow::{Grid, RolloutOptions};
-use crate::model::Flow;
-use crate::options;
+use crate::model::{Flow, Velocity};
 use crate::run::plan::{Method, Planner};
 use crate::tensor::{Stream, Tensor};
+use crate::{bail, options};
 
 /// One update as scripts hold it.
 #[derive(Clone)]
@@ -69,6 +69,9 @@ options! {
         rolled: Option<Flow> = None,
         /// What carries the adjoint back, such as `guided(base, 4)`; () means the base. Another flow costs K forwards more.
         carrying: Option<Flow> = None,
+        /// Run the policy again in the loss's backward, at one active step after the other, instead of keeping the graphs of all: K
+        /// forwards more, the memory of one step.
+        recompute: bool = false,
     }
 }
 
@@ -82,13 +85,14 @@ impl UpdateOptions {
             carrying: self.carrying.as_ref().unwrap_or(base),
             base,
         };
-        Ok(plan::fused(planner, &flows, x0, [steps, self.truncate.active(steps)?], cost))
+        Ok(plan::fused(planner, &flows, x0, [steps, self.truncate.active(steps)?], self.recompute, cost))
     }
 
     fn core(self, context: &NativeCallContext, policy: &Flow, base: &Flow) -> Result<MatchingOptions> {
         let unless = |flow: Option<Flow>, own: &Flow| {
-            flow.filter(|flow| !flow.is(own)).map(|flow| Arc::new(flow) as Arc<dyn crate::model::Velocity>)
+            flow.filter(|flow| !flow.is(own)).map(|flow| Arc::new(flow) as Arc<dyn Velocity>)
         };
+        let recompute = self.recompute.then(|| recomputed(policy)).transpose()?;
         let steps = self.selected()?;
         let (reduction, units, weighted, clip) = (self.reduction, self.units, self.weighted, self.clip);
         Ok(MatchingOptions {
@@ -102,6 +106,7 @@ impl UpdateOptions {
             noise_free_end: self.noise_free_end,
             rolled: unless(self.rolled, policy),
             carrying: unless(self.carrying, base),
+            recompute,
         })
     }
 
@@ -114,6 +119,15 @@ impl UpdateOptions {
         let window = n - self.truncate.active(n)?..n;
         stream(&self.rng, "adjoint_matching: some_steps")?.draw(|r| self.matched.draw(window, r))
     }
+}
+
+fn recomputed(policy: &Flow) -> Result<Recomputed> {
+    let variables: Vec<Tensor> = policy.params().into_iter().map(|(_, variable)| variable).collect();
+    if variables.is_empty() {
+        bail!(Type, "adjoint_matching: recompute needs a policy whose trained numbers it can name, got {policy}";
+            hint: "make the policy with base.lora(..) or base.trainable(), or leave recompute out");
+    }
+    Ok(Recomputed { policy: Arc::new(policy.clone()), variables })
 }
 
 options! {

@@ -231,13 +231,25 @@ pub fn segment(
     f: impl Fn(&[Tensor]) -> Result<Tensor> + Send + Sync + 'static,
 ) -> Result<Tensor> {
     let detached: Vec<Tensor> = inputs.iter().map(|x| x.detach()).collect();
-    let all: Vec<&Tensor> = inputs.iter().copied().chain(params).collect();
-    if !all.iter().any(|x| x.track_op()) {
-        return f(&detached);
+    let value = f(&detached)?;
+    if !inputs.iter().copied().chain(params).any(|x| x.track_op()) {
+        return Ok(value);
     }
-    let output = f(&detached)?.detach().copy()?;
+    let value = value.detach();
+    deferred(&value, inputs, params, f)
+}
+
+/// [`segment`] whose value is known already, so that `f` runs in the backward only.
+pub fn deferred(
+    value: &Tensor,
+    inputs: &[&Tensor],
+    params: &[Tensor],
+    f: impl Fn(&[Tensor]) -> Result<Tensor> + Send + Sync + 'static,
+) -> Result<Tensor> {
+    let detached: Vec<Tensor> = inputs.iter().map(|x| x.detach()).collect();
+    let all: Vec<&Tensor> = inputs.iter().copied().chain(params).collect();
     let params = params.to_vec();
-    custom_vjp(&all, output, move |grad, wanted| {
+    custom_vjp(&all, value.detach().copy()?, move |grad, wanted| {
         let fresh = |(x, wanted): (&Tensor, &bool)| match wanted {
             true => Ok(Var::from_tensor(x)?.into_inner()),
             false => Ok(x.clone()),

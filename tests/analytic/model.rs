@@ -2,8 +2,8 @@
 
 use crate::toy::Counted;
 use amscript::align::{
-    MatchingOptions, Norm, RewardCost, Truncation, adjoint_matching, control_target, lean_adjoint, matching_loss,
-    terminal_gradient,
+    MatchingOptions, Norm, Recomputed, RewardCost, Truncation, adjoint_matching, control_target, lean_adjoint,
+    matching_loss, terminal_gradient,
 };
 use amscript::flow::{RolloutOptions, klein_grid, rollout};
 use amscript::model::adapter::Targets;
@@ -83,6 +83,10 @@ fn values(x: &Tensor) -> Vec<f32> {
     x.flatten_all().unwrap().to_vec1().unwrap()
 }
 
+fn apart(a: &Tensor, b: &Tensor) -> f32 {
+    values(a).iter().zip(values(b)).fold(0.0, |most, (a, b)| most.max((a - b).abs()))
+}
+
 #[test]
 fn lora_learns_the_reward_and_repeats_to_the_byte() {
     let (first, second) = (Case::new(), Case::new());
@@ -107,6 +111,35 @@ fn fused_and_separate_updates_agree_to_the_bit() {
     let wanted: Vec<Tensor> = policy.params().into_iter().map(|(_, t)| t).collect();
     let both = gradients(&fused.loss, &wanted).unwrap().into_iter().zip(gradients(&separate, &wanted).unwrap());
     both.for_each(|(a, b)| assert_eq!(values(&a), values(&b)));
+}
+
+/// The policy runs again in the backward, K times: the same loss to the bit, the same gradients.
+#[test]
+fn a_policy_that_runs_again_takes_the_same_update() {
+    let case = Case::new();
+    case.train(2);
+    let Case { base, policy, condition, x0 } = &case;
+    let wanted: Vec<Tensor> = policy.params().into_iter().map(|(_, t)| t).collect();
+    let guided: Arc<dyn Velocity> = Arc::new(policy.guided(3.0).unwrap());
+    for (rolled, calls) in [(None, [STEPS, STEPS + 3]), (Some(guided), [3, 6])] {
+        let counted = Arc::new(Counted::new(Box::leak(Box::new(policy.clone()))));
+        let kept = MatchingOptions { rolled, ..Case::options(3) };
+        let again = Recomputed { policy: counted.clone(), variables: wanted.clone() };
+        let again = MatchingOptions { recompute: Some(again), ..kept.clone() };
+        let update = |options| adjoint_matching(&*counted, base, x0, condition, &case.cost(300.0), options).unwrap();
+        let expected = update(&kept);
+        let before = counted.calls();
+        let loss = update(&again).loss;
+        let after_rollout = counted.calls();
+        let gradients = [gradients(&expected.loss, &wanted).unwrap(), gradients(&loss, &wanted).unwrap()];
+        assert_eq!([after_rollout - before, counted.calls() - before], calls);
+        assert_eq!(values(&loss), values(&expected.loss));
+        // A factor that two layers share is summed in another order.
+        gradients[0]
+            .iter()
+            .zip(&gradients[1])
+            .for_each(|(a, b)| assert!(apart(a, b) < 1e-6 * apart(a, &a.zeros_like().unwrap())));
+    }
 }
 
 /// Guidance in the rollout, the carrying of the adjoint, the control: each a choice of its own.

@@ -120,7 +120,7 @@ fn backward(p: &Problem, out: &Tensor, lse: &Tensor, grad: &Tensor, wanted: &[bo
 }
 
 /// Numbers of scores at a time.
-const SCORES: usize = if cfg!(test) { 1 << 11 } else { 1 << 26 };
+pub const SCORES: usize = if cfg!(test) { 1 << 11 } else { 1 << 26 };
 
 impl Problem {
     /// Queries at a time.

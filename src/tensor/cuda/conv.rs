@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::tensor::grad::custom_vjp;
 use candle_core::{DType, Tensor};
 
-/// Numbers of unrolled patches at a time.
+/// Numbers of unrolled patches at a time; less than `super::SCRATCH`.
 const SCRATCH: usize = if cfg!(test) { 1 << 11 } else { 1 << 27 };
 
 /// Sizes of one convolution: `x [batch, inner, h, w]`, `weight [outer, inner, kh, kw]`, output `oh x ow`.

@@ -25,6 +25,9 @@ use crate::bail;
 use crate::error::Result;
 use candle_core::{DType, Device, Shape, Tensor};
 
+/// Bytes that one op takes at most beside its inputs and outputs: unrolled patches, or scores with their gradients.
+pub const SCRATCH: usize = 3 * size_of::<f32>() * attention::SCORES;
+
 /// Whether the ops of this tensor have kernels here.
 pub fn takes(x: &Tensor) -> bool {
     matches!(x.dtype(), DType::F32 | DType::BF16 | DType::F16) && (x.device().is_cuda() || emulated())

@@ -22,7 +22,8 @@ struct Sizes {
     kh: usize,
     kw: usize,
     stride: usize,
-    padding: usize,
+    /// Above and to the left; what lies below and to the right follows from `oh` and `ow`.
+    padding: [usize; 2],
     oh: usize,
     ow: usize,
 }
@@ -39,7 +40,7 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, stride: usize,
         );
     }
     let (oh, ow) = ((h + 2 * padding - kh) / stride + 1, (w + 2 * padding - kw) / stride + 1);
-    let z = Sizes { batch, inner, h, w, outer, kh, kw, stride, padding, oh, ow };
+    let z = Sizes { batch, inner, h, w, outer, kh, kw, stride, padding: [padding; 2], oh, ow };
     let (weight, bias) = (&cast(weight, x.dtype())?, bias.map(|b| cast(b, x.dtype())).transpose()?);
     let bias = bias.as_ref();
     if cuda::takes(x) {
@@ -60,7 +61,11 @@ fn conv2d_cpu<T: Real>(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, z: Si
     let kernel = weight.detach().contiguous()?;
     let offsets = bias.map(|b| b.detach().contiguous()).transpose()?;
     let offsets = offsets.as_ref().map(data::<T>).transpose()?;
-    let out = forward(&data::<T>(&input)?, &data::<T>(&kernel)?, offsets.as_deref(), z);
+    let begin = offsets.as_deref().map_or(Begin::Zero, Begin::Bias);
+    let out = {
+        let (x, weight) = (data::<T>(&input)?, data::<T>(&kernel)?);
+        fresh(z.results(), |out| forward(&x, &weight, begin, z, out))
+    };
     let out = Tensor::from_vec(out, (z.batch, z.outer, z.oh, z.ow), x.device())?;
     let mut inputs = vec![x, weight];
     inputs.extend(bias);
@@ -94,9 +99,13 @@ impl Sizes {
         self.oh * self.ow
     }
 
+    fn results(&self) -> usize {
+        self.batch * self.outer * self.pixels()
+    }
+
     /// 1 x 1 kernels read the image itself as their patches.
     fn plain(&self) -> bool {
-        self.kh * self.kw * self.stride == 1 && self.padding == 0
+        self.kh * self.kw * self.stride == 1 && self.padding == [0, 0]
     }
 
     /// Numbers of a line that one stride apart lie beside each other, in the arrangement of [`strided`].
@@ -107,15 +116,15 @@ impl Sizes {
     /// Calls `f(columns, input)` for what patch row `row` reads of an image, arranged as by [`strided`], at each of the output
     /// `lines`: the columns of the patches, and where the first of these numbers lies; no columns where all is padding.
     fn runs(&self, row: usize, lines: Range<usize>, mut f: impl FnMut(usize, Range<usize>, usize)) {
-        let (p, s) = (self.padding, self.stride);
+        let ([above, p], s) = (self.padding, self.stride);
         let (c, i, j) = (row / (self.kh * self.kw), row / self.kw % self.kh, row % self.kw);
         let first = p.saturating_sub(j).div_ceil(s);
         let last = if self.w + p > j { ((self.w + p - j - 1) / s + 1).min(self.ow) } else { 0 };
         let (phase, start) = ((first * s + j - p) % s * self.share(), (first * s + j - p) / s);
         for (at, y) in lines.enumerate() {
             let line = y * s + i;
-            match line >= p && line - p < self.h && first < last {
-                true => f(at, first..last, (c * self.h + line - p) * s * self.share() + phase + start),
+            match line >= above && line - above < self.h && first < last {
+                true => f(at, first..last, (c * self.h + line - above) * s * self.share() + phase + start),
                 false => f(at, 0..0, 0),
             }
         }
@@ -152,7 +161,7 @@ impl Sizes {
 
     /// The convolution that is the input gradient of this one, where the stride is 1 and padding allows.
     fn turned(&self) -> Option<Self> {
-        let square = self.kh == self.kw && self.stride == 1 && self.padding < self.kh;
+        let square = self.kh == self.kw && self.stride == 1 && self.padding.iter().all(|p| *p < self.kh);
         square.then(|| Self {
             inner: self.outer,
             outer: self.inner,
@@ -160,7 +169,7 @@ impl Sizes {
             w: self.ow,
             oh: self.h,
             ow: self.w,
-            padding: self.kh - 1 - self.padding,
+            padding: self.padding.map(|p| self.kh - 1 - p),
             ..*self
         })
     }
@@ -190,44 +199,57 @@ fn strided<T: Real>(x: &[T], z: Sizes) -> Cow<'_, [T]> {
     }))
 }
 
-fn forward<T: Real>(x: &[T], weight: &[T], bias: Option<&[T]>, z: Sizes) -> Vec<T> {
+/// What a convolution is added to.
+#[derive(Clone, Copy)]
+enum Begin<'a, T> {
+    Zero,
+    /// A number per channel.
+    Bias(&'a [T]),
+    /// What is there.
+    Kept,
+}
+
+fn forward<T: Real>(x: &[T], weight: &[T], begin: Begin<T>, z: Sizes, out: &mut [T]) {
     let x = strided(x, z);
     let (patch, pixels, image) = (z.patch(), z.pixels(), x.len() / z.batch.max(1));
     let (step, plain) = (z.lines(), z.plain());
     let blocks = z.oh.div_ceil(step);
-    fresh(z.batch * z.outer * pixels, |out| {
-        let shared = Shared(out.as_mut_ptr());
-        (0..z.batch * blocks).into_par_iter().for_each(|job| {
-            let (b, first) = (job / blocks, job % blocks * step);
-            let lines = first..(first + step).min(z.oh);
-            let (x, n) = (&x[b * image..(b + 1) * image], lines.len() * z.ow);
-            let columns = if plain { Vec::new() } else { fresh(patch * n, |columns| z.unroll(x, lines, columns)) };
-            let patches = if plain { Matrix::rows(&x[first * z.ow..], pixels) } else { Matrix::rows(&columns, n) };
-            let at = b * z.outer * pixels + first * z.ow;
-            // SAFETY: every job writes its own lines of its own image; weight is [outer, patch], patches [patch, n].
-            unsafe {
-                if let Some(bias) = bias {
-                    for (c, bias) in bias.iter().enumerate() {
-                        std::slice::from_raw_parts_mut(shared.at(at + c * pixels), n).fill(*bias);
-                    }
+    let shared = Shared(out.as_mut_ptr());
+    (0..z.batch * blocks).into_par_iter().for_each(|job| {
+        let (b, first) = (job / blocks, job % blocks * step);
+        let lines = first..(first + step).min(z.oh);
+        let (x, n) = (&x[b * image..(b + 1) * image], lines.len() * z.ow);
+        let columns = if plain { Vec::new() } else { fresh(patch * n, |columns| z.unroll(x, lines, columns)) };
+        let patches = if plain { Matrix::rows(&x[first * z.ow..], pixels) } else { Matrix::rows(&columns, n) };
+        let at = b * z.outer * pixels + first * z.ow;
+        // SAFETY: every job writes its own lines of its own image; weight is [outer, patch], patches [patch, n].
+        unsafe {
+            if let Begin::Bias(bias) = begin {
+                for (c, bias) in bias.iter().enumerate() {
+                    std::slice::from_raw_parts_mut(shared.at(at + c * pixels), n).fill(*bias);
                 }
-                let c = (shared.at(at), pixels);
-                product((z.outer, patch, n), Matrix::rows(weight, patch), patches, c, bias.is_some(), 1.0);
             }
-        });
-    })
+            let (c, keep) = ((shared.at(at), pixels), !matches!(begin, Begin::Zero));
+            product((z.outer, patch, n), Matrix::rows(weight, patch), patches, c, keep, 1.0);
+        }
+    });
+}
+
+/// The kernel of the convolution that is the input gradient of another: `[inner, outer, kh, kw]`, turned by half a circle.
+fn turned<T: Real>(weight: &[T], z: Sizes) -> Vec<T> {
+    let area = z.kh * z.kw;
+    let mut kernel = Vec::with_capacity(weight.len());
+    for c in 0..z.inner {
+        for o in 0..z.outer {
+            kernel.extend(weight[(o * z.inner + c) * area..][..area].iter().rev());
+        }
+    }
+    kernel
 }
 
 fn input_gradient<T: Real>(grad: &[T], weight: &[T], z: Sizes) -> Vec<T> {
-    if let Some(turned) = z.turned() {
-        let area = z.kh * z.kw;
-        let mut kernel = Vec::with_capacity(weight.len()); // [inner, outer, kh, kw], turned by half a circle
-        for c in 0..z.inner {
-            for o in 0..z.outer {
-                kernel.extend(weight[(o * z.inner + c) * area..][..area].iter().rev());
-            }
-        }
-        return forward(grad, &kernel, None, turned);
+    if let Some(back) = z.turned() {
+        return fresh(back.results(), |out| forward(grad, &turned(weight, z), Begin::Zero, back, out));
     }
     let (patch, pixels, s, share) = (z.patch(), z.pixels(), z.stride, z.share());
     let mut out = vec![T::zero(); z.batch * z.inner * z.h * z.w];
@@ -279,6 +301,78 @@ fn weight_gradient<T: Real>(grad: &[T], x: &[T], z: Sizes) -> Vec<T> {
     let mut total = parts.next().map(<[T]>::to_vec).unwrap_or_default();
     parts.for_each(|part| total.iter_mut().zip(part).for_each(|(t, p)| *t += *p));
     total
+}
+
+/// [`conv2d`] of [`upsample_nearest2x`] with a 3 x 3 kernel and padding 1.
+///
+/// A frozen kernel on the CPU meets each input pixel twice per axis, so that every second line and column of the result is a 2 x 2
+/// convolution of `x` itself: 4/9 of the multiplications, and no upsampled image.
+pub fn upsampled_conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    let composed = |x: &Tensor| conv2d(&upsample_nearest2x(x)?, weight, Some(bias), 1, 1);
+    let (inner, kernel) = (x.dim(1)?, weight.dims());
+    if cuda::takes(x) || weight.track_op() || bias.track_op() || kernel[1..] != [inner, 3, 3] {
+        return composed(x);
+    }
+    let (weight, bias) = (&cast(weight, x.dtype())?, &cast(bias, x.dtype())?);
+    on_cpu!(x, upsampled_cpu(x, weight, bias), composed(x))
+}
+
+fn upsampled_cpu<T: Real>(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    let ((batch, inner, h, w), outer) = (x.dims4()?, weight.dim(0)?);
+    let (input, weight, bias) = (x.detach().contiguous()?, weight.contiguous()?, bias.contiguous()?);
+    let sizes = |[i, j]: [usize; 2]| {
+        let padding = [1 - i, 1 - j];
+        Sizes { batch, inner, h, w, outer, kh: 2, kw: 2, stride: 1, padding, oh: h, ow: w }
+    };
+    let (numbers, taps, bias) = (data::<T>(&input)?, data::<T>(&weight)?, data::<T>(&bias)?);
+    let kernels = PHASES.map(|phase| (sizes(phase), summed(&taps, phase)));
+    let part = |(z, kernel): &(Sizes, Vec<T>)| {
+        fresh(z.results(), |out| forward(&numbers, kernel, Begin::Bias(&bias), *z, out))
+    };
+    let parts = kernels.each_ref().map(part);
+    let out = fresh(4 * batch * outer * h * w, |out| interleave(&parts, w, out));
+    custom_vjp(&[x], Tensor::from_vec(out, (batch, outer, 2 * h, 2 * w), x.device())?, move |grad, _| {
+        let grad = grad.contiguous()?;
+        let g = data::<T>(&grad)?;
+        let mut out = vec![T::zero(); batch * inner * h * w];
+        for (phase, (z, kernel)) in PHASES.iter().zip(&kernels) {
+            let Some(back) = z.turned() else { bail!(Internal, "upsampled_conv2d: expected a gradient, got none") };
+            forward(&every_second(&g, 2 * w, *phase), &turned(kernel, *z), Begin::Kept, back, &mut out);
+        }
+        Ok(vec![Some(Tensor::from_vec(out, (batch, inner, h, w), grad.device())?)])
+    })
+}
+
+/// The lines and columns, even or odd, of each of the four parts.
+const PHASES: [[usize; 2]; 4] = [[0, 0], [0, 1], [1, 0], [1, 1]];
+
+/// The 2 x 2 kernels that 3 x 3 kernels amount to where both axes are doubled: the last two taps fall on one pixel for even lines and
+/// columns, the first two for odd ones.
+fn summed<T: Real>(weight: &[T], [i, j]: [usize; 2]) -> Vec<T> {
+    let tap = |k: usize, odd: usize| (k + 1 - odd) / 2; // of 0, 1, 2
+    let mut kernels = vec![T::zero(); weight.len() / 9 * 4];
+    for (kernel, weight) in kernels.chunks_mut(4).zip(weight.chunks(9)) {
+        weight.iter().enumerate().for_each(|(k, w)| kernel[2 * tap(k / 3, i) + tap(k % 3, j)] += *w);
+    }
+    kernels
+}
+
+/// Lines of `w` numbers of the four parts, as lines of `2 w` of the whole.
+fn interleave<T: Real>(parts: &[Vec<T>; 4], w: usize, out: &mut [T]) {
+    out.par_chunks_mut(2 * w.max(1)).with_min_len(grain(w)).enumerate().for_each(|(line, out)| {
+        let [even, odd] = [0, 1].map(|j| &parts[line % 2 * 2 + j][line / 2 * w..][..w]);
+        out.chunks_exact_mut(2).zip(even.iter().zip(odd)).for_each(|(out, (a, b))| (out[0], out[1]) = (*a, *b));
+    });
+}
+
+/// One of the four parts of lines of `w` numbers.
+fn every_second<T: Real>(x: &[T], w: usize, [i, j]: [usize; 2]) -> Vec<T> {
+    fresh(x.len() / 4, |out| {
+        let lines = out.par_chunks_mut(w.max(2) / 2).with_min_len(grain(w)).zip(x.par_chunks(2 * w.max(1)));
+        lines.for_each(|(out, two)| {
+            out.iter_mut().zip(two[i * w + j..].iter().step_by(2)).for_each(|(o, x)| *o = *x);
+        });
+    })
 }
 
 /// Doubles height and width of `x [batch, channels, h, w]` by repeating pixels.

@@ -15,7 +15,7 @@ mod shape;
 pub use activation::{clamp_through, gelu_erf, gelu_tanh, quick_gelu, relu, sigmoid, silu, softplus, swiglu};
 pub use attention::{attention, self_attention, softmax};
 pub use cast::cast;
-pub use conv::{CACHED, WIDE, conv2d, upsample_nearest2x};
+pub use conv::{CACHED, WIDE, conv2d, upsample_nearest2x, upsampled_conv2d};
 pub use linear::{Lora, linear};
 pub use norm::{gated_add, group_norm, group_norm_silu, layer_norm, modulated_norm, rms_norm};
 pub use pool::{avg_pool2d, max_pool2d};
