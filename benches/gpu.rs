@@ -162,7 +162,7 @@ impl Bench {
 
 /// Operations of an update per sample: those of the mathematics, without blocks that run again.
 fn work(method: &str, sizes: &Sizes, steps: usize) -> f64 {
-    let ops = Ops { dtype: DType::BF16, fused: true };
+    let ops = Ops { dtype: DType::BF16, cpu: false };
     let network = estimate::flux2(&sizes.transformer, sizes.tokens, sizes.side * sizes.side, ops);
     let decode = estimate::decoder(&sizes.autoencoder, 2 * sizes.side, 2 * sizes.side, ops);
     let n = steps as f64;

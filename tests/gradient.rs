@@ -73,6 +73,10 @@ fn linear_with_bias_and_adapter() {
         Ok(i[0].broadcast_matmul(&weight.t()?)?.broadcast_add(&i[2])?)
     });
     check("linear without bias", &inputs[..2], |i| linear(&i[0], &i[1], None, None));
+    // rows of a weight a kilobyte or more apart, more of them than are moved at a time
+    let wide = [random(&[5, 256], 6), random(&[131, 256], 7)];
+    check("wide linear", &wide, |i| linear(&i[0], &i[1], None, None));
+    equal("wide linear", &wide, |i| linear(&i[0], &i[1], None, None), |i| Ok(i[0].matmul(&i[1].t()?)?));
 }
 
 fn plain_attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, mask: Option<&Tensor>) -> Result<Tensor> {
@@ -237,8 +241,9 @@ fn resizing() {
     for (shape, outer) in [([2, 3, 5, 4], 2), ([1, 2, 1, 1], 3), ([1, 1, 17, 1], 1)] {
         let [x, w, b] = [random(&shape, 5), random(&[outer, shape[1], 3, 3], 6), random(&[outer], 7)];
         let composed = |i: &[Tensor]| conv2d(&upsample_nearest2x(&i[0])?, &w, Some(&b), 1, 1);
-        check("upsampled_conv2d", &[x.clone()], |i| upsampled_conv2d(&i[0], &w, &b));
-        equal("upsampled_conv2d", &[x], |i| upsampled_conv2d(&i[0], &w, &b), composed);
+        let x = [x];
+        check("upsampled_conv2d", &x, |i| upsampled_conv2d(&i[0], &w, &b));
+        equal("upsampled_conv2d", &x, |i| upsampled_conv2d(&i[0], &w, &b), composed);
     }
     check("upsample_nearest2x", &x, |i| upsample_nearest2x(&i[0]));
     equal("upsample_nearest2x", &x, |i| upsample_nearest2x(&i[0]), |i| Ok(i[0].upsample_nearest2d(10, 8)?));

@@ -208,6 +208,39 @@ impl<T> Matrix<T> {
 /// # Safety
 /// The three matrices lie inside their allocations and C overlaps neither A nor B.
 pub unsafe fn product<T: Real>(
+    size: (usize, usize, usize),
+    a: Matrix<T>,
+    b: Matrix<T>,
+    c: (*mut T, usize),
+    keep: bool,
+    factor: f64,
+) {
+    // gemm reads dozens of columns of B side by side. So many kilobytes apart they share few places of the cache, so they are moved.
+    const COLUMNS: usize = 128;
+    let (m, k, n) = size;
+    let crowded = b.row == 1 && (b.column * size_of::<T>()).is_multiple_of(1024) && m > 3 && k > 32;
+    if !crowded {
+        return unsafe { plain_product(size, a, b, c, keep, factor) };
+    }
+    let row = k + LANES;
+    for first in (0..n).step_by(COLUMNS) {
+        let columns = COLUMNS.min(n - first);
+        // SAFETY: column `i` of B has k numbers.
+        let column = |i: usize| unsafe { std::slice::from_raw_parts(b.start.add(i * b.column), k) };
+        let apart = fresh(columns * row, |apart: &mut [T]| {
+            apart.chunks_mut(row).enumerate().for_each(|(i, to)| {
+                to[..k].copy_from_slice(column(first + i));
+                to[k..].fill(T::zero());
+            });
+        });
+        let b = Matrix::columns(&apart, row);
+        // SAFETY: the part of C below these columns.
+        unsafe { plain_product((m, k, columns), a, b, (c.0.add(first), c.1), keep, factor) };
+    }
+}
+
+/// [`product`], by gemm as it is.
+unsafe fn plain_product<T: Real>(
     (m, k, n): (usize, usize, usize),
     a: Matrix<T>,
     b: Matrix<T>,

@@ -132,6 +132,9 @@ impl Sizes {
 
     /// Patches of the output lines `lines` of one image as columns: `[patch, lines * ow]`.
     fn unroll<T: Real>(&self, image: &[T], lines: Range<usize>, columns: &mut [T]) {
+        if self.stride == 1 && self.ow == self.w {
+            return self.shift(image, lines, columns);
+        }
         for (row, columns) in columns.chunks_mut(lines.len() * self.ow).enumerate() {
             self.runs(row, lines.clone(), |at, run, input| {
                 let line = &mut columns[at * self.ow..(at + 1) * self.ow];
@@ -140,6 +143,33 @@ impl Sizes {
                 let read = &image[input..input + run.len()];
                 line[run].copy_from_slice(read);
             });
+        }
+    }
+
+    /// `unroll` where lines are as long in the result as in the image: all of them are one piece, moved, whose ends are cleared.
+    fn shift<T: Real>(&self, image: &[T], lines: Range<usize>, columns: &mut [T]) {
+        let (w, taps) = (self.w, self.kh * self.kw);
+        for (row, columns) in columns.chunks_mut(lines.len() * w).enumerate() {
+            let (plane, i, j) =
+                (&image[row / taps * self.h * w..][..self.h * w], row / self.kw % self.kh, row % self.kw);
+            let ([above, left], zeros) = (self.padding, |part: &mut [T]| part.fill(T::zero()));
+            // Output lines that read a line of the image, counted from the first.
+            let first = above.saturating_sub(i + lines.start).min(lines.len());
+            let last = (self.h + above).saturating_sub(i + lines.start).clamp(first, lines.len());
+            zeros(&mut columns[..first * w]);
+            zeros(&mut columns[last * w..]);
+            let (columns, cut) = (&mut columns[first * w..last * w], left.abs_diff(j).min(w));
+            if columns.is_empty() {
+                continue;
+            }
+            let start = (lines.start + first + i - above) * w;
+            let (whole, len) = (&plane[start..][..columns.len()], columns.len() - cut);
+            match j < left {
+                true => columns[cut..].copy_from_slice(&whole[..len]),
+                false => columns[..len].copy_from_slice(&whole[cut..]),
+            }
+            let ends = if j < left { 0..cut } else { w - cut..w };
+            columns.chunks_mut(w).for_each(|line| line[ends.clone()].iter_mut().for_each(|v| *v = T::zero()));
         }
     }
 

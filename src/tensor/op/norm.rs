@@ -1,5 +1,5 @@
 //! Normalisations with the scales and shifts that follow them, and gated residuals. The backward computes normalised numbers again
-//! from the input, so that nothing but the input is kept.
+//! from the input, so that no more than the input and two numbers per group are kept.
 
 use super::activation::{logistic, silu};
 use super::cast::wide;
@@ -8,7 +8,7 @@ use crate::bail;
 use crate::error::Result;
 use crate::tensor::cuda;
 use crate::tensor::grad::custom_vjp;
-use crate::tensor::kernel::{Real, column_sums, data, dot, fresh, map_rows, on_cpu, sum};
+use crate::tensor::kernel::{Real, column_sums, data, dot, fresh, grain, map_rows, on_cpu, sum};
 use candle_core::{D, Tensor};
 use rayon::prelude::*;
 
@@ -212,24 +212,15 @@ impl Groups {
 
 fn norm_groups_cpu<T: Real>(x: &Tensor, weight: &Tensor, bias: &Tensor, z: Groups, rows: Rows) -> Result<Tensor> {
     let [input, w, b] = contiguous([x, weight, bias])?;
-    let out = {
-        let (w, b) = (data::<T>(&w)?, data::<T>(&b)?);
-        map_rows(&data::<T>(&input)?, rows.width, |i, row, out| {
-            let (mean, size) = rows.moments(row);
-            for (c, (out, row)) in z.channels(i).zip(out.chunks_mut(z.pixels).zip(row.chunks(z.pixels))) {
-                let (factor, offset) = (w[c] * size, b[c] - mean * size * w[c]);
-                out.iter_mut().zip(row).for_each(|(o, v)| *o = *v * factor + offset);
-                if z.gated {
-                    out.iter_mut().for_each(|o| *o *= logistic(*o));
-                }
-            }
-        })
+    let (out, moments) = {
+        let (x, w, b) = (data::<T>(&input)?, data::<T>(&w)?, data::<T>(&b)?);
+        groups_forward(&x, [&w, &b], z, rows)
     };
     custom_vjp(&[x, weight, bias], Tensor::from_vec(out, x.dims(), x.device())?, move |grad, wanted| {
         let grad = grad.contiguous()?;
         let all = {
             let (g, x, w, b) = (data::<T>(&grad)?, data::<T>(&input)?, data::<T>(&w)?, data::<T>(&b)?);
-            groups_backward(&g, &x, [&w, &b], z, rows, wanted[1] || wanted[2])
+            groups_backward(&g, &x, [&w, &b], z, &moments, wanted[1] || wanted[2])
         };
         let shapes = [grad.shape(), w.shape(), b.shape()];
         let made = |((values, shape), wanted): ((Vec<T>, _), &bool)| {
@@ -239,16 +230,45 @@ fn norm_groups_cpu<T: Real>(x: &Tensor, weight: &Tensor, bias: &Tensor, z: Group
     })
 }
 
+/// The output, and [`Rows::moments`] of each row.
+fn groups_forward<T: Real>(x: &[T], [w, b]: [&[T]; 2], z: Groups, rows: Rows) -> (Vec<T>, Vec<(T, T)>) {
+    let width = rows.width.max(1);
+    let mut moments = vec![(T::zero(), T::zero()); x.len() / width];
+    let out = fresh(x.len(), |out| {
+        let all = out.par_chunks_mut(width).with_min_len(grain(width)).zip(x.par_chunks(width)).zip(&mut moments);
+        all.enumerate().for_each(|(i, ((out, row), moments))| {
+            let (mean, size) = rows.moments(row);
+            *moments = (mean, size);
+            for (c, (out, row)) in z.channels(i).zip(out.chunks_mut(z.pixels).zip(row.chunks(z.pixels))) {
+                let (factor, offset) = (w[c] * size, b[c] - mean * size * w[c]);
+                out.iter_mut().zip(row).for_each(|(o, v)| *o = *v * factor + offset);
+                if z.gated {
+                    out.iter_mut().for_each(|o| *o *= logistic(*o));
+                }
+            }
+        });
+    });
+    (out, moments)
+}
+
 /// Gradients of the input, and if `trained` of weight and bias, for `g` of the output.
-fn groups_backward<T: Real>(g: &[T], x: &[T], [w, b]: [&[T]; 2], z: Groups, rows: Rows, trained: bool) -> [Vec<T>; 3] {
+fn groups_backward<T: Real>(
+    g: &[T],
+    x: &[T],
+    [w, b]: [&[T]; 2],
+    z: Groups,
+    moments: &[(T, T)],
+    trained: bool,
+) -> [Vec<T>; 3] {
+    let width = (z.share * z.pixels).max(1);
     // By image and channel: what the weight and the bias get.
     let lines = g.len() / z.pixels.max(1);
     let (mut of_weight, mut of_bias) = (vec![T::zero(); lines], vec![T::zero(); lines]);
     let sums = of_weight.par_chunks_mut(z.share).zip(of_bias.par_chunks_mut(z.share));
     let gx = fresh(g.len(), |out| {
-        let all = out.par_chunks_mut(rows.width).zip(g.par_chunks(rows.width)).zip(x.par_chunks(rows.width)).zip(sums);
+        let all = out.par_chunks_mut(width).zip(g.par_chunks(width)).zip(x.par_chunks(width)).zip(sums);
         all.enumerate().for_each(|(i, (((out, g), x), (of_weight, of_bias)))| {
-            let (mean, size) = rows.moments(x);
+            let (mean, size) = moments[i];
             for (j, c) in z.channels(i).enumerate() {
                 let part = j * z.pixels..(j + 1) * z.pixels;
                 let (out, g, x) = (&mut out[part.clone()], &g[part.clone()], &x[part]);
