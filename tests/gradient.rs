@@ -144,6 +144,14 @@ fn softmax_rows() {
 }
 
 #[test]
+fn channels_of_unit_length() {
+    let x = [random(&[2, 3, 4, 5], 1)];
+    let plain = |i: &[Tensor]| Ok(i[0].broadcast_div(&(i[0].sqr()?.sum_keepdim(1)? + 0.1)?.sqrt()?)?);
+    check("unit_channels", &x, |i| unit_channels(&i[0], 0.1));
+    equal("unit_channels", &x, |i| unit_channels(&i[0], 0.1), plain);
+}
+
+#[test]
 fn normalisations() {
     let inputs = [random(&[2, 3, 19], 1), random(&[19], 2), random(&[19], 3)];
     let layer = |i: &[Tensor]| layer_norm(&i[0], Some(&i[1]), Some(&i[2]), 1e-3);

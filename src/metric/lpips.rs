@@ -7,7 +7,7 @@ use crate::error::{Error, Kind, Result};
 use crate::nn::archive::Archive;
 use crate::nn::layout::Piece;
 use crate::nn::weights::{Init, Weights};
-use crate::tensor::op::{conv2d, max_pool2d, relu};
+use crate::tensor::op::{conv2d, max_pool2d, relu, unit_channels};
 use crate::tensor::{DType, Device, Rng, Tensor};
 use candle_core::Var;
 use std::path::Path;
@@ -336,8 +336,7 @@ fn normalised(images: &Tensor, signed: bool) -> Result<Tensor> {
 impl Distance for Lpips {
     /// Features of unit length over the channels of each place; a place where all are zero stays zero, and so its gradient.
     fn prepare(&self, images: &Tensor) -> Result<Vec<Tensor>> {
-        let unit = |x: &Tensor| Ok(x.broadcast_div(&(x.sqr()?.sum_keepdim(1)? + 1e-20)?.sqrt()?)?);
-        self.taps(images)?.iter().map(unit).collect()
+        self.taps(images)?.iter().map(|x| unit_channels(x, 1e-20)).collect()
     }
 
     fn between(&self, a: &[Tensor], b: &[Tensor]) -> Result<Tensor> {

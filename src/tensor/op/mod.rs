@@ -11,6 +11,7 @@ mod pool;
 mod resize;
 mod rope;
 mod shape;
+mod unit;
 
 pub use activation::{clamp_through, gelu_erf, gelu_tanh, quick_gelu, relu, sigmoid, silu, softplus, swiglu};
 pub use attention::{attention, self_attention, softmax};
@@ -22,3 +23,4 @@ pub use pool::{avg_pool2d, max_pool2d};
 pub use resize::{Filter, resize};
 pub use rope::{rope_halves, rope_pairs};
 pub use shape::{add, affine, broadcast_add, broadcast_scale, cat, chunk, combine, narrow, permute, reshape, sum};
+pub use unit::unit_channels;

@@ -37,6 +37,17 @@ impl Sizes {
         cuda::pool::Windows { h, w, size, stride, padding, oh, ow }
     }
 
+    /// Of each column of a plane the largest number among `size` rows from `first` on, and the first place that has it.
+    fn column_tops<T: Real>(&self, plane: &[T], first: usize, tops: &mut [(T, u32)]) {
+        for (row, line) in plane.chunks(self.w).enumerate().skip(first).take(self.size) {
+            for (column, (top, v)) in tops.iter_mut().zip(line).enumerate() {
+                if row == first || *v > top.0 || v.is_nan() {
+                    *top = (*v, (row * self.w + column) as u32);
+                }
+            }
+        }
+    }
+
     /// Calls `f(output pixel, rows, columns)` for each window, cut at the edges.
     fn windows(&self, mut f: impl FnMut(usize, std::ops::Range<usize>, std::ops::Range<usize>)) {
         let cut = |i: usize, padding: usize, side: usize| {
@@ -69,17 +80,17 @@ fn max_cpu<T: Real>(x: &Tensor, z: Sizes) -> Result<Tensor> {
     let (plane, pixels) = (z.h * z.w, z.oh * z.ow);
     let rows = out.par_chunks_mut(pixels).zip(places.par_chunks_mut(pixels)).with_min_len(grain(plane));
     rows.zip(planes.par_chunks(plane)).for_each(|((out, places), x)| {
-        z.windows(|i, rows, columns| {
-            let mut best = rows.start * z.w + columns.start;
-            for row in rows {
-                for at in row * z.w + columns.start..row * z.w + columns.end {
-                    if x[at] > x[best] || x[at].is_nan() {
-                        best = at;
-                    }
-                }
+        let mut tops = vec![(T::zero(), 0); z.w];
+        for (i, (out, places)) in out.chunks_mut(z.ow).zip(places.chunks_mut(z.ow)).enumerate() {
+            z.column_tops(x, i * z.stride, &mut tops);
+            for ((out, place), window) in out.iter_mut().zip(places).zip(tops.windows(z.size).step_by(z.stride)) {
+                (*out, *place) = window[1..].iter().fold(window[0], |top, next| match next.0 == top.0 {
+                    true => (top.0, top.1.min(next.1)),
+                    false if next.0 > top.0 || next.0.is_nan() => *next,
+                    false => top,
+                });
             }
-            (out[i], places[i]) = (x[best], best as u32);
-        });
+        }
     });
     let device = x.device().clone();
     custom_vjp(&[x], Tensor::from_vec(out, (b, c, z.oh, z.ow), x.device())?, move |grad, _| {
