@@ -425,29 +425,35 @@ def laws(o):
     for case in o.cases.split(","):
         prepare(o.binary, o.work, case)
         batch, n = CASES[case][2:]
-        measure = lambda name, **changed: statistics.median(
-            figures.get(f"{case}, {name}, {changed}", o.rounds, lambda: ours(o.binary, o.work, case, [name], o.repeats, **changed)[0][name]["seconds"])
+        take = lambda rounds, name, **changed: figures.get(
+            f"{case}, {name}, {changed}", rounds, lambda: ours(o.binary, o.work, case, [name], o.repeats, **changed)[0][name]["seconds"]
         )
+        measure = lambda name, **changed: statistics.median(take(o.rounds, name, **changed))
+        lines = [
+            ("rollout over steps", [(k, "rollout", dict(steps=k)) for k in (n // 2, n, 2 * n)]),
+            ("AM over active steps", [(k, f"AM-{k}", {}) for k in (1, n // 2, n)]),
+            ("AM-3 over batch", [(b, "AM-3", dict(batch=b)) for b in (batch, 2 * batch, 4 * batch)]),
+        ]
+        for k in range(1, o.rounds + 1):  # in turn, so that a slow minute meets all
+            for name in ["AM-1", "AM-3", "AM-Full"]:
+                take(k, name)
+            for _, name, changed in sum([points for _, points in lines], []):
+                take(k, name, **changed)
         print(f"\n## {case}: batch {batch}, {n} steps\n\n| | operations | time | time / operations |\n|---|---|---|---|")
         work = {name: operations(o.binary, o.work, case, name) for name in ["AM-1", "AM-3", "AM-Full"]}
         for name in ["AM-3", "AM-Full"]:
             predicted, taken = work[name] / work["AM-1"], measure(name) / measure("AM-1")
             print(f"| {name} / AM-1 | {predicted:.2f} | {taken:.2f} | {taken / predicted:.2f} |", flush=True)
-        for what, name, points in [
-            ("steps", "rollout", [(k, dict(steps=k)) for k in (n // 2, n, 2 * n)]),
-            ("active steps", "AM", [(k, {}) for k in (1, n // 2, n)]),
-            ("batch", "AM-3", [(b, dict(batch=b)) for b in (batch, 2 * batch, 4 * batch)]),
-        ]:
-            taken = [measure(f"AM-{k}" if name == "AM" else name, **changed) for k, changed in points]
-            at = [k for k, _ in points]
+        for what, points in lines:
+            taken, at = [measure(name, **changed) for _, name, changed in points], [k for k, _, _ in points]
             between = taken[0] + (taken[2] - taken[0]) * (at[1] - at[0]) / (at[2] - at[0])
             cells = ", ".join(f"{t:.3f} s at {k}" for k, t in zip(at, taken))
-            print(f"\n{name} over {what}: {cells}; the middle one is {taken[1] / between - 1:+.1%} off the line through the others", flush=True)
+            print(f"\n{what}: {cells}; the middle one is {taken[1] / between - 1:+.1%} off the line through the others", flush=True)
 
 
 def operations(binary, work, case, name):
     """Operations of an update, by `--plan`."""
-    command = [binary, "--plan", HERE / "updates.rhai"]
+    command = [binary, "run", HERE / "updates.rhai", "--plan"]
     settings = dict(name=case, folder=folder(work, case), judge=judge_path(work, case), batch=CASES[case][2], steps=CASES[case][3],
                     methods=json.dumps([name]), scale=SCALE, rank=RANK)
     text = subprocess.run([*command, *sum([["--set", f"{k}={v}"] for k, v in settings.items()], [])], check=True, capture_output=True, text=True, cwd=work).stdout
