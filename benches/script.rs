@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 const SCRIPT: &str = include_str!("script.rhai");
 const UPDATES: usize = 8;
-const ROUNDS: usize = 6;
+const ROUNDS: usize = 10;
 
 #[derive(Deserialize)]
 struct Loop {
@@ -100,8 +100,15 @@ fn start_up(script: &Path) -> f64 {
 fn main() -> Result<()> {
     rayon::ThreadPoolBuilder::new().use_current_thread().build_global().ok();
     let (mut rhai, mut rust) = (vec![], vec![]);
-    for _ in 0..ROUNDS {
-        let (a, b) = (in_rhai(UPDATES)?, in_rust(UPDATES)?);
+    for round in 0..ROUNDS {
+        // Whoever comes second finds the memory of the first; so they change places.
+        let (a, b) = match round % 2 {
+            0 => (in_rhai(UPDATES)?, in_rust(UPDATES)?),
+            _ => {
+                let b = in_rust(UPDATES)?;
+                (in_rhai(UPDATES)?, b)
+            }
+        };
         assert_eq!(a.losses, b.losses, "both loops must take the same updates");
         rhai.extend(&a.seconds[1..]);
         rust.extend(&b.seconds[1..]);
