@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use amscript::Result;
-use amscript::tensor::grad::gradcheck;
+use amscript::tensor::grad::{gradcheck, vjp};
 use amscript::tensor::op::*;
 use amscript::tensor::{D, DType, Device, Rng, Tensor};
 
@@ -239,6 +239,16 @@ fn pooling() {
         check("max_pool2d", &x, f);
         equal("max_pool2d", &x, f, |i| Ok(i[0].max_pool2d_with_stride(size, stride)?));
     }
+    // Of equal maxima the first by rows is meant; a number that is none is passed on.
+    let plane = |values: [f64; 9]| Tensor::new(&values, &Device::Cpu).unwrap().reshape((1, 1, 3, 3)).unwrap();
+    let tied = plane([0.0, 0.0, 2.0, 2.0, 1.0, 0.0, 2.0, 0.0, 0.0]);
+    let (value, gradient) =
+        vjp(|x| max_pool2d(x, 3, 1), &tied, &tied.narrow(2, 0, 1).unwrap().narrow(3, 2, 1).unwrap()).unwrap();
+    let numbers = |x: Tensor| x.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+    assert_eq!(numbers(value), [2.0]);
+    assert_eq!(numbers(gradient), [0.0, 0.0, 2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+    let unknown = plane([0.0, 9.0, 0.0, f64::NAN, 0.0, 0.0, 0.0, 0.0, 9.0]);
+    assert!(numbers(max_pool2d(&unknown, 3, 1).unwrap())[0].is_nan());
     check("avg_pool2d", &x, |i| avg_pool2d(&i[0], 2, [1, 0]));
     equal("avg_pool2d", &x, |i| avg_pool2d(&i[0], 2, [0, 0]), |i| Ok(i[0].avg_pool2d(2)?));
 }
