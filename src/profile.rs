@@ -5,8 +5,6 @@
 
 use crate::progress::Progress;
 use std::collections::BTreeMap;
-use std::panic::Location;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -98,11 +96,6 @@ pub fn phase<T>(name: &'static str, f: impl FnOnce() -> T) -> T {
         state.leave();
     }
     value
-}
-
-/// The op that stands there.
-pub(crate) fn name_of(place: &'static Location<'static>) -> &'static str {
-    Path::new(place.file()).file_stem().and_then(|stem| stem.to_str()).unwrap_or("?")
 }
 
 /// To be called where the forward of an op ends.

@@ -225,7 +225,7 @@ fn convolutions() {
         let f = |i: &[Tensor]| conv2d(&i[0], &i[1], Some(&i[2]), stride, padding);
         check(&name, &inputs, f);
         equal(&name, &inputs, f, |i| {
-            let y = i[0].conv2d(&i[1], padding, stride, 1, 1)?;
+            let y = Tensor::from(i[0].array().conv2d(i[1].array(), padding, stride, 1, 1)?);
             Ok(y.broadcast_add(&i[2].reshape((1, 4, 1, 1))?)?)
         });
     }
@@ -237,7 +237,7 @@ fn pooling() {
     for (size, stride) in [(2, 2), (3, 2)] {
         let f = |i: &[Tensor]| max_pool2d(&i[0], size, stride);
         check("max_pool2d", &x, f);
-        equal("max_pool2d", &x, f, |i| Ok(i[0].max_pool2d_with_stride(size, stride)?));
+        equal("max_pool2d", &x, f, |i| Ok(i[0].array().max_pool2d_with_stride(size, stride)?.into()));
     }
     // Of equal maxima the first by rows is meant; a number that is none is passed on.
     let plane = |values: [f64; 9]| Tensor::new(&values, &Device::Cpu).unwrap().reshape((1, 1, 3, 3)).unwrap();
@@ -250,7 +250,7 @@ fn pooling() {
     let unknown = plane([0.0, 9.0, 0.0, f64::NAN, 0.0, 0.0, 0.0, 0.0, 9.0]);
     assert!(numbers(max_pool2d(&unknown, 3, 1).unwrap())[0].is_nan());
     check("avg_pool2d", &x, |i| avg_pool2d(&i[0], 2, [1, 0]));
-    equal("avg_pool2d", &x, |i| avg_pool2d(&i[0], 2, [0, 0]), |i| Ok(i[0].avg_pool2d(2)?));
+    equal("avg_pool2d", &x, |i| avg_pool2d(&i[0], 2, [0, 0]), |i| Ok(i[0].array().avg_pool2d(2)?.into()));
 }
 
 #[test]
@@ -264,7 +264,7 @@ fn resizing() {
         equal("upsampled_conv2d", &x, |i| upsampled_conv2d(&i[0], &w, &b), composed);
     }
     check("upsample_nearest2x", &x, |i| upsample_nearest2x(&i[0]));
-    equal("upsample_nearest2x", &x, |i| upsample_nearest2x(&i[0]), |i| Ok(i[0].upsample_nearest2d(10, 8)?));
+    equal("upsample_nearest2x", &x, |i| upsample_nearest2x(&i[0]), |i| Ok(i[0].array().upsample_nearest2d(10, 8)?.into()));
     for antialias in [true, false] {
         for filter in [Filter::Bilinear { antialias }, Filter::Bicubic { antialias }] {
             check("resize", &x, |i| resize(&i[0], 3, 7, filter));

@@ -1,4 +1,4 @@
-//! Graphs of models, decoders, rewards and losses hold none of candle's own operations, so that `tape` walks them back.
+//! Models, decoders, rewards and losses keep their graph, and an update reads numbers once.
 #![allow(clippy::unwrap_used)]
 
 use amscript::align::{DraftOptions, Truncation};
@@ -11,9 +11,7 @@ use amscript::model::{Flow, Velocity};
 use amscript::reward::trunk::Shelf;
 use amscript::reward::{self, Judge};
 use amscript::tensor::check::{as_on_a_device, reads};
-use amscript::tensor::grad::is_ours;
 use amscript::tensor::{Device, Rng, Tensor};
-use candle_core::Var;
 
 const REWARDS: [&str; 5] = ["tiny/hpsv2", "tiny/pickscore", "tiny/clip", "tiny/aesthetic", "tiny/imagereward"];
 
@@ -37,15 +35,15 @@ fn condition(flow: &Flow) -> amscript::model::Condition {
 #[test]
 fn velocities_images_and_scores() {
     for flow in models() {
-        let x = Var::from_tensor(&flow.noise(1, None, &mut Rng::new(0)).unwrap()).unwrap().into_inner();
+        let x = flow.noise(1, None, &mut Rng::new(0)).unwrap().variable().unwrap();
         let t = Tensor::new(&[0.5f32], &Device::Cpu).unwrap();
         let v = flow.velocity(&x, &t, &condition(&flow)).unwrap();
-        assert!(v.track_op() && is_ours(&v), "velocity of {flow}");
+        assert!(v.requires_grad(), "velocity of {flow}");
         let images = flow.decode(&v).unwrap();
-        assert!(images.track_op() && is_ours(&images), "images of {flow}");
+        assert!(images.requires_grad(), "images of {flow}");
         for name in REWARDS {
             let score = judge(name).score(&images, &["a red ring".to_string()]).unwrap();
-            assert!(score.track_op() && is_ours(&score), "{name} of {flow}");
+            assert!(score.requires_grad(), "{name} of {flow}");
         }
     }
 }
@@ -67,7 +65,7 @@ fn losses_of_every_method() {
             refl(&policy, &x0, &c, &cost, &rollout, 1).unwrap().loss,
         ];
         for (i, loss) in losses.iter().enumerate() {
-            assert!(loss.track_op() && is_ours(loss), "loss {i} of {base}");
+            assert!(loss.requires_grad(), "loss {i} of {base}");
         }
     }
 }
@@ -84,7 +82,7 @@ fn an_update_reads_numbers_once() {
     let rollout = RolloutOptions::new(uniform(3).unwrap());
     let count = |f: &dyn Fn() -> Tensor| {
         let before = reads();
-        assert!(as_on_a_device(f).track_op());
+        assert!(as_on_a_device(f).requires_grad());
         reads() - before
     };
     let matching = MatchingOptions { truncate: Truncation::Last(2), ..MatchingOptions::new(rollout.grid.clone()) };

@@ -12,7 +12,6 @@ use amscript::nn::lora::Form;
 use amscript::nn::weights::Weights;
 use amscript::tensor::grad::{gradients, vjp};
 use amscript::tensor::{DType, Device, Rng, Tensor};
-use candle_core::Var;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,12 +26,12 @@ fn golden(name: &str) -> PathBuf {
 }
 
 fn top(x: &Tensor) -> f64 {
-    x.detach().abs().unwrap().max_all().unwrap().to_dtype(DType::F64).unwrap().to_scalar().unwrap()
+    x.constant().abs().unwrap().max_all().unwrap().to_dtype(DType::F64).unwrap().to_scalar().unwrap()
 }
 
 fn error(got: &Tensor, expected: &Tensor) -> f64 {
     assert_eq!(got.dims(), expected.dims());
-    top(&(got.detach() - expected.detach()).unwrap()) / top(expected)
+    top(&(got.constant() - expected.constant()).unwrap()) / top(expected)
 }
 
 impl Case {
@@ -42,7 +41,7 @@ impl Case {
 
     fn with(choices: &Choices) -> Self {
         let base = open("tests/golden/flux2", &Sources::default(), choices, &Device::Cpu).unwrap();
-        let golden = candle_core::safetensors::load(golden("expected.safetensors"), &Device::Cpu).unwrap();
+        let golden = amscript::tensor::file::load(golden("expected.safetensors"), &Device::Cpu).unwrap();
         Self { base, golden }
     }
 
@@ -63,7 +62,7 @@ impl Case {
     }
 
     fn velocity(&self, flow: &Flow) -> Tensor {
-        flow.velocity(&self.x(), &self.t(), &self.condition()).unwrap().detach()
+        flow.velocity(&self.x(), &self.t(), &self.condition()).unwrap().constant()
     }
 
     /// In the golden's sign and token order.
@@ -91,7 +90,7 @@ fn tuned(base: &Flow, rank: usize, targets: &Targets) -> Flow {
     let (rng, tuned) = (Rng::new(3), base.lora(rank, 0.7, targets, &Rng::new(3)).unwrap());
     for (name, tensor) in tuned.params() {
         let noise = rng.split(&name).normal(tensor.dims(), tensor.dtype(), &Device::Cpu).unwrap();
-        Var::from_tensor(&tensor).unwrap().set(&(noise * 0.2).unwrap()).unwrap();
+        tensor.set(&(noise * 0.2).unwrap()).unwrap();
     }
     tuned
 }
@@ -176,7 +175,7 @@ fn golden_products() {
     let deltas: Vec<_> = case.golden.iter().filter_map(|(k, v)| Some((k.strip_prefix("out.delta.")?, v))).collect();
     assert_eq!((deltas.len(), params.len()), (3, 6));
     for (module, delta) in deltas {
-        let factor = |side: &str| params[&format!("{module}.lora_{side}.weight")].detach();
+        let factor = |side: &str| params[&format!("{module}.lora_{side}.weight")].constant();
         assert!(error(&factor("B").matmul(&factor("A")).unwrap(), delta) < 1e-5, "{module}");
     }
 }
@@ -394,7 +393,7 @@ fn strength_is_live_and_may_depend_on_time() {
     }
     // Training the policy shows in all of them.
     let (_, b) = tuned.params().into_iter().find(|(name, _)| name.contains("lora_B")).unwrap();
-    Var::from_tensor(&b).unwrap().set(&(b.detach() * 3.0).unwrap()).unwrap();
+    b.set(&(b.constant() * 3.0).unwrap()).unwrap();
     assert!(error(&case.velocity(&half), &before) > 1e-4);
     assert!(error(&case.velocity(&early), &mixed) > 1e-4);
     let folder = tempfile::tempdir().unwrap();
@@ -407,10 +406,10 @@ fn strength_is_live_and_may_depend_on_time() {
 fn sit_keeps_its_own_names() {
     let choices = Choices { vae: Some("tests/golden/sit/vae".into()), ..Choices::default() };
     let base = open("tests/golden/sit/sit.safetensors", &Sources::default(), &choices, &Device::Cpu).unwrap();
-    let g = candle_core::safetensors::load("tests/golden/sit/expected.safetensors", &Device::Cpu).unwrap();
+    let g = amscript::tensor::file::load("tests/golden/sit/expected.safetensors", &Device::Cpu).unwrap();
     let (x, t) = (&g["in.x"], &g["in.t"]);
     let c = base.encode_labels(&vec![1; x.dim(0).unwrap()]).unwrap();
-    let velocity = |flow: &Flow| flow.velocity(x, t, &c).unwrap().detach();
+    let velocity = |flow: &Flow| flow.velocity(x, t, &c).unwrap().constant();
     let targets = Targets::Named(["qkv", "fc2", "final_layer.linear"].map(String::from).to_vec());
     let flow = tuned(&base, 2, &targets);
     assert!(error(&velocity(&flow), &velocity(&base)) > 1e-3);

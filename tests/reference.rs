@@ -21,7 +21,7 @@ fn folder() -> Folder {
 }
 
 fn expected() -> HashMap<String, Tensor> {
-    candle_core::safetensors::load("tests/golden/flux2/expected.safetensors", &Device::Cpu).unwrap()
+    amscript::tensor::file::load("tests/golden/flux2/expected.safetensors", &Device::Cpu).unwrap()
 }
 
 fn latents() -> Latents {
@@ -111,10 +111,10 @@ fn autoencoder_both_ways() {
     let image = g["in.image"].affine(0.5, 0.5).unwrap();
     close("mean", &latents.moments(&image).unwrap().0, &g["out.vae_mean"], 1e-5);
     close("latent", &latents.encode(&image).unwrap(), &g["out.vae_latent"], 1e-5);
-    let z = candle_core::Var::from_tensor(&g["in.z"]).unwrap();
-    let decoded = latents.decode(z.as_tensor()).unwrap().affine(2.0, -1.0).unwrap();
-    close("decoded", &decoded.detach(), &g["out.decoded"], 1e-5);
-    let gradient = pullback(&decoded, &g["in.image_cotangent"], &[z.as_tensor().clone()]).unwrap().remove(0);
+    let z = g["in.z"].variable().unwrap();
+    let decoded = latents.decode(z).unwrap().affine(2.0, -1.0).unwrap();
+    close("decoded", &decoded.constant(), &g["out.decoded"], 1e-5);
+    let gradient = pullback(&decoded, &g["in.image_cotangent"], &[z.clone()]).unwrap().remove(0);
     close("decoded vjp", &gradient, &g["out.decoded_vjp"], 1e-5);
 }
 
@@ -157,7 +157,7 @@ fn golden_velocity(flow: &Flow) -> Tensor {
     let g = expected();
     let condition = Condition { embeddings: Some(g["in.text"].clone()), ..Condition::default() };
     let v = flow.velocity(&g["in.x"], &flipped(&g["in.t"]), &condition).unwrap();
-    v.detach().neg().unwrap()
+    v.constant().neg().unwrap()
 }
 
 #[test]
@@ -200,11 +200,11 @@ fn recomputed_blocks_give_the_same_gradients() {
         let tuned = base.lora(2, 1.0, &Targets::Usual, &rng).unwrap();
         for (name, tensor) in tuned.params() {
             let noise = (rng.split(&name).normal(tensor.dims(), DType::F32, &Device::Cpu).unwrap() * 0.2).unwrap();
-            candle_core::Var::from_tensor(&tensor).unwrap().set(&noise).unwrap();
+            tensor.set(&noise).unwrap();
         }
-        let x = candle_core::Var::from_tensor(&g["in.x"]).unwrap().into_inner();
+        let x = g["in.x"].variable().unwrap();
         let v = tuned.velocity(&x, &g["in.t"], &condition).unwrap();
-        let z = candle_core::Var::from_tensor(&g["in.z"]).unwrap().into_inner();
+        let z = g["in.z"].variable().unwrap();
         let image = pullback(&tuned.decode(&z).unwrap(), &g["in.image_cotangent"], &[z]).unwrap();
         let wanted: Vec<Tensor> = std::iter::once(x).chain(tuned.params().into_iter().map(|(_, p)| p)).collect();
         [pullback(&v, &unpack(&g["in.cotangent_packed"]), &wanted).unwrap(), image].concat()

@@ -14,7 +14,7 @@ fn golden(case: &str) -> PathBuf {
 }
 
 fn expected(case: &str) -> HashMap<String, Tensor> {
-    candle_core::safetensors::load(golden(case).join("expected.safetensors"), &Device::Cpu).unwrap()
+    amscript::tensor::file::load(golden(case).join("expected.safetensors"), &Device::Cpu).unwrap()
 }
 
 fn prompts(case: &str) -> Vec<String> {

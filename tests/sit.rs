@@ -18,7 +18,7 @@ use std::path::Path;
 const FOLDER: &str = "tests/golden/sit";
 
 fn expected() -> HashMap<String, Tensor> {
-    candle_core::safetensors::load(format!("{FOLDER}/expected.safetensors"), &Device::Cpu).unwrap()
+    amscript::tensor::file::load(format!("{FOLDER}/expected.safetensors"), &Device::Cpu).unwrap()
 }
 
 /// The README's last column: differences from a float64 run. Ten times that is allowed, and 1e-5 of the largest value.
@@ -131,10 +131,10 @@ fn autoencoder_in_both_namings() {
         let part = Component::Folder(Folder::disk(format!("{FOLDER}/{folder}")));
         let latents = Latents::open(&part, None, DType::F32, &Device::Cpu).unwrap();
         close("vae_mean", &latents.moments(&g["in.image"].affine(0.5, 0.5).unwrap()).unwrap().0);
-        let z = candle_core::Var::from_tensor(&g["in.z"]).unwrap();
-        let decoded = latents.decode(z.as_tensor()).unwrap().affine(2.0, -1.0).unwrap();
-        close("decoded", &decoded.detach());
-        close("decoded_vjp", &pullback(&decoded, &g["in.image_cotangent"], &[z.as_tensor().clone()]).unwrap()[0]);
+        let z = g["in.z"].variable().unwrap();
+        let decoded = latents.decode(&z).unwrap().affine(2.0, -1.0).unwrap();
+        close("decoded", &decoded.constant());
+        close("decoded_vjp", &pullback(&decoded, &g["in.image_cotangent"], &[z.clone()]).unwrap()[0]);
     }
 }
 
@@ -223,11 +223,11 @@ fn every_weight_has_its_gradient() {
         let direction = Rng::new(1).split(name).normal(tensor.dims(), DType::F64, &Device::Cpu).unwrap();
         let number = |t: Tensor| t.to_scalar::<f64>().unwrap();
         let predicted = number((&gradient * &direction).unwrap().sum_all().unwrap());
-        let var = candle_core::Var::from_tensor(tensor).unwrap();
+        let var = tensor.variable().unwrap();
         let start = tensor.copy().unwrap();
         let at = |h: f64| {
             var.set(&(&start + (&direction * h).unwrap()).unwrap()).unwrap();
-            number(loss().unwrap().detach())
+            number(loss().unwrap().constant())
         };
         let measured = (at(1e-4) - at(-1e-4)) / 2e-4;
         var.set(&start).unwrap();

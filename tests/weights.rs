@@ -30,7 +30,7 @@ impl Copy {
     }
 
     fn tensors(&self) -> BTreeMap<String, Tensor> {
-        candle_core::safetensors::load(self.path(FILE), &Device::Cpu).unwrap().into_iter().collect()
+        amscript::tensor::file::load(self.path(FILE), &Device::Cpu).unwrap().into_iter().collect()
     }
 
     fn write(&self, name: &str, tensors: &BTreeMap<String, Tensor>) {

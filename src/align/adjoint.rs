@@ -56,7 +56,7 @@ impl Adjoint {
 
     /// The adjoints of `factor` times the terminal gradient, in which they are linear.
     pub fn scaled(mut self, factor: f64) -> Result<Self> {
-        self.values = self.values.iter().map(|a| a * factor).collect::<candle_core::Result<_>>()?;
+        self.values = self.values.iter().map(|a| a * factor).collect::<crate::error::Result<_>>()?;
         Ok(self)
     }
 }
@@ -75,7 +75,7 @@ fn carried(base: &dyn Velocity, path: &Trajectory, end: &Tensor, index: AdjointI
         let (expected, got) = (path.last().dims(), end.dims());
         bail!(Shape, "lean_adjoint: the terminal gradient must have the state's shape {expected:?}, got {got:?}");
     }
-    let mut a = end.to_dtype(path.last().dtype())?.detach();
+    let mut a = end.to_dtype(path.last().dtype())?.constant();
     let (mut values, mut base_velocities) = (Vec::new(), Vec::new());
     let progress = Progress::new("adjoint", 0, path.window().len());
     for k in path.window().rev() {
@@ -84,7 +84,7 @@ fn carried(base: &dyn Velocity, path: &Trajectory, end: &Tensor, index: AdjointI
         if index == AdjointIndex::Next {
             values.push(a.clone());
             if k == path.first {
-                base_velocities.push(base.velocity(x, &t, &path.condition)?.detach().to_dtype(x.dtype())?);
+                base_velocities.push(base.velocity(x, &t, &path.condition)?.constant().to_dtype(x.dtype())?);
                 break;
             }
         }

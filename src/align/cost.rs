@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::profile::phase;
 use crate::tensor::Tensor;
 use crate::tensor::check::{finite, together};
-use crate::tensor::grad::{composed, value_and_grad};
+use crate::tensor::grad::value_and_grad;
 use std::sync::{Arc, Mutex};
 
 /// What the end state is judged by.
@@ -72,8 +72,8 @@ fn at_the_end(cost: &dyn TerminalCost, x1: &Tensor) -> Result<Terminal> {
             bail!(Shape, "terminal_gradient: rewards must be of shape [{batch}], got {:?}", reward.dims());
         }
         differentiable(&reward, "terminal_gradient")?;
-        *seen.lock().unwrap_or_else(|e| e.into_inner()) = Some(reward.detach());
-        composed(&[&reward], |reward| Ok(reward[0].sum_all()?))
+        *seen.lock().unwrap_or_else(|e| e.into_inner()) = Some(reward.constant());
+        reward.sum_all()
     };
     let checked = |name: &'static str, x: &Tensor| {
         finite(x, move |sample| {
@@ -94,7 +94,7 @@ fn at_the_end(cost: &dyn TerminalCost, x1: &Tensor) -> Result<Terminal> {
 
 /// Refuses a reward of tracked states that has lost its graph.
 pub fn differentiable(reward: &Tensor, function: &str) -> Result<()> {
-    if !reward.track_op() {
+    if !reward.requires_grad() {
         bail!(
             Value, "{function}: the reward must be differentiable, got one without a gradient to the end states";
             hint: "an operation on the way cuts the gradient, such as `detach()` or `item()`, or the states are not used"
@@ -136,7 +136,7 @@ mod tests {
             "terminal_gradient: the reward's gradient must be finite, got NaN or infinity for sample 1 at t = 1"
         );
         assert_eq!(
-            message(|x| sum_per_sample(&x.detach())),
+            message(|x| sum_per_sample(&x.constant())),
             "terminal_gradient: the reward must be differentiable, got one without a gradient to the end states"
         );
         assert_eq!(message(|x| Ok(x.mean_all()?)), "terminal_gradient: rewards must be of shape [2], got []");

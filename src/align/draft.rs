@@ -8,7 +8,6 @@ use crate::flow::{RolloutOptions, Walk, interpolant, time_tensor};
 use crate::model::{Condition, Velocity};
 use crate::profile::phase;
 use crate::tensor::check::{finite, together};
-use crate::tensor::grad::composed;
 use crate::tensor::{Tensor, op};
 
 /// One update of a method that follows the reward's own gradient.
@@ -66,7 +65,7 @@ fn differentiated(
     }
     let first = judged(cost, &x, "draft")?;
     let mut rewards = vec![first.clone()];
-    let (t, end) = (grid.times()[steps - 1], x.detach());
+    let (t, end) = (grid.times()[steps - 1], x.constant());
     for _ in 0..options.renoised {
         let Some(draw) = &options.rollout.draw else {
             bail!(Missing, "draft: low_variance needs a random stream, got none"; hint: "give one as `rng`");
@@ -77,10 +76,8 @@ fn differentiated(
         let reached = op::combine((&again, 1.0), (&v, grid.width(steps - 1)))?;
         rewards.push(judged(cost, &reached, "draft")?);
     }
-    let loss = composed(&rewards.iter().collect::<Vec<_>>(), |rewards| {
-        Ok((Tensor::cat(rewards, 0)?.mean_all()? * -cost.scale())?)
-    })?;
-    Ok(Direct { loss, reward: first.detach() })
+    let loss = (Tensor::cat(&rewards, 0)?.mean_all()? * -cost.scale())?;
+    Ok(Direct { loss, reward: first.constant() })
 }
 
 /// Rewards `[batch]` of tracked states, finite and differentiable.

@@ -14,8 +14,8 @@ pub fn control_intensity(policy: &dyn Velocity, base: &dyn Velocity, path: &Traj
 
 /// `|v_policy - v_base|` of given velocities, per step and sample: `[steps, batch]`.
 pub fn control_norms(policy: &[Tensor], base: &[Tensor]) -> Result<Tensor> {
-    let controls = policy.iter().zip(base).map(|(v, b)| v.detach() - b.detach());
-    norms(&controls.collect::<candle_core::Result<Vec<_>>>()?)
+    let controls = policy.iter().zip(base).map(|(v, b)| v.constant() - b.constant());
+    norms(&controls.collect::<crate::error::Result<Vec<_>>>()?)
 }
 
 /// `|x|` of tensors `[batch, ..]`, one per step: `[steps, batch]`.

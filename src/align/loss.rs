@@ -7,7 +7,6 @@ use crate::error::Result;
 use crate::flow::{Dynamics, Trajectory};
 use crate::profile::phase;
 use crate::tensor::check::read;
-use crate::tensor::grad::composed;
 use crate::tensor::sample::{norm_per_sample, sum_per_sample};
 use crate::tensor::{DType, Tensor};
 use std::ops::Range;
@@ -116,21 +115,16 @@ pub fn velocity_matching(
             "matching_loss: there must be one velocity and one target for each of {steps} kept steps, got {got:?}"
         );
     }
-    one_node(policy, |policy| {
+    phase("loss", || {
         accumulate(path, options, |i, x| {
             if targets[i].dims() != x.dims() {
                 let (expected, got) = (x.dims(), targets[i].dims());
                 bail!(Shape, "matching_loss: targets must have the state's shape {expected:?}, got {got:?}");
             }
-            let goal = (base[i].detach().to_dtype(x.dtype())? + targets[i].detach().to_dtype(x.dtype())?)?;
+            let goal = (base[i].constant().to_dtype(x.dtype())? + targets[i].constant().to_dtype(x.dtype())?)?;
             Ok((policy[i].to_dtype(x.dtype())? - goal)?.sqr()?)
         })
     })
-}
-
-/// A loss of velocities as one node of their graph.
-fn one_node(velocities: &[Tensor], loss: impl FnOnce(&[Tensor]) -> Result<Tensor>) -> Result<Tensor> {
-    phase("loss", || composed(&velocities.iter().collect::<Vec<_>>(), loss))
 }
 
 /// `mean over batch of sum over k of 2 [f(|u|) + f*(sigma |a|) + sigma a . u]` with the policy's control `u`: by Fenchel and Young
@@ -153,10 +147,10 @@ pub fn fenchel_matching(
             "fenchel_loss: there must be one velocity and one adjoint for each of {steps} kept steps, got {got:?}"
         );
     }
-    let scaled = |i: usize| -> Result<Tensor> { Ok((adjoint.values[i].detach() * adjoint.dynamics[i].sigma())?) };
+    let scaled = |i: usize| -> Result<Tensor> { Ok((adjoint.values[i].constant() * adjoint.dynamics[i].sigma())?) };
     let slope = |i: usize| norm_per_sample(&scaled(i)?.to_dtype(DType::F64)?);
     let slopes = read(&Tensor::cat(&(0..steps).map(slope).collect::<Result<Vec<_>>>()?, 0)?)?;
-    one_node(policy, |policy| {
+    phase("loss", || {
         accumulate(path, options, |i, x| {
             let unit = adjoint.dynamics[i].velocity_per_control();
             if unit == 0.0 {
@@ -164,7 +158,7 @@ pub fn fenchel_matching(
             }
             let (a, batch) = (scaled(i)?, x.dim(0)?);
             let u =
-                ((policy[i].to_dtype(x.dtype())? - adjoint.base_velocities[i].detach().to_dtype(x.dtype())?)? / unit)?;
+                ((policy[i].to_dtype(x.dtype())? - adjoint.base_velocities[i].constant().to_dtype(x.dtype())?)? / unit)?;
             let conjugate = regularizer.conjugate(&slopes[i * batch..(i + 1) * batch])?;
             let conjugate = Tensor::new(conjugate, x.device())?.to_dtype(x.dtype())?;
             // The root has no gradient at 0, where the control is at first.
@@ -222,7 +216,7 @@ fn control_weight(step: &Dynamics, k: usize) -> Result<f64> {
 
 /// Sum of errors `[batch]`, each at most `most`.
 fn clipped(errors: &Tensor, most: f64) -> Result<Tensor> {
-    let within = errors.detach().le(most)?;
+    let within = errors.constant().le(most)?;
     let ceiling = errors.zeros_like()?.affine(0.0, most)?;
     Ok(within.where_cond(errors, &ceiling)?.sum_all()?)
 }

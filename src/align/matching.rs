@@ -42,7 +42,7 @@ pub fn matching_loss(
     targets: &[Tensor],
     options: &MatchingLoss,
 ) -> Result<Tensor> {
-    let bases: Vec<Tensor> = velocities(base, path)?.iter().map(Tensor::detach).collect();
+    let bases: Vec<Tensor> = velocities(base, path)?.iter().map(Tensor::constant).collect();
     velocity_matching(&velocities(policy, path)?, &bases, targets, path, options)
 }
 
@@ -180,7 +180,7 @@ fn matched(
         (path, adjoint) = (path.narrow(active), adjoint.narrow(active));
     }
     if options.carrying.is_some() {
-        adjoint.base_velocities = velocities(base, &path)?.iter().map(Tensor::detach).collect();
+        adjoint.base_velocities = velocities(base, &path)?.iter().map(Tensor::constant).collect();
     }
     if !tracked {
         retrack(&mut path, policy, options, reused)?;
@@ -197,7 +197,7 @@ fn matched(
         false => fenchel_matching(own, &adjoint, &options.regularizer, &path, &options.loss)?,
     };
     // The graph stays with the loss alone, so that it is freed with it.
-    let velocities = path.velocities.iter().map(Tensor::detach).collect();
+    let velocities = path.velocities.iter().map(Tensor::constant).collect();
     Ok(Matched { loss, terminal, adjoint, path: Trajectory { velocities, ..path } })
 }
 
@@ -217,7 +217,7 @@ fn retrack(path: &mut Trajectory, policy: &dyn Velocity, options: &MatchingOptio
 fn noise_free_end(field: &dyn Velocity, path: &Trajectory) -> Result<Tensor> {
     let k = path.steps() - 1;
     let x = path.state(k)?;
-    Ok((x + (velocity(field, path, k)?.detach().to_dtype(x.dtype())? * path.grid.width(k))?)?)
+    Ok((x + (velocity(field, path, k)?.constant().to_dtype(x.dtype())? * path.grid.width(k))?)?)
 }
 
 /// The control that an adjoint asks for at each step, `h_k` times its mean size over the batch, in units of control.

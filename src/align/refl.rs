@@ -7,7 +7,6 @@ use crate::flow::{RolloutOptions, Walk};
 use crate::model::{Condition, Velocity};
 use crate::profile::phase;
 use crate::tensor::check::together;
-use crate::tensor::grad::composed;
 use crate::tensor::{Tensor, op};
 
 /// `-scale * mean r(x + (1 - t_m) v(x, t_m))` at the state before step `m`, with the graph of that one velocity.
@@ -27,7 +26,7 @@ pub fn refl(
         walk.before(m)?;
         let v = walk.velocity(&x, t, true)?;
         let reward = judged(cost, &op::combine((&x, 1.0), (&v, 1.0 - t))?, "refl")?;
-        let loss = composed(&[&reward], |reward| Ok((reward[0].mean_all()? * -cost.scale())?))?;
-        Ok(Direct { loss, reward: reward.detach() })
+        let loss = (reward.mean_all()? * -cost.scale())?;
+        Ok(Direct { loss, reward: reward.constant() })
     })
 }

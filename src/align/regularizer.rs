@@ -77,7 +77,7 @@ impl Regularizer {
     /// The convex conjugate `f*(y) = max_r (r y - f(r))` of each number.
     pub fn conjugate(&self, slopes: &[f64]) -> Result<Vec<f64>> {
         let sizes = self.sizes(slopes)?;
-        let values = self.value(&Tensor::new(sizes.as_slice(), &Device::Cpu)?)?.detach().to_vec1::<f64>()?;
+        let values = self.value(&Tensor::new(sizes.as_slice(), &Device::Cpu)?)?.constant().to_vec1::<f64>()?;
         Ok(slopes.iter().zip(sizes).zip(values).map(|((y, r), f)| y * r - f).collect())
     }
 
@@ -88,19 +88,19 @@ impl Regularizer {
             Norm::Sample => self.controls(adjoints),
             Norm::Rms => {
                 let root = |a: &Tensor| (a.elem_count() as f64 / a.dims()[0] as f64).sqrt();
-                let scaled = adjoints.iter().map(|a| a / root(a)).collect::<candle_core::Result<Vec<_>>>()?;
+                let scaled = adjoints.iter().map(|a| a / root(a)).collect::<crate::error::Result<Vec<_>>>()?;
                 let controls = self.controls(&scaled)?;
-                Ok(controls.iter().zip(adjoints).map(|(u, a)| u * root(a)).collect::<candle_core::Result<_>>()?)
+                Ok(controls.iter().zip(adjoints).map(|(u, a)| u * root(a)).collect::<crate::error::Result<_>>()?)
             }
             Norm::Entry => {
                 let flat = |a: &Tensor| a.flatten_all()?.unsqueeze(1);
-                let entries = adjoints.iter().map(flat).collect::<candle_core::Result<Vec<_>>>()?;
+                let entries = adjoints.iter().map(flat).collect::<crate::error::Result<Vec<_>>>()?;
                 let controls = self.controls(&entries)?;
                 Ok(controls
                     .iter()
                     .zip(adjoints)
                     .map(|(u, a)| u.reshape(a.dims()))
-                    .collect::<candle_core::Result<_>>()?)
+                    .collect::<crate::error::Result<_>>()?)
             }
         }
     }
@@ -108,7 +108,7 @@ impl Regularizer {
     /// The optimal controls for adjoints of one shape, `[batch, ..]`; `|a|` is the norm over all but the batch.
     pub fn controls(&self, adjoints: &[Tensor]) -> Result<Vec<Tensor>> {
         if self.is_quadratic() {
-            return Ok(adjoints.iter().map(Tensor::neg).collect::<candle_core::Result<_>>()?);
+            return Ok(adjoints.iter().map(Tensor::neg).collect::<crate::error::Result<_>>()?);
         }
         let norms = adjoints.iter().map(|a| norm_per_sample(&a.to_dtype(DType::F64)?)).collect::<Result<Vec<_>>>()?;
         let norms = if norms.is_empty() { Vec::new() } else { read(&Tensor::cat(&norms, 0)?)? };
@@ -245,7 +245,7 @@ mod tests {
     use super::*;
     use crate::tensor::Rng;
 
-    fn penalty(f: impl Fn(&Tensor) -> candle_core::Result<Tensor> + Send + Sync + 'static) -> Regularizer {
+    fn penalty(f: impl Fn(&Tensor) -> crate::error::Result<Tensor> + Send + Sync + 'static) -> Regularizer {
         Regularizer::Penalty(Arc::new(move |r| Ok(f(r)?)))
     }
 
@@ -296,7 +296,7 @@ mod tests {
     #[test]
     fn unfit_penalties_are_refused() {
         let message =
-            |f: fn(&Tensor) -> candle_core::Result<Tensor>| penalty(f).sizes(&[2.0, 7.0]).unwrap_err().message;
+            |f: fn(&Tensor) -> crate::error::Result<Tensor>| penalty(f).sizes(&[2.0, 7.0]).unwrap_err().message;
         let falling = message(|r| r.neg());
         assert_eq!(falling, "penalty: f must be increasing and differentiable, got f'(1.000000) = -1");
         let saturated = message(|r| (r.sqr()? + 1.0)?.sqrt());

@@ -59,7 +59,7 @@ fn one_minus(t: &Tensor) -> Result<Tensor> {
 }
 
 fn times(t: &Tensor) -> Result<Vec<f64>> {
-    Ok(t.detach().flatten_all()?.to_dtype(DType::F64)?.to_vec1()?)
+    Ok(t.constant().flatten_all()?.to_dtype(DType::F64)?.to_vec1()?)
 }
 
 fn below_one(function: &str, t: &Tensor) -> Result<()> {

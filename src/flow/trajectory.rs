@@ -154,13 +154,13 @@ impl<'a> Walk<'a> {
             bail!(Shape, "rollout: the velocity must have the state's shape {:?}, got {:?}", x.dims(), v.dims());
         }
         let v = cast(&v, x.dtype())?;
-        Ok(if tracked { v } else { v.detach() })
+        Ok(if tracked { v } else { v.constant() })
     }
 
     /// The state after step `k`, from the state and the velocity before it; keeps whatever graph these have.
     pub fn next(&self, k: usize, x: &Tensor, v: &Tensor) -> Result<Tensor> {
         let (grid, solver) = (&self.options.grid, &self.options.solver);
-        let mut next = solver.step(&mut |x, t| self.velocity(x, t, x.track_op()), x, v, grid, k)?;
+        let mut next = solver.step(&mut |x, t| self.velocity(x, t, x.requires_grad()), x, v, grid, k)?;
         let spread = solver.dynamics(grid, k)?.spread();
         if let (Some(draw), true) = (&self.options.draw, spread > 0.0) {
             next = combine((&next, 1.0), (&draw(k, x)?.to_dtype(x.dtype())?, spread))?;
@@ -177,7 +177,7 @@ impl<'a> Walk<'a> {
 
     /// The state after the first `k` steps from `x`, without a graph.
     pub fn reach(&self, x: &Tensor, k: usize) -> Result<Tensor> {
-        (0..k).try_fold(x.detach(), |x, k| {
+        (0..k).try_fold(x.constant(), |x, k| {
             self.before(k)?;
             self.next(k, &x, &self.velocity(&x, self.options.grid.times()[k], false)?)
         })
@@ -211,7 +211,7 @@ fn roll(velocity: &dyn Velocity, x0: &Tensor, condition: &Condition, options: &R
     for k in first..n {
         walk.before(k)?;
         let v = walk.velocity(&x, grid.times()[k], options.track.contains(&k))?;
-        let next = walk.next(k, &x, &v.detach())?;
+        let next = walk.next(k, &x, &v.constant())?;
         states.push(std::mem::replace(&mut x, next));
         velocities.push(v);
     }
@@ -226,7 +226,7 @@ mod tests {
     use crate::tensor::Device;
 
     /// v = w (t - x), with w a variable.
-    struct Pull(candle_core::Var);
+    struct Pull(Tensor);
 
     impl Velocity for Pull {
         fn velocity(&self, x: &Tensor, t: &Tensor, _: &Condition) -> Result<Tensor> {
@@ -235,7 +235,7 @@ mod tests {
     }
 
     fn pull(w: f64) -> Pull {
-        Pull(candle_core::Var::new(&[[w]], &Device::Cpu).unwrap())
+        Pull(Tensor::new(&[[w]], &Device::Cpu).unwrap().leaf())
     }
 
     #[test]
@@ -254,8 +254,8 @@ mod tests {
             let same = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f64>().unwrap();
             assert_eq!(same(path.state(k).unwrap()), same(whole.state(k).unwrap()));
         }
-        assert!(path.velocities.iter().all(|v| v.track_op()) && path.states.iter().all(|x| !x.track_op()));
-        assert!(whole.velocities.iter().all(|v| !v.track_op()));
+        assert!(path.velocities.iter().all(|v| v.requires_grad()) && path.states.iter().all(|x| !x.requires_grad()));
+        assert!(whole.velocities.iter().all(|v| !v.requires_grad()));
     }
 
     #[test]

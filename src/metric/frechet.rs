@@ -40,7 +40,7 @@ fn moments(x: &Tensor) -> Result<(Tensor, Tensor)> {
     if n < 2 || d == 0 {
         bail!(Shape, "frechet_distance: features must be [n, features] with n at least 2, got {:?}", x.dims());
     }
-    let x = x.detach().to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
+    let x = x.constant().to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
     if !x.sum_all()?.to_scalar::<f64>()?.is_finite() {
         bail!(Numeric, "frechet_distance: features must be finite, got NaN or infinity");
     }

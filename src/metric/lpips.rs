@@ -9,7 +9,6 @@ use crate::nn::layout::Piece;
 use crate::nn::weights::{Init, Weights};
 use crate::tensor::op::{conv2d, max_pool2d, relu, unit_channels};
 use crate::tensor::{DType, Device, Rng, Tensor};
-use candle_core::Var;
 use std::path::Path;
 
 /// One step of a trunk.
@@ -309,7 +308,7 @@ impl Lpips {
     /// Sets negative numbers of trainable heads to zero, so that the distance stays one.
     pub fn clamp_heads(&self) -> Result<()> {
         for head in self.heads.iter().filter(|head| head.is_variable()) {
-            Var::from_tensor(head)?.set(&head.detach().relu()?)?;
+            head.set(&head.constant().relu()?)?;
         }
         Ok(())
     }
@@ -393,7 +392,7 @@ mod tests {
     fn golden(net: &str, channels: &[usize]) {
         let case: serde_json::Value =
             serde_json::from_str(&std::fs::read_to_string(format!("{GOLDEN}/case.json")).unwrap()).unwrap();
-        let g = candle_core::safetensors::load(format!("{GOLDEN}/expected.safetensors"), &Device::Cpu).unwrap();
+        let g = crate::tensor::file::load(format!("{GOLDEN}/expected.safetensors"), &Device::Cpu).unwrap();
         let tensors = trunk(Net::named(net).unwrap(), channels, case["trunk_seed"].as_u64().unwrap());
         for (name, tensor) in &tensors {
             let said = &case["trunk"][net][name];
@@ -517,7 +516,7 @@ mod tests {
         let heads = small("alex", DType::F32).trainable(false, true).unwrap();
         let params = heads.params();
         assert_eq!(params.len(), 5);
-        Var::from_tensor(&params[0].1)
+        params[0].1.variable()
             .unwrap()
             .set(&Tensor::new(&[-1f32, 0.0, 1.0, 2.0], &Device::Cpu).unwrap().reshape((1, 4, 1, 1)).unwrap())
             .unwrap();

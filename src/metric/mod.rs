@@ -20,7 +20,7 @@ fn check_images(place: &str, images: &Tensor, [low, high]: [f64; 2]) -> Result<(
     if dims.len() != 4 || dims[1] != 3 || dims.contains(&0) {
         bail!(Shape, "{place}: images must be [n, 3, height, width], got {dims:?}");
     }
-    let images = images.detach().to_dtype(DType::F64)?;
+    let images = images.constant().to_dtype(DType::F64)?;
     let (least, most) = (images.min_all()?.to_scalar::<f64>()?, images.max_all()?.to_scalar::<f64>()?);
     if !(least >= low - 0.01 && most <= high + 0.01) {
         let hint = match (low == 0.0, least >= -1.01 && most <= 1.01, least >= -0.01 && most <= 255.0) {

@@ -38,7 +38,7 @@ impl Rows {
             bail!(Value, "{place}: `k` must be at least 1 and each set hold k + 2 samples or more, got k = {k} and {n} samples";
                 hint: "take a smaller k, or more samples: a thousand or more of each are usual");
         }
-        let x = x.detach().to_device(&Device::Cpu)?.to_dtype(DType::F64)?.contiguous()?;
+        let x = x.constant().to_device(&Device::Cpu)?.to_dtype(DType::F64)?.contiguous()?;
         let squares = x.sqr()?.sum(1)?.to_vec1::<f64>()?;
         if let Some(row) = squares.iter().position(|v| !v.is_finite()) {
             bail!(Numeric, "{place}: features must be finite, got NaN or infinity in row {row}");
@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn counts_and_radii_are_prdcs() {
-        let g = candle_core::safetensors::load("tests/golden/prdc/expected.safetensors", &Device::Cpu).unwrap();
+        let g = crate::tensor::file::load("tests/golden/prdc/expected.safetensors", &Device::Cpu).unwrap();
         let close = |got: &[f64], name: &str, tolerance: f64| {
             let expected = g[name].to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap();
             assert_eq!(got.len(), expected.len());

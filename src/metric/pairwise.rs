@@ -98,7 +98,7 @@ pub fn pairwise(distance: &dyn Distance, groups: &[Tensor]) -> Result<Tensor> {
         if n < 2 {
             bail!(Shape, "pairwise: each group must hold at least two images, got {:?} in group {i}", group.dims());
         }
-        let features = prepared(distance, &group.detach())?;
+        let features = prepared(distance, &group.constant())?;
         let numbers: usize = features.iter().map(|x| x.elem_count() / n).sum();
         let pairs: Vec<(u32, u32)> = (0..n as u32).flat_map(|a| (a + 1..n as u32).map(move |b| (a, b))).collect();
         let batches = pairs.chunks((NUMBERS / numbers.max(1)).max(1)).map(|pairs| {

@@ -8,7 +8,6 @@ use crate::nn::lora::{self, Form, Names};
 use crate::nn::weights::Weights;
 use crate::tensor::op::Lora;
 use crate::tensor::{DType, Rng, Tensor};
-use candle_core::Var;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -56,7 +55,7 @@ impl Flow {
         let read = |names: &Names| lora::read(path, names, weights.adapter_dtype(), weights.device());
         let mut adapters = model.with_names(read)?;
         for Lora { a, b, .. } in adapters.values_mut().filter(|_| trainable) {
-            (*a, *b) = (Var::from_tensor(a)?.into_inner(), Var::from_tensor(b)?.into_inner());
+            (*a, *b) = (a.variable()?, b.variable()?);
         }
         self.with_weights(weights.adapted(adapters).map_err(|e| e.within("load_lora"))?)
     }

@@ -204,7 +204,7 @@ impl Transformer {
         let last = op::chunk(&self.norm_out.forward(&vector)?, 2)?; // (scale, shift) in the diffusers layout
         let image = modulated_norm(&image, &last[1], &last[0], self.config.eps)?;
         let out = op::permute(&cast(&self.project.forward(&image)?, x.dtype())?, &[0, 2, 1])?;
-        op::affine(&op::reshape(&out, (batch, channels, h, w))?, -1.0, 0.0)
+        op::reshape(&out, (batch, channels, h, w))?.neg()
     }
 
     /// Sinusoids of 1000 times the noise level, cosines first, through the time MLP: `[batch, width]`. Frequencies and angles are
@@ -213,7 +213,7 @@ impl Transformer {
         let half = self.config.timestep_guidance_channels / 2;
         let frequencies: Vec<f32> = (0..half).map(|i| (-(1e4f64.ln() as f32) * i as f32 / half as f32).exp()).collect();
         let frequencies = Tensor::from_vec(frequencies, (1, half), t.device())?;
-        let level = t.detach().to_dtype(DType::F64)?.affine(-1.0, 1.0)?.to_dtype(DType::F32)?;
+        let level = t.constant().to_dtype(DType::F64)?.affine(-1.0, 1.0)?.to_dtype(DType::F32)?;
         let angles = (level * 1000.0)?.unsqueeze(1)?.broadcast_mul(&frequencies)?;
         let waves = Tensor::cat(&[angles.cos()?, angles.sin()?], 1)?.to_dtype(self.compute)?;
         self.time[1].forward(&silu(&self.time[0].forward(&waves)?)?)

@@ -95,7 +95,7 @@ impl Latents {
 
     /// Images, nominally in [0, 1] and not clamped, of raw latents `[batch, c, h, w]`.
     pub fn reconstruct(&self, raw: &Tensor) -> Result<Tensor> {
-        op::affine(&self.autoencoder.decode(raw)?, 0.5, 0.5)
+        self.autoencoder.decode(raw)?.affine(0.5, 0.5)
     }
 
     /// Normalised latents `[batch, channels, h, w]` of images in [0, 1]: the mean, without sampling.
@@ -123,10 +123,10 @@ impl Latents {
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
         let latents = &op::cast(latents, DType::F32)?; // of states in f64 too
         match &self.scaling {
-            Scaling::Factor(factor) => self.reconstruct(&op::affine(latents, 1.0 / *factor, 0.0)?),
+            Scaling::Factor(factor) => self.reconstruct(&(latents / *factor)?),
             Scaling::Patches { mean, variance } => {
                 let (mean, deviation) = self.statistics(mean, variance)?;
-                let raw = op::broadcast_add(&op::broadcast_scale(latents, &deviation)?, &mean)?;
+                let raw = latents.broadcast_mul(&deviation)?.broadcast_add(&mean)?;
                 self.reconstruct(&unpatchify(&raw)?)
             }
         }

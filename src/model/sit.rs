@@ -210,10 +210,10 @@ impl Transformer {
         }
         let labels = Tensor::new(labels, x.device())?;
         let class = cast(&self.classes.index_select(&labels, 0)?, self.compute)?;
-        let vector = silu(&op::add(&self.time_vector(t)?, &class)?)?;
+        let vector = silu(&(self.time_vector(t)? + class)?)?;
         let positions = self.positions.to_dtype(self.compute)?;
         let embedded = self.embed.forward(&cast(&self.patches(x)?, self.compute)?)?;
-        let mut tokens = op::broadcast_add(&embedded, &positions)?;
+        let mut tokens = embedded.broadcast_add(&positions)?;
         for (block, params) in &self.blocks {
             tokens = match params {
                 None => block.forward(&tokens, &vector)?,
@@ -246,7 +246,7 @@ impl Transformer {
         let half = TIME_CHANNELS / 2;
         let frequencies: Vec<f64> = (0..half).map(|i| (-(1e4f64.ln()) * i as f64 / half as f64).exp()).collect();
         let frequencies = Tensor::from_vec(frequencies, (1, half), &Device::Cpu)?.to_dtype(t.dtype())?;
-        let angles = t.detach().unsqueeze(1)?.broadcast_mul(&frequencies.to_device(t.device())?)?;
+        let angles = t.constant().unsqueeze(1)?.broadcast_mul(&frequencies.to_device(t.device())?)?;
         let waves = Tensor::cat(&[angles.cos()?, angles.sin()?], 1)?.to_dtype(self.compute)?;
         self.time[1].forward(&silu(&self.time[0].forward(&waves)?)?)
     }

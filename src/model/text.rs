@@ -314,7 +314,7 @@ mod tests {
         }
         let case: Case = folder.json("case.json").unwrap();
         let expected: HashMap<String, Tensor> =
-            candle_core::safetensors::load(folder.path().unwrap().join("expected.safetensors"), &Device::Cpu).unwrap();
+            crate::tensor::file::load(folder.path().unwrap().join("expected.safetensors"), &Device::Cpu).unwrap();
         let states = &case.text_encoder_out_layers;
         let encoder = open(&folder, case.max_sequence_length, states);
         let got = encoder.encode(&case.prompts).unwrap();

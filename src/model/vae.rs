@@ -256,8 +256,8 @@ impl Resnet {
             h = conv.forward(&norm.gated(&h)?)?;
         }
         match &self.shortcut {
-            Some(conv) => op::add(&conv.forward(x)?, &h),
-            None => op::add(x, &h),
+            Some(conv) => conv.forward(x)? + h,
+            None => x + h,
         }
     }
 }
@@ -293,7 +293,7 @@ impl Middle {
         let attended = attention(&part(0)?, &part(1)?, &part(2)?, (c as f64).powf(-0.5), None)?;
         let change = self.out.forward(&op::reshape(&attended, (b, h * w, c))?)?;
         let change = op::reshape(&op::permute(&change, &[0, 2, 1])?, (b, c, h, w))?;
-        self.resnets[1].forward(&op::add(&x, &change)?)
+        self.resnets[1].forward(&(x + change)?)
     }
 }
 

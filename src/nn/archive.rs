@@ -6,7 +6,7 @@ use crate::bail;
 use crate::error::{Error, Kind, Result};
 use crate::nn::pickle;
 use crate::progress::{self, Progress};
-use candle_core::{DType, Device, Tensor};
+use crate::tensor::{Array, DType, Device, Tensor};
 use memmap2::Mmap;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -110,7 +110,7 @@ impl Archive {
         };
         let bytes = &all[entry.begin as usize..entry.end as usize];
         let tensor = |bytes: &[u8], shape: &[usize]| {
-            let tensor = Tensor::from_raw_buffer(bytes, entry.dtype, shape, &Device::Cpu);
+            let tensor = Array::from_raw_buffer(bytes, entry.dtype, shape, &Device::Cpu).map(Tensor::from);
             self.body.release(entry);
             tensor
         };
@@ -282,8 +282,8 @@ pub fn write<'a>(
     let shown = format!("saving {}", path.file_name().unwrap_or_default().to_string_lossy());
     let _shown = Progress::bytes(shown, offset as u64);
     for tensor in tensors.values() {
-        let tensor = tensor.detach().to_device(&Device::Cpu)?;
-        file.write_all(&safetensors::View::data(&&tensor)).map_err(refused)?;
+        let tensor = tensor.constant().to_device(&Device::Cpu)?;
+        file.write_all(&safetensors::View::data(&tensor.array())).map_err(refused)?;
         progress::bytes((tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64);
     }
     file.as_file().sync_all().map_err(refused)?;

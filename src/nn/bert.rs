@@ -82,7 +82,7 @@ impl Attention {
             (heads(self.query.forward(x)?)?, heads(self.key.forward(at)?)?, heads(self.value.forward(at)?)?);
         let scale = (q.dim(3)? as f64).powf(-0.5);
         let seen = op::reshape(&op::attention(&q, &k, &v, scale, mask)?, x.dims())?;
-        self.norm.forward(&op::add(&self.out.forward(&seen)?, x)?)
+        self.norm.forward(&(self.out.forward(&seen)? + x)?)
     }
 }
 
@@ -116,7 +116,7 @@ impl Layer {
         let joined = op::reshape(&x, (images, rows * tokens / images, width))?;
         let x = op::reshape(&self.image.forward(&joined, image, None)?, (rows, tokens, width))?;
         let h = self.shrink.forward(&op::gelu_erf(&self.grow.forward(&x)?)?)?;
-        self.norm.forward(&op::add(&h, &x)?)
+        self.norm.forward(&(h + x)?)
     }
 }
 

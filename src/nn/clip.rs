@@ -4,7 +4,6 @@ use crate::error::Result;
 use crate::nn::clip_config::{Config, Layout};
 use crate::nn::vit::{self, Block, Names, Norm, Vit};
 use crate::nn::weights::{Init, Weights};
-use crate::tensor::grad::composed;
 use crate::tensor::op;
 use crate::tensor::{D, DType, Device, Tensor};
 
@@ -131,12 +130,10 @@ impl Clip {
 
 /// Rows of `x [b, n]` over their Euclidean norm; a row of zeros stays one.
 pub fn unit(x: &Tensor) -> Result<Tensor> {
-    composed(&[x], |x| {
-        let squares = x[0].sqr()?.sum_keepdim(D::Minus1)?;
-        // a norm of zero becomes one before the root, whose gradient at zero is infinite
-        let norm = (&squares + squares.eq(0.0)?.to_dtype(x[0].dtype())?)?.sqrt()?;
-        Ok(x[0].broadcast_div(&norm)?)
-    })
+    let squares = x.sqr()?.sum_keepdim(D::Minus1)?;
+    // a norm of zero becomes one before the root, whose gradient at zero is infinite
+    let norm = (&squares + squares.eq(0.0)?.to_dtype(x.dtype())?)?.sqrt()?;
+    x.broadcast_div(&norm)
 }
 
 impl Text {

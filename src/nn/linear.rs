@@ -3,10 +3,8 @@
 use crate::bail;
 use crate::error::Result;
 use crate::nn::weights::{Init, Weights};
-use crate::tensor::grad::{Keep, rows};
 use crate::tensor::op::{self, Lora};
 use crate::tensor::{DType, Device, Rng, Tensor};
-use candle_core::Var;
 use std::collections::BTreeMap;
 
 /// `y = x W^T + b`, with its adapter if it has one.
@@ -16,13 +14,11 @@ pub struct Linear {
     pub weight: Tensor,
     pub bias: Option<Tensor>,
     pub lora: Option<Lora>,
-    /// Where these are rows of variables.
-    kept: Vec<Keep>,
 }
 
 impl Linear {
     pub fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
-        Self { weight, bias, lora: None, kept: Vec::new() }
+        Self { weight, bias, lora: None }
     }
 
     /// `[.., in]` to `[.., out]`.
@@ -34,18 +30,13 @@ impl Linear {
 impl Linear {
     /// The layer that computes outputs `start..start + len` only; weights are shared.
     pub fn rows(&self, start: usize, len: usize) -> Result<Self> {
-        let mut kept = self.kept.clone();
-        let mut part = |x: &Tensor| -> Result<Tensor> {
-            let (part, keep) = rows(x, start, len)?;
-            kept.extend(keep);
-            Ok(part)
-        };
+        let part = |x: &Tensor| x.narrow(0, start, len);
         let lora = match &self.lora {
             Some(l) => Some(Lora { a: l.a.clone(), b: part(&l.b)?, scale: l.scale }),
             None => None,
         };
         let (weight, bias) = (part(&self.weight)?, self.bias.as_ref().map(part).transpose()?);
-        Ok(Self { weight, bias, lora, kept })
+        Ok(Self { weight, bias, lora })
     }
 }
 
@@ -77,8 +68,8 @@ impl Weights {
         let mut adapters = BTreeMap::new();
         for (name, [out, inner]) in linears.iter().filter(|(name, _)| chosen(name)) {
             let normal = (rng.split(name).normal(&[rank, *inner], DType::F64, &Device::Cpu)? / rank as f64)?;
-            let a = Var::from_tensor(&normal.to_dtype(self.adapter_dtype())?.to_device(self.device())?)?.into_inner();
-            let b = Var::zeros(&[*out, rank][..], self.adapter_dtype(), self.device())?.into_inner();
+            let a = normal.to_dtype(self.adapter_dtype())?.to_device(self.device())?.variable()?;
+            let b = Tensor::zeros(&[*out, rank][..], self.adapter_dtype(), self.device())?.variable()?;
             adapters.insert(name.clone(), Lora { a, b, scale });
         }
         if adapters.is_empty() {
@@ -115,10 +106,10 @@ impl Weights {
         let sum = |name: &str, weight: &Tensor| match name.strip_suffix(".weight").and_then(|m| self.adapters().get(m))
         {
             Some(Lora { a, b, scale }) => {
-                let change = (b.detach().matmul(&a.detach())? * *scale)?;
-                Ok((weight.detach().to_dtype(change.dtype())? + change)?.to_dtype(weight.dtype())?)
+                let change = (b.constant().matmul(&a.constant())? * *scale)?;
+                Ok((weight.constant().to_dtype(change.dtype())? + change)?.to_dtype(weight.dtype())?)
             }
-            None => Ok(weight.detach()),
+            None => Ok(weight.constant()),
         };
         self.map(sum)?.with_adapters(BTreeMap::new())
     }
@@ -151,7 +142,7 @@ mod tests {
         let params = adapted.params();
         assert_eq!(params.iter().map(|p| p.0.as_str()).collect::<Vec<_>>(), ["one.lora_A.weight", "one.lora_B.weight"]);
         let b = Rng::new(3).normal(&[2, 2], DType::F64, &Device::Cpu).unwrap();
-        Var::from_tensor(&params[1].1).unwrap().set(&b).unwrap();
+        params[1].1.set(&b).unwrap();
         let product = (b.matmul(&params[0].1).unwrap() * 0.5).unwrap();
         let expected = x.matmul(&product.t().unwrap()).unwrap();
         let error = (difference() - expected).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
@@ -175,10 +166,10 @@ mod tests {
         weights.pp("one").linear(3, 2, false).unwrap();
         let adapted = weights.with_lora(|_| true, 2, 0.5, &Rng::new(1)).unwrap();
         let b = Rng::new(3).normal(&[2, 2], DType::F32, &Device::Cpu).unwrap();
-        Var::from_tensor(&adapted.adapters()["one"].b).unwrap().set(&b).unwrap();
+        adapted.adapters()["one"].b.set(&b).unwrap();
         let weight = |w: &Weights| w.get("one.weight", &[2, 3], Init::Zeros).unwrap();
         let sum = weight(&weights).to_dtype(DType::F32).unwrap()
-            + (b.matmul(&adapted.adapters()["one"].a.detach()).unwrap() * 0.5).unwrap();
+            + (b.matmul(&adapted.adapters()["one"].a.constant()).unwrap() * 0.5).unwrap();
         let expected = sum.unwrap().to_dtype(DType::BF16).unwrap();
         let merged = adapted.merged().unwrap();
         assert!(merged.adapters().is_empty());

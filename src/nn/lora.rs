@@ -189,7 +189,7 @@ pub fn read(path: &Path, names: &Names, dtype: DType, device: &Device) -> Result
         let (a, b) = (tensor(a)?, tensor(b)?);
         for slot in slots {
             let rows = b.narrow(0, slot.rows.start, slot.rows.len())?;
-            let rows = if slot.swapped { swap_halves(&rows)? } else { rows.force_contiguous()? };
+            let rows = if slot.swapped { swap_halves(&rows)? } else { rows.copy()? };
             if adapters.insert(slot.module.clone(), Lora { a: a.clone(), b: rows, scale }).is_some() {
                 bail!(File, "{origin}: module `{}` is changed twice, the second time by `{stem}`", slot.module);
             }
@@ -306,12 +306,12 @@ pub fn write(
     dtype: Option<DType>,
 ) -> Result<()> {
     let mut tensors = BTreeMap::new();
-    let stored = |x: &Tensor| x.to_dtype(dtype.unwrap_or(x.dtype()))?.force_contiguous();
+    let stored = |x: &Tensor| x.to_dtype(dtype.unwrap_or(x.dtype()))?.copy();
     match form {
         Form::Diffusers => {
             for (module, lora) in adapters {
                 let name = format!("{}.{module}", names.component);
-                tensors.insert(format!("{name}.lora_A.weight"), stored(&lora.a.detach())?);
+                tensors.insert(format!("{name}.lora_A.weight"), stored(&lora.a.constant())?);
                 tensors.insert(format!("{name}.lora_B.weight"), stored(&folded(lora)?)?);
             }
         }
@@ -333,7 +333,7 @@ pub fn write(
 
 /// `scale B`
 fn folded(lora: &Lora) -> Result<Tensor> {
-    Ok((lora.b.detach() * lora.scale)?)
+    Ok((lora.b.constant() * lora.scale)?)
 }
 
 /// The adapters of stacked modules as one: ranks side by side, `B` in blocks on the diagonal. `None` where none is adapted.
@@ -352,6 +352,6 @@ fn stacked(slots: &[Slot], adapters: &BTreeMap<String, Lora>) -> Result<Option<(
         rows.push(b.pad_with_zeros(1, start, rank - end)?);
         start = end;
     }
-    let a: Vec<Tensor> = there.iter().map(|lora| lora.a.detach()).collect();
+    let a: Vec<Tensor> = there.iter().map(|lora| lora.a.constant()).collect();
     Ok(Some((Tensor::cat(&a, 0)?, Tensor::cat(&rows, 0)?)))
 }

@@ -72,7 +72,7 @@ impl Preprocess {
             Ok(values.to_dtype(images.dtype())?.to_device(images.device())?)
         };
         let factor = channel(self.std)?.recip()?;
-        op::broadcast_add(&op::broadcast_scale(&cropped, &factor)?, &(channel(self.mean)?.neg()? * factor)?)
+        cropped.broadcast_mul(&factor)?.broadcast_add(&(channel(self.mean)?.neg()? * factor)?)
     }
 
     /// `bicubic, antialias, shorter side to 224, centre crop`

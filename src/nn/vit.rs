@@ -175,13 +175,13 @@ impl Block {
             [all] => op::self_attention(&all.forward(&h)?, self.heads, scale, mask)?,
             _ => op::reshape(&op::attention(&part(0)?, &part(1)?, &part(2)?, scale, mask)?, (batch, tokens, width))?,
         };
-        let x = op::add(x, &self.out.forward(&attended)?)?;
+        let x = (x + self.out.forward(&attended)?)?;
         let h = self.grow.forward(&self.norms[1].forward(&x)?)?;
         let h = match self.activation {
             Activation::Gelu => op::gelu_erf(&h)?,
             Activation::QuickGelu => op::quick_gelu(&h)?,
         };
-        op::add(&x, &self.shrink.forward(&h)?)
+        x + self.shrink.forward(&h)?
     }
 }
 
@@ -238,7 +238,7 @@ impl Vit {
         let cut = op::reshape(&op::permute(&cut, &[0, 2, 4, 1, 3, 5])?, (batch, rows * columns, inner))?;
         let x = op::linear(&cut, &self.patches, self.patch_bias.as_ref(), None)?;
         let class = self.class.expand((batch, 1, width))?.contiguous()?;
-        let mut x = op::broadcast_add(&op::cat(&[&class, &x], 1)?, &self.positions)?;
+        let mut x = op::cat(&[&class, &x], 1)?.broadcast_add(&self.positions)?;
         if let Some(norm) = &self.norm_pre {
             x = norm.forward(&x)?;
         }

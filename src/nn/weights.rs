@@ -9,7 +9,6 @@ use crate::nn::layout::{self, Layout, Piece};
 use crate::progress::{self, Progress};
 use crate::tensor::op::Lora;
 use crate::tensor::{DType, Device, Rng, Tensor, interrupt, place};
-use candle_core::Var;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -437,17 +436,17 @@ impl Weights {
             true => {
                 // half precision loses small steps
                 let dtype = if tensor.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-                Ok(Var::from_tensor(&tensor.detach().to_dtype(dtype)?)?.into_inner())
+                Ok(tensor.constant().to_dtype(dtype)?.variable()?)
             }
-            false => Ok(tensor.detach()),
+            false => Ok(tensor.constant()),
         })
     }
 
     /// The same tensors and adapters, sharing storage, with no gradient to any of them.
     pub fn frozen(&self) -> Result<Self> {
-        let frozen = |lora: &Lora| Lora { a: lora.a.detach(), b: lora.b.detach(), scale: lora.scale };
+        let frozen = |lora: &Lora| Lora { a: lora.a.constant(), b: lora.b.constant(), scale: lora.scale };
         let adapters = self.adapters().iter().map(|(name, lora)| (name.clone(), frozen(lora))).collect();
-        let tensors = self.tensors()?.into_iter().map(|(name, tensor)| (name, tensor.detach())).collect();
+        let tensors = self.tensors()?.into_iter().map(|(name, tensor)| (name, tensor.constant())).collect();
         self.replaced(tensors, adapters)
     }
 
@@ -471,7 +470,7 @@ impl Weights {
     pub fn save(&self, path: &Path, dtype: Option<DType>) -> Result<()> {
         let mut tensors = self.tensors()?;
         for tensor in tensors.values_mut() {
-            *tensor = tensor.detach().to_dtype(dtype.unwrap_or(tensor.dtype()))?;
+            *tensor = tensor.constant().to_dtype(dtype.unwrap_or(tensor.dtype()))?;
         }
         let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
         archive::write(path, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), &metadata)
@@ -569,7 +568,7 @@ mod tests {
         assert_eq!(params.len(), 1);
         assert_eq!(params[0].0, "block.0.norm.weight");
         let seen = weights.get("norm.weight", &[4], Init::Zeros).unwrap();
-        Var::from_tensor(&params[0].1)
+        params[0].1.variable()
             .unwrap()
             .set(&Tensor::new(&[1f32, 2.0, 3.0, 4.0], &Device::Cpu).unwrap())
             .unwrap();

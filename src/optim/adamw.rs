@@ -8,7 +8,6 @@ use crate::error::{Kind, Result};
 use crate::profile::phase;
 use crate::tensor::grad::gradients;
 use crate::tensor::{DType, Device, Tensor};
-use candle_core::Var;
 
 /// Settings of [`AdamW`].
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -42,8 +41,8 @@ pub struct StepReport {
 pub struct AdamW {
     params: Params,
     options: OptimizerOptions,
-    first: Vec<Var>,
-    second: Vec<Var>,
+    first: Vec<Tensor>,
+    second: Vec<Tensor>,
     step: usize,
 }
 
@@ -59,7 +58,7 @@ impl AdamW {
             let (epsilon, decay) = (options.epsilon, options.weight_decay);
             bail!(Value, "adamw: epsilon must be above 0 and weight_decay at least 0, got {epsilon} and {decay}");
         }
-        let zeros = || params.iter().map(|(_, v)| Ok(Var::from_tensor(&v.zeros_like()?.detach())?));
+        let zeros = || params.iter().map(|(_, v)| Ok(v.zeros_like()?.constant().variable()?));
         let (first, second) = (zeros().collect::<Result<_>>()?, zeros().collect::<Result<_>>()?);
         Ok(Self { params, options, first, second, step: 0 })
     }
@@ -165,7 +164,7 @@ impl AdamW {
         let partner = format!("{head}lora_B{tail}");
         for (i, (other, var)) in self.params.iter().enumerate() {
             if other == partner {
-                return Ok(norms[i] > 0.0 && sums_of_squares(&[var.as_detached_tensor()])? == [0.0]);
+                return Ok(norms[i] > 0.0 && sums_of_squares(&[var.constant()])? == [0.0]);
             }
         }
         Ok(false)
@@ -176,7 +175,7 @@ impl AdamW {
         let mut state = vec![("step".to_string(), Tensor::new(self.step as i64, &Device::Cpu)?)];
         for (prefix, moments) in [("first", &self.first), ("second", &self.second)] {
             for ((name, _), moment) in self.params.iter().zip(moments) {
-                state.push((format!("{prefix}.{name}"), moment.as_detached_tensor().copy()?));
+                state.push((format!("{prefix}.{name}"), moment.constant().copy()?));
             }
         }
         Ok(state)
@@ -214,7 +213,7 @@ mod tests {
     use crate::tensor::Rng;
 
     fn params(named: &[(&str, &[f64])]) -> Params {
-        let make = |v: &[f64]| Var::new(v, &Device::Cpu).unwrap().into_inner();
+        let make = |v: &[f64]| Tensor::new(v, &Device::Cpu).unwrap().variable().unwrap();
         Params::new(named.iter().map(|(n, v)| (n.to_string(), make(v)))).unwrap()
     }
 
@@ -280,7 +279,7 @@ mod tests {
         let mut rng = Rng::new(9);
         let g: Vec<Tensor> = (0..6).map(|_| rng.normal(&[40], DType::F32, &Device::Cpu).unwrap()).collect();
         let fresh = |x: &Tensor| {
-            let p = Params::new([("w".to_string(), Var::from_tensor(x).unwrap().into_inner())]).unwrap();
+            let p = Params::new([("w".to_string(), x.variable().unwrap())]).unwrap();
             AdamW::new(p, OptimizerOptions { rate: cosine(0.1, 6, 2).unwrap(), ..Default::default() }).unwrap()
         };
         let mut whole = fresh(&g[5].copy().unwrap());
@@ -291,7 +290,7 @@ mod tests {
         g[..3].iter().for_each(|g| {
             half.apply(std::slice::from_ref(g), None).unwrap();
         });
-        let mut rest = fresh(&half.params().tensors()[0].copy().unwrap().detach());
+        let mut rest = fresh(&half.params().tensors()[0].copy().unwrap().constant());
         let state: std::collections::HashMap<_, _> = half.state().unwrap().into_iter().collect();
         rest.load_state(|name| state.get(name).cloned()).unwrap();
         g[3..].iter().for_each(|g| {

@@ -5,14 +5,13 @@ use super::param::overwrite;
 use crate::bail;
 use crate::error::Result;
 use crate::tensor::Tensor;
-use candle_core::Var;
 
 /// Averages of trainable tensors: `average <- decay * average + (1 - decay) * value` at each update.
 #[derive(Clone)]
 pub struct Ema {
     decay: f64,
     params: Params,
-    averages: Vec<Var>,
+    averages: Vec<Tensor>,
 }
 
 impl Ema {
@@ -21,7 +20,7 @@ impl Ema {
         if !(0.0..1.0).contains(&decay) {
             bail!(Value, "ema: the decay must lie in [0, 1), got {decay}");
         }
-        let averages = params.iter().map(|(_, v)| Ok(Var::from_tensor(&v.as_tensor().copy()?.detach())?));
+        let averages = params.iter().map(|(_, v)| Ok(v.copy()?.constant().variable()?));
         let averages = averages.collect::<Result<_>>()?;
         Ok(Self { decay, params, averages })
     }
@@ -29,8 +28,8 @@ impl Ema {
     /// Takes one step of the average towards the present values.
     pub fn update(&self) -> Result<()> {
         for ((_, var), average) in self.params.iter().zip(&self.averages) {
-            let old = average.as_detached_tensor();
-            average.set(&((&old * self.decay)? + (var.as_detached_tensor() * (1.0 - self.decay))?)?)?;
+            let old = average.constant();
+            average.set(&((&old * self.decay)? + (var.constant() * (1.0 - self.decay))?)?)?;
         }
         Ok(())
     }
@@ -38,7 +37,7 @@ impl Ema {
     /// Copies of the averages, by parameter name.
     pub fn state(&self) -> Result<Vec<(String, Tensor)>> {
         let entries = self.params.iter().zip(&self.averages);
-        entries.map(|((name, _), a)| Ok((name.to_string(), a.as_detached_tensor().copy()?))).collect()
+        entries.map(|((name, _), a)| Ok((name.to_string(), a.constant().copy()?))).collect()
     }
 
     /// Takes up a stored state.
@@ -52,7 +51,7 @@ impl Ema {
     /// Exchanges parameters and averages: once to evaluate with the averages, again to go on training.
     pub fn swap(&self) -> Result<()> {
         for ((_, var), average) in self.params.iter().zip(&self.averages) {
-            let value = var.as_detached_tensor().copy()?;
+            let value = var.constant().copy()?;
             var.set(average)?;
             average.set(&value)?;
         }
@@ -67,8 +66,8 @@ mod tests {
 
     #[test]
     fn average_follows_the_geometric_series() {
-        let var = Var::new(&[0f64], &Device::Cpu).unwrap();
-        let params = Params::new([("w".to_string(), var.as_tensor().clone())]).unwrap();
+        let var = Tensor::new(&[0f64], &Device::Cpu).unwrap();
+        let params = Params::new([("w".to_string(), var.clone())]).unwrap();
         let ema = Ema::new(params, 0.9).unwrap();
         var.set(&Tensor::new(&[1f64], &Device::Cpu).unwrap()).unwrap();
         for _ in 0..5 {

@@ -3,12 +3,11 @@
 use crate::bail;
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
-use candle_core::Var;
 
 /// Trainable tensors, each with the name it has in its model. Clones share the tensors.
 #[derive(Clone, Default)]
 pub struct Params {
-    entries: Vec<(String, Var)>,
+    entries: Vec<(String, Tensor)>,
 }
 
 impl Params {
@@ -22,7 +21,7 @@ impl Params {
             if !matches!(tensor.dtype(), DType::F32 | DType::F64) {
                 bail!(Dtype, "params: `{name}` must be f32 or f64, got {:?}", tensor.dtype());
             }
-            entries.push((name, Var::from_tensor(&tensor)?));
+            entries.push((name, tensor.variable()?));
         }
         Ok(Self { entries })
     }
@@ -44,13 +43,13 @@ impl Params {
         &self.entries[index].0
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &Var)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.entries.iter().map(|(name, var)| (name.as_str(), var))
     }
 
     /// The tensors themselves, tracked, in order.
     pub fn tensors(&self) -> Vec<Tensor> {
-        self.entries.iter().map(|(_, v)| v.as_tensor().clone()).collect()
+        self.entries.iter().map(|(_, v)| v.clone()).collect()
     }
 
     /// Overwrites every value by the tensor of the same name; a missing or misshaped one is an error.
@@ -63,7 +62,7 @@ impl Params {
 }
 
 /// Copies `value` into `var`, in `var`'s dtype and on its device.
-pub(super) fn overwrite(var: &Var, value: Option<Tensor>, name: &str) -> Result<()> {
+pub(super) fn overwrite(var: &Tensor, value: Option<Tensor>, name: &str) -> Result<()> {
     let Some(value) = value else {
         bail!(Missing, "load: `{name}` must be present, got no tensor of that name");
     };

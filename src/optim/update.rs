@@ -4,7 +4,7 @@ use super::OptimizerOptions;
 use crate::error::{Error, Kind, Result};
 use crate::tensor::check::read;
 use crate::tensor::{DType, Tensor, cuda};
-use candle_core::{CpuStorage, InplaceOp3, Layout, Var};
+use candle_core::{CpuStorage, InplaceOp3, Layout};
 use rayon::prelude::*;
 
 /// The sum of squares of each tensor; from another device they come in one transfer.
@@ -13,13 +13,13 @@ pub(super) fn sums_of_squares(tensors: &[Tensor]) -> Result<Vec<f64>> {
         return tensors.iter().map(sum_of_squares).collect();
     }
     let sums = tensors.iter().map(|x| x.sqr()?.sum_all()?.to_dtype(DType::F64));
-    read(&Tensor::stack(&sums.collect::<candle_core::Result<Vec<_>>>()?, 0)?)
+    read(&Tensor::stack(&sums.collect::<crate::error::Result<Vec<_>>>()?, 0)?)
 }
 
 /// Summed in f64 over fixed chunks, so that the result does not depend on the number of threads.
 fn sum_of_squares(x: &Tensor) -> Result<f64> {
     let x = x.flatten_all()?.contiguous()?;
-    let (storage, layout) = x.storage_and_layout();
+    let (storage, layout) = x.array().storage_and_layout();
     let range = layout.start_offset()..layout.start_offset() + x.elem_count();
     let chunks: Vec<f64> = match &*storage {
         candle_core::Storage::Cpu(CpuStorage::F32(v)) => {
@@ -57,19 +57,20 @@ impl Update {
     }
 
     /// Algorithm 2 of arXiv:1711.05101, with the rate also on the weight decay as published code has it.
-    pub fn apply(&self, value: &Var, gradient: &Tensor, first: &Var, second: &Var) -> Result<()> {
+    pub fn apply(&self, value: &Tensor, gradient: &Tensor, first: &Tensor, second: &Tensor) -> Result<()> {
         let ([b1, b2], [c1, c2]) = (self.betas, self.corrections);
         let (rate, scale, epsilon, decay) = (self.rate, self.scale, self.epsilon, self.decay);
-        if cuda::adamw::takes(value.as_tensor(), gradient) {
+        if cuda::adamw::takes(value.array(), gradient.array()) {
             let numbers = [scale, b1, b2, rate / c1, c2, epsilon, decay];
-            let [value, first, second] = [value, first, second].map(|x| x.as_detached_tensor());
-            return cuda::adamw::step(&gradient.detach(), &value, &first, &second, numbers);
+            let [value, first, second] = [value, first, second].map(Tensor::array);
+            return cuda::adamw::step(gradient.array(), value, first, second, numbers);
         }
-        let gradient = gradient.to_dtype(value.dtype())?.contiguous()?.detach();
+        let gradient = gradient.to_dtype(value.dtype())?.contiguous()?;
         if value.device().is_cpu() {
-            first.inplace_op3(&gradient, &gradient, &Each(|m: f64, g, _| b1 * m + (1.0 - b1) * scale * g))?;
+            let [value, gradient, first, second] = [value, &gradient, first, second].map(Tensor::array);
+            first.inplace_op3(gradient, gradient, &Each(|m: f64, g, _| b1 * m + (1.0 - b1) * scale * g))?;
             let square = |v: f64, g: f64, _| b2 * v + (1.0 - b2) * (scale * g) * (scale * g);
-            second.inplace_op3(&gradient, &gradient, &Each(square))?;
+            second.inplace_op3(gradient, gradient, &Each(square))?;
             let step = |x: f64, m: f64, v: f64| decay * x - rate * (m / c1) / ((v / c2).sqrt() + epsilon);
             return Ok(value.inplace_op3(first, second, &Each(step))?);
         }
@@ -77,14 +78,14 @@ impl Update {
     }
 
     /// The same from candle's own operations, for devices without the fused loop.
-    fn apply_composed(&self, value: &Var, gradient: &Tensor, first: &Var, second: &Var) -> Result<()> {
+    fn apply_composed(&self, value: &Tensor, gradient: &Tensor, first: &Tensor, second: &Tensor) -> Result<()> {
         let ([b1, b2], [c1, c2]) = (self.betas, self.corrections);
-        let (m, v) = (first.as_detached_tensor(), second.as_detached_tensor());
+        let (m, v) = (first.constant(), second.constant());
         first.set(&((m * b1)? + (gradient * ((1.0 - b1) * self.scale))?)?)?;
         second.set(&((v * b2)? + (gradient.sqr()? * ((1.0 - b2) * self.scale * self.scale))?)?)?;
-        let root = ((second.as_detached_tensor() / c2)?.sqrt()? + self.epsilon)?;
-        let change = ((first.as_detached_tensor() * (self.rate / c1))? / root)?;
-        Ok(value.set(&((value.as_detached_tensor() * self.decay)? - change)?)?)
+        let root = ((second.constant() / c2)?.sqrt()? + self.epsilon)?;
+        let change = ((first.constant() * (self.rate / c1))? / root)?;
+        Ok(value.set(&((value.constant() * self.decay)? - change)?)?)
     }
 }
 
@@ -140,7 +141,7 @@ mod tests {
         let (x, g) = (draw(), draw());
         let update = Update::new(&OptimizerOptions::default(), 2, 0.7);
         let run = |fused: bool| {
-            let var = |t: &Tensor| Var::from_tensor(t).unwrap();
+            let var = |t: &Tensor| t.variable().unwrap();
             let (x, m, v) = (var(&x), var(&g.affine(0.5, 0.0).unwrap()), var(&g.sqr().unwrap()));
             match fused {
                 true => update.apply(&x, &g, &m, &v).unwrap(),

@@ -47,7 +47,7 @@ impl<'a> Batch<'a> {
         if self.checked.get().is_some() {
             return Ok(());
         }
-        let images = self.images.detach().to_dtype(DType::F32)?;
+        let images = self.images.constant().to_dtype(DType::F32)?;
         verify(&Tensor::stack(&[images.min_all()?, images.max_all()?], 0)?, |ends| {
             let (low, high) = (ends[0] as f32, ends[1] as f32);
             if low < -0.01 || high > 1.01 {

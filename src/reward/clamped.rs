@@ -29,7 +29,7 @@ impl Reward for Clamped {
         let scores = self.inner.judge(batch)?;
         // a product with 0 or 1 has the gradient of what is inside, also on candle's own ops
         let inside = (scores.gt(self.low)? * scores.lt(self.high)?)?.to_dtype(scores.dtype())?;
-        let held = scores.detach().clamp(self.low, self.high)?;
+        let held = scores.constant().clamp(self.low, self.high)?;
         Ok(((&scores * &inside)? + (held * (1.0 - inside)?)?)?)
     }
 

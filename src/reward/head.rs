@@ -56,7 +56,7 @@ mod tests {
     #[test]
     fn golden_scores_and_gradients() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/aesthetic");
-        let golden = candle_core::safetensors::load(folder.join("expected.safetensors"), &Device::Cpu).unwrap();
+        let golden = crate::tensor::file::load(folder.join("expected.safetensors"), &Device::Cpu).unwrap();
         let file = folder.join("sac+logos+ava1-l14-linearMSE.pth");
         let weights = Weights::load(&file, DType::F32, &Device::Cpu).unwrap();
         let head = Head::new(&weights, 24, HIDDEN).unwrap();

@@ -165,7 +165,7 @@ impl ImageReward {
     fn judged(&self, pixels: &Tensor, texts: &[Vec<u32>]) -> Result<Tensor> {
         let image = self.vit.normed(&self.vit.tokens(pixels)?)?;
         let scores = self.head.forward(&self.bert.first_states(texts, &image)?)?;
-        op::affine(&scores, 1.0 / DEVIATION, -MEAN / DEVIATION)
+        scores.affine(1.0 / DEVIATION, -MEAN / DEVIATION)
     }
 
     /// Rewards `[b k]` of images `[b, 3, h, w]` in `[0, 1]` for texts in the order of [`ImageReward::judged`].
@@ -291,7 +291,7 @@ mod tests {
         let tokenizer = Arc::new(Tokenizer::train_bert(&captions()).unwrap());
         let reward = ImageReward::new("x", weights, Config::read(&Folder::disk(golden())).unwrap(), tokenizer).unwrap();
         let golden: HashMap<String, Tensor> =
-            candle_core::safetensors::load(golden().join("expected.safetensors"), &Device::Cpu).unwrap();
+            crate::tensor::file::load(golden().join("expected.safetensors"), &Device::Cpu).unwrap();
         let (ids, mask) =
             (golden["in.token_ids"].to_vec2::<i64>().unwrap(), golden["in.mask"].to_vec2::<i64>().unwrap());
         let text = |(ids, mask): (&Vec<i64>, &Vec<i64>)| {

@@ -19,7 +19,7 @@ impl<F: Fn(&Tensor, &[String]) -> Result<Tensor> + Send + Sync> Scripted<F> {
 impl<F: Fn(&Tensor, &[String]) -> Result<Tensor> + Send + Sync> Reward for Scripted<F> {
     fn compute(&self, batch: &Batch) -> Result<Tensor> {
         let scores = (self.function)(batch.images, batch.prompts)?;
-        if batch.images.track_op() && !scores.track_op() {
+        if batch.images.requires_grad() && !scores.requires_grad() {
             bail!(Value, "scripted_reward: a gradient is wanted, but the closure's scores do not depend on the images through \
                 differentiable operations";
                 hint: "reading numbers out (`oracle`, `item`, `to_array`, `detach`) cuts the gradient; such a reward can only measure, \
@@ -64,7 +64,7 @@ mod tests {
             error.message,
             "score: rewards must be finite, got NaN or infinity for sample 1 (`b`) from scripted"
         );
-        let fixed = Scripted::new(|x, _| Ok(x.detach().mean((1, 2, 3))?));
+        let fixed = Scripted::new(|x, _| Ok(x.constant().mean((1, 2, 3))?));
         assert_eq!(fixed.score(&images, &prompts).unwrap().to_vec1::<f32>().unwrap(), [1.0, 1.0]);
         let cut = value_and_grad(|x| Ok(fixed.score(x, &prompts)?.sum_all()?), &images);
         let message = cut.err().map(|e| e.message).unwrap_or_default();

@@ -7,7 +7,6 @@ use crate::model::estimate::{Cost, Part};
 use crate::reward::trunk::Trunk;
 use crate::reward::{Batch, Reward};
 use crate::tensor::Tensor;
-use crate::tensor::grad::composed;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -90,13 +89,13 @@ impl Similarity {
 impl Reward for Similarity {
     fn compute(&self, batch: &Batch) -> Result<Tensor> {
         let (images, texts) = (self.trunk.image_rows(batch)?, self.texts(batch.prompts)?);
-        composed(&[&images, &texts], |rows| self.scaled((&rows[0] * &rows[1])?.sum(1)?, batch.images))
+        self.scaled((images * texts)?.sum(1)?, batch.images)
     }
 
     fn similarities(&self, images: &Tensor, prompts: &[String]) -> Result<Tensor> {
         let batch = Batch::grid(images, prompts)?;
         let (rows, texts) = (self.trunk.image_rows(&batch)?, self.texts(prompts)?);
-        composed(&[&rows, &texts], |i| self.scaled(i[0].matmul(&i[1].t()?)?, images))
+        self.scaled(rows.matmul(&texts.t()?)?, images)
     }
 
     fn features(&self, images: &Tensor) -> Result<Tensor> {

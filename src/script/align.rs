@@ -125,7 +125,7 @@ pub mod align {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn of(cost: Cost, images: Tensor) -> RhaiResultOf<Tensor> {
-        Ok(core((cost.score)(&images)?.detach() * -cost.scale)?)
+        Ok(core((cost.score)(&images)?.constant() * -cost.scale)?)
     }
 
     /// The terminal condition of the adjoint: the gradient of the cost at the end states, per sample.
@@ -245,7 +245,7 @@ pub mod align {
         let targets: Vec<Tensor> = option::list(targets, "matching_loss: targets")?;
         let known = match &path.measured().base {
             Some((flow, velocities)) if flow.is(&base) => velocities.clone(),
-            _ => solver::velocities(&base, &path.path)?.iter().map(Tensor::detach).collect(),
+            _ => solver::velocities(&base, &path.path)?.iter().map(Tensor::constant).collect(),
         };
         let policy = solver::velocities(&policy, &path.path)?;
         Ok(solver::velocity_matching(&policy, &known, &targets, &path.path, &options)?)

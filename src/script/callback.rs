@@ -69,11 +69,10 @@ mod tests {
     #[test]
     fn a_closure_runs_inside_a_backward_pass_and_its_error_keeps_its_place() {
         let (_host, f) = kept("|g| g.nothing()");
-        let x = candle_core::Var::zeros(2, DType::F32, &Device::Cpu).unwrap();
-        let output = x.as_tensor().detach().copy().unwrap();
-        let y = grad::custom_vjp(&[x.as_tensor()], output, move |g, _| Ok(vec![Some(f.call::<Tensor>((g.clone(),))?)]));
+        let x = Tensor::zeros(2, DType::F32, &Device::Cpu).unwrap().leaf();
+        let y = grad::custom_vjp("own", &[&x], x.constant(), move |g, _| Ok(vec![Some(f.call::<Tensor>((g.clone(),))?)]));
         let loss = y.unwrap().sum_all().unwrap();
-        let error: Error = grad::gradients(&loss, &[x.as_tensor().clone()]).unwrap_err();
+        let error: Error = grad::gradients(&loss, &[x]).unwrap_err();
         assert_eq!((error.kind, error.trace.first().map(|p| (p.line, p.column))), (Kind::Name, Some((1, 7))));
         assert!(error.message.contains("no function `nothing`"), "{error}");
     }

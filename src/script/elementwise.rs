@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::tensor::{Tensor, array, op};
-use candle_core::Result as Candle;
 
 /// A module of functions from tensor to tensor.
 macro_rules! elementwise {
@@ -199,6 +198,6 @@ elementwise! {
 }
 
 /// By the hyperbolic tangent, which does not overflow.
-fn logistic(x: &Tensor) -> Candle<Tensor> {
+fn logistic(x: &Tensor) -> Result<Tensor> {
     ((x * 0.5)?.tanh()? + 1.0)? * 0.5
 }

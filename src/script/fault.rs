@@ -10,7 +10,7 @@ use rhai::{Dynamic, EvalAltResult, Map, Position};
 pub type RhaiResultOf<T> = Result<T, Box<EvalAltResult>>;
 
 /// Candle's result as ours, so that `?` takes it to the script.
-pub fn core<T>(result: candle_core::Result<T>) -> crate::error::Result<T> {
+pub fn core<T>(result: crate::error::Result<T>) -> crate::error::Result<T> {
     Ok(result?)
 }
 

@@ -3,7 +3,6 @@
 use super::*;
 use crate::tensor::Tensor;
 use crate::tensor::grad as native;
-use candle_core::Var;
 
 /// First derivatives; what comes back is detached. Second derivatives are not available.
 #[export_module(manifest)]
@@ -69,7 +68,7 @@ pub mod grad {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn param(x: Tensor) -> RhaiResultOf<Tensor> {
-        Ok(core(Var::from_tensor(&x.detach()))?.into_inner())
+        Ok(x.variable()?)
     }
 
     /// The gradients of a scalar loss for each of the trainable tensors.
@@ -92,6 +91,6 @@ pub mod grad {
     /// grad(|x| (x * x.detach()).sum(), tensor([3]))   //=> tensor([3.0])
     /// ```
     pub fn detach(x: Tensor) -> Tensor {
-        x.detach()
+        x.constant()
     }
 }

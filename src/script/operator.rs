@@ -4,7 +4,6 @@ use super::*;
 use crate::bail;
 use crate::tensor::Tensor;
 use crate::tensor::array::{compare, equal, scalar_like};
-use candle_core::Result as Candle;
 
 /// A module of binary operators, each for two tensors, a tensor and a number, a number and a tensor.
 macro_rules! operators {
@@ -160,7 +159,7 @@ operators! {
 }
 
 // These give the closures in the table their types.
-fn both(f: impl Fn(&Tensor, &Tensor) -> Candle<Tensor>, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+fn both(f: impl Fn(&Tensor, &Tensor) -> Result<Tensor>, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     Ok(f(a, b)?)
 }
 
@@ -185,7 +184,7 @@ fn raise(x: &Tensor, exponent: f64) -> Result<Tensor> {
     Ok(if exponent == 2.0 { x.sqr()? } else { x.powf(exponent)? })
 }
 
-fn mask(a: &Tensor, b: &Tensor, how: fn(&Tensor, &Tensor) -> Candle<Tensor>) -> Candle<Tensor> {
+fn mask(a: &Tensor, b: &Tensor, how: fn(&Tensor, &Tensor) -> Result<Tensor>) -> Result<Tensor> {
     Ok(compare(a, b, how)?)
 }
 

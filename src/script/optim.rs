@@ -99,7 +99,7 @@ fn params(value: Dynamic, function: &str) -> Result<Params> {
             for (i, item) in items.into_iter().enumerate() {
                 match item.clone().try_cast::<Params>() {
                     Some(params) => {
-                        named.extend(params.iter().map(|(name, var)| (name.into(), var.as_tensor().clone())))
+                        named.extend(params.iter().map(|(name, var)| (name.into(), var.clone())))
                     }
                     None => {
                         named.push((format!("param {i}"), option::convert(item, &format!("{function}: item {i}"))?))
@@ -288,7 +288,7 @@ pub mod optim {
 
     #[rhai_fn(name = "state", return_raw)]
     pub fn values(params: Params) -> RhaiResultOf<Map> {
-        let copies = params.iter().map(|(name, var)| Ok((name.to_string(), var.as_detached_tensor().copy()?)));
+        let copies = params.iter().map(|(name, var)| Ok((name.to_string(), var.constant().copy()?)));
         Ok(to_map(copies.collect::<Result<_>>()?))
     }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::tensor::array::{dimension, extreme};
-use crate::tensor::{Tensor, array, op};
+use crate::tensor::{Tensor, array};
 
 /// Over all numbers, over one dimension, or over an array of dimensions; a reduced dimension goes.
 #[export_module(manifest)]
@@ -20,7 +20,7 @@ pub mod reduction {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn sum(x: Tensor) -> RhaiResultOf<Tensor> {
-        Ok(op::sum(&x)?)
+        Ok(x.sum_all()?)
     }
 
     #[rhai_fn(name = "sum", return_raw)]
@@ -43,8 +43,8 @@ pub mod reduction {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn mean(x: Tensor) -> RhaiResultOf<Tensor> {
-        match x.track_op() {
-            true => Ok(op::affine(&op::sum(&x)?, 1.0 / x.elem_count() as f64, 0.0)?),
+        match x.requires_grad() {
+            true => Ok(x.mean_all()?),
             false => Ok(core(x.mean_all())?),
         }
     }

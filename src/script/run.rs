@@ -104,7 +104,7 @@ fn setting(engine: &Engine, value: &Dynamic) -> Value {
 fn saved(value: Dynamic, place: &str) -> Result<Saved> {
     let value = value.flatten();
     if let Some(tensor) = value.read_lock::<Tensor>() {
-        return Ok(Saved::Tensor(tensor.detach()));
+        return Ok(Saved::Tensor(tensor.constant()));
     }
     if value.is_map() {
         let entries = option::convert::<Map>(value, place)?.into_iter();

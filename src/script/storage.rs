@@ -80,7 +80,7 @@ pub mod storage {
     #[rhai_fn(return_raw)]
     pub fn cuda(card: i64) -> RhaiResultOf<Device> {
         let card = option::convert::<usize>(card.into(), "cuda")?;
-        Ok(core(Device::new_cuda(card))?)
+        Ok(crate::tensor::place::named(&format!("cuda:{card}"))?)
     }
 
     /// The tensors of a safetensors file as an object map.
@@ -94,7 +94,7 @@ pub mod storage {
     pub fn load_tensors(context: NativeCallContext, path: &str) -> RhaiResultOf<Map> {
         let session = Session::of(&context);
         let file = session.readable(path).map_err(|e| e.within("load_tensors"))?;
-        let tensors = candle_core::safetensors::load(&file, session.device());
+        let tensors = crate::tensor::file::load(&file, session.device());
         let tensors = tensors.map_err(|e| Error::from(e).within(format_args!("load_tensors: \"{path}\"")))?;
         Ok(tensors.into_iter().map(|(name, x)| (name.into(), Dynamic::from(x))).collect())
     }
@@ -111,7 +111,7 @@ pub mod storage {
     pub fn save_tensors(context: NativeCallContext, tensors: Map, path: &str) -> RhaiResultOf<()> {
         let file = Session::of(&context).writable(path).map_err(|e| e.within("save_tensors"))?;
         let tensors = tensors.iter().map(|(name, x)| named(name, x)).collect::<Result<HashMap<_, _>>>()?;
-        let saved = candle_core::safetensors::save(&tensors, &file);
+        let saved = crate::tensor::file::save(&tensors, &file);
         Ok(saved.map_err(|e| Error::from(e).within(format_args!("save_tensors: \"{path}\"")))?)
     }
 }

@@ -346,7 +346,7 @@ pub mod tensor {
 }
 
 /// Moves a tensor made on the CPU to the session's device.
-fn place(context: &NativeCallContext, x: candle_core::Result<tensor::Tensor>) -> Result<tensor::Tensor> {
+fn place(context: &NativeCallContext, x: crate::error::Result<tensor::Tensor>) -> Result<tensor::Tensor> {
     Ok(x?.to_device(Session::of(context).device())?)
 }
 

@@ -335,7 +335,7 @@ pub mod update {
     #[rhai_fn(get = "measured", pure, return_raw)]
     pub fn measured(update: &mut Update) -> RhaiResultOf<Map> {
         let mut map = Map::new();
-        map.insert("loss".into(), Dynamic::from(update.loss.detach()));
+        map.insert("loss".into(), Dynamic::from(update.loss.constant()));
         map.insert("reward".into(), Dynamic::from(update.reward.clone()));
         if let Some(path) = &update.path {
             map.insert("control".into(), mean_control(path)?.into());

@@ -1,7 +1,8 @@
 //! What array programs need beyond candle's own methods: indexing, reductions over several dimensions, comparisons, norms.
 
-use super::grad::custom_vjp;
-use super::{D, DType, Device, Tensor};
+use super::op::call::{Keeps, Kept};
+use super::op::elementary::{read, unary};
+use super::{Array, D, DType, Device, Tensor};
 use crate::bail;
 use crate::error::Result;
 
@@ -87,8 +88,8 @@ pub fn fill_shape(count: usize, shape: &[i64]) -> Result<Vec<usize>> {
 }
 
 /// Elementwise comparison as 1.0 and 0.0 in the dtype of `a`, broadcast.
-pub fn compare(a: &Tensor, b: &Tensor, how: fn(&Tensor, &Tensor) -> candle_core::Result<Tensor>) -> Result<Tensor> {
-    Ok(how(a, b)?.to_dtype(a.dtype())?)
+pub fn compare(a: &Tensor, b: &Tensor, how: fn(&Tensor, &Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    how(a, b)?.to_dtype(a.dtype())
 }
 
 /// Same shape, and the same values where they are compared in f64.
@@ -110,28 +111,26 @@ pub fn distance(a: &Tensor, b: &Tensor) -> Result<f64> {
 pub fn select(mask: &Tensor, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let shape = mask.shape().broadcast_shape_binary_op(a.shape(), "where")?;
     let shape = shape.broadcast_shape_binary_op(b.shape(), "where")?;
-    let mask = mask.detach().ne(0.0)?.broadcast_as(&shape)?;
-    Ok(mask.where_cond(&a.broadcast_as(&shape)?, &b.broadcast_as(&shape)?)?)
+    let mask = mask.ne(0.0)?.broadcast_as(&shape)?;
+    mask.where_cond(&a.broadcast_as(&shape)?, &b.broadcast_as(&shape)?)
 }
 
 /// Euclidean norm over `dims` (all when empty); its gradient at zero is zero.
 pub fn norm(x: &Tensor, dims: &[usize]) -> Result<Tensor> {
     let all: Vec<usize> = (0..x.rank()).collect();
     let dims = if dims.is_empty() { all } else { dims.to_vec() };
-    let held = x.detach();
-    let kept = held.sqr()?.sum_keepdim(dims.as_slice())?.sqrt()?;
-    let output = without(&kept, &dims)?.copy()?;
-    custom_vjp(&[x], output, move |grad, _| {
-        let grad = grad.reshape(kept.shape())?;
-        let zero = kept.eq(0.0)?.to_dtype(kept.dtype())?;
-        Ok(vec![Some(held.broadcast_mul(&grad.broadcast_div(&(&kept + zero)?)?)?)])
-    })
-}
-
-/// Drops the dimensions in `dims`.
-fn without(x: &Tensor, dims: &[usize]) -> Result<Tensor> {
-    let kept: Vec<usize> = (0..x.rank()).filter(|d| !dims.contains(d)).map(|d| x.dims()[d]).collect();
-    Ok(x.reshape(kept)?)
+    let mut kept = x.dims().to_vec();
+    dims.iter().for_each(|dim| kept[*dim] = 1);
+    let (kind, over) = ((kept.into(), x.dtype()), dims.clone());
+    let forward = move |x: &Array| x.sqr()?.sum_keepdim(over.as_slice())?.sqrt();
+    let keeps = Keeps { output: true, ..Keeps::inputs([true]) };
+    let norms = unary("norm", x, kind, keeps, forward, |kept: Kept<1, ()>, g| {
+        let (x, norms) = (read(kept.inputs[0])?, read(kept.output)?);
+        let zero = norms.eq(0.0)?.to_dtype(norms.dtype())?;
+        x.broadcast_mul(&(g / (norms + zero)?)?)
+    })?;
+    let rest: Vec<usize> = (0..x.rank()).filter(|d| !dims.contains(d)).map(|d| x.dims()[d]).collect();
+    norms.reshape(rest)
 }
 
 /// Largest or smallest value over all entries, as a scalar.
@@ -140,12 +139,12 @@ pub fn extreme(x: &Tensor, largest: bool) -> Result<Tensor> {
     if flat.elem_count() == 0 {
         bail!(Shape, "{}: expected at least one value, got shape {:?}", if largest { "max" } else { "min" }, x.dims());
     }
-    Ok(if largest { flat.max(0)? } else { flat.min(0)? })
+    if largest { flat.max(0) } else { flat.min(0) }
 }
 
 /// A number as a scalar of another tensor's dtype and device.
 pub fn scalar_like(value: f64, x: &Tensor) -> Result<Tensor> {
-    Ok(Tensor::new(value, x.device())?.to_dtype(x.dtype())?)
+    Tensor::new(value, x.device())?.to_dtype(x.dtype())
 }
 
 /// The only value of a tensor.
@@ -161,13 +160,13 @@ pub fn linspace(start: f64, end: f64, n: usize, dtype: DType, device: &Device) -
     let step = if n > 1 { (end - start) / (n - 1) as f64 } else { 0.0 };
     let last = n.saturating_sub(1);
     let values: Vec<f64> = (0..n).map(|i| if i == last && n > 1 { end } else { start + step * i as f64 }).collect();
-    Ok(Tensor::from_vec(values, n, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)?)
+    Tensor::from_vec(values, n, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
 }
 
 /// Log of the sum of exponentials along a dimension, kept.
 pub fn log_sum_exp(x: &Tensor, dim: usize) -> Result<Tensor> {
-    let top = x.detach().max_keepdim(dim)?;
-    Ok((x.broadcast_sub(&top)?.exp()?.sum_keepdim(dim)?.log()? + top)?)
+    let top = x.constant().max_keepdim(dim)?;
+    x.broadcast_sub(&top)?.exp()?.sum_keepdim(dim)?.log()? + top
 }
 
 /// The matrix product, leading dimensions broadcast.
@@ -176,7 +175,7 @@ pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if a.rank() < 2 || b.rank() < 2 || inner(a, 1) != inner(b, 2) {
         bail!(Shape, "matmul: expected [.., n, k] and [.., k, m], got {:?} and {:?}", a.dims(), b.dims());
     }
-    Ok(a.broadcast_matmul(b)?)
+    a.broadcast_matmul(b)
 }
 
 /// Softmax along any dimension.
@@ -185,7 +184,7 @@ pub fn softmax(x: &Tensor, dim: usize) -> Result<Tensor> {
         bail!(Shape, "softmax: expected at least one dimension, got a scalar");
     }
     let moved = x.transpose(dim, D::Minus1)?.contiguous()?;
-    Ok(super::op::softmax(&moved)?.transpose(dim, D::Minus1)?)
+    super::op::softmax(&moved)?.transpose(dim, D::Minus1)
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ thread_local! {
 /// All numbers of a tensor, row by row; waits for its device.
 pub fn read(x: &Tensor) -> Result<Vec<f64>> {
     READS.set(READS.get() + 1);
-    Ok(x.detach().flatten_all()?.to_dtype(DType::F64)?.to_vec1()?)
+    x.constant().flatten_all()?.to_dtype(DType::F64)?.to_vec1()
 }
 
 /// How often this thread has read numbers.
@@ -68,7 +68,7 @@ fn settle(checks: Vec<(Tensor, Judge)>) -> Result<()> {
 
 /// Has a few numbers `[n]` judged, at once or at the end of what runs [`together`].
 pub fn verify(numbers: &Tensor, judge: impl FnOnce(&[f64]) -> Result<()> + 'static) -> Result<()> {
-    let numbers = numbers.detach().to_dtype(DType::F64)?;
+    let numbers = numbers.constant().to_dtype(DType::F64)?;
     let waits = !numbers.device().is_cpu() || LATER.get();
     let judge = OPEN.with_borrow_mut(|open| match open.as_mut().filter(|_| waits) {
         Some(checks) => {
@@ -86,7 +86,7 @@ pub fn verify(numbers: &Tensor, judge: impl FnOnce(&[f64]) -> Result<()> + 'stat
 /// Refuses a tensor with NaN or infinity: `fault` gets the first sample that holds one, and makes the error.
 pub fn finite(x: &Tensor, fault: impl FnOnce(usize) -> Result<()> + 'static) -> Result<()> {
     // x * 0 is 0 where x is finite and NaN elsewhere, so one sum per sample answers for all of it.
-    let zeros = sum_per_sample(&(x.detach() * 0.0)?)?;
+    let zeros = sum_per_sample(&(x.constant() * 0.0)?)?;
     verify(&zeros, |zeros| zeros.iter().position(|z| z.is_nan()).map_or(Ok(()), fault))
 }
 

@@ -55,7 +55,7 @@ pub fn peak_memory(device: &Device) -> Result<Option<u64>> {
 pub fn send(x: &Tensor, dtype: DType, device: &Device) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if let (Device::Cuda(card), true) = (device, x.dtype() != DType::F64) {
-        return Ok(super::cuda::transfer::send(&x.contiguous()?, card)?.to_dtype(dtype)?);
+        return Tensor::from(super::cuda::transfer::send(x.contiguous()?.array(), card)?).to_dtype(dtype);
     }
-    Ok(x.to_dtype(dtype)?.to_device(device)?)
+    x.to_dtype(dtype)?.to_device(device)
 }

@@ -8,7 +8,7 @@ use crate::tensor::Tensor;
 pub fn spread(values: &Tensor, x: &Tensor) -> Result<Tensor> {
     let mut shape = vec![1; x.rank()];
     shape[0] = values.elem_count();
-    Ok(values.to_dtype(x.dtype())?.reshape(shape)?)
+    values.to_dtype(x.dtype())?.reshape(shape)
 }
 
 /// Sum over everything but the batch: `[batch, ..]` to `[batch]`.
@@ -16,13 +16,13 @@ pub fn sum_per_sample(x: &Tensor) -> Result<Tensor> {
     match x.rank() {
         0 => bail!(Shape, "sum_per_sample: the tensor must have a batch dimension, got shape []"),
         1 => Ok(x.clone()),
-        _ => Ok(x.flatten_from(1)?.sum(1)?),
+        _ => x.flatten_from(1)?.sum(1),
     }
 }
 
 /// Euclidean norm over everything but the batch: `[batch, ..]` to `[batch]`.
 pub fn norm_per_sample(x: &Tensor) -> Result<Tensor> {
-    Ok(sum_per_sample(&x.sqr()?)?.sqrt()?)
+    sum_per_sample(&x.sqr()?)?.sqrt()
 }
 
 #[cfg(test)]

@@ -194,6 +194,6 @@ fn a_rollout_that_keeps_no_graph_asks_a_frozen_policy() {
     let path = rollout(&case.policy, &case.x0, &case.condition, &options).unwrap();
     let frozen = amscript::model::Velocity::frozen(&case.policy).unwrap().unwrap();
     let v = frozen.velocity(&path.states[1], &path.time(1).unwrap(), &case.condition).unwrap();
-    assert!(!v.track_op());
+    assert!(!v.requires_grad());
     assert_eq!(values(&v), values(&path.velocities[1]));
 }

@@ -10,7 +10,6 @@ use amscript::flow::{Draw, Dynamics, Noise, RolloutOptions, Sde, Solver, rollout
 use amscript::model::{Condition, Velocity};
 use amscript::tensor::grad::gradients;
 use amscript::tensor::{DType, Device, Rng, Tensor};
-use candle_core::Var;
 use std::sync::{Arc, Mutex};
 
 const STEPS: usize = 10;
@@ -148,7 +147,7 @@ fn only_fenchels_loss_has_its_least_mean_at_the_optimum() {
                 let x0 = (x0 - 1.5).unwrap();
                 let cost = cost();
                 let update = adjoint_matching(&policy, &BASE, &x0, &Condition::default(), &cost, &options).unwrap();
-                numbers(&gradients(&update.loss, &[policy.shift.as_tensor().clone()]).unwrap()[0])
+                numbers(&gradients(&update.loss, &[policy.shift.clone()]).unwrap()[0])
             })
             .collect();
         (0..STEPS).map(|k| errors(&slopes.iter().map(|g| g[k]).collect::<Vec<_>>())).collect::<Vec<_>>()

@@ -5,7 +5,6 @@ use amscript::align::RewardCost;
 use amscript::model::{Condition, Velocity};
 use amscript::tensor::sample::{spread, sum_per_sample};
 use amscript::tensor::{Device, Tensor};
-use candle_core::Var;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -13,7 +12,7 @@ pub type Tensors = HashMap<String, Tensor>;
 
 pub fn load(path: &str) -> Tensors {
     let path = format!("{}/tests/golden/{path}", env!("CARGO_MANIFEST_DIR"));
-    candle_core::safetensors::load(path, &Device::Cpu).unwrap()
+    amscript::tensor::file::load(path, &Device::Cpu).unwrap()
 }
 
 /// Largest difference relative to the largest entry of `expected`.
@@ -34,11 +33,11 @@ impl Mlp {
     /// `prefix` is "base" or "tuned".
     pub fn load(weights: &Tensors, prefix: &str) -> Self {
         let names = ["0.weight", "0.bias", "2.weight", "2.bias", "4.weight", "4.bias"];
-        Self(names.map(|n| Var::from_tensor(&weights[&format!("{prefix}.{n}")]).unwrap()).into())
+        Self(names.map(|n| (weights[&format!("{prefix}.{n}")]).variable().unwrap()).into())
     }
 
     pub fn params(&self) -> Vec<Tensor> {
-        self.0.iter().map(|v| v.as_tensor().clone()).collect()
+        self.0.iter().map(|v| v.clone()).collect()
     }
 }
 

@@ -2,35 +2,28 @@
 
 use super::{Arg, File, Grid, Unit, aligned, fresh, launch, like, pack};
 use crate::error::Result;
-use crate::tensor::grad::custom_vjp;
-use candle_core::{D, Tensor};
-
-/// The functions that `points.cu` knows, in its order.
-#[derive(Clone, Copy, Debug)]
-pub enum Kind {
-    Sigmoid,
-    Relu,
-    Silu,
-    Softplus,
-    QuickGelu,
-    GeluErf,
-    GeluTanh,
-}
+use crate::tensor::Array;
+use crate::tensor::op::Activation;
+use candle_core::D;
 
 /// `f(x)`.
-pub fn pointwise(kind: Kind, x: &Tensor) -> Result<Tensor> {
-    let input = aligned(x, x.dtype())?;
-    let out = like(&input)?;
-    points("value", &[&input, &out], &[Arg::Int(kind as usize)])?;
-    custom_vjp(&[x], out, move |grad, _| {
-        let (grad, gx) = (aligned(grad, input.dtype())?, like(&input)?);
-        points("slope", &[&grad, &input, &gx], &[Arg::Int(kind as usize)])?;
-        Ok(vec![Some(gx)])
-    })
+pub fn value(kind: Activation, x: &Array) -> Result<Array> {
+    let x = aligned(x, x.dtype())?;
+    let out = like(&x)?;
+    points("value", &[&x, &out], &[Arg::Int(kind as usize)])?;
+    Ok(out)
+}
+
+/// `gradient f'(x)`.
+pub fn slope(kind: Activation, gradient: &Array, x: &Array) -> Result<Array> {
+    let (gradient, x) = (aligned(gradient, x.dtype())?, aligned(x, x.dtype())?);
+    let out = like(&x)?;
+    points("slope", &[&gradient, &x, &out], &[Arg::Int(kind as usize)])?;
+    Ok(out)
 }
 
 /// A kernel over tensors of one shape, the last of which it writes.
-fn points(kernel: &'static str, tensors: &[&Tensor], more: &[Arg]) -> Result<()> {
+fn points(kernel: &'static str, tensors: &[&Array], more: &[Arg]) -> Result<()> {
     let out = tensors[tensors.len() - 1];
     let pack = pack(out.elem_count(), tensors);
     let n = out.elem_count() / pack;
@@ -44,9 +37,9 @@ fn points(kernel: &'static str, tensors: &[&Tensor], more: &[Arg]) -> Result<()>
 }
 
 /// `a x + b y` of one shape, without a graph.
-pub fn combine(x: &Tensor, a: f64, y: &Tensor, b: f64) -> Result<Tensor> {
+pub fn combine(x: &Array, a: f64, y: &Array, b: f64) -> Result<Array> {
     if x.dims() != y.dims() || x.dtype() != y.dtype() {
-        return Ok((x.detach() + y.detach())?); // its error
+        return Ok((x + y)?); // its error
     }
     let (x, y) = (aligned(x, x.dtype())?, aligned(y, y.dtype())?);
     let out = like(&x)?;
@@ -55,23 +48,27 @@ pub fn combine(x: &Tensor, a: f64, y: &Tensor, b: f64) -> Result<Tensor> {
 }
 
 /// `silu(first half) * second half` over the last dimension.
-pub fn swiglu(x: &Tensor) -> Result<Tensor> {
-    let input = aligned(x, x.dtype())?;
-    let half = x.dim(D::Minus1)? / 2;
+pub fn swiglu(x: &Array) -> Result<Array> {
+    let x = aligned(x, x.dtype())?;
     let mut dims = x.dims().to_vec();
+    let half = x.dim(D::Minus1)? / 2;
     dims[x.rank() - 1] = half;
     let out = fresh(dims, x.dtype(), x.device())?;
-    let run = move |kernel: &'static str, tensors: &[&Tensor]| {
-        let x = tensors[0];
-        let pack = pack(half, tensors);
-        let n = tensors.iter().map(|x| x.elem_count()).min().unwrap_or(0) / pack;
-        let args: Vec<Arg> = tensors.iter().map(|x| Arg::Tensor(x)).chain([Arg::Long(n), Arg::Int(half)]).collect();
-        launch(x.device(), &Unit::new(File::Points, x, pack), kernel, Grid::each(n), &args)
-    };
-    run("swiglu", &[&input, &out])?;
-    custom_vjp(&[x], out, move |grad, _| {
-        let (grad, gx) = (aligned(grad, input.dtype())?, like(&input)?);
-        run("swiglu_back", &[&grad, &input, &gx])?;
-        Ok(vec![Some(gx)])
-    })
+    halves("swiglu", half, &[&x, &out])?;
+    Ok(out)
+}
+
+/// The gradient of its input.
+pub fn swiglu_back(gradient: &Array, x: &Array) -> Result<Array> {
+    let (gradient, x) = (aligned(gradient, x.dtype())?, aligned(x, x.dtype())?);
+    let out = like(&x)?;
+    halves("swiglu_back", x.dim(D::Minus1)? / 2, &[&gradient, &x, &out])?;
+    Ok(out)
+}
+
+fn halves(kernel: &'static str, half: usize, tensors: &[&Array]) -> Result<()> {
+    let pack = pack(half, tensors);
+    let n = tensors.iter().map(|x| x.elem_count()).min().unwrap_or(0) / pack;
+    let args: Vec<Arg> = tensors.iter().map(|x| Arg::Tensor(x)).chain([Arg::Long(n), Arg::Int(half)]).collect();
+    launch(tensors[0].device(), &Unit::new(File::Points, tensors[0], pack), kernel, Grid::each(n), &args)
 }

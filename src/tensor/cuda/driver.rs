@@ -8,7 +8,8 @@ use candle_core::cuda_backend::cudarc::cublas::{result as cublas, sys as blas};
 use candle_core::cuda_backend::cudarc::driver::{CudaFunction, DevicePtr, LaunchConfig, PushKernelArg, sys};
 use candle_core::cuda_backend::cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
 use candle_core::cuda_backend::{CudaStorageSlice, DeviceId};
-use candle_core::{CudaDevice, CudaStorage, DType, Device, Storage, Tensor};
+use crate::tensor::Array;
+use candle_core::{CudaDevice, DType, Device, Storage};
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::{LazyLock, Mutex};
@@ -112,7 +113,7 @@ pub(super) fn launch(
     Ok(())
 }
 
-pub(super) fn pointer(x: &Tensor) -> Result<u64> {
+pub(super) fn pointer(x: &Array) -> Result<u64> {
     let (storage, layout) = x.storage_and_layout();
     let Storage::Cuda(storage) = &*storage else {
         bail!(Internal, "kernel: expected a tensor on a CUDA device, got {:?}", x.device());
@@ -128,13 +129,6 @@ pub(super) fn pointer(x: &Tensor) -> Result<u64> {
     Ok(start + (layout.start_offset() * x.dtype().size_in_bytes()) as u64)
 }
 
-/// A storage of one number of the same type: what is left where another is taken away.
-pub fn empty(like: &CudaStorage) -> candle_core::Result<CudaStorage> {
-    use candle_core::backend::{BackendDevice, BackendStorage};
-    // SAFETY: nobody reads it.
-    unsafe { like.device().alloc_uninit(&candle_core::Shape::from(1), like.dtype()) }
-}
-
 pub(super) fn multiply(
     device: &CudaDevice,
     (m, k, n): (usize, usize, usize),
@@ -142,7 +136,7 @@ pub(super) fn multiply(
     batch: usize,
     [factor, keep]: [f64; 2],
 ) -> Result<()> {
-    let kind = |x: &Tensor| match x.dtype() {
+    let kind = |x: &Array| match x.dtype() {
         DType::BF16 => blas::cudaDataType_t::CUDA_R_16BF,
         DType::F16 => blas::cudaDataType_t::CUDA_R_16F,
         _ => blas::cudaDataType_t::CUDA_R_32F,

@@ -4,7 +4,8 @@ use super::linear::Part;
 use super::{File, Grid, PRELUDE, Unit, Value};
 use crate::bail;
 use crate::error::Result;
-use candle_core::{CpuStorage, Storage, Tensor};
+use crate::tensor::Array;
+use candle_core::{CpuStorage, Storage};
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_int, c_void};
@@ -102,7 +103,7 @@ fn compile(unit: &Unit) -> Result<Invoke> {
     }
 }
 
-pub fn pointer(x: &Tensor) -> Result<u64> {
+pub fn pointer(x: &Array) -> Result<u64> {
     let (storage, layout) = x.storage_and_layout();
     let start = match &*storage {
         Storage::Cpu(CpuStorage::F32(v)) => v.as_ptr() as u64,
@@ -123,7 +124,7 @@ pub fn multiply(
     batch: usize,
     [factor, keep]: [f64; 2],
 ) -> Result<()> {
-    let values = |x: &Tensor| -> Result<Vec<f32>> {
+    let values = |x: &Array| -> Result<Vec<f32>> {
         let (storage, layout) = x.storage_and_layout();
         let all = match &*storage {
             Storage::Cpu(CpuStorage::F32(v)) => v.clone(),
@@ -145,7 +146,7 @@ pub fn multiply(
                 factor as f32 * sum + before
             };
             let line: Vec<f32> = (0..n).map(number).collect();
-            let line = Tensor::from_vec(line, n, c.of.device())?.to_dtype(c.of.dtype())?;
+            let line = Array::from_vec(line, n, c.of.device())?.to_dtype(c.of.dtype())?;
             let place = to as usize + at(&c, row, 0) * size;
             // SAFETY: the row lies inside the output, which no one else uses meanwhile.
             unsafe { std::ptr::copy_nonoverlapping(pointer(&line)? as *const u8, place as *mut u8, n * size) };

@@ -3,12 +3,13 @@
 use super::{Arg, File, Grid, Unit, aligned, fresh, launch, pack, plain};
 use crate::bail;
 use crate::error::Result;
-use candle_core::{DType, Tensor};
+use crate::tensor::Array;
+use candle_core::DType;
 
 /// Matrices inside a tensor, one for each of a batch: distances between rows, columns and matrices, in numbers.
 #[derive(Clone, Copy)]
 pub struct Part<'a> {
-    pub of: &'a Tensor,
+    pub of: &'a Array,
     /// Where the first one begins, after the tensor's own beginning.
     pub start: usize,
     pub row: usize,
@@ -18,7 +19,7 @@ pub struct Part<'a> {
 
 impl<'a> Part<'a> {
     /// Rows one behind the other, `width` numbers each.
-    pub fn rows(of: &'a Tensor, width: usize) -> Self {
+    pub fn rows(of: &'a Array, width: usize) -> Self {
         Self { of, start: 0, row: width, column: 1, matrix: 0 }
     }
 
@@ -63,8 +64,8 @@ pub fn multiply(
     bail!(Internal, "multiply: expected a CUDA device, got {:?}", c.of.device(); hint: "{distances:?}")
 }
 
-/// `a b + bias + factor c d` of matrices of one type, of any strides; `bias` is added to every row.
-pub fn product(a: &Tensor, b: &Tensor, bias: Option<&Tensor>, also: Option<(&Tensor, &Tensor, f64)>) -> Result<Tensor> {
+/// `a b + bias + factor c d` of matrices of any strides, computed in the type of `a`; `bias` is added to every row.
+pub fn product(a: &Array, b: &Array, bias: Option<&Array>, also: Option<(&Array, &Array, f64)>) -> Result<Array> {
     let ((m, k), n) = (a.dims2()?, b.dim(1)?);
     let out = fresh((m, n), a.dtype(), a.device())?;
     if let Some(bias) = bias {
@@ -76,28 +77,28 @@ pub fn product(a: &Tensor, b: &Tensor, bias: Option<&Tensor>, also: Option<(&Ten
     }
     let c = Part::rows(&out, n);
     let keep = if bias.is_some() { 1.0 } else { 0.0 };
-    let (left, right) = (straight(a)?, straight(b)?);
+    let (left, right) = (straight(a, a.dtype())?, straight(b, a.dtype())?);
     multiply((m, k, n), whole(&left), whole(&right), c, 1, [1.0, keep])?;
     if let Some((x, y, factor)) = also {
-        let (left, right) = (straight(x)?, straight(y)?);
+        let (left, right) = (straight(x, a.dtype())?, straight(y, a.dtype())?);
         multiply((m, x.dim(1)?, n), whole(&left), whole(&right), c, 1, [factor, 1.0])?;
     }
     Ok(out)
 }
 
-/// A matrix whose rows or columns are contiguous.
-fn straight(x: &Tensor) -> Result<Tensor> {
-    let x = x.detach();
+/// A matrix of this type whose rows or columns are contiguous.
+fn straight(x: &Array, dtype: DType) -> Result<Array> {
+    let x = x.to_dtype(dtype)?;
     Ok(if x.stride().contains(&1) { x } else { x.contiguous()? })
 }
 
-fn whole(x: &Tensor) -> Part<'_> {
+fn whole(x: &Array) -> Part<'_> {
     let (row, column) = (x.stride()[0], x.stride()[1]);
     Part { of: x, start: 0, row, column, matrix: 0 }
 }
 
 /// A product of `g^T x` for rows of both, summed in f32: the gradient of a weight.
-pub fn rows_product(g: &Tensor, x: &Tensor) -> Result<Tensor> {
+pub fn rows_product(g: &Array, x: &Array) -> Result<Array> {
     let ((rows, out), inner) = (g.dims2()?, x.dim(1)?);
     let (g, x) = (plain(g, g.dtype())?, plain(x, g.dtype())?);
     let sum = fresh((out, inner), DType::F32, g.device())?;

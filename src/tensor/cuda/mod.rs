@@ -11,7 +11,7 @@ pub mod conv;
 #[cfg(feature = "cuda")]
 pub mod driver;
 #[cfg(test)]
-mod host;
+pub(in crate::tensor) mod host;
 pub mod linear;
 pub mod norm;
 pub mod pool;
@@ -23,13 +23,14 @@ pub mod transfer;
 
 use crate::bail;
 use crate::error::Result;
-use candle_core::{DType, Device, Shape, Tensor};
+use crate::tensor::Array;
+use candle_core::{DType, Device, Shape};
 
 /// Bytes that one op takes at most beside its inputs and outputs: unrolled patches, or scores with their gradients.
 pub const SCRATCH: usize = 3 * size_of::<f32>() * attention::SCORES;
 
 /// Whether the ops of this tensor have kernels here.
-pub fn takes(x: &Tensor) -> bool {
+pub fn takes(x: &Array) -> bool {
     matches!(x.dtype(), DType::F32 | DType::BF16 | DType::F16) && (x.device().is_cuda() || emulated())
 }
 
@@ -80,11 +81,11 @@ impl File {
 const PRELUDE: &str = include_str!("kernels/prelude.cu");
 
 impl Unit {
-    fn new(file: File, x: &Tensor, pack: usize) -> Self {
+    fn new(file: File, x: &Array, pack: usize) -> Self {
         Self { file, types: [x.dtype(); 2], pack, head: 0 }
     }
 
-    fn weights(mut self, w: Option<&Tensor>) -> Self {
+    fn weights(mut self, w: Option<&Array>) -> Self {
         if let Some(w) = w {
             self.types[1] = w.dtype();
         }
@@ -102,9 +103,9 @@ impl Unit {
 }
 
 /// Numbers per memory access that rows of `width` numbers of these tensors allow.
-fn pack(width: usize, tensors: &[&Tensor]) -> usize {
+fn pack(width: usize, tensors: &[&Array]) -> usize {
     let most = 16 / tensors[0].dtype().size_in_bytes();
-    let fits = |x: &&Tensor| x.layout().start_offset().is_multiple_of(most);
+    let fits = |x: &&Array| x.layout().start_offset().is_multiple_of(most);
     if width.is_multiple_of(most) && tensors.iter().all(fits) { most } else { 1 }
 }
 
@@ -132,9 +133,9 @@ impl Grid {
 /// What a kernel is called with, in the order of its parameters.
 enum Arg<'a> {
     /// Where a contiguous tensor begins.
-    Tensor(&'a Tensor),
+    Tensor(&'a Array),
     /// The same, or a null pointer.
-    Maybe(Option<&'a Tensor>),
+    Maybe(Option<&'a Array>),
     Long(usize),
     Int(usize),
     Float(f64),
@@ -173,7 +174,7 @@ fn launch(device: &Device, unit: &Unit, kernel: &'static str, grid: Grid, args: 
 }
 
 /// Where the numbers of a contiguous tensor begin.
-fn pointer(x: &Tensor) -> Result<u64> {
+fn pointer(x: &Array) -> Result<u64> {
     if !x.is_contiguous() {
         bail!(Internal, "kernel: expected a contiguous tensor, got strides {:?}", x.stride());
     }
@@ -189,22 +190,22 @@ fn pointer(x: &Tensor) -> Result<u64> {
 }
 
 /// A new tensor, to be written whole by the kernel that it is given to.
-fn fresh(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Tensor> {
+fn fresh(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Array> {
     // SAFETY: every user launches a kernel that writes all of it before anything reads it.
-    Ok(unsafe { Tensor::empty(shape, dtype, device)? })
+    Ok(unsafe { Array::empty(shape, dtype, device)? })
 }
 
-fn like(x: &Tensor) -> Result<Tensor> {
+fn like(x: &Array) -> Result<Array> {
     fresh(x.shape(), x.dtype(), x.device())
 }
 
 /// The numbers without their graph, contiguous, in the given type.
-fn plain(x: &Tensor, dtype: DType) -> Result<Tensor> {
-    Ok(x.detach().to_dtype(dtype)?.contiguous()?)
+fn plain(x: &Array, dtype: DType) -> Result<Array> {
+    Ok(x.to_dtype(dtype)?.contiguous()?)
 }
 
 /// The same, beginning where wide memory accesses may.
-fn aligned(x: &Tensor, dtype: DType) -> Result<Tensor> {
+fn aligned(x: &Array, dtype: DType) -> Result<Array> {
     let x = plain(x, dtype)?;
     Ok(if x.layout().start_offset().is_multiple_of(8) { x } else { x.copy()? })
 }

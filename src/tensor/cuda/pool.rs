@@ -2,73 +2,73 @@
 
 use super::{Arg, File, Grid, Unit, fresh, launch, plain};
 use crate::error::Result;
-use crate::tensor::grad::custom_vjp;
-use candle_core::{DType, Tensor};
+use crate::tensor::Array;
+use crate::tensor::op::PoolShape;
+use candle_core::DType;
 
-/// Planes `h x w` to `oh x ow` windows of `size` every `stride`.
-#[derive(Clone, Copy)]
-pub struct Windows {
-    pub h: usize,
-    pub w: usize,
-    pub size: usize,
-    pub stride: usize,
-    pub padding: [usize; 2],
-    pub oh: usize,
-    pub ow: usize,
-}
-
-/// A kernel with one thread per number of `out`, the last of `tensors` of x's type.
-fn planes(kernel: &'static str, x: &Tensor, out: &Tensor, tensors: &[&Tensor], numbers: &[usize]) -> Result<()> {
+/// A kernel with one thread per number of `out`; the first of `tensors` and `out` are of one type.
+fn planes(kernel: &'static str, out: &Array, tensors: &[&Array], numbers: &[usize]) -> Result<()> {
     let n = out.elem_count();
     let numbers = numbers.iter().map(|n| Arg::Int(*n));
     let args: Vec<Arg> = tensors.iter().map(|x| Arg::Tensor(x)).chain([Arg::Long(n)]).chain(numbers).collect();
-    launch(out.device(), &Unit::new(File::Planes, x, 1), kernel, Grid::each(n), &args)
+    launch(out.device(), &Unit::new(File::Planes, out, 1), kernel, Grid::each(n), &args)
 }
 
-/// Largest number of each window of `x [batch, channels, h, w]`.
-pub fn max_pool2d(x: &Tensor, z: Windows) -> Result<Tensor> {
-    let (b, c, ..) = x.dims4()?;
-    let input = plain(x, x.dtype())?;
-    let out = fresh((b, c, z.oh, z.ow), x.dtype(), x.device())?;
-    let places = fresh((b, c, z.oh, z.ow), DType::U32, x.device())?;
-    let numbers = [z.h, z.w, z.size, z.stride, z.oh, z.ow];
-    planes("largest", &input, &out, &[&input, &out, &places], &numbers)?;
-    let dtype = x.dtype();
-    custom_vjp(&[x], out, move |grad, _| {
-        let grad = plain(grad, dtype)?;
-        let gx = fresh((b, c, z.h, z.w), dtype, grad.device())?;
-        planes("largest_back", &grad, &gx, &[&grad, &places, &gx], &numbers)?;
-        Ok(vec![Some(gx)])
-    })
+fn windows(z: PoolShape) -> [usize; 6] {
+    [z.h, z.w, z.size, z.stride, z.oh, z.ow]
+}
+
+/// Largest number of each window of `x [batch, channels, h, w]`, and where it stands in its plane, u32.
+pub fn largest(x: &Array, z: PoolShape) -> Result<(Array, Array)> {
+    let x = plain(x, x.dtype())?;
+    let out = fresh(z.output(), x.dtype(), x.device())?;
+    let places = fresh(z.output(), DType::U32, x.device())?;
+    planes("largest", &out, &[&x, &out, &places], &windows(z))?;
+    Ok((out, places))
+}
+
+/// The gradient of its input.
+pub fn largest_back(gradient: &Array, places: &Array, z: PoolShape) -> Result<Array> {
+    let gradient = plain(gradient, gradient.dtype())?;
+    let out = fresh(z.input(), gradient.dtype(), gradient.device())?;
+    planes("largest_back", &out, &[&gradient, places, &out], &windows(z))?;
+    Ok(out)
+}
+
+fn tiles(z: PoolShape) -> [usize; 7] {
+    [z.h, z.w, z.size, z.padding[0], z.padding[1], z.oh, z.ow]
 }
 
 /// Mean of windows beside each other, padded with zeros that count.
-pub fn avg_pool2d(x: &Tensor, z: Windows) -> Result<Tensor> {
-    let (b, c, ..) = x.dims4()?;
-    let input = plain(x, x.dtype())?;
-    let out = fresh((b, c, z.oh, z.ow), x.dtype(), x.device())?;
-    let numbers = [z.h, z.w, z.size, z.padding[0], z.padding[1], z.oh, z.ow];
-    planes("mean", &input, &out, &[&input, &out], &numbers)?;
-    let dtype = x.dtype();
-    custom_vjp(&[x], out, move |grad, _| {
-        let grad = plain(grad, dtype)?;
-        let gx = fresh((b, c, z.h, z.w), dtype, grad.device())?;
-        planes("mean_back", &grad, &gx, &[&grad, &gx], &numbers)?;
-        Ok(vec![Some(gx)])
-    })
+pub fn mean(x: &Array, z: PoolShape) -> Result<Array> {
+    let x = plain(x, x.dtype())?;
+    let out = fresh(z.output(), x.dtype(), x.device())?;
+    planes("mean", &out, &[&x, &out], &tiles(z))?;
+    Ok(out)
+}
+
+/// The gradient of its input.
+pub fn mean_back(gradient: &Array, z: PoolShape) -> Result<Array> {
+    let gradient = plain(gradient, gradient.dtype())?;
+    let out = fresh(z.input(), gradient.dtype(), gradient.device())?;
+    planes("mean_back", &out, &[&gradient, &out], &tiles(z))?;
+    Ok(out)
 }
 
 /// Doubles height and width of `x [batch, channels, h, w]` by repeating pixels.
-pub fn upsample_nearest2x(x: &Tensor) -> Result<Tensor> {
+pub fn twice(x: &Array) -> Result<Array> {
     let (b, c, h, w) = x.dims4()?;
-    let input = plain(x, x.dtype())?;
+    let x = plain(x, x.dtype())?;
     let out = fresh((b, c, 2 * h, 2 * w), x.dtype(), x.device())?;
-    planes("twice", &input, &out, &[&input, &out], &[w])?;
-    let dtype = x.dtype();
-    custom_vjp(&[x], out, move |grad, _| {
-        let grad = plain(grad, dtype)?;
-        let gx = fresh((b, c, h, w), dtype, grad.device())?;
-        planes("twice_back", &grad, &gx, &[&grad, &gx], &[w])?;
-        Ok(vec![Some(gx)])
-    })
+    planes("twice", &out, &[&x, &out], &[w])?;
+    Ok(out)
+}
+
+/// The gradient of its input.
+pub fn twice_back(gradient: &Array) -> Result<Array> {
+    let (b, c, h, w) = gradient.dims4()?;
+    let gradient = plain(gradient, gradient.dtype())?;
+    let out = fresh((b, c, h / 2, w / 2), gradient.dtype(), gradient.device())?;
+    planes("twice_back", &out, &[&gradient, &out], &[w / 2])?;
+    Ok(out)
 }

@@ -6,7 +6,8 @@ use crate::bail;
 use crate::error::Result;
 use candle_core::cuda_backend::DeviceId;
 use candle_core::cuda_backend::cudarc::driver::{CudaEvent, PinnedHostSlice, result};
-use candle_core::{CpuStorage, CudaDevice, Device, Storage, Tensor};
+use crate::tensor::Array;
+use candle_core::{CpuStorage, CudaDevice, Device, Storage};
 use std::sync::{Mutex, PoisonError};
 
 /// Bytes of a buffer.
@@ -30,7 +31,7 @@ fn buffers(device: &CudaDevice) -> Result<[Buffer; 2]> {
 
 /// A contiguous tensor of the processor on the card, in its own type. It is there for whatever is asked of the device next; only filling the buffers
 /// is waited for.
-pub fn send(x: &Tensor, device: &CudaDevice) -> Result<Tensor> {
+pub fn send(x: &Array, device: &CudaDevice) -> Result<Array> {
     let out = fresh(x.shape(), x.dtype(), &Device::Cuda(device.clone()))?;
     let (storage, layout) = x.storage_and_layout();
     let start = match &*storage {

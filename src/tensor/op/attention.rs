@@ -1,71 +1,45 @@
-//! Softmax and scaled dot-product attention; scores are made in blocks of queries and never stored whole.
+//! Scaled dot-product attention; scores are made in blocks of queries and never stored whole.
 
-use super::cast::wide;
-use super::shape::{narrow, reshape};
+use super::call::{Backend, Inputs, Keeps, Kept, Kernels, Op, apply, given, there};
+use super::cast::computed_bytes;
+use super::softmax::{normalise, softmax};
 use crate::bail;
 use crate::error::{Error, Result};
-use crate::tensor::cuda;
-use crate::tensor::grad::custom_vjp;
-use crate::tensor::kernel::{Data, Matrix, Real, Shared, data, dot, fresh, grain, largest, on_cpu, product, sum};
-use candle_core::{D, Tensor};
+use crate::tensor::kernel::{Data, Matrix, Real, Shared, data, dot, fresh, on_cpu, product};
+use crate::tensor::{Array, Tensor, cuda};
+use candle_core::Shape;
 use rayon::prelude::*;
 
-/// Softmax over the last dimension.
-pub fn softmax(x: &Tensor) -> Result<Tensor> {
-    let out = match cuda::takes(x) {
-        true => cuda::norm::softmax(x),
-        false => on_cpu!(x, softmax_cpu(&x.detach().contiguous()?), softmax_composed(&x.detach())),
-    }?;
-    let y = out.copy()?;
-    custom_vjp(&[x], out, move |grad, _| {
-        if cuda::takes(&y) {
-            return Ok(vec![Some(cuda::norm::softmax_back(grad, &y)?)]);
-        }
-        let inner = (grad * &y)?.sum_keepdim(D::Minus1)?;
-        Ok(vec![Some((grad.broadcast_sub(&inner)? * &y)?)])
-    })
+/// `softmax(scale q k^T + mask) v` per head.
+///
+/// `q [batch, s, heads, d]`, `k` and `v [batch, t, kv, d]` where `kv` divides `heads`; `mask` is added to the scores and has
+/// the shape `[batch or 1, heads or 1, s, t]`, and no gradient. Returns `[batch, s, heads, d]`.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, mask: Option<&Tensor>) -> Result<Tensor> {
+    apply(Attention { scale }, [Some(q), Some(k), Some(v), mask])
 }
 
-fn softmax_composed(x: &Tensor) -> Result<Tensor> {
-    let e = x.broadcast_sub(&x.max_keepdim(D::Minus1)?)?.exp()?;
-    Ok(e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?)
-}
-
-fn softmax_cpu<T: Real>(x: &Tensor) -> Result<Tensor> {
-    let width = x.dim(D::Minus1)?.max(1);
-    let mut out = data::<T>(x)?.to_vec();
-    out.par_chunks_mut(width).with_min_len(grain(width)).for_each(|row| {
-        normalise(row);
-    });
-    Ok(Tensor::from_vec(out, x.dims(), x.device())?)
-}
-
-/// Softmax of a row in place; returns the log of the sum of exponentials.
-fn normalise<T: Real>(row: &mut [T]) -> T {
-    let top = largest(row);
-    row.iter_mut().for_each(|v| *v = (*v - top).exponential());
-    let sum = sum(row, |v| v);
-    let share = T::one() / sum;
-    row.iter_mut().for_each(|v| *v *= share);
-    top + sum.ln()
+/// [`attention`] among the tokens of `qkv [batch, s, 3 width]`, which holds the queries, keys and values of each beside each other;
+/// returns `[batch, s, width]`.
+pub fn self_attention(qkv: &Tensor, heads: usize, scale: f64, mask: Option<&Tensor>) -> Result<Tensor> {
+    apply(SelfAttention { heads, scale }, [Some(qkv), mask])
 }
 
 /// Sizes of one attention: `q [batch, s, heads, d]`, `k, v [batch, t, kv, d]`, and from one token to the next in them.
 #[derive(Clone, Copy)]
-struct Sizes {
-    batch: usize,
-    s: usize,
-    t: usize,
-    heads: usize,
-    kv: usize,
-    d: usize,
-    scale: f64,
+pub struct Sizes {
+    pub batch: usize,
+    pub s: usize,
+    pub t: usize,
+    pub heads: usize,
+    pub kv: usize,
+    pub d: usize,
+    pub scale: f64,
     query_row: usize,
     key_row: usize,
 }
 
 impl Sizes {
-    fn check_mask(&self, mask: Option<&Tensor>) -> Result<()> {
+    fn check_mask(&self, mask: Option<&Array>) -> Result<()> {
         let Some(m) = mask else { return Ok(()) };
         let (b, h, s, t) = m.dims4()?;
         if (b != 1 && b != self.batch) || (h != 1 && h != self.heads) || s != self.s || t != self.t {
@@ -73,6 +47,12 @@ impl Sizes {
             bail!(Shape, "attention: expected a mask [{batch} or 1, {heads} or 1, {s}, {t}], got {:?}", m.dims());
         }
         Ok(())
+    }
+
+    /// From one batch and one head to the next in a mask.
+    pub fn mask_steps(&self, mask: &Array) -> Result<(usize, usize)> {
+        let (b, h, s, t) = mask.dims4()?;
+        Ok((if b == 1 { 0 } else { h * s * t }, if h == 1 { 0 } else { s * t }))
     }
 
     fn query(&self, b: usize, h: usize, i: usize) -> usize {
@@ -87,74 +67,190 @@ impl Sizes {
     fn result(&self, b: usize, h: usize, i: usize) -> usize {
         ((b * self.s + i) * self.heads + h) * self.d
     }
+
+    fn score_rows(&self) -> usize {
+        self.batch * self.heads * self.s
+    }
+
+    /// Operations of `products` products of the size of `q k^T`, and a few for each score.
+    fn work(&self, products: f64) -> f64 {
+        self.score_rows() as f64 * self.t as f64 * (products * 2.0 * self.d as f64 + 8.0)
+    }
+
+    /// Bytes of the blocks of scores that threads hold, two each in the backward.
+    fn blocks(&self, bytes: usize) -> usize {
+        let threads = |jobs: usize| rayon::current_num_threads().min(jobs);
+        let forward = threads(self.batch * self.heads * self.s.div_ceil(BLOCK));
+        forward.max(2 * threads(self.batch * self.kv)) * BLOCK.min(self.s) * self.t * bytes
+    }
 }
 
-/// `softmax(scale q k^T + mask) v` per head.
-///
-/// `q [batch, s, heads, d]`, `k` and `v [batch, t, kv, d]` where `kv` divides `heads`; `mask` is added to the scores and has
-/// the shape `[batch or 1, heads or 1, s, t]`. Returns `[batch, s, heads, d]`.
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, mask: Option<&Tensor>) -> Result<Tensor> {
-    let (batch, s, heads, d) = q.dims4()?;
-    let (_, t, kv, _) = k.dims4()?;
-    if k.dims() != [batch, t, kv, d] || v.dims() != k.dims() || heads % kv != 0 {
-        bail!(
-            Shape,
-            "attention: expected q [b, s, heads, d] and k, v [b, t, kv, d], got {:?}, {:?}, {:?}",
-            q.dims(),
-            k.dims(),
-            v.dims()
-        );
-    }
-    let sizes = Sizes { batch, s, t, heads, kv, d, scale, query_row: heads * d, key_row: kv * d };
-    sizes.check_mask(mask)?;
-    if cuda::takes(q) {
-        return cuda::attention::attention(q, k, v, mask, cuda::attention::Sizes { batch, s, t, heads, kv, d, scale });
-    }
-    wide([q, k, v], |[q, k, v]| {
-        let mask = mask.map(|m| m.to_dtype(q.dtype())).transpose()?;
-        let mask = mask.as_ref();
-        on_cpu!(q, attention_cpu(q, k, v, mask, sizes), attention_composed(q, k, v, mask, sizes))
-    })
+struct Attention {
+    scale: f64,
 }
 
-/// [`attention`] among the tokens of `qkv [batch, s, 3 width]`, which holds the queries, keys and values of each beside each other;
-/// returns `[batch, s, width]`.
-pub fn self_attention(qkv: &Tensor, heads: usize, scale: f64, mask: Option<&Tensor>) -> Result<Tensor> {
-    let (batch, s, all) = qkv.dims3()?;
-    if heads == 0 || !all.is_multiple_of(3 * heads) {
-        bail!(Shape, "self_attention: expected 3 times {heads} heads beside each other, got shape {:?}", qkv.dims());
+impl Attention {
+    fn sizes(&self, [q, k, ..]: Inputs<4>) -> Result<Sizes> {
+        let ((batch, s, heads, d), (_, t, kv, _)) = (given(q)?.dims4()?, given(k)?.dims4()?);
+        Ok(Sizes { batch, s, t, heads, kv, d, scale: self.scale, query_row: heads * d, key_row: kv * d })
     }
-    let d = all / (3 * heads);
-    let sizes = Sizes { batch, s, t: s, heads, kv: heads, d, scale, query_row: all, key_row: all };
-    sizes.check_mask(mask)?;
-    let part = |qkv: &Tensor, i: usize| reshape(&narrow(qkv, 2, i * heads * d, heads * d)?, (batch, s, heads, d));
-    if cuda::takes(qkv) {
-        let out = attention(&part(qkv, 0)?, &part(qkv, 1)?, &part(qkv, 2)?, scale, mask)?;
-        return reshape(&out, (batch, s, heads * d));
-    }
-    wide([qkv], |[qkv]| {
-        let mask = mask.map(|m| m.to_dtype(qkv.dtype())).transpose()?;
-        let mask = mask.as_ref();
-        on_cpu!(qkv, self_attention_cpu(qkv, mask, sizes), {
-            let [q, k, v] = [part(qkv, 0)?, part(qkv, 1)?, part(qkv, 2)?];
-            reshape(&attention_composed(&q, &k, &v, mask, sizes)?, (batch, s, heads * d))
-        })
-    })
 }
 
-fn attention_composed(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, z: Sizes) -> Result<Tensor> {
-    let (s, t) = (z.s, z.t);
-    let heads = |x: &Tensor, n: usize| -> Result<Tensor> {
-        let x = x.transpose(1, 2)?; // [b, kv, n, d]
-        let x = x.unsqueeze(2)?.expand((z.batch, x.dim(1)?, z.heads / x.dim(1)?, n, z.d))?;
-        Ok(x.contiguous()?.reshape((z.batch, z.heads, n, z.d))?)
-    };
-    let scores = (heads(q, s)?.matmul(&heads(k, t)?.t()?.contiguous()?)? * z.scale)?;
-    let scores = match mask {
-        Some(m) => scores.broadcast_add(m)?,
-        None => scores,
-    };
-    Ok(softmax(&scores)?.matmul(&heads(v, t)?)?.transpose(1, 2)?.contiguous()?)
+/// The order is q, k, v, mask.
+impl Op<4> for Attention {
+    /// The log-sum-exp of every score row, `[batch, heads, s]`; none where blocks of scores are made on a card.
+    type More = Option<Array>;
+
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn shape(&self, inputs: Inputs<4>) -> Result<Shape> {
+        let [q, k, v, mask] = inputs;
+        let (q, k, v) = (given(q)?, given(k)?, given(v)?);
+        let z = self.sizes(inputs)?;
+        if k.dims() != [z.batch, z.t, z.kv, z.d] || v.dims() != k.dims() || !z.heads.is_multiple_of(z.kv) {
+            let [q, k, v] = [q, k, v].map(Array::dims);
+            bail!(Shape, "attention: expected q [b, s, heads, d] and k, v [b, t, kv, d], got {q:?}, {k:?}, {v:?}");
+        }
+        z.check_mask(mask)?;
+        Ok(q.shape().clone())
+    }
+
+    fn keeps(&self, on: Backend, inputs: Inputs<4>, _: [bool; 4]) -> Keeps<4> {
+        let all = Keeps::inputs([true; 4]);
+        let (Ok(z), Ok(q)) = (self.sizes(inputs), given(inputs[0])) else { return all };
+        match on {
+            Backend::Card if cuda::attention::on_tensor_cores(q) => {
+                Keeps { output: true, ..all.and_bytes(z.score_rows() * size_of::<f32>()) }
+            }
+            Backend::Card => all,
+            _ => all.and_bytes(z.score_rows() * computed_bytes(q.dtype())),
+        }
+    }
+
+    fn forward(&self, on: Backend, inputs: Inputs<4>, _: [bool; 4]) -> Result<(Array, Option<Array>)> {
+        let (z, q) = (self.sizes(inputs)?, given(inputs[0])?);
+        match on {
+            Backend::Card => cuda::attention::attention(inputs, z),
+            _ => on_cpu!(q, attended(inputs, z)),
+        }
+    }
+
+    fn backward(
+        &self,
+        kept: Kept<4, Option<Array>>,
+        gradient: &Array,
+        wanted: [bool; 4],
+    ) -> Result<[Option<Array>; 4]> {
+        let z = self.sizes(kept.inputs)?;
+        match kept.on {
+            Backend::Card => cuda::attention::attention_back(kept, gradient, z, wanted),
+            _ => on_cpu!(gradient, attended_back(kept, gradient, z, wanted)),
+        }
+    }
+
+    fn composed(&self, [q, k, v, mask]: [Option<&Tensor>; 4]) -> Result<Tensor> {
+        let [q, k, v] = [there(q)?, there(k)?, there(v)?];
+        let (batch, _, heads, d) = q.dims4()?;
+        let by_head = |x: &Tensor| {
+            let (n, own) = (x.dim(1)?, x.dim(2)?);
+            let x = x.transpose(1, 2)?.unsqueeze(2)?; // [b, kv, 1, n, d]
+            x.broadcast_as((batch, own, heads / own, n, d))?.contiguous()?.reshape((batch, heads, n, d))
+        };
+        let mut scores = (by_head(q)?.matmul(&by_head(k)?.transpose(2, 3)?.contiguous()?)? * self.scale)?;
+        if let Some(mask) = mask {
+            scores = scores.broadcast_add(&mask.detach()?.to_dtype(q.dtype())?)?;
+        }
+        softmax(&scores)?.matmul(&by_head(v)?)?.transpose(1, 2)?.contiguous()
+    }
+
+    fn work(&self, inputs: Inputs<4>, _: &Shape) -> f64 {
+        self.sizes(inputs).map_or(0.0, |z| z.work(2.0))
+    }
+
+    fn work_back(&self, inputs: Inputs<4>, _: &Shape, _: [bool; 4]) -> f64 {
+        self.sizes(inputs).map_or(0.0, |z| z.work(5.0))
+    }
+
+    fn scratch(&self, on: Backend, inputs: Inputs<4>) -> usize {
+        let (Ok(z), Ok(q)) = (self.sizes(inputs), given(inputs[0])) else { return 0 };
+        match on {
+            Backend::Card => cuda::attention::scratch(q, z),
+            _ => z.blocks(computed_bytes(q.dtype())),
+        }
+    }
+}
+
+struct SelfAttention {
+    heads: usize,
+    scale: f64,
+}
+
+impl SelfAttention {
+    fn sizes(&self, qkv: Option<&Array>) -> Result<Sizes> {
+        let ((batch, s, all), heads) = (given(qkv)?.dims3()?, self.heads);
+        let d = all / (3 * heads);
+        Ok(Sizes { batch, s, t: s, heads, kv: heads, d, scale: self.scale, query_row: all, key_row: all })
+    }
+}
+
+/// The order is qkv, mask. A card splits it.
+impl Op<2> for SelfAttention {
+    type More = Array;
+
+    fn name(&self) -> &'static str {
+        "self_attention"
+    }
+
+    fn shape(&self, [qkv, mask]: Inputs<2>) -> Result<Shape> {
+        let (batch, s, all) = given(qkv)?.dims3()?;
+        let heads = self.heads;
+        if heads == 0 || !all.is_multiple_of(3 * heads) {
+            let shape = [batch, s, all];
+            bail!(Shape, "self_attention: expected 3 times {heads} heads beside each other, got shape {shape:?}");
+        }
+        self.sizes(qkv)?.check_mask(mask)?;
+        Ok((batch, s, all / 3).into())
+    }
+
+    fn kernels(&self) -> Kernels {
+        Kernels::PROCESSOR
+    }
+
+    fn keeps(&self, _: Backend, [qkv, _]: Inputs<2>, _: [bool; 2]) -> Keeps<2> {
+        let lse = |x: &Array| self.sizes(qkv).map_or(0, |z| z.score_rows()) * computed_bytes(x.dtype());
+        Keeps::inputs([true; 2]).and_bytes(qkv.map_or(0, lse))
+    }
+
+    fn forward(&self, _: Backend, [qkv, mask]: Inputs<2>, _: [bool; 2]) -> Result<(Array, Array)> {
+        on_cpu!(given(qkv)?, packed(given(qkv)?, mask, self.sizes(qkv)?))
+    }
+
+    fn backward(&self, kept: Kept<2, Array>, gradient: &Array, _: [bool; 2]) -> Result<[Option<Array>; 2]> {
+        let z = self.sizes(kept.inputs[0])?;
+        Ok([Some(on_cpu!(gradient, packed_back(kept, gradient, z))?), None])
+    }
+
+    fn composed(&self, [qkv, mask]: [Option<&Tensor>; 2]) -> Result<Tensor> {
+        let (qkv, heads) = (there(qkv)?, self.heads);
+        let (batch, s, all) = qkv.dims3()?;
+        let part = |i: usize| qkv.narrow(2, i * all / 3, all / 3)?.reshape((batch, s, heads, all / (3 * heads)));
+        attention(&part(0)?, &part(1)?, &part(2)?, self.scale, mask)?.reshape((batch, s, all / 3))
+    }
+
+    fn work(&self, [qkv, _]: Inputs<2>, _: &Shape) -> f64 {
+        self.sizes(qkv).map_or(0.0, |z| z.work(2.0))
+    }
+
+    fn work_back(&self, [qkv, _]: Inputs<2>, _: &Shape, _: [bool; 2]) -> f64 {
+        self.sizes(qkv).map_or(0.0, |z| z.work(5.0))
+    }
+
+    fn scratch(&self, _: Backend, [qkv, _]: Inputs<2>) -> usize {
+        let blocks = |x: &Array| self.sizes(qkv).map_or(0, |z| z.blocks(computed_bytes(x.dtype())));
+        qkv.map_or(0, blocks)
+    }
 }
 
 /// Queries per block of scores.
@@ -186,55 +282,70 @@ impl<T: Real> Problem<'_, T> {
     }
 }
 
-fn attention_cpu<T: Real>(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, z: Sizes) -> Result<Tensor> {
-    let parts: Vec<Tensor> = [q, k, v].iter().map(|x| x.detach().contiguous()).collect::<candle_core::Result<_>>()?;
-    let mask = mask.map(|m| m.detach().to_dtype(T::DTYPE)?.contiguous()).transpose()?;
-    let (out, lse) = forward(&problem::<T>(&parts, mask.as_ref(), z)?);
-    custom_vjp(&[q, k, v], Tensor::from_vec(out, q.dims(), q.device())?, move |grad, _| {
-        let grad = grad.contiguous()?;
-        let zeros = |x: &Tensor| vec![T::zero(); x.elem_count()];
-        let mut gradients = [zeros(&parts[0]), zeros(&parts[1]), zeros(&parts[2])];
-        let places = gradients.each_mut().map(|g| Shared(g.as_mut_ptr()));
-        backward(&problem::<T>(&parts, mask.as_ref(), z)?, &data::<T>(&grad)?, &lse, places);
-        gradients.into_iter().zip(&parts).map(|(g, x)| Ok(Some(Tensor::from_vec(g, x.dims(), x.device())?))).collect()
-    })
+impl<'a, T: Real> Problem<'a, T> {
+    fn apart([q, k, v, mask]: Inputs<'a, 4>, z: Sizes) -> Result<Self> {
+        Ok(Self { q: data(given(q)?)?, k: data(given(k)?)?, v: data(given(v)?)?, mask: masked(mask, z)?, z })
+    }
+
+    fn packed(qkv: &'a Array, mask: Option<&'a Array>, z: Sizes) -> Result<Self> {
+        let width = if qkv.elem_count() == 0 { 0 } else { z.heads * z.d };
+        let part = |i: usize| Ok::<_, Error>(data::<T>(qkv)?.skip(i * width));
+        Ok(Self { q: part(0)?, k: part(1)?, v: part(2)?, mask: masked(mask, z)?, z })
+    }
 }
 
-fn self_attention_cpu<T: Real>(qkv: &Tensor, mask: Option<&Tensor>, z: Sizes) -> Result<Tensor> {
-    let (input, width) = (qkv.detach().contiguous()?, z.heads * z.d);
-    let mask = mask.map(|m| m.detach().to_dtype(T::DTYPE)?.contiguous()).transpose()?;
-    let (out, lse) = forward(&packed::<T>(&input, mask.as_ref(), z)?);
-    let out = Tensor::from_vec(out, (z.batch, z.s, width), qkv.device())?;
-    custom_vjp(&[qkv], out, move |grad, _| {
-        let (grad, p) = (grad.contiguous()?, packed::<T>(&input, mask.as_ref(), z)?);
-        let grad = data::<T>(&grad)?;
-        let gradient = fresh(input.elem_count(), |out: &mut [T]| {
-            // SAFETY: each of the three starts inside the first token.
-            let places = [0, 1, 2].map(|i| Shared(unsafe { out.as_mut_ptr().add(i * width) }));
-            backward(&p, &grad, &lse, places);
-        });
-        Ok(vec![Some(Tensor::from_vec(gradient, input.dims(), input.device())?)])
-    })
-}
-
-fn problem<'a, T: Real>(parts: &'a [Tensor], mask: Option<&'a Tensor>, z: Sizes) -> Result<Problem<'a, T>> {
-    Ok(Problem { q: data(&parts[0])?, k: data(&parts[1])?, v: data(&parts[2])?, mask: masked(mask, z)?, z })
-}
-
-fn packed<'a, T: Real>(qkv: &'a Tensor, mask: Option<&'a Tensor>, z: Sizes) -> Result<Problem<'a, T>> {
-    let width = if qkv.elem_count() == 0 { 0 } else { z.heads * z.d };
-    let part = |i: usize| Ok::<_, Error>(data::<T>(qkv)?.skip(i * width));
-    Ok(Problem { q: part(0)?, k: part(1)?, v: part(2)?, mask: masked(mask, z)?, z })
-}
-
-/// A mask's numbers, and from one batch and one head to the next in them.
+/// A mask's numbers, and [`Sizes::mask_steps`].
 type Masked<'a, T> = (Data<'a, T>, usize, usize);
 
-fn masked<T: Real>(mask: Option<&Tensor>, z: Sizes) -> Result<Option<Masked<'_, T>>> {
-    let Some(m) = mask else { return Ok(None) };
-    let per_head = if m.dim(1)? == 1 { 0 } else { z.s * z.t };
-    let per_batch = if m.dim(0)? == 1 { 0 } else { m.dim(1)? * z.s * z.t };
-    Ok(Some((data::<T>(m)?, per_batch, per_head)))
+fn masked<T: Real>(mask: Option<&Array>, z: Sizes) -> Result<Option<Masked<'_, T>>> {
+    let Some(mask) = mask else { return Ok(None) };
+    let (per_batch, per_head) = z.mask_steps(mask)?;
+    Ok(Some((data::<T>(mask)?, per_batch, per_head)))
+}
+
+fn attended<T: Real>(inputs: Inputs<4>, z: Sizes) -> Result<(Array, Option<Array>)> {
+    let q = given(inputs[0])?;
+    let (out, lse) = forward(&Problem::<T>::apart(inputs, z)?);
+    let lse = Array::from_vec(lse, (z.batch, z.heads, z.s), q.device())?;
+    Ok((Array::from_vec(out, q.dims(), q.device())?, Some(lse)))
+}
+
+fn attended_back<T: Real>(
+    kept: Kept<4, Option<Array>>,
+    gradient: &Array,
+    z: Sizes,
+    wanted: [bool; 4],
+) -> Result<[Option<Array>; 4]> {
+    let zeros = |i: usize| vec![T::zero(); kept.shapes[i].iter().product()];
+    let mut numbers = [zeros(0), zeros(1), zeros(2)];
+    let places = numbers.each_mut().map(|g| Shared(g.as_mut_ptr()));
+    let lse = data::<T>(given(kept.more.as_ref())?)?;
+    backward(&Problem::<T>::apart(kept.inputs, z)?, &data::<T>(gradient)?, &lse, places);
+    let mut gradients = [const { None }; 4];
+    for (i, numbers) in numbers.into_iter().enumerate() {
+        if wanted[i] {
+            gradients[i] = Some(Array::from_vec(numbers, kept.shapes[i], gradient.device())?);
+        }
+    }
+    Ok(gradients)
+}
+
+fn packed<T: Real>(qkv: &Array, mask: Option<&Array>, z: Sizes) -> Result<(Array, Array)> {
+    let (out, lse) = forward(&Problem::<T>::packed(qkv, mask, z)?);
+    let out = Array::from_vec(out, (z.batch, z.s, z.heads * z.d), qkv.device())?;
+    Ok((out, Array::from_vec(lse, (z.batch, z.heads, z.s), qkv.device())?))
+}
+
+fn packed_back<T: Real>(kept: Kept<2, Array>, gradient: &Array, z: Sizes) -> Result<Array> {
+    let [qkv, mask] = kept.inputs;
+    let (qkv, width) = (given(qkv)?, z.heads * z.d);
+    let (problem, g, lse) = (Problem::<T>::packed(qkv, mask, z)?, data::<T>(gradient)?, data::<T>(kept.more)?);
+    let out = fresh(qkv.elem_count(), |out: &mut [T]| {
+        // SAFETY: each of the three starts inside the first token.
+        let places = [0, 1, 2].map(|i| Shared(unsafe { out.as_mut_ptr().add(i * width) }));
+        backward(&problem, &g, &lse, places);
+    });
+    Ok(Array::from_vec(out, qkv.dims(), qkv.device())?)
 }
 
 fn forward<T: Real>(p: &Problem<T>) -> (Vec<T>, Vec<T>) {
@@ -298,4 +409,52 @@ fn backward<T: Real>(p: &Problem<T>, grad: &[T], lse: &[T], [gq, gk, gv]: [Share
             }
         },
     );
+}
+
+/// A constant beside an input, f64 where that is, else f32.
+#[cfg(test)]
+pub(super) fn beside(x: &Tensor, shape: &[usize], seed: u64) -> Result<Tensor> {
+    use crate::tensor::{DType, Device, Rng};
+    let dtype = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    Rng::new(seed).normal(shape, DType::F64, &Device::Cpu)?.to_dtype(dtype)?.to_device(x.device())
+}
+
+#[cfg(test)]
+pub(super) fn cases() -> Vec<super::cases::Case> {
+    use super::cases::case;
+    let mut all = Vec::new();
+    // batch, s, t, heads, kv, d
+    let apart = [
+        (2, 5, 6, 4, 2, 3),
+        (1, 150, 140, 2, 2, 4),
+        (1, 5, 7, 2, 2, 8),
+        (2, 70, 70, 2, 1, 40),
+        (1, 65, 130, 3, 3, 72),
+        (1, 40, 33, 2, 2, 128),
+        (1, 9, 9, 1, 1, 136),
+    ];
+    for (batch, s, t, heads, kv, d) in apart {
+        let shapes: &[&[usize]] = &[&[batch, s, heads, d], &[batch, t, kv, d], &[batch, t, kv, d]];
+        let (name, scale) = (format!("attention {s} x {t}, {heads} / {kv} heads of {d}"), 1.0 / (d as f64).sqrt());
+        all.push(case(&name, shapes, move |i| attention(&i[0], &i[1], &i[2], scale, None)));
+        for masks in [[batch, 1], [1, heads]].into_iter().take(batch) {
+            all.push(case(&format!("{name}, masks {masks:?}"), shapes, move |i| {
+                let mask = beside(&i[0], &[masks[0], masks[1], s, t], 4)?;
+                attention(&i[0], &i[1], &i[2], scale, Some(&mask))
+            }));
+        }
+    }
+    let (s, t) = (20, 70);
+    all.push(case("causal attention", &[&[1, s, 2, 16], &[1, t, 2, 16], &[1, t, 2, 16]], move |i| {
+        let hidden = (0..s * t).map(|i| if i % t > i / t { f64::NEG_INFINITY } else { 0.0 }).collect();
+        let mask = Tensor::from_vec(hidden, (1, 1, s, t), i[0].device())?;
+        attention(&i[0], &i[1], &i[2], 0.25, Some(&mask.to_dtype(beside(&i[0], &[1], 1)?.dtype())?))
+    }));
+    for (tokens, masked) in [(5, true), (150, false)] {
+        all.push(case(&format!("self_attention of {tokens}"), &[&[2, tokens, 3 * 4 * 2]], move |i| {
+            let mask = masked.then(|| beside(&i[0], &[1, 4, tokens, tokens], 8)).transpose()?;
+            self_attention(&i[0], 4, 0.7, mask.as_ref())
+        }));
+    }
+    all
 }

@@ -1,232 +1,168 @@
 //! 2-D convolution, as matrix products of patches unrolled a few lines of an image at a time, and nearest upsampling.
 
-use super::cast::cast;
+mod shape;
+mod upsample;
+
+pub use shape::{CACHED, ConvShape, WIDE};
+pub use upsample::{upsample_nearest2x, upsampled_conv2d};
+
+use super::call::{Backend, Inputs, Keeps, Kept, Op, apply, given, there};
+use super::pool::every;
 use crate::bail;
 use crate::error::Result;
-use crate::tensor::cuda;
-use crate::tensor::grad::custom_vjp;
-use crate::tensor::kernel::{Matrix, Real, Shared, column_sums, data, fresh, grain, on_cpu, product, sum};
-use candle_core::Tensor;
+use crate::tensor::kernel::{Matrix, Real, Shared, column_sums, data, fresh, on_cpu, product, sum};
+use crate::tensor::{Array, Tensor, cuda};
+use candle_core::Shape;
 use rayon::prelude::*;
-use std::borrow::Cow;
-use std::ops::Range;
-
-/// Sizes of one convolution: `x [batch, inner, h, w]`, `weight [outer, inner, kh, kw]`, output `oh x ow`.
-#[derive(Clone, Copy)]
-struct Sizes {
-    batch: usize,
-    inner: usize,
-    h: usize,
-    w: usize,
-    outer: usize,
-    kh: usize,
-    kw: usize,
-    stride: usize,
-    /// Above and to the left; what lies below and to the right follows from `oh` and `ow`.
-    padding: [usize; 2],
-    oh: usize,
-    ow: usize,
-}
+use shape::split_by_stride;
 
 /// Cross-correlation of `x [batch, in, h, w]` with `weight [out, in, kh, kw]`, zero padding on all sides.
 pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, stride: usize, padding: usize) -> Result<Tensor> {
-    let ((batch, inner, h, w), (outer, wi, kh, kw)) = (x.dims4()?, weight.dims4()?);
-    if wi != inner || h + 2 * padding < kh || w + 2 * padding < kw || stride == 0 {
-        bail!(
-            Shape,
-            "conv2d: weight {:?} with padding {padding} and stride {stride} does not fit input {:?}",
-            weight.dims(),
-            x.dims()
-        );
+    apply(Conv2d { stride, padding }, [Some(x), Some(weight), bias])
+}
+
+/// Of `[x, weight, bias]`.
+struct Conv2d {
+    stride: usize,
+    padding: usize,
+}
+
+impl Conv2d {
+    fn sizes(&self, x: &[usize], weight: &[usize]) -> Result<ConvShape> {
+        let Self { stride, padding } = *self;
+        match (x, weight) {
+            (&[batch, inner, h, w], &[outer, wi, kh, kw])
+                if wi == inner && h + 2 * padding >= kh && w + 2 * padding >= kw && stride > 0 =>
+            {
+                let (oh, ow) = ((h + 2 * padding - kh) / stride + 1, (w + 2 * padding - kw) / stride + 1);
+                Ok(ConvShape { batch, inner, h, w, outer, kh, kw, stride, padding: [padding; 2], oh, ow })
+            }
+            _ => bail!(
+                Shape,
+                "conv2d: weight {weight:?} with padding {padding} and stride {stride} does not fit input {x:?}"
+            ),
+        }
     }
-    let (oh, ow) = ((h + 2 * padding - kh) / stride + 1, (w + 2 * padding - kw) / stride + 1);
-    let z = Sizes { batch, inner, h, w, outer, kh, kw, stride, padding: [padding; 2], oh, ow };
-    let (weight, bias) = (&cast(weight, x.dtype())?, bias.map(|b| cast(b, x.dtype())).transpose()?);
-    let bias = bias.as_ref();
-    if cuda::takes(x) {
-        let z = cuda::conv::Sizes { batch, inner, h, w, outer, kh, kw, stride, padding, oh, ow };
-        return cuda::conv::conv2d(x, weight, bias, z);
+}
+
+impl Op<3> for Conv2d {
+    type More = ();
+
+    fn name(&self) -> &'static str {
+        "conv2d"
     }
-    on_cpu!(x, conv2d_cpu(x, weight, bias, z), {
-        let y = x.conv2d(weight, padding, stride, 1, 1)?;
+
+    fn shape(&self, [x, weight, bias]: Inputs<3>) -> Result<Shape> {
+        let z = self.sizes(given(x)?.dims(), given(weight)?.dims())?;
+        if let Some(bias) = bias.filter(|bias| bias.dims() != [z.outer]) {
+            bail!(Shape, "conv2d: expected a bias [{}], got shape {:?}", z.outer, bias.dims());
+        }
+        Ok((z.batch, z.outer, z.oh, z.ow).into())
+    }
+
+    fn keeps(&self, _: Backend, _: Inputs<3>, [gx, gw, _]: [bool; 3]) -> Keeps<3> {
+        Keeps::inputs([gw, gx, false])
+    }
+
+    fn forward(&self, on: Backend, [x, weight, bias]: Inputs<3>, _: [bool; 3]) -> Result<(Array, ())> {
+        let (x, weight) = (given(x)?, given(weight)?);
+        let z = self.sizes(x.dims(), weight.dims())?;
+        let y = match on {
+            Backend::Card => cuda::conv::conv2d(x, weight, bias, z),
+            _ => on_cpu!(x, convolved(x, weight, bias, z)),
+        };
+        Ok((y?, ()))
+    }
+
+    fn backward(&self, kept: Kept<3, ()>, gradient: &Array, wanted: [bool; 3]) -> Result<[Option<Array>; 3]> {
+        let (z, [x, weight, _]) = (self.sizes(kept.shapes[0], kept.shapes[1])?, kept.inputs);
+        match kept.on {
+            Backend::Card => Ok([
+                wanted[0].then(|| cuda::conv::input_gradient(gradient, given(weight)?, z)).transpose()?,
+                wanted[1].then(|| cuda::conv::weight_gradient(gradient, given(x)?, z)).transpose()?,
+                wanted[2].then(|| cuda::conv::bias_gradient(gradient)).transpose()?,
+            ]),
+            _ => on_cpu!(gradient, gradients(gradient, [x, weight], z, wanted)),
+        }
+    }
+
+    /// A product of matrices for each tap of the kernel.
+    fn composed(&self, [x, weight, bias]: [Option<&Tensor>; 3]) -> Result<Tensor> {
+        let (x, weight) = (there(x)?, there(weight)?);
+        let (z, p) = (self.sizes(x.dims(), weight.dims())?, self.padding);
+        let (padded, weight) = (x.pad_with_zeros(2, p, p)?.pad_with_zeros(3, p, p)?, weight.to_dtype(x.dtype())?);
+        let tap = |(i, j): (usize, usize)| {
+            let seen = every(&every(&padded, 2, [i, z.stride, z.oh])?, 3, [j, z.stride, z.ow])?;
+            let tap = weight.narrow(2, i, 1)?.narrow(3, j, 1)?.reshape((1, z.outer, z.inner))?;
+            tap.broadcast_matmul(&seen.reshape((z.batch, z.inner, z.pixels()))?)
+        };
+        let taps = (0..z.kh).flat_map(|i| (0..z.kw).map(move |j| (i, j)));
+        let Some(y) = taps.map(tap).reduce(|a, b| a? + b) else { bail!(Shape, "conv2d: the kernel must not be empty") };
+        let y = y?.reshape((z.batch, z.outer, z.oh, z.ow))?;
         match bias {
-            Some(b) => Ok(y.broadcast_add(&b.reshape((1, outer, 1, 1))?)?),
+            Some(bias) => y.broadcast_add(&bias.to_dtype(x.dtype())?.reshape((1, z.outer, 1, 1))?),
             None => Ok(y),
         }
-    })
+    }
+
+    fn work(&self, [_, weight, bias]: Inputs<3>, result: &Shape) -> f64 {
+        let patch = weight.map_or(0, |w| w.elem_count() / w.dims()[0].max(1));
+        result.elem_count() as f64 * (2 * patch + usize::from(bias.is_some())) as f64
+    }
+
+    fn work_back(&self, inputs: Inputs<3>, result: &Shape, [gx, gw, gbias]: [bool; 3]) -> f64 {
+        let times = usize::from(gx) + usize::from(gw);
+        let bias = if gbias { result.elem_count() as f64 } else { 0.0 };
+        self.work([inputs[0], inputs[1], None], result) * times as f64 + bias
+    }
+
+    /// Patches on a card; images split by a stride on the processor, where patches are a few lines'.
+    fn scratch(&self, on: Backend, [x, weight, _]: Inputs<3>) -> usize {
+        let (Some(x), Some(weight)) = (x, weight) else { return 0 };
+        let Ok(z) = self.sizes(x.dims(), weight.dims()) else { return 0 };
+        let numbers = match on {
+            Backend::Card => cuda::conv::scratch(z),
+            _ if z.stride > 1 => x.elem_count(),
+            _ => 0,
+        };
+        numbers * x.dtype().size_in_bytes()
+    }
 }
 
-fn conv2d_cpu<T: Real>(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, z: Sizes) -> Result<Tensor> {
-    let input = x.detach().contiguous()?;
-    let kernel = weight.detach().contiguous()?;
-    let offsets = bias.map(|b| b.detach().contiguous()).transpose()?;
-    let offsets = offsets.as_ref().map(data::<T>).transpose()?;
-    let begin = offsets.as_deref().map_or(Begin::Zero, Begin::Bias);
-    let out = {
-        let (x, weight) = (data::<T>(&input)?, data::<T>(&kernel)?);
-        fresh(z.results(), |out| forward(&x, &weight, begin, z, out))
+fn convolved<T: Real>(x: &Array, weight: &Array, bias: Option<&Array>, z: ConvShape) -> Result<Array> {
+    let (numbers, kernel) = (data::<T>(x)?, data::<T>(weight)?);
+    let bias = bias.map(data::<T>).transpose()?;
+    let begin = bias.as_deref().map_or(Begin::Zero, Begin::Bias);
+    let out = fresh(z.results(), |out| convolve(&numbers, &kernel, begin, z, out));
+    Ok(Array::from_vec(out, (z.batch, z.outer, z.oh, z.ow), x.device())?)
+}
+
+/// The gradients that are wanted of input, weight and bias.
+fn gradients<T: Real>(
+    gradient: &Array,
+    [x, weight]: Inputs<2>,
+    z: ConvShape,
+    wanted: [bool; 3],
+) -> Result<[Option<Array>; 3]> {
+    let (g, device) = (data::<T>(gradient)?, gradient.device());
+    let of_x = || -> Result<Array> {
+        let numbers = input_gradient(&g, &data::<T>(given(weight)?)?, z);
+        Ok(Array::from_vec(numbers, (z.batch, z.inner, z.h, z.w), device)?)
     };
-    let out = Tensor::from_vec(out, (z.batch, z.outer, z.oh, z.ow), x.device())?;
-    let mut inputs = vec![x, weight];
-    inputs.extend(bias);
-    custom_vjp(&inputs, out, move |grad, wanted| {
-        let grad = grad.contiguous()?;
-        let g = data::<T>(&grad)?;
-        let mut gradients = vec![None; wanted.len()];
-        if wanted[0] {
-            let gx = input_gradient(&g, &data::<T>(&kernel)?, z);
-            gradients[0] = Some(Tensor::from_vec(gx, input.dims(), input.device())?);
-        }
-        if wanted[1] {
-            let gw = weight_gradient(&g, &data::<T>(&input)?, z);
-            gradients[1] = Some(Tensor::from_vec(gw, kernel.dims(), input.device())?);
-        }
-        if wanted.get(2) == Some(&true) {
-            let planes: Vec<T> = g.par_chunks(z.pixels()).map(|plane| sum(plane, |v| v)).collect();
-            let sums = column_sums(planes.len(), z.batch, z.outer, |i| planes[i]);
-            gradients[2] = Some(Tensor::from_vec(sums, z.outer, grad.device())?);
-        }
-        Ok(gradients)
-    })
-}
-
-impl Sizes {
-    fn patch(&self) -> usize {
-        self.inner * self.kh * self.kw
-    }
-
-    fn pixels(&self) -> usize {
-        self.oh * self.ow
-    }
-
-    fn results(&self) -> usize {
-        self.batch * self.outer * self.pixels()
-    }
-
-    /// 1 x 1 kernels read the image itself as their patches.
-    fn plain(&self) -> bool {
-        self.kh * self.kw * self.stride == 1 && self.padding == [0, 0]
-    }
-
-    /// Numbers of a line that one stride apart lie beside each other, in the arrangement of [`strided`].
-    fn share(&self) -> usize {
-        self.w.div_ceil(self.stride)
-    }
-
-    /// Calls `f(columns, input)` for what patch row `row` reads of an image, arranged as by [`strided`], at each of the output
-    /// `lines`: the columns of the patches, and where the first of these numbers lies; no columns where all is padding.
-    fn runs(&self, row: usize, lines: Range<usize>, mut f: impl FnMut(usize, Range<usize>, usize)) {
-        let ([above, p], s) = (self.padding, self.stride);
-        let (c, i, j) = (row / (self.kh * self.kw), row / self.kw % self.kh, row % self.kw);
-        let first = p.saturating_sub(j).div_ceil(s);
-        let last = if self.w + p > j { ((self.w + p - j - 1) / s + 1).min(self.ow) } else { 0 };
-        let (phase, start) = ((first * s + j - p) % s * self.share(), (first * s + j - p) / s);
-        for (at, y) in lines.enumerate() {
-            let line = y * s + i;
-            match line >= above && line - above < self.h && first < last {
-                true => f(at, first..last, (c * self.h + line - above) * s * self.share() + phase + start),
-                false => f(at, 0..0, 0),
-            }
-        }
-    }
-
-    /// Patches of the output lines `lines` of one image as columns: `[patch, lines * ow]`.
-    fn unroll<T: Real>(&self, image: &[T], lines: Range<usize>, columns: &mut [T]) {
-        if self.stride == 1 && self.ow == self.w {
-            return self.shift(image, lines, columns);
-        }
-        for (row, columns) in columns.chunks_mut(lines.len() * self.ow).enumerate() {
-            self.runs(row, lines.clone(), |at, run, input| {
-                let line = &mut columns[at * self.ow..(at + 1) * self.ow];
-                line[..run.start].fill(T::zero());
-                line[run.end..].fill(T::zero());
-                let read = &image[input..input + run.len()];
-                line[run].copy_from_slice(read);
-            });
-        }
-    }
-
-    /// `unroll` where lines are as long in the result as in the image: all of them are one piece, moved, whose ends are cleared.
-    fn shift<T: Real>(&self, image: &[T], lines: Range<usize>, columns: &mut [T]) {
-        let (w, taps) = (self.w, self.kh * self.kw);
-        for (row, columns) in columns.chunks_mut(lines.len() * w).enumerate() {
-            let (plane, i, j) =
-                (&image[row / taps * self.h * w..][..self.h * w], row / self.kw % self.kh, row % self.kw);
-            let ([above, left], zeros) = (self.padding, |part: &mut [T]| part.fill(T::zero()));
-            // Output lines that read a line of the image, counted from the first.
-            let first = above.saturating_sub(i + lines.start).min(lines.len());
-            let last = (self.h + above).saturating_sub(i + lines.start).clamp(first, lines.len());
-            zeros(&mut columns[..first * w]);
-            zeros(&mut columns[last * w..]);
-            let (columns, cut) = (&mut columns[first * w..last * w], left.abs_diff(j).min(w));
-            if columns.is_empty() {
-                continue;
-            }
-            let start = (lines.start + first + i - above) * w;
-            let (whole, len) = (&plane[start..][..columns.len()], columns.len() - cut);
-            match j < left {
-                true => columns[cut..].copy_from_slice(&whole[..len]),
-                false => columns[..len].copy_from_slice(&whole[cut..]),
-            }
-            let ends = if j < left { 0..cut } else { w - cut..w };
-            columns.chunks_mut(w).for_each(|line| line[ends.clone()].iter_mut().for_each(|v| *v = T::zero()));
-        }
-    }
-
-    /// Adds patch gradients `[patch, lines * ow]` to an image: the transpose of `unroll`.
-    fn roll<T: Real>(&self, columns: &[T], lines: Range<usize>, image: &mut [T]) {
-        for (row, columns) in columns.chunks(lines.len() * self.ow).enumerate() {
-            self.runs(row, lines.clone(), |at, run, input| {
-                let target = &mut image[input..input + run.len()];
-                target.iter_mut().zip(&columns[at * self.ow..][run]).for_each(|(x, c)| *x += *c);
-            });
-        }
-    }
-
-    /// Output lines whose patches are unrolled at once: as many as stay in the cache, and enough for a product to be fast.
-    fn lines(&self) -> usize {
-        let cached = CACHED / (self.patch() * self.ow).max(1);
-        cached.max(WIDE / self.ow.max(1)).clamp(1, self.oh.max(1))
-    }
-
-    /// The convolution that is the input gradient of this one, where the stride is 1 and padding allows.
-    fn turned(&self) -> Option<Self> {
-        let square = self.kh == self.kw && self.stride == 1 && self.padding.iter().all(|p| *p < self.kh);
-        square.then(|| Self {
-            inner: self.outer,
-            outer: self.inner,
-            h: self.oh,
-            w: self.ow,
-            oh: self.h,
-            ow: self.w,
-            padding: self.padding.map(|p| self.kh - 1 - p),
-            ..*self
-        })
-    }
-}
-
-/// Numbers of unrolled patches at a time, unless that makes less than [`WIDE`] columns.
-pub const CACHED: usize = 1 << 16;
-
-/// Columns of patches that a product is fast from.
-pub const WIDE: usize = 192;
-
-/// Images whose lines are cut into what a stride reads together: of every line the numbers 0, s, 2 s .., then 1, s + 1 ..
-fn strided<T: Real>(x: &[T], z: Sizes) -> Cow<'_, [T]> {
-    if z.stride == 1 {
-        return Cow::Borrowed(x);
-    }
-    let (s, share) = (z.stride, z.share());
-    let lines = x.len() / z.w.max(1);
-    Cow::Owned(fresh(lines * s * share, |out| {
-        out.par_chunks_mut(s * share).with_min_len(grain(z.w)).zip(x.par_chunks(z.w)).for_each(|(out, line)| {
-            for (phase, out) in out.chunks_mut(share).enumerate() {
-                let rest = out.len() - line.len().saturating_sub(phase).div_ceil(s);
-                out[share - rest..].fill(T::zero());
-                out.iter_mut().zip(line.iter().skip(phase).step_by(s)).for_each(|(o, x)| *o = *x);
-            }
-        });
-    }))
+    let of_weight = || -> Result<Array> {
+        let numbers = weight_gradient(&g, &data::<T>(given(x)?)?, z);
+        Ok(Array::from_vec(numbers, (z.outer, z.inner, z.kh, z.kw), device)?)
+    };
+    let of_bias = || -> Result<Array> {
+        let planes: Vec<T> = g.par_chunks(z.pixels()).map(|plane| sum(plane, |v| v)).collect();
+        let sums = column_sums(planes.len(), z.batch, z.outer, |i| planes[i]);
+        Ok(Array::from_vec(sums, z.outer, device)?)
+    };
+    Ok([
+        wanted[0].then(of_x).transpose()?,
+        wanted[1].then(of_weight).transpose()?,
+        wanted[2].then(of_bias).transpose()?,
+    ])
 }
 
 /// What a convolution is added to.
@@ -239,8 +175,8 @@ enum Begin<'a, T> {
     Kept,
 }
 
-fn forward<T: Real>(x: &[T], weight: &[T], begin: Begin<T>, z: Sizes, out: &mut [T]) {
-    let x = strided(x, z);
+fn convolve<T: Real>(x: &[T], weight: &[T], begin: Begin<T>, z: ConvShape, out: &mut [T]) {
+    let x = split_by_stride(x, z);
     let (patch, pixels, image) = (z.patch(), z.pixels(), x.len() / z.batch.max(1));
     let (step, plain) = (z.lines(), z.plain());
     let blocks = z.oh.div_ceil(step);
@@ -265,8 +201,8 @@ fn forward<T: Real>(x: &[T], weight: &[T], begin: Begin<T>, z: Sizes, out: &mut 
     });
 }
 
-/// The kernel of the convolution that is the input gradient of another: `[inner, outer, kh, kw]`, turned by half a circle.
-fn turned<T: Real>(weight: &[T], z: Sizes) -> Vec<T> {
+/// The kernel of the convolution that is the input gradient of another: `[inner, outer, kh, kw]`, its taps in reverse.
+fn flipped<T: Real>(weight: &[T], z: ConvShape) -> Vec<T> {
     let area = z.kh * z.kw;
     let mut kernel = Vec::with_capacity(weight.len());
     for c in 0..z.inner {
@@ -277,9 +213,9 @@ fn turned<T: Real>(weight: &[T], z: Sizes) -> Vec<T> {
     kernel
 }
 
-fn input_gradient<T: Real>(grad: &[T], weight: &[T], z: Sizes) -> Vec<T> {
-    if let Some(back) = z.turned() {
-        return fresh(back.results(), |out| forward(grad, &turned(weight, z), Begin::Zero, back, out));
+fn input_gradient<T: Real>(grad: &[T], weight: &[T], z: ConvShape) -> Vec<T> {
+    if let Some(back) = z.input_gradient_shape() {
+        return fresh(back.results(), |out| convolve(grad, &flipped(weight, z), Begin::Zero, back, out));
     }
     let (patch, pixels, s, share) = (z.patch(), z.pixels(), z.stride, z.share());
     let mut out = vec![T::zero(); z.batch * z.inner * z.h * z.w];
@@ -308,8 +244,8 @@ fn input_gradient<T: Real>(grad: &[T], weight: &[T], z: Sizes) -> Vec<T> {
 }
 
 /// Summed over fixed groups of images, so that the result does not depend on the number of threads.
-fn weight_gradient<T: Real>(grad: &[T], x: &[T], z: Sizes) -> Vec<T> {
-    let x = strided(x, z);
+fn weight_gradient<T: Real>(grad: &[T], x: &[T], z: ConvShape) -> Vec<T> {
+    let x = split_by_stride(x, z);
     let (patch, pixels, image) = (z.patch(), z.pixels(), x.len() / z.batch.max(1));
     let groups = z.batch.min(8);
     let mut partial = vec![T::zero(); groups * z.outer * patch];
@@ -333,111 +269,61 @@ fn weight_gradient<T: Real>(grad: &[T], x: &[T], z: Sizes) -> Vec<T> {
     total
 }
 
-/// [`conv2d`] of [`upsample_nearest2x`] with a 3 x 3 kernel and padding 1.
-///
-/// A frozen kernel on the CPU meets each input pixel twice per axis, so that every second line and column of the result is a 2 x 2
-/// convolution of `x` itself: 4/9 of the multiplications, and no upsampled image.
-pub fn upsampled_conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    let composed = |x: &Tensor| conv2d(&upsample_nearest2x(x)?, weight, Some(bias), 1, 1);
-    let (inner, kernel) = (x.dim(1)?, weight.dims());
-    if cuda::takes(x) || weight.track_op() || bias.track_op() || kernel[1..] != [inner, 3, 3] {
-        return composed(x);
+#[cfg(test)]
+pub(super) fn cases() -> Vec<super::cases::Case> {
+    use super::cases::case;
+    // batch, inputs, outputs, height, width, kernel, stride, padding
+    let sizes = [
+        (3, 2, 4, 7, 6, 3, 1, 1),
+        (3, 2, 4, 7, 6, 3, 2, 0),
+        (3, 2, 4, 7, 6, 1, 1, 0),
+        (3, 2, 4, 7, 6, 2, 2, 0),
+        (3, 2, 4, 7, 6, 3, 2, 1),
+        (3, 2, 4, 7, 6, 4, 3, 2),
+        (2, 2, 3, 7, 8, 3, 1, 1),
+        (2, 3, 4, 8, 9, 3, 2, 1),
+        (2, 4, 2, 5, 6, 1, 1, 0),
+        (2, 2, 2, 9, 10, 4, 4, 0),
+        (2, 3, 2, 20, 21, 5, 1, 2),
+    ];
+    let mut all = upsample::cases();
+    for (batch, inner, outer, h, w, k, stride, padding) in sizes {
+        let shapes: [&[usize]; 3] = [&[batch, inner, h, w], &[outer, inner, k, k], &[outer]];
+        let name = format!("conv2d {inner} to {outer}, {h} x {w}, kernel {k}, stride {stride}, padding {padding}");
+        all.push(case(&name, &shapes, move |i| conv2d(&i[0], &i[1], Some(&i[2]), stride, padding)));
+        let name = format!("{name}, without bias");
+        all.push(case(&name, &shapes[..2], move |i| conv2d(&i[0], &i[1], None, stride, padding)));
     }
-    let (weight, bias) = (&cast(weight, x.dtype())?, &cast(bias, x.dtype())?);
-    on_cpu!(x, upsampled_cpu(x, weight, bias), composed(x))
+    all
 }
 
-fn upsampled_cpu<T: Real>(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    let ((batch, inner, h, w), outer) = (x.dims4()?, weight.dim(0)?);
-    let (input, weight, bias) = (x.detach().contiguous()?, weight.contiguous()?, bias.contiguous()?);
-    let sizes = |[i, j]: [usize; 2]| {
-        let padding = [1 - i, 1 - j];
-        Sizes { batch, inner, h, w, outer, kh: 2, kw: 2, stride: 1, padding, oh: h, ow: w }
-    };
-    let (numbers, taps, bias) = (data::<T>(&input)?, data::<T>(&weight)?, data::<T>(&bias)?);
-    let kernels = PHASES.map(|phase| (sizes(phase), summed(&taps, phase)));
-    let part = |(z, kernel): &(Sizes, Vec<T>)| {
-        fresh(z.results(), |out| forward(&numbers, kernel, Begin::Bias(&bias), *z, out))
-    };
-    let parts = kernels.each_ref().map(part);
-    let out = fresh(4 * batch * outer * h * w, |out| interleave(&parts, w, out));
-    custom_vjp(&[x], Tensor::from_vec(out, (batch, outer, 2 * h, 2 * w), x.device())?, move |grad, _| {
-        let grad = grad.contiguous()?;
-        let g = data::<T>(&grad)?;
-        let mut out = vec![T::zero(); batch * inner * h * w];
-        for (phase, (z, kernel)) in PHASES.iter().zip(&kernels) {
-            let Some(back) = z.turned() else { bail!(Internal, "upsampled_conv2d: expected a gradient, got none") };
-            forward(&every_second(&g, 2 * w, *phase), &turned(kernel, *z), Begin::Kept, back, &mut out);
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::{DType, Device, Rng};
+
+    fn random(shape: &[usize], seed: u64) -> Tensor {
+        Rng::new(seed).normal(shape, DType::F64, &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn values_are_those_of_candle() {
+        for (kernel, stride, padding) in [(3, 1, 1), (3, 2, 0), (1, 1, 0), (2, 2, 0), (3, 2, 1), (4, 3, 2)] {
+            let (x, weight) = (random(&[3, 2, 7, 6], 1), random(&[4, 2, kernel, kernel], 2));
+            let own = conv2d(&x, &weight, None, stride, padding).unwrap();
+            let other = x.array().conv2d(weight.array(), padding, stride, 1, 1).unwrap();
+            let error = (own.array() - other).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
+            assert!(error < 1e-12, "kernel {kernel}, stride {stride}, padding {padding}: {error:e}");
         }
-        Ok(vec![Some(Tensor::from_vec(out, (batch, inner, h, w), grad.device())?)])
-    })
-}
-
-/// The lines and columns, even or odd, of each of the four parts.
-const PHASES: [[usize; 2]; 4] = [[0, 0], [0, 1], [1, 0], [1, 1]];
-
-/// The 2 x 2 kernels that 3 x 3 kernels amount to where both axes are doubled: the last two taps fall on one pixel for even lines and
-/// columns, the first two for odd ones.
-fn summed<T: Real>(weight: &[T], [i, j]: [usize; 2]) -> Vec<T> {
-    let tap = |k: usize, odd: usize| (k + 1 - odd) / 2; // of 0, 1, 2
-    let mut kernels = vec![T::zero(); weight.len() / 9 * 4];
-    for (kernel, weight) in kernels.chunks_mut(4).zip(weight.chunks(9)) {
-        weight.iter().enumerate().for_each(|(k, w)| kernel[2 * tap(k / 3, i) + tap(k % 3, j)] += *w);
     }
-    kernels
-}
 
-/// Lines of `w` numbers of the four parts, as lines of `2 w` of the whole.
-fn interleave<T: Real>(parts: &[Vec<T>; 4], w: usize, out: &mut [T]) {
-    out.par_chunks_mut(2 * w.max(1)).with_min_len(grain(w)).enumerate().for_each(|(line, out)| {
-        let [even, odd] = [0, 1].map(|j| &parts[line % 2 * 2 + j][line / 2 * w..][..w]);
-        out.chunks_exact_mut(2).zip(even.iter().zip(odd)).for_each(|(out, (a, b))| (out[0], out[1]) = (*a, *b));
-    });
-}
-
-/// One of the four parts of lines of `w` numbers.
-fn every_second<T: Real>(x: &[T], w: usize, [i, j]: [usize; 2]) -> Vec<T> {
-    fresh(x.len() / 4, |out| {
-        let lines = out.par_chunks_mut(w.max(2) / 2).with_min_len(grain(w)).zip(x.par_chunks(2 * w.max(1)));
-        lines.for_each(|(out, two)| {
-            out.iter_mut().zip(two[i * w + j..].iter().step_by(2)).for_each(|(o, x)| *o = *x);
-        });
-    })
-}
-
-/// Doubles height and width of `x [batch, channels, h, w]` by repeating pixels.
-pub fn upsample_nearest2x(x: &Tensor) -> Result<Tensor> {
-    let (b, c, h, w) = x.dims4()?;
-    if cuda::takes(x) {
-        return cuda::pool::upsample_nearest2x(x);
+    #[test]
+    fn shapes_that_do_not_fit_are_refused() {
+        let (x, weight) = (random(&[1, 2, 3, 3], 1), random(&[4, 2, 3, 3], 2));
+        let message = |y: Result<Tensor>| y.unwrap_err().message;
+        let small = message(conv2d(&random(&[1, 2, 1, 3], 3), &weight, None, 1, 0));
+        assert!(small.starts_with("conv2d: weight [4, 2, 3, 3] with padding 0 and stride 1 does not fit"), "{small}");
+        assert!(message(conv2d(&x, &weight, None, 0, 1)).contains("stride 0"));
+        assert!(message(conv2d(&x, &weight, Some(&random(&[5], 4)), 1, 1)).contains("expected a bias [4]"));
     }
-    on_cpu!(x, upsample_cpu(x), {
-        let repeated = x.reshape((b, c, h, 1, w, 1))?.broadcast_as((b, c, h, 2, w, 2))?;
-        Ok(repeated.contiguous()?.reshape((b, c, 2 * h, 2 * w))?)
-    })
-}
-
-fn upsample_cpu<T: Real>(x: &Tensor) -> Result<Tensor> {
-    let (b, c, h, w) = x.dims4()?;
-    let input = x.detach().contiguous()?;
-    let numbers = data::<T>(&input)?;
-    let out = fresh(4 * numbers.len(), |out| {
-        out.par_chunks_mut(4 * w).with_min_len(grain(w)).zip(numbers.par_chunks(w)).for_each(|(two, row)| {
-            let (first, second) = two.split_at_mut(2 * w);
-            first.chunks_exact_mut(2).zip(row).for_each(|(pair, x)| (pair[0], pair[1]) = (*x, *x));
-            second.copy_from_slice(first);
-        });
-    });
-    custom_vjp(&[x], Tensor::from_vec(out, (b, c, 2 * h, 2 * w), x.device())?, move |grad, _| {
-        let grad = grad.contiguous()?;
-        let g = data::<T>(&grad)?;
-        let out = fresh(b * c * h * w, |out| {
-            out.par_chunks_mut(w).with_min_len(grain(w)).zip(g.par_chunks(4 * w)).for_each(|(row, two)| {
-                let (first, second) = two.split_at(2 * w);
-                let pairs = first.chunks_exact(2).zip(second.chunks_exact(2));
-                row.iter_mut().zip(pairs).for_each(|(o, (p, q))| *o = p[0] + p[1] + q[0] + q[1]);
-            });
-        });
-        Ok(vec![Some(Tensor::from_vec(out, (b, c, h, w), grad.device())?)])
-    })
 }

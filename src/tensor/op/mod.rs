@@ -1,26 +1,40 @@
-//! Differentiable ops. Each is one node with a hand-written backward (`custom_vjp`), in f32 or f64 on the CPU; elsewhere the
-//! same composition of candle ops that the tests compare with.
+//! Differentiable ops: what each computes, its gradient, what it keeps and what it costs (`call.rs`). Elementary ones are candle's
+//! operations on every device; the others have kernels for the processor and for cards, and are composed of other ops elsewhere.
 
 mod activation;
 mod attention;
+pub mod call;
+#[cfg(test)]
+mod cases;
 mod cast;
 mod conv;
+pub(super) mod elementary;
+mod elementwise;
+mod layout;
 mod linear;
 mod norm;
 mod pool;
+mod product;
+mod reduce;
 mod resize;
 mod rope;
-mod shape;
+mod softmax;
 mod unit;
 
-pub use activation::{clamp_through, gelu_erf, gelu_tanh, quick_gelu, relu, sigmoid, silu, softplus, swiglu};
-pub use attention::{attention, self_attention, softmax};
+pub use activation::{Activation, gelu_erf, gelu_tanh, quick_gelu, relu, sigmoid, silu, softplus, swiglu};
+pub(super) use attention::Sizes;
+pub use attention::{attention, self_attention};
 pub use cast::cast;
+pub(super) use conv::ConvShape;
 pub use conv::{CACHED, WIDE, conv2d, upsample_nearest2x, upsampled_conv2d};
+pub use elementwise::{Operand, clamp_through, combine};
+pub use layout::{cat, chunk, narrow, permute, reshape};
 pub use linear::{Lora, linear};
+pub(super) use norm::{Groups, Rows};
 pub use norm::{gated_add, group_norm, group_norm_silu, layer_norm, modulated_norm, rms_norm};
+pub(super) use pool::PoolShape;
 pub use pool::{avg_pool2d, max_pool2d};
 pub use resize::{Filter, resize};
 pub use rope::{rope_halves, rope_pairs};
-pub use shape::{add, affine, broadcast_add, broadcast_scale, cat, chunk, combine, narrow, permute, reshape, sum};
+pub use softmax::softmax;
 pub use unit::unit_channels;

@@ -2,149 +2,198 @@
 //! from the input, so that no more than the input and two numbers per group are kept.
 
 use super::activation::{logistic, silu};
-use super::cast::wide;
-use super::shape::affine;
+use super::call::{Backend, Inputs, Keeps, Kept, Op, apply, given, there};
+use super::cast::computed_bytes;
 use crate::bail;
 use crate::error::Result;
-use crate::tensor::cuda;
-use crate::tensor::grad::custom_vjp;
-use crate::tensor::kernel::{Real, column_sums, data, dot, fresh, grain, map_rows, on_cpu, sum};
-use candle_core::{D, Tensor};
+use crate::tensor::kernel::{Data, Real, column_sums, data, dot, fresh, grain, map_rows, on_cpu, sum};
+use crate::tensor::{Array, Tensor, cuda};
+use candle_core::{D, Shape};
 use rayon::prelude::*;
+use std::borrow::Cow;
+use std::ops::Range;
 
 /// Layer normalisation over the last dimension, with optional weight and bias.
 pub fn layer_norm(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {
-    let z = Rows { width: x.dim(D::Minus1)?, block: usize::MAX, centre: true, eps };
-    if cuda::takes(x) {
-        return cuda::norm::norm_rows(x, weight, bias, z.on_cuda(0.0));
-    }
-    match (weight, bias) {
-        (Some(weight), Some(bias)) => wide([x, weight, bias], |[x, w, b]| norm_rows(x, Some(w), Some(b), z)),
-        (Some(weight), None) => wide([x, weight], |[x, w]| norm_rows(x, Some(w), None, z)),
-        _ => wide([x], |[x]| norm_rows(x, None, None, z)),
-    }
+    apply(Rows { name: "layer_norm", modulated: false, centre: true, eps }, [Some(x), weight, bias])
 }
 
 /// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    let z = Rows { width: x.dim(D::Minus1)?, block: usize::MAX, centre: false, eps };
-    if cuda::takes(x) {
-        return cuda::norm::norm_rows(x, Some(weight), None, z.on_cuda(0.0));
-    }
-    wide([x, weight], |[x, weight]| norm_rows(x, Some(weight), None, z))
+    apply(Rows { name: "rms_norm", modulated: false, centre: false, eps }, [Some(x), Some(weight), None])
 }
 
 /// Layer normalisation of `x [batch, tokens, d]`, times `1 + scale`, plus `shift`, both `[batch, d]`: the adaptive norm of diffusion
 /// transformers.
 pub fn modulated_norm(x: &Tensor, shift: &Tensor, scale: &Tensor, eps: f64) -> Result<Tensor> {
-    let (tokens, width) = check_rows(x, &[scale, shift])?;
-    let z = Rows { width, block: tokens, centre: true, eps };
-    if cuda::takes(x) {
-        return cuda::norm::norm_rows(x, Some(scale), Some(shift), z.on_cuda(1.0));
-    }
-    wide([x, shift, scale], |[x, shift, scale]| norm_rows(x, Some(&affine(scale, 1.0, 1.0)?), Some(shift), z))
+    apply(Rows { name: "modulated_norm", modulated: true, centre: true, eps }, [Some(x), Some(scale), Some(shift)])
 }
 
-/// Rows of `width` numbers; each `block` of rows has a weight and a bias of its own.
+/// Normalisation of rows, with a weight and a bias.
 #[derive(Clone, Copy)]
-struct Rows {
-    width: usize,
-    block: usize,
+pub struct Rows {
+    name: &'static str,
+    /// Every image has a bias of its own, and a weight, which is a change of scale.
+    modulated: bool,
     /// To zero mean.
-    centre: bool,
-    eps: f64,
+    pub centre: bool,
+    pub eps: f64,
 }
 
 impl Rows {
-    fn on_cuda(&self, more: f64) -> cuda::norm::Rows {
-        cuda::norm::Rows { block: self.block, centre: self.centre, more, eps: self.eps }
+    /// Rows that share a weight and a bias, for an input of these dimensions.
+    pub fn block(&self, dims: &[usize]) -> usize {
+        if self.modulated { dims[1] } else { usize::MAX }
     }
 
-    /// The part of `[blocks, width]` that serves row `i`.
-    fn of<'a, T>(&self, values: &'a [T], i: usize) -> &'a [T] {
-        &values[i / self.block * self.width..][..self.width]
+    /// What is added to the weight.
+    pub fn more(&self) -> f64 {
+        if self.modulated { 1.0 } else { 0.0 }
     }
 
-    /// Mean (0 if it stays) and 1 / deviation of a row.
-    fn moments<T: Real>(&self, row: &[T]) -> (T, T) {
-        let count = T::of(self.width as f64);
-        let mean = if self.centre { sum(row, |v| v) / count } else { T::zero() };
-        let square = sum(row, |v| (v - mean) * (v - mean)) / count;
-        (mean, T::one() / (square + T::of(self.eps)).sqrt())
+    /// The numbers that rows are multiplied by.
+    fn scales<'a, T: Real>(&self, weight: &'a Data<T>) -> Cow<'a, [T]> {
+        match self.modulated {
+            true => Cow::Owned(weight.iter().map(|w| *w + T::one()).collect()),
+            false => Cow::Borrowed(weight),
+        }
     }
 }
 
-fn norm_rows(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, z: Rows) -> Result<Tensor> {
-    on_cpu!(x, norm_rows_cpu(x, weight, bias, z), {
-        let rows = if z.centre { x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)? } else { x.clone() };
-        let mut y = rows.broadcast_div(&(rows.sqr()?.mean_keepdim(D::Minus1)? + z.eps)?.sqrt()?)?;
-        let spread = |v: &Tensor| if v.rank() == 2 { v.unsqueeze(1) } else { Ok(v.clone()) };
+/// Mean (0 if it stays) and 1 / deviation of a row.
+fn moments<T: Real>(row: &[T], centre: bool, eps: f64) -> (T, T) {
+    let count = T::of(row.len() as f64);
+    let mean = if centre { sum(row, |v| v) / count } else { T::zero() };
+    let square = sum(row, |v| (v - mean) * (v - mean)) / count;
+    (mean, T::one() / (square + T::of(eps)).sqrt())
+}
+
+impl Op<3> for Rows {
+    type More = ();
+
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn shape(&self, [x, weight, bias]: Inputs<3>) -> Result<Shape> {
+        let x = given(x)?;
+        let width = x.dim(D::Minus1)?;
+        let mut vectors = [weight, bias].into_iter().flatten();
+        if self.modulated {
+            check_rows(x, vectors)?;
+        } else if let Some(w) = vectors.find(|w| w.elem_count() != width) {
+            bail!(Shape, "{}: expected {width} weights, got shape {:?}", self.name, w.dims());
+        }
+        Ok(x.shape().clone())
+    }
+
+    fn keeps(&self, _: Backend, _: Inputs<3>, wanted: [bool; 3]) -> Keeps<3> {
+        Keeps::inputs([wanted[0] || wanted[1], wanted[0], false])
+    }
+
+    fn forward(&self, on: Backend, inputs: Inputs<3>, _: [bool; 3]) -> Result<(Array, ())> {
+        let y = match on {
+            Backend::Card => cuda::norm::rows(inputs, *self),
+            _ => on_cpu!(given(inputs[0])?, normalise(inputs, *self)),
+        };
+        Ok((y?, ()))
+    }
+
+    fn backward(&self, kept: Kept<3, ()>, gradient: &Array, wanted: [bool; 3]) -> Result<[Option<Array>; 3]> {
+        match kept.on {
+            Backend::Card => cuda::norm::rows_back(kept, gradient, *self, wanted),
+            _ => on_cpu!(gradient, normalise_back(kept, gradient, *self, wanted)),
+        }
+    }
+
+    fn composed(&self, [x, weight, bias]: [Option<&Tensor>; 3]) -> Result<Tensor> {
+        let x = there(x)?;
+        let spread = |v: &Tensor| {
+            let v = v.to_dtype(x.dtype())?;
+            if self.modulated { v.unsqueeze(1) } else { Ok(v) }
+        };
+        let rows = if self.centre { x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)? } else { x.clone() };
+        let mut y = rows.broadcast_div(&(rows.sqr()?.mean_keepdim(D::Minus1)? + self.eps)?.sqrt()?)?;
         if let Some(weight) = weight {
-            y = y.broadcast_mul(&spread(weight)?)?;
+            y = y.broadcast_mul(&spread(weight)?.affine(1.0, self.more())?)?;
         }
         if let Some(bias) = bias {
             y = y.broadcast_add(&spread(bias)?)?;
         }
         Ok(y)
-    })
+    }
+
+    fn work(&self, _: Inputs<3>, result: &Shape) -> f64 {
+        8.0 * result.elem_count() as f64
+    }
 }
 
-fn norm_rows_cpu<T: Real>(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, z: Rows) -> Result<Tensor> {
-    let constant = |x: &Tensor| x.detach().contiguous();
-    let (input, w, b) = (constant(x)?, weight.map(constant).transpose()?, bias.map(constant).transpose()?);
-    let out = {
-        let (ws, bs) = (w.as_ref().map(data::<T>).transpose()?, b.as_ref().map(data::<T>).transpose()?);
-        map_rows(&data::<T>(&input)?, z.width, |i, row, out| {
-            let (mean, size) = z.moments(row);
-            out.iter_mut().zip(row).for_each(|(o, v)| *o = (*v - mean) * size);
-            if let Some(ws) = &ws {
-                out.iter_mut().zip(z.of(ws, i)).for_each(|(o, w)| *o *= *w);
-            }
-            if let Some(bs) = &bs {
-                out.iter_mut().zip(z.of(bs, i)).for_each(|(o, b)| *o += *b);
-            }
-        })
-    };
-    let mut inputs = vec![x];
-    inputs.extend(weight);
-    inputs.extend(bias);
-    let has_weight = weight.is_some();
-    custom_vjp(&inputs, Tensor::from_vec(out, x.dims(), x.device())?, move |grad, wanted| {
-        let grad = grad.contiguous()?;
-        let (g, x) = (data::<T>(&grad)?, data::<T>(&input)?);
-        let ws = w.as_ref().map(data::<T>).transpose()?;
-        let width = z.width;
-        let mut gradients = vec![None; wanted.len()];
-        if wanted[0] {
-            let out = map_rows(&g, width, |i, g, out| {
-                let row = &x[i * width..][..width];
-                let (mean, size) = z.moments(row);
-                match &ws {
-                    Some(ws) => out.iter_mut().zip(g.iter().zip(z.of(ws, i))).for_each(|(o, (g, w))| *o = *g * *w),
-                    None => out.copy_from_slice(g),
+/// The part of `[blocks, width]` that serves row `i`.
+fn served(i: usize, block: usize, width: usize) -> Range<usize> {
+    let at = i / block * width;
+    at..at + width
+}
+
+fn normalise<T: Real>([x, weight, bias]: Inputs<3>, z: Rows) -> Result<Array> {
+    let x = given(x)?;
+    let (width, block) = (x.dim(D::Minus1)?, z.block(x.dims()));
+    let (weight, bs) = (weight.map(data::<T>).transpose()?, bias.map(data::<T>).transpose()?);
+    let ws = weight.as_ref().map(|w| z.scales(w));
+    let out = map_rows(&data::<T>(x)?, width, |i, row, out| {
+        let (mean, size) = moments(row, z.centre, z.eps);
+        out.iter_mut().zip(row).for_each(|(o, v)| *o = (*v - mean) * size);
+        if let Some(ws) = &ws {
+            out.iter_mut().zip(&ws[served(i, block, width)]).for_each(|(o, w)| *o *= *w);
+        }
+        if let Some(bs) = &bs {
+            out.iter_mut().zip(&bs[served(i, block, width)]).for_each(|(o, b)| *o += *b);
+        }
+    });
+    Ok(Array::from_vec(out, x.dims(), x.device())?)
+}
+
+fn normalise_back<T: Real>(
+    kept: Kept<3, ()>,
+    gradient: &Array,
+    z: Rows,
+    wanted: [bool; 3],
+) -> Result<[Option<Array>; 3]> {
+    let ([x, weight, _], g) = (kept.inputs, data::<T>(gradient)?);
+    let (width, block) = (gradient.dim(D::Minus1)?, z.block(gradient.dims()));
+    let made =
+        |values: Vec<T>, dims: &[usize]| Ok::<_, crate::Error>(Some(Array::from_vec(values, dims, gradient.device())?));
+    let mut gradients = [const { None }; 3];
+    if wanted[0] {
+        let (x, weight) = (data::<T>(given(x)?)?, weight.map(data::<T>).transpose()?);
+        let ws = weight.as_ref().map(|w| z.scales(w));
+        let out = map_rows(&g, width, |i, g, out| {
+            let row = &x[i * width..][..width];
+            let (mean, size) = moments(row, z.centre, z.eps);
+            match &ws {
+                Some(ws) => {
+                    let ws = &ws[served(i, block, width)];
+                    out.iter_mut().zip(g.iter().zip(ws)).for_each(|(o, (g, w))| *o = *g * *w);
                 }
-                project(out, row, mean, size, z.centre);
-            });
-            gradients[0] = Some(Tensor::from_vec(out, grad.dims(), grad.device())?);
-        }
-        let (rows, shape) = (g.len() / width.max(1), |v: &Option<Tensor>| v.as_ref().map(|v| v.dims().to_vec()));
-        let columns = |f: &(dyn Fn(usize) -> T + Sync), dims: Option<Vec<usize>>| -> Result<Option<Tensor>> {
-            let sums = column_sums(g.len(), z.block.min(rows), width, f);
-            Ok(Some(Tensor::from_vec(sums, dims.unwrap_or_default(), grad.device())?))
+                None => out.copy_from_slice(g),
+            }
+            project(out, row, mean, size, z.centre);
+        });
+        gradients[0] = made(out, gradient.dims())?;
+    }
+    let block = block.min(g.len() / width.max(1));
+    if wanted[1] {
+        let x = data::<T>(given(x)?)?;
+        let moments: Vec<(T, T)> = x.par_chunks(width.max(1)).map(|row| moments(row, z.centre, z.eps)).collect();
+        let product = |i: usize| {
+            let (mean, size) = moments[i / width];
+            g[i] * (x[i] - mean) * size
         };
-        if has_weight && wanted[1] {
-            let moments: Vec<(T, T)> = x.par_chunks(width).map(|row| z.moments(row)).collect();
-            let product = |i: usize| {
-                let (mean, size) = moments[i / width];
-                g[i] * (x[i] - mean) * size
-            };
-            gradients[1] = columns(&product, shape(&w))?;
-        }
-        if b.is_some() && wanted[wanted.len() - 1] {
-            gradients[wanted.len() - 1] = columns(&|i| g[i], shape(&b))?;
-        }
-        Ok(gradients)
-    })
+        gradients[1] = made(column_sums(g.len(), block, width, product), kept.shapes[1])?;
+    }
+    if wanted[2] {
+        gradients[2] = made(column_sums(g.len(), block, width, |i| g[i]), kept.shapes[2])?;
+    }
+    Ok(gradients)
 }
 
 /// The gradient of a normalised row becomes that of its input: `(g - mean(g) - y mean(g y)) size` with `y = (x - mean) size`.
@@ -157,89 +206,109 @@ fn project<T: Real>(g: &mut [T], x: &[T], mean: T, size: T, centre: bool) {
 
 /// Group normalisation of `x [batch, channels, ..]` with weight and bias per channel.
 pub fn group_norm(x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
-    groups_of(x, groups, weight, bias, eps, false)
+    apply(Groups { groups, gated: false, eps }, [Some(x), Some(weight), Some(bias)])
 }
 
 /// `silu` of [`group_norm`], in one pass.
 pub fn group_norm_silu(x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
-    groups_of(x, groups, weight, bias, eps, true)
+    apply(Groups { groups, gated: true, eps }, [Some(x), Some(weight), Some(bias)])
 }
 
-fn groups_of(x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f64, gated: bool) -> Result<Tensor> {
-    let channels = x.dim(1)?;
-    if groups == 0 || channels % groups != 0 {
-        bail!(Shape, "group_norm: {groups} groups must divide {channels} channels");
-    }
-    if cuda::takes(x) {
-        return cuda::norm::norm_groups(x, groups, weight, bias, eps, gated);
-    }
-    wide([x, weight, bias], |[x, weight, bias]| norm_groups(x, groups, weight, bias, eps, gated))
-}
-
-fn norm_groups(x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f64, gated: bool) -> Result<Tensor> {
-    let (batch, channels) = (x.dim(0)?, x.dim(1)?);
-    let (share, pixels) = (channels / groups, x.elem_count() / (batch * channels).max(1));
-    let z = Groups { groups, share, pixels, gated };
-    let rows = Rows { width: share * pixels, block: usize::MAX, centre: true, eps };
-    on_cpu!(x, norm_groups_cpu(x, weight, bias, z, rows), {
-        let flat = norm_rows(&x.reshape((batch, groups, share * pixels))?, None, None, rows)?.reshape(x.dims())?;
-        let spread = |w: &Tensor| {
-            let mut shape = vec![1; x.rank()];
-            shape[1] = channels;
-            w.reshape(shape)
-        };
-        let y = flat.broadcast_mul(&spread(weight)?)?.broadcast_add(&spread(bias)?)?;
-        if gated { silu(&y) } else { Ok(y) }
-    })
-}
-
-/// Images of `groups * share` channels of `pixels`, with SiLU behind the norm if `gated`.
+/// Normalisation of groups of channels, with SiLU behind it if `gated`.
 #[derive(Clone, Copy)]
-struct Groups {
-    groups: usize,
-    share: usize,
-    pixels: usize,
-    gated: bool,
+pub struct Groups {
+    pub groups: usize,
+    pub gated: bool,
+    pub eps: f64,
 }
 
 impl Groups {
+    /// Channels of a group, and pixels of a channel.
+    pub fn sizes(&self, dims: &[usize]) -> (usize, usize) {
+        (dims[1] / self.groups, dims[2..].iter().product())
+    }
+
     /// The channels of row `i`, a group of an image.
-    fn channels(&self, i: usize) -> std::ops::Range<usize> {
-        let first = i % self.groups * self.share;
-        first..first + self.share
+    fn channels(&self, i: usize, share: usize) -> Range<usize> {
+        let first = i % self.groups * share;
+        first..first + share
     }
 }
 
-fn norm_groups_cpu<T: Real>(x: &Tensor, weight: &Tensor, bias: &Tensor, z: Groups, rows: Rows) -> Result<Tensor> {
-    let [input, w, b] = contiguous([x, weight, bias])?;
-    let (out, moments) = {
-        let (x, w, b) = (data::<T>(&input)?, data::<T>(&w)?, data::<T>(&b)?);
-        groups_forward(&x, [&w, &b], z, rows)
-    };
-    custom_vjp(&[x, weight, bias], Tensor::from_vec(out, x.dims(), x.device())?, move |grad, wanted| {
-        let grad = grad.contiguous()?;
-        let all = {
-            let (g, x, w, b) = (data::<T>(&grad)?, data::<T>(&input)?, data::<T>(&w)?, data::<T>(&b)?);
-            groups_backward(&g, &x, [&w, &b], z, &moments, wanted[1] || wanted[2])
+impl Op<3> for Groups {
+    /// On the processor, mean and 1 / deviation of each group of each image.
+    type More = Option<Array>;
+
+    fn name(&self) -> &'static str {
+        if self.gated { "group_norm_silu" } else { "group_norm" }
+    }
+
+    fn shape(&self, [x, weight, bias]: Inputs<3>) -> Result<Shape> {
+        let (x, groups) = (given(x)?, self.groups);
+        let channels = x.dim(1)?;
+        if groups == 0 || channels % groups != 0 {
+            bail!(Shape, "group_norm: {groups} groups must divide {channels} channels");
+        }
+        if let Some(w) = [weight, bias].into_iter().flatten().find(|w| w.elem_count() != channels) {
+            bail!(Shape, "group_norm: expected {channels} weights, got shape {:?}", w.dims());
+        }
+        Ok(x.shape().clone())
+    }
+
+    fn keeps(&self, on: Backend, [x, _, _]: Inputs<3>, _: [bool; 3]) -> Keeps<3> {
+        let moments = x.map_or(0, |x| 2 * x.dims()[0] * self.groups * computed_bytes(x.dtype()));
+        Keeps::inputs([true; 3]).and_bytes(if on == Backend::Card { 0 } else { moments })
+    }
+
+    fn forward(&self, on: Backend, inputs: Inputs<3>, _: [bool; 3]) -> Result<(Array, Option<Array>)> {
+        match on {
+            Backend::Card => Ok((cuda::norm::groups(inputs, *self)?, None)),
+            _ => on_cpu!(given(inputs[0])?, groups_forward(inputs, *self)),
+        }
+    }
+
+    fn backward(
+        &self,
+        kept: Kept<3, Option<Array>>,
+        gradient: &Array,
+        wanted: [bool; 3],
+    ) -> Result<[Option<Array>; 3]> {
+        match kept.on {
+            Backend::Card => cuda::norm::groups_back(kept.inputs, gradient, *self, wanted),
+            _ => on_cpu!(gradient, groups_backward(kept, gradient, *self, wanted)),
+        }
+    }
+
+    fn composed(&self, [x, weight, bias]: [Option<&Tensor>; 3]) -> Result<Tensor> {
+        let x = there(x)?;
+        let (share, pixels) = self.sizes(x.dims());
+        let flat = layer_norm(&x.reshape((x.dim(0)?, self.groups, share * pixels))?, None, None, self.eps)?;
+        let spread = |w: Option<&Tensor>| {
+            let mut dims = vec![1; x.rank()];
+            dims[1] = share * self.groups;
+            there(w)?.to_dtype(x.dtype())?.reshape(dims)
         };
-        let shapes = [grad.shape(), w.shape(), b.shape()];
-        let made = |((values, shape), wanted): ((Vec<T>, _), &bool)| {
-            wanted.then(|| Ok(Tensor::from_vec(values, shape, grad.device())?)).transpose()
-        };
-        all.into_iter().zip(shapes).zip(wanted).map(made).collect()
-    })
+        let y = flat.reshape(x.dims())?.broadcast_mul(&spread(weight)?)?.broadcast_add(&spread(bias)?)?;
+        if self.gated { silu(&y) } else { Ok(y) }
+    }
+
+    fn work(&self, _: Inputs<3>, result: &Shape) -> f64 {
+        8.0 * result.elem_count() as f64
+    }
 }
 
-/// The output, and [`Rows::moments`] of each row.
-fn groups_forward<T: Real>(x: &[T], [w, b]: [&[T]; 2], z: Groups, rows: Rows) -> (Vec<T>, Vec<(T, T)>) {
-    let width = rows.width.max(1);
-    let mut moments = vec![(T::zero(), T::zero()); x.len() / width];
-    let out = fresh(x.len(), |out| {
-        let all = out.par_chunks_mut(width).with_min_len(grain(width)).zip(x.par_chunks(width)).zip(&mut moments);
-        all.enumerate().for_each(|(i, ((out, row), moments))| {
-            let (mean, size) = rows.moments(row);
-            *moments = (mean, size);
-            for (c, (out, row)) in z.channels(i).zip(out.chunks_mut(z.pixels).zip(row.chunks(z.pixels))) {
+/// The output, and [`moments`] of each row.
+fn groups_forward<T: Real>([x, weight, bias]: Inputs<3>, z: Groups) -> Result<(Array, Option<Array>)> {
+    let x = given(x)?;
+    let ((share, pixels), (w, b)) = (z.sizes(x.dims()), (data::<T>(given(weight)?)?, data::<T>(given(bias)?)?));
+    let (numbers, width, rows) = (data::<T>(x)?, (share * pixels).max(1), x.dims()[0] * z.groups);
+    let mut all_moments = vec![T::zero(); 2 * rows];
+    let out = fresh(numbers.len(), |out| {
+        let rows = out.par_chunks_mut(width).with_min_len(grain(width)).zip(numbers.par_chunks(width));
+        rows.zip(all_moments.par_chunks_mut(2)).enumerate().for_each(|(i, ((out, row), kept))| {
+            let (mean, size) = moments(row, true, z.eps);
+            kept.copy_from_slice(&[mean, size]);
+            for (c, (out, row)) in z.channels(i, share).zip(out.chunks_mut(pixels).zip(row.chunks(pixels))) {
                 let (factor, offset) = (w[c] * size, b[c] - mean * size * w[c]);
                 out.iter_mut().zip(row).for_each(|(o, v)| *o = *v * factor + offset);
                 if z.gated {
@@ -248,29 +317,31 @@ fn groups_forward<T: Real>(x: &[T], [w, b]: [&[T]; 2], z: Groups, rows: Rows) ->
             }
         });
     });
-    (out, moments)
+    let made = |values, dims: &[usize]| Array::from_vec(values, dims, x.device());
+    Ok((made(out, x.dims())?, Some(made(all_moments, &[rows, 2])?)))
 }
 
-/// Gradients of the input, and if `trained` of weight and bias, for `g` of the output.
 fn groups_backward<T: Real>(
-    g: &[T],
-    x: &[T],
-    [w, b]: [&[T]; 2],
+    kept: Kept<3, Option<Array>>,
+    gradient: &Array,
     z: Groups,
-    moments: &[(T, T)],
-    trained: bool,
-) -> [Vec<T>; 3] {
-    let width = (z.share * z.pixels).max(1);
+    wanted: [bool; 3],
+) -> Result<[Option<Array>; 3]> {
+    let [x, w, b] = kept.inputs;
+    let (x, w, b) = (data::<T>(given(x)?)?, data::<T>(given(w)?)?, data::<T>(given(b)?)?);
+    let (g, moments) = (data::<T>(gradient)?, data::<T>(given(kept.more.as_ref())?)?);
+    let ((share, pixels), trained) = (z.sizes(gradient.dims()), wanted[1] || wanted[2]);
+    let width = (share * pixels).max(1);
     // By image and channel: what the weight and the bias get.
-    let lines = g.len() / z.pixels.max(1);
+    let lines = g.len() / pixels.max(1);
     let (mut of_weight, mut of_bias) = (vec![T::zero(); lines], vec![T::zero(); lines]);
-    let sums = of_weight.par_chunks_mut(z.share).zip(of_bias.par_chunks_mut(z.share));
+    let sums = of_weight.par_chunks_mut(share.max(1)).zip(of_bias.par_chunks_mut(share.max(1)));
     let gx = fresh(g.len(), |out| {
         let all = out.par_chunks_mut(width).zip(g.par_chunks(width)).zip(x.par_chunks(width)).zip(sums);
         all.enumerate().for_each(|(i, (((out, g), x), (of_weight, of_bias)))| {
-            let (mean, size) = moments[i];
-            for (j, c) in z.channels(i).enumerate() {
-                let part = j * z.pixels..(j + 1) * z.pixels;
+            let (mean, size) = (moments[2 * i], moments[2 * i + 1]);
+            for (j, c) in z.channels(i, share).enumerate() {
+                let part = j * pixels..(j + 1) * pixels;
                 let (out, g, x) = (&mut out[part.clone()], &g[part.clone()], &x[part]);
                 let (factor, offset) = (w[c] * size, b[c] - mean * size * w[c]);
                 match z.gated {
@@ -291,70 +362,142 @@ fn groups_backward<T: Real>(
         });
     });
     let per_channel = |lines: Vec<T>| column_sums(lines.len(), lines.len() / w.len().max(1), w.len(), |i| lines[i]);
-    [gx, per_channel(of_weight), per_channel(of_bias)]
+    let mut gradients = [const { None }; 3];
+    for (i, values) in [gx, per_channel(of_weight), per_channel(of_bias)].into_iter().enumerate() {
+        if wanted[i] {
+            gradients[i] = Some(Array::from_vec(values, kept.shapes[i], gradient.device())?);
+        }
+    }
+    Ok(gradients)
 }
 
 /// `x + gate y` for `x, y [batch, tokens, d]` and `gate [batch, d]`.
 pub fn gated_add(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor> {
-    if cuda::takes(x) {
-        check_rows(x, &[gate])?;
-        return cuda::norm::gated_add(x, gate, y);
+    apply(GatedAdd, [Some(x), Some(gate), Some(y)])
+}
+
+struct GatedAdd;
+
+impl Op<3> for GatedAdd {
+    type More = ();
+
+    fn name(&self) -> &'static str {
+        "gated_add"
     }
-    on_cpu!(x, gated_add_cpu(x, gate, y), Ok((x + y.broadcast_mul(&gate.unsqueeze(1)?)?)?))
-}
 
-fn gated_add_cpu<T: Real>(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor> {
-    let [base, by, change] = contiguous([x, gate, y])?;
-    let (tokens, width) = check_rows(x, &[gate])?;
-    let out = {
-        let (bys, changes) = (data::<T>(&by)?, data::<T>(&change)?);
-        map_rows(&data::<T>(&base)?, width, |i, row, out| {
-            let (by, change) = (&bys[i / tokens * width..][..width], &changes[i * width..][..width]);
-            out.iter_mut().zip(row.iter().zip(by.iter().zip(change))).for_each(|(o, (x, (b, y)))| *o = *x + *b * *y);
-        })
-    };
-    let change = gate.track_op().then_some(change);
-    custom_vjp(&[x, gate, y], Tensor::from_vec(out, x.dims(), x.device())?, move |grad, wanted| {
-        let grad = grad.contiguous()?;
-        let g = data::<T>(&grad)?;
-        let gx = wanted[0].then(|| grad.clone());
-        let ggate = match &change {
-            Some(change) => {
-                let y = data::<T>(change)?;
-                let sums = column_sums(g.len(), tokens, width, |i| g[i] * y[i]);
-                Some(Tensor::from_vec(sums, by.dims(), grad.device())?)
-            }
-            None => None,
-        };
-        let gy = match wanted[2] {
-            true => {
-                let by = data::<T>(&by)?;
-                let out = map_rows(&g, width, |i, g, out| {
-                    out.iter_mut().zip(g.iter().zip(&by[i / tokens * width..])).for_each(|(o, (g, b))| *o = *g * *b);
-                });
-                Some(Tensor::from_vec(out, grad.dims(), grad.device())?)
-            }
-            false => None,
-        };
-        Ok(vec![gx, ggate, gy])
-    })
-}
-
-fn contiguous<const N: usize>(tensors: [&Tensor; N]) -> Result<[Tensor; N]> {
-    let mut out = tensors.map(Tensor::detach);
-    for x in &mut out {
-        *x = x.contiguous()?;
-    }
-    Ok(out)
-}
-
-/// Tokens and width of `x [batch, tokens, width]`, with every vector `[batch, width]`.
-fn check_rows(x: &Tensor, vectors: &[&Tensor]) -> Result<(usize, usize)> {
-    let (batch, tokens, width) = x.dims3()?;
-    for v in vectors {
-        if v.dims() != [batch, width] {
-            bail!(Shape, "modulation: expected [{batch}, {width}], got {:?}", v.dims());
+    fn shape(&self, [x, gate, y]: Inputs<3>) -> Result<Shape> {
+        let (x, y) = (given(x)?, given(y)?);
+        check_rows(x, gate)?;
+        if y.dims() != x.dims() {
+            bail!(Shape, "gated_add: expected two tensors of one shape, got {:?} and {:?}", x.dims(), y.dims());
         }
+        Ok(x.shape().clone())
     }
-    Ok((tokens, width))
+
+    fn keeps(&self, _: Backend, _: Inputs<3>, wanted: [bool; 3]) -> Keeps<3> {
+        Keeps::inputs([false, wanted[2], wanted[1]])
+    }
+
+    fn forward(&self, on: Backend, [x, gate, y]: Inputs<3>, _: [bool; 3]) -> Result<(Array, ())> {
+        let (x, gate, y) = (given(x)?, given(gate)?, given(y)?);
+        let sum = match on {
+            Backend::Card => cuda::norm::gated(Some(x), gate, y),
+            _ => on_cpu!(x, gated(x, gate, y)),
+        };
+        Ok((sum?, ()))
+    }
+
+    fn backward(&self, kept: Kept<3, ()>, gradient: &Array, wanted: [bool; 3]) -> Result<[Option<Array>; 3]> {
+        let [_, gate, y] = kept.inputs;
+        let of_gate = |y: Option<&Array>| match kept.on {
+            Backend::Card => cuda::norm::gate_back(gradient, given(y)?),
+            _ => on_cpu!(gradient, gate_back(gradient, given(y)?)),
+        };
+        let of_y = |gate: Option<&Array>| match kept.on {
+            Backend::Card => cuda::norm::gated(None, given(gate)?, gradient),
+            _ => on_cpu!(gradient, scaled(gradient, given(gate)?)),
+        };
+        Ok([
+            wanted[0].then(|| gradient.clone()),
+            wanted[1].then(|| of_gate(y)).transpose()?,
+            wanted[2].then(|| of_y(gate)).transpose()?,
+        ])
+    }
+
+    fn composed(&self, [x, gate, y]: [Option<&Tensor>; 3]) -> Result<Tensor> {
+        there(x)? + there(y)?.broadcast_mul(&there(gate)?.unsqueeze(1)?)
+    }
+
+    fn work(&self, _: Inputs<3>, result: &Shape) -> f64 {
+        2.0 * result.elem_count() as f64
+    }
+}
+
+fn gated<T: Real>(x: &Array, gate: &Array, y: &Array) -> Result<Array> {
+    let (_, tokens, width) = x.dims3()?;
+    let (gates, ys) = (data::<T>(gate)?, data::<T>(y)?);
+    let out = map_rows(&data::<T>(x)?, width, |i, row, out| {
+        let (gate, y) = (&gates[served(i, tokens, width)], &ys[i * width..][..width]);
+        out.iter_mut().zip(row.iter().zip(gate.iter().zip(y))).for_each(|(o, (x, (b, y)))| *o = *x + *b * *y);
+    });
+    Ok(Array::from_vec(out, x.dims(), x.device())?)
+}
+
+fn gate_back<T: Real>(gradient: &Array, y: &Array) -> Result<Array> {
+    let (batch, tokens, width) = gradient.dims3()?;
+    let (g, y) = (data::<T>(gradient)?, data::<T>(y)?);
+    let sums = column_sums(g.len(), tokens, width, |i| g[i] * y[i]);
+    Ok(Array::from_vec(sums, (batch, width), gradient.device())?)
+}
+
+fn scaled<T: Real>(gradient: &Array, gate: &Array) -> Result<Array> {
+    let (_, tokens, width) = gradient.dims3()?;
+    let gates = data::<T>(gate)?;
+    let out = map_rows(&data::<T>(gradient)?, width, |i, g, out| {
+        let gate = &gates[served(i, tokens, width)];
+        out.iter_mut().zip(g.iter().zip(gate)).for_each(|(o, (g, b))| *o = *g * *b);
+    });
+    Ok(Array::from_vec(out, gradient.dims(), gradient.device())?)
+}
+
+/// Refuses vectors that are not `[batch, width]` for `x [batch, tokens, width]`.
+fn check_rows<'a>(x: &Array, vectors: impl IntoIterator<Item = &'a Array>) -> Result<()> {
+    let (batch, _, width) = x.dims3()?;
+    match vectors.into_iter().find(|v| v.dims() != [batch, width]) {
+        Some(v) => bail!(Shape, "modulation: expected [{batch}, {width}], got {:?}", v.dims()),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+pub(super) fn cases() -> Vec<super::cases::Case> {
+    use super::cases::case;
+    let mut all = Vec::new();
+    for (rows, width) in [(3, 19), (5, 8), (3, 20), (7, 640), (2, 1300)] {
+        let name = |name: &str| format!("{name} of {rows} x {width}");
+        let (x, vector, vectors) = ([2, rows, width], [width], [2, width]);
+        let layer: &[&[usize]] = &[&x, &vector, &vector];
+        all.push(case(&name("layer_norm"), layer, |i| layer_norm(&i[0], Some(&i[1]), Some(&i[2]), 1e-3)));
+        all.push(case(&name("layer_norm without bias"), &layer[..2], |i| layer_norm(&i[0], Some(&i[1]), None, 1e-3)));
+        all.push(case(&name("plain layer_norm"), &layer[..1], |i| layer_norm(&i[0], None, None, 1e-3)));
+        all.push(case(&name("rms_norm"), &layer[..2], |i| rms_norm(&i[0], &i[1], 1e-3)));
+        all.push(case(&name("modulated_norm"), &[&x, &vectors, &vectors], |i| {
+            modulated_norm(&i[0], &i[1], &i[2], 1e-3)
+        }));
+    }
+    let long: &[&[usize]] = &[&[2, 300, 8], &[8]];
+    all.push(case("rms_norm of many rows", long, |i| rms_norm(&i[0], &i[1], 1e-5)).offset(0, 3.0));
+    for (channels, groups, h, w) in [(6, 2, 3, 5), (8, 4, 3, 3), (6, 2, 8, 8), (4, 4, 24, 24)] {
+        let shapes: &[&[usize]] = &[&[2, channels, h, w], &[channels], &[channels]];
+        let name = |name: &str| format!("{name} of {channels} channels, {h} x {w}");
+        let plain = move |i: &[Tensor]| group_norm(&i[0], groups, &i[1], &i[2], 1e-3);
+        all.push(case(&name("group_norm"), shapes, plain).offset(0, 2.0));
+        let gated = move |i: &[Tensor]| group_norm_silu(&i[0], groups, &i[1], &i[2], 1e-3);
+        all.push(case(&name("group_norm_silu"), shapes, gated).offset(0, 2.0));
+    }
+    for width in [4, 6, 40] {
+        let shapes: &[&[usize]] = &[&[2, 5, width], &[2, width], &[2, 5, width]];
+        all.push(case(&format!("gated_add of {width}"), shapes, |i| gated_add(&i[0], &i[1], &i[2])));
+    }
+    all
 }

@@ -1,40 +1,57 @@
 //! Pooling: the largest or the mean of small windows.
 
+use super::call::{Backend, Inputs, Keeps, Kept, Op, apply, given, there};
 use crate::bail;
 use crate::error::Result;
-use crate::tensor::cuda;
-use crate::tensor::grad::custom_vjp;
 use crate::tensor::kernel::{Real, data, grain, on_cpu};
-use candle_core::Tensor;
+use crate::tensor::{Array, Tensor, cuda};
+use candle_core::Shape;
 use rayon::prelude::*;
 
-/// Sizes of one pooling: planes `h x w`, windows of `size` every `stride`, `oh x ow` of them.
-#[derive(Clone, Copy)]
-struct Sizes {
-    h: usize,
-    w: usize,
-    size: usize,
-    stride: usize,
+/// Sizes of one pooling of `[batch, channels, h, w]`: windows of `size` every `stride`, `oh x ow` of them.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolShape {
+    pub batch: usize,
+    pub channels: usize,
+    pub h: usize,
+    pub w: usize,
+    pub size: usize,
+    pub stride: usize,
     /// Zeros in front of rows and columns.
-    padding: [usize; 2],
-    oh: usize,
-    ow: usize,
+    pub padding: [usize; 2],
+    pub oh: usize,
+    pub ow: usize,
 }
 
-impl Sizes {
-    fn new(name: &str, x: &Tensor, size: usize, stride: usize, padding: [usize; 2]) -> Result<Self> {
-        let (_, _, h, w) = x.dims4()?;
+impl PoolShape {
+    fn new(name: &str, x: &[usize], size: usize, stride: usize, padding: [usize; 2]) -> Result<Self> {
         let [ph, pw] = padding.map(|p| 2 * p);
-        if size == 0 || stride == 0 || h + ph < size || w + pw < size {
-            bail!(Shape, "{name}: windows of {size} every {stride} do not fit input {:?}", x.dims());
+        match *x {
+            [batch, channels, h, w] if size > 0 && stride > 0 && h + ph >= size && w + pw >= size => {
+                let (oh, ow) = ((h + ph - size) / stride + 1, (w + pw - size) / stride + 1);
+                Ok(Self { batch, channels, h, w, size, stride, padding, oh, ow })
+            }
+            _ => bail!(Shape, "{name}: windows of {size} every {stride} do not fit input {x:?}"),
         }
-        let (oh, ow) = ((h + ph - size) / stride + 1, (w + pw - size) / stride + 1);
-        Ok(Self { h, w, size, stride, padding, oh, ow })
     }
 
-    fn on_cuda(&self) -> cuda::pool::Windows {
-        let Self { h, w, size, stride, padding, oh, ow } = *self;
-        cuda::pool::Windows { h, w, size, stride, padding, oh, ow }
+    /// The shape that is pooled.
+    pub fn input(&self) -> (usize, usize, usize, usize) {
+        (self.batch, self.channels, self.h, self.w)
+    }
+
+    /// The shape of the result.
+    pub fn output(&self) -> (usize, usize, usize, usize) {
+        (self.batch, self.channels, self.oh, self.ow)
+    }
+
+    /// Numbers of a plane, and of what it is pooled to.
+    fn areas(&self) -> (usize, usize) {
+        (self.h * self.w, self.oh * self.ow)
+    }
+
+    fn results(&self) -> usize {
+        self.batch * self.channels * self.oh * self.ow
     }
 
     /// Of each column of a plane the largest number among `size` rows from `first` on, and the first place that has it.
@@ -64,20 +81,87 @@ impl Sizes {
 ///
 /// The gradient goes to the first of equal maxima.
 pub fn max_pool2d(x: &Tensor, size: usize, stride: usize) -> Result<Tensor> {
-    let z = Sizes::new("max_pool2d", x, size, stride, [0, 0])?;
-    if cuda::takes(x) {
-        return cuda::pool::max_pool2d(x, z.on_cuda());
-    }
-    on_cpu!(x, max_cpu(x, z), max_composed(x, z))
+    apply(MaxPool { size, stride }, [Some(x)])
 }
 
-fn max_cpu<T: Real>(x: &Tensor, z: Sizes) -> Result<Tensor> {
-    let (b, c, ..) = x.dims4()?;
-    let input = x.detach().contiguous()?;
-    let planes = data::<T>(&input)?;
-    let mut out = vec![T::zero(); b * c * z.oh * z.ow];
+struct MaxPool {
+    size: usize,
+    stride: usize,
+}
+
+/// Where in its plane each largest number stands.
+enum Places {
+    Processor(Vec<u32>),
+    /// u32, in the shape of the result.
+    Card(Array),
+}
+
+impl MaxPool {
+    fn sizes(&self, x: &[usize]) -> Result<PoolShape> {
+        PoolShape::new("max_pool2d", x, self.size, self.stride, [0, 0])
+    }
+}
+
+impl Op<1> for MaxPool {
+    type More = Places;
+
+    fn name(&self) -> &'static str {
+        "max_pool2d"
+    }
+
+    fn shape(&self, [x]: Inputs<1>) -> Result<Shape> {
+        Ok(self.sizes(given(x)?.dims())?.output().into())
+    }
+
+    fn keeps(&self, _: Backend, [x]: Inputs<1>, _: [bool; 1]) -> Keeps<1> {
+        let places = x.and_then(|x| self.sizes(x.dims()).ok()).map_or(0, |z| z.results());
+        Keeps::NOTHING.and_bytes(places * size_of::<u32>())
+    }
+
+    fn forward(&self, on: Backend, [x]: Inputs<1>, _: [bool; 1]) -> Result<(Array, Places)> {
+        let x = given(x)?;
+        let z = self.sizes(x.dims())?;
+        match on {
+            Backend::Card => cuda::pool::largest(x, z).map(|(y, places)| (y, Places::Card(places))),
+            _ => on_cpu!(x, largest(x, z)).map(|(y, places)| (y, Places::Processor(places))),
+        }
+    }
+
+    fn backward(&self, kept: Kept<1, Places>, gradient: &Array, _: [bool; 1]) -> Result<[Option<Array>; 1]> {
+        let z = self.sizes(kept.shapes[0])?;
+        let gx = match kept.more {
+            Places::Card(places) => cuda::pool::largest_back(gradient, places, z),
+            Places::Processor(places) => on_cpu!(gradient, largest_back(gradient, places, z)),
+        };
+        Ok([Some(gx?)])
+    }
+
+    fn composed(&self, [x]: [Option<&Tensor>; 1]) -> Result<Tensor> {
+        let x = there(x)?;
+        let z = self.sizes(x.dims())?;
+        let along = |x: Tensor, dim: usize, count: usize| {
+            let shifted = |i: usize| every(&x, dim, [i, z.stride, count]);
+            (1..z.size).try_fold(shifted(0)?, |best, i| best.maximum(&shifted(i)?))
+        };
+        along(along(x.clone(), 2, z.oh)?, 3, z.ow)
+    }
+
+    fn work(&self, _: Inputs<1>, result: &Shape) -> f64 {
+        (result.elem_count() * self.size * self.size) as f64
+    }
+}
+
+/// `count` entries of `dim`, from `start` on, `step` apart.
+pub(super) fn every(x: &Tensor, dim: usize, [start, step, count]: [usize; 3]) -> Result<Tensor> {
+    let places: Vec<u32> = (0..count).map(|i| (start + i * step) as u32).collect();
+    x.index_select(&Tensor::from_vec(places, count, x.device())?, dim)
+}
+
+fn largest<T: Real>(x: &Array, z: PoolShape) -> Result<(Array, Vec<u32>)> {
+    let planes = data::<T>(x)?;
+    let mut out = vec![T::zero(); z.results()];
     let mut places = vec![0u32; out.len()];
-    let (plane, pixels) = (z.h * z.w, z.oh * z.ow);
+    let (plane, pixels) = z.areas();
     let rows = out.par_chunks_mut(pixels).zip(places.par_chunks_mut(pixels)).with_min_len(grain(plane));
     rows.zip(planes.par_chunks(plane)).for_each(|((out, places), x)| {
         let mut tops = vec![(T::zero(), 0); z.w];
@@ -92,112 +176,169 @@ fn max_cpu<T: Real>(x: &Tensor, z: Sizes) -> Result<Tensor> {
             }
         }
     });
-    let device = x.device().clone();
-    custom_vjp(&[x], Tensor::from_vec(out, (b, c, z.oh, z.ow), x.device())?, move |grad, _| {
-        let grad = grad.contiguous()?;
-        let mut out = vec![T::zero(); b * c * plane];
-        let rows = data::<T>(&grad)?;
-        let rows = rows.par_chunks(pixels).zip(places.par_chunks(pixels)).with_min_len(grain(plane));
-        out.par_chunks_mut(plane).zip(rows).for_each(|(out, (grad, places))| {
-            grad.iter().zip(places).for_each(|(g, at)| out[*at as usize] += *g);
-        });
-        Ok(vec![Some(Tensor::from_vec(out, (b, c, z.h, z.w), &device)?)])
-    })
+    Ok((Array::from_vec(out, z.output(), x.device())?, places))
 }
 
-fn max_composed(x: &Tensor, z: Sizes) -> Result<Tensor> {
-    let along = |x: Tensor, dim: usize, count: usize| -> Result<Tensor> {
-        let shifted = |i: usize| -> Result<Tensor> {
-            let places: Vec<u32> = (0..count).map(|o| (o * z.stride + i) as u32).collect();
-            Ok(x.index_select(&Tensor::new(places, x.device())?, dim)?)
-        };
-        (1..z.size).try_fold(shifted(0)?, |best, i| Ok(best.maximum(&shifted(i)?)?))
-    };
-    along(along(x.clone(), 2, z.oh)?, 3, z.ow)
+fn largest_back<T: Real>(gradient: &Array, places: &[u32], z: PoolShape) -> Result<Array> {
+    let (plane, pixels) = z.areas();
+    let mut out = vec![T::zero(); z.batch * z.channels * plane];
+    let rows = data::<T>(gradient)?;
+    let rows = rows.par_chunks(pixels).zip(places.par_chunks(pixels)).with_min_len(grain(plane));
+    out.par_chunks_mut(plane).zip(rows).for_each(|(out, (gradient, places))| {
+        gradient.iter().zip(places).for_each(|(g, at)| out[*at as usize] += *g);
+    });
+    Ok(Array::from_vec(out, z.input(), gradient.device())?)
 }
 
 /// Mean of windows of `size` beside each other, of `x [batch, channels, h, w]` with `padding` zeros, which count, around
 /// rows and columns; rows and columns that fill no window are left out.
 pub fn avg_pool2d(x: &Tensor, size: usize, padding: [usize; 2]) -> Result<Tensor> {
-    let z = Sizes::new("avg_pool2d", x, size, size, padding)?;
-    if cuda::takes(x) {
-        return cuda::pool::avg_pool2d(x, z.on_cuda());
-    }
-    on_cpu!(x, avg_cpu(x, z), avg_composed(x, z))
+    apply(AvgPool { size, padding }, [Some(x)])
 }
 
-fn avg_cpu<T: Real>(x: &Tensor, z: Sizes) -> Result<Tensor> {
-    let (b, c, ..) = x.dims4()?;
-    let input = x.detach().contiguous()?;
-    let (plane, pixels, share) = (z.h * z.w, z.oh * z.ow, T::of(1.0 / (z.size * z.size) as f64));
-    let mut out = vec![T::zero(); b * c * pixels];
-    let planes = data::<T>(&input)?;
+struct AvgPool {
+    size: usize,
+    padding: [usize; 2],
+}
+
+impl AvgPool {
+    fn sizes(&self, x: &[usize]) -> Result<PoolShape> {
+        PoolShape::new("avg_pool2d", x, self.size, self.size, self.padding)
+    }
+}
+
+impl Op<1> for AvgPool {
+    type More = ();
+
+    fn name(&self) -> &'static str {
+        "avg_pool2d"
+    }
+
+    fn shape(&self, [x]: Inputs<1>) -> Result<Shape> {
+        Ok(self.sizes(given(x)?.dims())?.output().into())
+    }
+
+    fn keeps(&self, _: Backend, _: Inputs<1>, _: [bool; 1]) -> Keeps<1> {
+        Keeps::NOTHING
+    }
+
+    fn forward(&self, on: Backend, [x]: Inputs<1>, _: [bool; 1]) -> Result<(Array, ())> {
+        let x = given(x)?;
+        let z = self.sizes(x.dims())?;
+        let y = match on {
+            Backend::Card => cuda::pool::mean(x, z),
+            _ => on_cpu!(x, mean(x, z)),
+        };
+        Ok((y?, ()))
+    }
+
+    fn backward(&self, kept: Kept<1, ()>, gradient: &Array, _: [bool; 1]) -> Result<[Option<Array>; 1]> {
+        let z = self.sizes(kept.shapes[0])?;
+        let gx = match kept.on {
+            Backend::Card => cuda::pool::mean_back(gradient, z),
+            _ => on_cpu!(gradient, mean_back(gradient, z)),
+        };
+        Ok([Some(gx?)])
+    }
+
+    fn composed(&self, [x]: [Option<&Tensor>; 1]) -> Result<Tensor> {
+        let x = there(x)?;
+        let (z, [ph, pw]) = (self.sizes(x.dims())?, self.padding);
+        let x = x.pad_with_zeros(2, ph, ph)?.pad_with_zeros(3, pw, pw)?;
+        let x = x.narrow(2, 0, z.oh * z.size)?.narrow(3, 0, z.ow * z.size)?;
+        let windows = x.reshape((z.batch * z.channels, z.oh, z.size, z.ow, z.size))?;
+        windows.mean((2, 4))?.reshape(z.output())
+    }
+
+    fn work(&self, _: Inputs<1>, result: &Shape) -> f64 {
+        (result.elem_count() * self.size * self.size) as f64
+    }
+}
+
+fn mean<T: Real>(x: &Array, z: PoolShape) -> Result<Array> {
+    let ((plane, pixels), share) = (z.areas(), T::of(1.0 / (z.size * z.size) as f64));
+    let mut out = vec![T::zero(); z.results()];
+    let planes = data::<T>(x)?;
     out.par_chunks_mut(pixels).with_min_len(grain(plane)).zip(planes.par_chunks(plane)).for_each(|(out, x)| {
         z.windows(|i, rows, columns| {
             let sum = rows.fold(T::zero(), |s, row| x[row * z.w..][columns.clone()].iter().fold(s, |s, v| s + *v));
             out[i] = sum * share;
         });
     });
-    let device = x.device().clone();
-    custom_vjp(&[x], Tensor::from_vec(out, (b, c, z.oh, z.ow), x.device())?, move |grad, _| {
-        let grad = grad.contiguous()?;
-        let mut out = vec![T::zero(); b * c * plane];
-        let rows = data::<T>(&grad)?;
-        out.par_chunks_mut(plane).with_min_len(grain(plane)).zip(rows.par_chunks(pixels)).for_each(|(out, grad)| {
-            z.windows(|i, rows, columns| rows.for_each(|row| out[row * z.w..][columns.clone()].fill(grad[i] * share)));
-        });
-        Ok(vec![Some(Tensor::from_vec(out, (b, c, z.h, z.w), &device)?)])
-    })
+    Ok(Array::from_vec(out, z.output(), x.device())?)
 }
 
-fn avg_composed(x: &Tensor, z: Sizes) -> Result<Tensor> {
-    let [ph, pw] = z.padding;
-    let x = x.pad_with_zeros(2, ph, ph)?.pad_with_zeros(3, pw, pw)?;
-    // candle's gradient is right only without a rest
-    Ok(x.narrow(2, 0, z.oh * z.size)?.narrow(3, 0, z.ow * z.size)?.avg_pool2d(z.size)?)
+fn mean_back<T: Real>(gradient: &Array, z: PoolShape) -> Result<Array> {
+    let ((plane, pixels), share) = (z.areas(), T::of(1.0 / (z.size * z.size) as f64));
+    let mut out = vec![T::zero(); z.batch * z.channels * plane];
+    let rows = data::<T>(gradient)?;
+    out.par_chunks_mut(plane).with_min_len(grain(plane)).zip(rows.par_chunks(pixels)).for_each(|(out, g)| {
+        z.windows(|i, rows, columns| rows.for_each(|row| out[row * z.w..][columns.clone()].fill(g[i] * share)));
+    });
+    Ok(Array::from_vec(out, z.input(), gradient.device())?)
+}
+
+#[cfg(test)]
+pub(super) fn cases() -> Vec<super::cases::Case> {
+    use super::cases::case;
+    let mut all = Vec::new();
+    for (h, w) in [(7, 6), (4, 4), (5, 7), (9, 6)] {
+        let shapes: [&[usize]; 1] = [&[2, 3, h, w]];
+        for (size, stride) in [(2, 2), (3, 2), (3, 1), (2, 3)] {
+            let name = format!("max_pool2d {size}/{stride} of {h} x {w}");
+            all.push(case(&name, &shapes, move |i| max_pool2d(&i[0], size, stride)));
+        }
+        for padding in [[0, 0], [h % 2, w % 2], [1, 0], [1, 1]] {
+            let name = format!("avg_pool2d with padding {padding:?} of {h} x {w}");
+            all.push(case(&name, &shapes, move |i| avg_pool2d(&i[0], 2, padding)));
+        }
+    }
+    all
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::tensor::grad::vjp;
-    use crate::tensor::{DType, Device, Rng};
+    use crate::tensor::{DType, Device};
 
-    /// Values and gradients of both ways agree.
-    fn same(name: &str, x: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor>, g: impl Fn(&Tensor) -> Result<Tensor>) {
-        let v = Rng::new(2).normal(f(x).unwrap().dims(), DType::F64, &Device::Cpu).unwrap();
-        let ((a, da), (b, db)) = (vjp(f, x, &v).unwrap(), vjp(g, x, &v).unwrap());
-        for (a, b) in [(a, b), (da, db)] {
-            assert_eq!(a.dims(), b.dims(), "{name}");
-            let error = (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
-            assert!(error < 1e-12, "{name}: {error}");
-        }
+    fn numbers(x: &Tensor) -> Vec<f64> {
+        x.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    fn plane(values: [f64; 9]) -> Tensor {
+        Tensor::new(&values, &Device::Cpu).unwrap().reshape((1, 1, 3, 3)).unwrap()
     }
 
     #[test]
-    fn kernels_equal_compositions() {
-        for (h, w) in [(4, 4), (5, 7), (9, 6)] {
-            let x = Rng::new(1).normal(&[2, 3, h, w], DType::F64, &Device::Cpu).unwrap();
-            for (size, stride) in [(2, 2), (3, 2), (3, 1), (2, 3)] {
-                let z = Sizes::new("max", &x, size, stride, [0, 0]).unwrap();
-                let name = format!("max {size}/{stride} of {h} x {w}");
-                same(&name, &x, |x| max_pool2d(x, size, stride), |x| max_composed(x, z));
-            }
-            for padding in [[0, 0], [h % 2, w % 2], [1, 1]] {
-                let z = Sizes::new("avg", &x, 2, 2, padding).unwrap();
-                same(&format!("avg of {h} x {w}"), &x, |x| avg_pool2d(x, 2, padding), |x| avg_composed(x, z));
-            }
-        }
-    }
-
-    #[test]
-    fn the_first_maximum_gets_the_gradient_and_odd_sides_a_zero_in_front() {
-        let x = Tensor::new(&[[[[1f32, 1.0, 0.0], [1.0, 0.0, 2.0], [4.0, 4.0, 4.0]]]], &Device::Cpu).unwrap();
-        let one = Tensor::ones((1, 1, 1, 1), DType::F32, &Device::Cpu).unwrap();
+    fn the_first_maximum_gets_the_gradient() {
+        let x = plane([1.0, 1.0, 0.0, 1.0, 0.0, 2.0, 4.0, 4.0, 4.0]);
+        let one = Tensor::ones((1, 1, 1, 1), DType::F64, &Device::Cpu).unwrap();
         let (_, gradient) = vjp(|x| max_pool2d(x, 3, 2), &x, &one).unwrap();
-        assert_eq!(gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap(), [0., 0., 0., 0., 0., 0., 1., 0., 0.]);
-        let mean = avg_pool2d(&x, 2, [1, 1]).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        assert_eq!(mean, [0.25, 0.25, 1.25, 2.5]);
+        assert_eq!(numbers(&gradient), [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0]);
+        // Of equal maxima the first by rows is meant, though its column is the last.
+        let x = plane([0.0, 0.0, 2.0, 2.0, 1.0, 0.0, 2.0, 0.0, 0.0]);
+        let (value, gradient) = vjp(|x| max_pool2d(x, 3, 1), &x, &(one * 2.0).unwrap()).unwrap();
+        assert_eq!(numbers(&value), [2.0]);
+        assert_eq!(numbers(&gradient), [0.0, 0.0, 2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn a_number_that_is_none_is_passed_on() {
+        let x = plane([0.0, 9.0, 0.0, f64::NAN, 0.0, 0.0, 0.0, 0.0, 9.0]);
+        assert!(numbers(&max_pool2d(&x, 3, 1).unwrap())[0].is_nan());
+    }
+
+    #[test]
+    fn padding_counts_in_the_mean() {
+        let x = plane([1.0, 1.0, 0.0, 1.0, 0.0, 2.0, 4.0, 4.0, 4.0]);
+        assert_eq!(numbers(&avg_pool2d(&x, 2, [1, 1]).unwrap()), [0.25, 0.25, 1.25, 2.5]);
+    }
+
+    #[test]
+    fn windows_that_do_not_fit_are_refused() {
+        let x = plane([0.0; 9]);
         assert!(max_pool2d(&x, 4, 1).unwrap_err().message.contains("windows of 4 every 1 do not fit"));
+        assert!(avg_pool2d(&x, 0, [0, 0]).unwrap_err().message.starts_with("avg_pool2d: windows of 0"));
     }
 }

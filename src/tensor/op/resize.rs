@@ -1,12 +1,12 @@
 //! Image resizing as two matrix products, so that it has a gradient; the weights are those of torch.
 
+use super::call::{Backend, Inputs, Keeps, Kept, Kernels, Op, apply, given, there};
 use crate::bail;
 use crate::error::Result;
-use crate::tensor::grad::custom_vjp;
 use crate::tensor::kernel::{Matrix, Real, data, fresh, on_cpu, product, strided};
-use candle_core::{DType, Device, Tensor};
+use crate::tensor::{Array, DType, Device, Tensor};
+use candle_core::Shape;
 use rayon::prelude::*;
-use std::sync::{Mutex, PoisonError};
 
 /// Interpolation and whether shrinking averages (antialias).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -17,34 +17,86 @@ pub enum Filter {
 
 /// Resizes `x [batch, channels, height, width]` to `height x width`; bicubic values may leave the input's range.
 pub fn resize(x: &Tensor, height: usize, width: usize, filter: Filter) -> Result<Tensor> {
-    let (b, c, h, w) = x.dims4()?;
-    if h * w * height * width == 0 {
-        bail!(Shape, "resize: expected at least one pixel, got {h} x {w} to {height} x {width}");
+    apply(Resize { height, width, filter }, [Some(x)])
+}
+
+#[derive(Clone, Copy)]
+struct Resize {
+    height: usize,
+    width: usize,
+    filter: Filter,
+}
+
+impl Resize {
+    /// Matrices `down [height, h]` and `across [width, w]`, made anew each time: that takes less than the products, and no memory
+    /// between forward and backward.
+    fn matrices(&self, h: usize, w: usize, like: (DType, &Device)) -> Result<[Array; 2]> {
+        Ok([weights(h, self.height, self.filter, like)?, weights(w, self.width, self.filter, like)?])
     }
-    let across = kept(w, width, filter, x)?; // [width, w]
-    let down = kept(h, height, filter, x)?; // [height, h]
-    let y = both(&x.detach(), &down, &across)?;
-    custom_vjp(&[x], y.reshape((b, c, height, width))?, move |grad, _| {
-        Ok(vec![Some(both(grad, &down.t()?, &across.t()?)?.reshape((b, c, h, w))?)])
-    })
 }
 
-/// `down x across^T` of every plane of `x [batch, channels, h, w]`: `[batch channels, h', w']`.
-fn both(x: &Tensor, down: &Tensor, across: &Tensor) -> Result<Tensor> {
-    let (b, c, h, w) = x.dims4()?;
-    let ((height, _), (width, _)) = (down.dims2()?, across.dims2()?);
-    let x = x.contiguous()?;
-    on_cpu!(x, both_cpu(&x, down, across), {
+impl Op<1> for Resize {
+    type More = ();
+
+    fn name(&self) -> &'static str {
+        "resize"
+    }
+
+    fn shape(&self, [x]: Inputs<1>) -> Result<Shape> {
+        let ((b, c, h, w), Self { height, width, .. }) = (given(x)?.dims4()?, *self);
+        if h * w * height * width == 0 {
+            bail!(Shape, "resize: expected at least one pixel, got {h} x {w} to {height} x {width}");
+        }
+        Ok((b, c, height, width).into())
+    }
+
+    fn kernels(&self) -> Kernels {
+        Kernels::PROCESSOR
+    }
+
+    fn keeps(&self, _: Backend, _: Inputs<1>, _: [bool; 1]) -> Keeps<1> {
+        Keeps::NOTHING
+    }
+
+    fn forward(&self, _: Backend, [x]: Inputs<1>, _: [bool; 1]) -> Result<(Array, ())> {
+        let x = given(x)?;
+        let (_, _, h, w) = x.dims4()?;
+        let [down, across] = self.matrices(h, w, (x.dtype(), x.device()))?;
+        Ok((on_cpu!(x, both(x, &down, &across))?, ()))
+    }
+
+    fn backward(&self, kept: Kept<1, ()>, gradient: &Array, _: [bool; 1]) -> Result<[Option<Array>; 1]> {
+        let (h, w) = (kept.shapes[0][2], kept.shapes[0][3]);
+        let [down, across] = self.matrices(h, w, (gradient.dtype(), gradient.device()))?;
+        let (down, across) = (down.t()?, across.t()?);
+        Ok([Some(on_cpu!(gradient, both(gradient, &down, &across))?)])
+    }
+
+    fn composed(&self, [x]: [Option<&Tensor>; 1]) -> Result<Tensor> {
+        let x = there(x)?;
+        let ((b, c, h, w), Self { height, width, .. }) = (x.dims4()?, *self);
+        let [down, across] = self.matrices(h, w, (x.dtype(), x.device()))?.map(Tensor::from);
         let y = x.reshape((b * c * h, w))?.matmul(&across.t()?)?.reshape((b * c, h, width))?;
-        Ok(down.expand((b * c, height, h))?.contiguous()?.matmul(&y)?)
-    })
+        down.broadcast_matmul(&y)?.reshape((b, c, height, width))
+    }
+
+    fn work(&self, [x]: Inputs<1>, result: &Shape) -> f64 {
+        let Some(&[b, c, h, w]) = x.map(Array::dims) else { return 0.0 };
+        2.0 * (b * c * h * w * self.width) as f64 + (2 * h * result.elem_count()) as f64
+    }
+
+    fn work_back(&self, [x]: Inputs<1>, result: &Shape, _: [bool; 1]) -> f64 {
+        let Some(&[b, c, h, w]) = x.map(Array::dims) else { return 0.0 };
+        (2 * w * result.elem_count()) as f64 + 2.0 * (b * c * h * w * self.height) as f64
+    }
 }
 
-fn both_cpu<T: Real>(x: &Tensor, down: &Tensor, across: &Tensor) -> Result<Tensor> {
+/// `down x across^T` of every plane of `x [batch, channels, h, w]`: `[batch, channels, h', w']`.
+fn both<T: Real>(x: &Array, down: &Array, across: &Array) -> Result<Array> {
     let (b, c, h, w) = x.dims4()?;
     let ((height, _), (width, _)) = (down.dims2()?, across.dims2()?);
     let (planes, left, right) = (data::<T>(x)?, strided::<T>(down)?, strided::<T>(across)?);
-    let (left, right) = (Matrix::of(down, &left), Matrix::of(across, &right).turned());
+    let (left, right) = (Matrix::of(down, &left), Matrix::of(across, &right).transposed());
     let out = fresh(b * c * height * width, |out| {
         out.par_chunks_mut(height * width).zip(planes.par_chunks(h * w)).for_each(|(out, plane)| {
             // SAFETY: the plane is [h, w], across^T [w, width], the rows [h, width], down [height, h], the output [height, width].
@@ -56,28 +108,11 @@ fn both_cpu<T: Real>(x: &Tensor, down: &Tensor, across: &Tensor) -> Result<Tenso
             }
         });
     });
-    Ok(Tensor::from_vec(out, (b * c, height, width), x.device())?)
-}
-
-type Made = ((usize, usize, Filter, DType), Tensor);
-
-/// The matrix for `x`; the last few made are kept, so that a device is not sent the same again.
-fn kept(from: usize, to: usize, filter: Filter, x: &Tensor) -> Result<Tensor> {
-    static KEPT: Mutex<Vec<Made>> = Mutex::new(Vec::new());
-    let (key, mut kept) = ((from, to, filter, x.dtype()), KEPT.lock().unwrap_or_else(PoisonError::into_inner));
-    if let Some((_, matrix)) = kept.iter().find(|(k, m)| *k == key && m.device().same_device(x.device())) {
-        return Ok(matrix.clone());
-    }
-    let matrix = weights(from, to, filter, x.dtype(), x.device())?;
-    if kept.len() == 16 {
-        kept.remove(0);
-    }
-    kept.push((key, matrix.clone()));
-    Ok(matrix)
+    Ok(Array::from_vec(out, (b, c, height, width), x.device())?)
 }
 
 /// Interpolation matrix `[to, from]`, rows summing to one (align_corners false).
-fn weights(from: usize, to: usize, filter: Filter, dtype: DType, device: &Device) -> Result<Tensor> {
+fn weights(from: usize, to: usize, filter: Filter, like: (DType, &Device)) -> Result<Array> {
     let scale = from as f64 / to as f64;
     let mut matrix = vec![0f64; to * from];
     for (i, row) in matrix.chunks_mut(from).enumerate() {
@@ -92,7 +127,7 @@ fn weights(from: usize, to: usize, filter: Filter, dtype: DType, device: &Device
             }
         }
     }
-    Ok(Tensor::from_vec(matrix, (to, from), &Device::Cpu)?.to_dtype(dtype)?.to_device(device)?)
+    Ok(Array::from_vec(matrix, (to, from), &Device::Cpu)?.to_dtype(like.0)?.to_device(like.1)?)
 }
 
 fn antialiased(row: &mut [f64], scale: f64, i: usize, radius: f64, kernel: impl Fn(f64) -> f64) {
@@ -103,6 +138,7 @@ fn antialiased(row: &mut [f64], scale: f64, i: usize, radius: f64, kernel: impl 
     for (j, w) in row.iter_mut().enumerate().take(last).skip(first) {
         *w = kernel((j as f64 - centre + 0.5) / stretch);
     }
+    let row = &mut row[first..last];
     let sum: f64 = row.iter().sum();
     row.iter_mut().for_each(|w| *w /= sum);
 }
@@ -131,6 +167,23 @@ fn cubic(x: f64, a: f64) -> f64 {
 }
 
 #[cfg(test)]
+const FILTERS: [Filter; 4] = [
+    Filter::Bilinear { antialias: true },
+    Filter::Bilinear { antialias: false },
+    Filter::Bicubic { antialias: true },
+    Filter::Bicubic { antialias: false },
+];
+
+#[cfg(test)]
+pub(super) fn cases() -> Vec<super::cases::Case> {
+    let case = |filter| {
+        let resized = move |i: &[Tensor]| resize(&i[0], 3, 7, filter);
+        super::cases::case(&format!("resize, {filter:?}"), &[&[2, 3, 5, 4]], resized).without_card()
+    };
+    FILTERS.into_iter().map(case).collect()
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::tensor::grad::vjp;
@@ -140,8 +193,8 @@ mod tests {
     #[test]
     fn golden_values_and_gradients() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/resize");
-        let golden: HashMap<String, Tensor> =
-            candle_core::safetensors::load(format!("{folder}/expected.safetensors"), &Device::Cpu).unwrap();
+        let golden = candle_core::safetensors::load(format!("{folder}/expected.safetensors"), &Device::Cpu).unwrap();
+        let golden: HashMap<String, Tensor> = golden.into_iter().map(|(name, x)| (name, x.into())).collect();
         let error = |got: &Tensor, name: &str| {
             (got - &golden[name]).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap()
         };
@@ -161,5 +214,17 @@ mod tests {
             }
         }
         assert!(value_error < 1e-5 && gradient_error < 3e-5, "value {value_error:e}, gradient {gradient_error:e}");
+    }
+
+    #[test]
+    fn ones_stay_ones() {
+        let ones = Tensor::ones((1, 1, 9, 8), DType::F64, &Device::Cpu).unwrap();
+        for filter in FILTERS {
+            let y = resize(&ones, 4, 11, filter).unwrap();
+            let worst = (y - 1.0).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
+            assert!(worst < 1e-12, "{filter:?}: {worst:e}");
+        }
+        let message = resize(&ones, 0, 3, FILTERS[0]).unwrap_err().message;
+        assert_eq!(message, "resize: expected at least one pixel, got 9 x 8 to 0 x 3");
     }
 }

@@ -1,51 +1,102 @@
 //! Channels of unit length.
 
+use super::call::{Backend, Inputs, Keeps, Kept, Kernels, Op, apply, given, there};
+use super::cast::computed_bytes;
 use crate::error::Result;
-use crate::tensor::grad::custom_vjp;
 use crate::tensor::kernel::{Real, data, map_rows, on_cpu};
-use candle_core::Tensor;
+use crate::tensor::{Array, Tensor};
+use candle_core::Shape;
 use rayon::prelude::*;
 
 /// `x / sqrt(sum over channels of x^2 + eps)` for `x [batch, channels, ..]`: the channels of each place, of unit length.
 pub fn unit_channels(x: &Tensor, eps: f64) -> Result<Tensor> {
-    on_cpu!(x, unit_cpu(x, eps), Ok(x.broadcast_div(&(x.sqr()?.sum_keepdim(1)? + eps)?.sqrt()?)?))
+    apply(UnitChannels { eps }, [Some(x)])
 }
 
-fn unit_cpu<T: Real>(x: &Tensor, eps: f64) -> Result<Tensor> {
-    let (batch, channels) = (x.dim(0)?, x.dim(1)?);
-    let image = x.elem_count() / batch.max(1);
-    let pixels = image / channels.max(1);
-    let input = x.detach().contiguous()?;
-    // 1 / length of each place, `[batch, pixels]`
-    let mut sizes = vec![T::zero(); batch * pixels];
-    let out = {
-        let x = data::<T>(&input)?;
-        let images = x.par_chunks(image.max(1)).zip(sizes.par_chunks_mut(pixels.max(1)));
-        images.for_each(|(x, sizes)| {
-            products(x, x, sizes);
-            sizes.iter_mut().for_each(|s| *s = T::one() / (*s + T::of(eps)).sqrt());
+struct UnitChannels {
+    eps: f64,
+}
+
+impl Op<1> for UnitChannels {
+    /// 1 / length of each place, `[batch, pixels]`.
+    type More = Array;
+
+    fn name(&self) -> &'static str {
+        "unit_channels"
+    }
+
+    fn shape(&self, [x]: Inputs<1>) -> Result<Shape> {
+        let x = given(x)?;
+        x.dim(1)?;
+        Ok(x.shape().clone())
+    }
+
+    fn kernels(&self) -> Kernels {
+        Kernels::PROCESSOR
+    }
+
+    fn keeps(&self, _: Backend, [x]: Inputs<1>, _: [bool; 1]) -> Keeps<1> {
+        let bytes = x.map_or(0, |x| x.elem_count() / x.dims()[1].max(1) * computed_bytes(x.dtype()));
+        Keeps::inputs([true]).and_bytes(bytes)
+    }
+
+    fn forward(&self, _: Backend, [x]: Inputs<1>, _: [bool; 1]) -> Result<(Array, Array)> {
+        let x = given(x)?;
+        on_cpu!(x, unit(x, self.eps))
+    }
+
+    fn backward(&self, kept: Kept<1, Array>, gradient: &Array, _: [bool; 1]) -> Result<[Option<Array>; 1]> {
+        let x = given(kept.inputs[0])?;
+        Ok([Some(on_cpu!(x, unit_back(gradient, x, kept.more))?)])
+    }
+
+    fn composed(&self, [x]: [Option<&Tensor>; 1]) -> Result<Tensor> {
+        let x = there(x)?;
+        x.broadcast_div(&(x.sqr()?.sum_keepdim(1)? + self.eps)?.sqrt()?)
+    }
+
+    fn work(&self, _: Inputs<1>, result: &Shape) -> f64 {
+        4.0 * result.elem_count() as f64
+    }
+}
+
+/// Images of `channels` of `pixels`.
+fn sizes(x: &Array) -> (usize, usize, usize) {
+    let (batch, channels) = (x.dims()[0], x.dims()[1]);
+    (batch, channels, x.elem_count() / (batch * channels).max(1))
+}
+
+fn unit<T: Real>(x: &Array, eps: f64) -> Result<(Array, Array)> {
+    let (batch, channels, pixels) = sizes(x);
+    let mut lengths = vec![T::zero(); batch * pixels];
+    let numbers = data::<T>(x)?;
+    let images = numbers.par_chunks((channels * pixels).max(1)).zip(lengths.par_chunks_mut(pixels.max(1)));
+    images.for_each(|(x, lengths)| {
+        products(x, x, lengths);
+        lengths.iter_mut().for_each(|s| *s = T::one() / (*s + T::of(eps)).sqrt());
+    });
+    let out = map_rows(&numbers, pixels, |i, row, out| {
+        let lengths = &lengths[i / channels * pixels..];
+        out.iter_mut().zip(row.iter().zip(lengths)).for_each(|(o, (x, s))| *o = *x * *s);
+    });
+    let made = |values, dims: &[usize]| Array::from_vec(values, dims, x.device());
+    Ok((made(out, x.dims())?, made(lengths, &[batch, pixels])?))
+}
+
+fn unit_back<T: Real>(gradient: &Array, x: &Array, lengths: &Array) -> Result<Array> {
+    let (batch, channels, pixels) = sizes(x);
+    let (g, numbers, lengths) = (data::<T>(gradient)?, data::<T>(x)?, data::<T>(lengths)?);
+    let (image, mut along) = ((channels * pixels).max(1), vec![T::zero(); batch * pixels]);
+    let images = g.par_chunks(image).zip(numbers.par_chunks(image)).zip(along.par_chunks_mut(pixels.max(1)));
+    images.for_each(|((g, x), along)| products(g, x, along));
+    let out = map_rows(&g, pixels, |i, g, out| {
+        let (at, x) = (i / channels * pixels, &numbers[i * pixels..]);
+        let places = lengths[at..].iter().zip(&along[at..]);
+        out.iter_mut().zip(g.iter().zip(x)).zip(places).for_each(|((o, (g, x)), (s, along))| {
+            *o = (*g - *x * *along * *s * *s) * *s;
         });
-        map_rows(&x, pixels, |i, row, out| {
-            let sizes = &sizes[i / channels * pixels..];
-            out.iter_mut().zip(row.iter().zip(sizes)).for_each(|(o, (x, s))| *o = *x * *s);
-        })
-    };
-    custom_vjp(&[x], Tensor::from_vec(out, x.dims(), x.device())?, move |grad, _| {
-        let grad = grad.contiguous()?;
-        let (g, x) = (data::<T>(&grad)?, data::<T>(&input)?);
-        let mut along = vec![T::zero(); batch * pixels];
-        let images =
-            g.par_chunks(image.max(1)).zip(x.par_chunks(image.max(1))).zip(along.par_chunks_mut(pixels.max(1)));
-        images.for_each(|((g, x), along)| products(g, x, along));
-        let out = map_rows(&g, pixels, |i, g, out| {
-            let (at, x) = (i / channels * pixels, &x[i * pixels..]);
-            let places = sizes[at..].iter().zip(&along[at..]);
-            out.iter_mut().zip(g.iter().zip(x)).zip(places).for_each(|((o, (g, x)), (s, along))| {
-                *o = (*g - *x * *along * *s * *s) * *s;
-            });
-        });
-        Ok(vec![Some(Tensor::from_vec(out, grad.dims(), grad.device())?)])
-    })
+    });
+    Ok(Array::from_vec(out, x.dims(), x.device())?)
 }
 
 /// Adds the products of two images, summed over the channels, to each of the `sums [pixels]`.
@@ -53,4 +104,9 @@ fn products<T: Real>(a: &[T], b: &[T], sums: &mut [T]) {
     for (a, b) in a.chunks(sums.len()).zip(b.chunks(sums.len())) {
         sums.iter_mut().zip(a.iter().zip(b)).for_each(|(s, (a, b))| *s += *a * *b);
     }
+}
+
+#[cfg(test)]
+pub(super) fn cases() -> Vec<super::cases::Case> {
+    vec![super::cases::case("unit_channels", &[&[2, 3, 4, 5]], |i| unit_channels(&i[0], 0.1)).without_card()]
 }

@@ -1,0 +1,96 @@
+//! Tensors with a shape and no numbers (PyTorch's meta device): a run on them costs nothing, and says what it would compute and hold.
+//!
+//! Every op gives the shape of its result, what its node keeps and what it computes; a [`Trace`] adds up the work and the bytes that
+//! live at once. What is computed from a tensor without numbers has none either; read, they are zeros.
+
+use super::{Array, DType, Device, Tensor};
+use crate::error::Result;
+use candle_core::Shape;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What a run on tensors without numbers comes to.
+#[derive(Debug, Default)]
+pub struct Trace {
+    /// Whether it is planned for a card with kernels of ours.
+    fused: bool,
+    live: AtomicU64,
+    peak: AtomicU64,
+    /// Multiplications and additions, a million at a time would lose small ones: a count.
+    work: AtomicU64,
+}
+
+impl Trace {
+    /// For the processor, or for a card.
+    pub fn new(fused: bool) -> Arc<Self> {
+        Arc::new(Self { fused, ..Self::default() })
+    }
+
+    pub(super) fn fused(&self) -> bool {
+        self.fused
+    }
+
+    /// Bytes that are held now.
+    pub fn live(&self) -> u64 {
+        self.live.load(Ordering::Relaxed)
+    }
+
+    /// Bytes held at most since the last [`Trace::restart`].
+    pub fn peak(&self) -> u64 {
+        self.peak.load(Ordering::Relaxed)
+    }
+
+    /// Operations so far.
+    pub fn work(&self) -> u64 {
+        self.work.load(Ordering::Relaxed)
+    }
+
+    /// Measures the peak anew from what is held now.
+    pub fn restart(&self) {
+        self.peak.store(self.live(), Ordering::Relaxed);
+    }
+
+    pub(super) fn compute(&self, operations: f64) {
+        self.work.fetch_add(operations as u64, Ordering::Relaxed);
+    }
+}
+
+/// Bytes that are held as long as this is.
+#[derive(Debug)]
+pub struct Block {
+    bytes: u64,
+    pub(super) trace: Arc<Trace>,
+}
+
+impl Block {
+    pub(super) fn new(bytes: usize, trace: &Arc<Trace>) -> Arc<Self> {
+        let live = trace.live.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
+        trace.peak.fetch_max(live, Ordering::Relaxed);
+        Arc::new(Self { bytes: bytes as u64, trace: trace.clone() })
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        self.trace.live.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// Zeros of any shape that hold no memory.
+pub(super) fn shapely(shape: impl Into<Shape>, dtype: DType) -> Result<Array> {
+    Ok(Array::zeros((), dtype, &Device::Cpu)?.broadcast_as(shape)?)
+}
+
+impl Tensor {
+    /// A tensor without numbers that counts as memory of `trace`.
+    pub fn meta(shape: impl Into<Shape>, dtype: DType, trace: &Arc<Trace>) -> Result<Tensor> {
+        let shape = shape.into();
+        let block = Block::new(shape.elem_count() * dtype.size_in_bytes(), trace);
+        Ok(Tensor { value: shapely(shape, dtype)?, node: None, meta: Some(block) })
+    }
+
+    /// What this tensor is counted by, where it has a shape and no numbers.
+    pub fn trace(&self) -> Option<&Arc<Trace>> {
+        self.meta.as_ref().map(|block| &block.trace)
+    }
+}
