@@ -1,5 +1,4 @@
 //! Graphs of models, decoders, rewards and losses hold none of candle's own operations, so that `tape` walks them back.
-#![allow(clippy::unwrap_used)]
 
 use amscript::align::{DraftOptions, Truncation};
 use amscript::align::{MatchingOptions, RewardCost, TerminalCost, adjoint_matching, draft, refl};

@@ -1,6 +1,6 @@
 //! The golden case `adjoint` with noise: states, adjoints, targets, losses and gradients; the implicit sampler; marginals.
 
-use crate::toy::{Gaussian, Mlp, Tensors, golden, numbers, relative, reward};
+use super::toy::{Gaussian, Mlp, Tensors, golden, numbers, relative, reward};
 use amscript::align::{
     AdjointIndex, Criterion, MatchingLoss, MatchingOptions, Norm, Regularizer, Truncation, Units, adjoint_matching,
     control_target, lean_adjoint, terminal_gradient,
