@@ -6,6 +6,7 @@ pub mod align;
 pub mod cli;
 pub mod data;
 pub mod error;
+pub mod file;
 pub mod flow;
 pub mod metric;
 pub mod model;

@@ -79,7 +79,7 @@ fn imports(text: &str) -> Vec<(String, usize)> {
 #[test]
 fn lower_layers_do_not_import_higher_ones() {
     const LAYERS: [&[&str]; 8] = [
-        &["error", "terminal", "progress", "profile"],
+        &["error", "file", "terminal", "progress", "profile"],
         &["tensor"],
         &["nn"],
         &["model", "flow", "optim", "data"],
