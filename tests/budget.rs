@@ -79,7 +79,7 @@ fn imports(text: &str) -> Vec<(String, usize)> {
 #[test]
 fn lower_layers_do_not_import_higher_ones() {
     const LAYERS: [&[&str]; 8] = [
-        &["error", "file", "terminal", "progress", "profile"],
+        &["context", "error", "file", "terminal", "progress", "profile"],
         &["tensor"],
         &["nn"],
         &["model", "flow", "optim", "data"],
@@ -96,8 +96,12 @@ fn lower_layers_do_not_import_higher_ones() {
         Some(format!("{path}:{line} imports {name} from a higher layer"))
     });
     assert!(faults.is_empty(), "{faults}");
-    let sample = "use crate::{\n    cli,\n    run::{self, folder},\n};\n// crate::no\nlet x = crate::nn::f($crate::flow);\n";
-    assert_eq!(imports(sample), [("cli", 2), ("run", 3), ("nn", 6), ("flow", 6)].map(|(name, line)| (name.into(), line)));
+    let sample =
+        "use crate::{\n    cli,\n    run::{self, folder},\n};\n// crate::no\nlet x = crate::nn::f($crate::flow);\n";
+    assert_eq!(
+        imports(sample),
+        [("cli", 2), ("run", 3), ("nn", 6), ("flow", 6)].map(|(name, line)| (name.into(), line))
+    );
 }
 
 #[test]
