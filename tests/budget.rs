@@ -163,7 +163,7 @@ fn functions_are_short() {
     assert_eq!(functions(sample), [("short".into(), 3), ("inner".into(), 5)]);
 }
 
-/// Numbers are read by `tensor::check::read`, which is counted, wherever an update passes; the rest is named here.
+/// To read numbers is to wait for a device, so an update reads by `tensor::check::read`, which counts; files that read otherwise are named here.
 #[test]
 fn updates_read_no_numbers_on_the_side() {
     // Times given to adapters that depend on them and to the interpolant, a prompt encoder's check, penalties given as functions

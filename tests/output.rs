@@ -2,10 +2,11 @@
 #![cfg(target_os = "linux")]
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 const SAVES: &str = "print(1);\nsave_tensors(#{ a: ones([1]) }, \"a.safetensors\");\nprint(2);";
 
@@ -96,6 +97,25 @@ fn signals_of_schedulers_and_closed_terminals_end_a_run_after_its_step() {
         assert!(saved.into_iter().any(|name| name.starts_with("step-")), "{signal}: {said}");
         assert!(output.status.code() == Some(130) && said.contains("interrupted after step"), "{signal}: {said}");
     }
+}
+
+#[test]
+fn a_signal_ends_a_prompt_that_waits() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = amscript(folder.path(), &[]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut keys = child.stdin.take().unwrap();
+    keys.write_all(b"1 + 1\n").unwrap();
+    let mut answer = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut answer).unwrap();
+    assert_eq!(answer, "2\n");
+    let start = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        assert!(start.elapsed() < Duration::from_secs(60), "it must end");
+        Command::new("kill").args(["-TERM".into(), child.id().to_string()]).status().unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(130));
 }
 
 #[test]

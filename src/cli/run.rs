@@ -13,6 +13,7 @@ use crate::terminal::note;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The backward pass walks its graph by recursion; pages of the stack are only taken when touched.
 const STACK: usize = 1 << 30;
@@ -61,7 +62,7 @@ pub fn on_large_stack(work: impl FnOnce() -> anyhow::Result<ExitCode> + Send + '
 
 fn execute(session: Session, name: &str, text: &str) -> anyhow::Result<ExitCode> {
     let host = Host::new(session);
-    heed_ctrl_c(host.session());
+    heed_signals(host.session(), Arc::default());
     let outcome = host.run(name, text).and_then(|_| all_used(host.session()));
     let planned = host.session().planner().map(|planner| planner.plan());
     match (outcome, planned) {
@@ -108,10 +109,14 @@ pub fn request(arguments: &SessionArgs, plan: bool) -> Result<Request> {
     })
 }
 
-/// Ctrl-C, SIGTERM and SIGHUP reach the session; without a handler they still end the process.
-pub fn heed_ctrl_c(session: &Arc<Session>) {
+/// Ctrl-C, SIGTERM and SIGHUP reach the session, or end the process while it is waiting for input; without a handler they still end it.
+pub fn heed_signals(session: &Arc<Session>, waiting: Arc<AtomicBool>) {
     let session = session.clone();
-    ctrlc::set_handler(move || session.interrupt()).ok();
+    let handler = move || match waiting.load(Ordering::Relaxed) {
+        true => std::process::exit(130),
+        false => session.interrupt(),
+    };
+    ctrlc::set_handler(handler).ok();
 }
 
 /// `--models`, if it is a folder.

@@ -23,6 +23,7 @@ use rustyline::error::ReadlineError;
 use std::io::{BufRead, IsTerminal};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use workspace::Workspace;
 
 /// `amscript`, `amscript --eval CODE`, `.. | amscript`.
@@ -43,6 +44,8 @@ pub fn command(arguments: PromptArgs) -> anyhow::Result<ExitCode> {
 pub struct Prompt {
     pub workspace: Workspace,
     names: Arc<Mutex<Names>>,
+    /// Whether it waits for input, so that a signal finds nothing to interrupt.
+    waiting: Arc<AtomicBool>,
 }
 
 impl Prompt {
@@ -50,9 +53,10 @@ impl Prompt {
         let mut request = run::request(&arguments.session, false)?;
         request.script = Some("session.rhai".into()); // imports and files are looked up from here
         let host = Host::new(Session::new(request, lines.printer()));
-        run::heed_ctrl_c(host.session());
+        let waiting = Arc::<AtomicBool>::default();
+        run::heed_signals(host.session(), waiting.clone());
         let names = Names { commands: command::COMMANDS.to_vec(), ..Names::default() };
-        Ok(Self { workspace: Workspace::new(host), names: Arc::new(Mutex::new(names)) })
+        Ok(Self { workspace: Workspace::new(host), names: Arc::new(Mutex::new(names)), waiting })
     }
 
     fn serve(mut self, arguments: &PromptArgs) -> anyhow::Result<ExitCode> {
@@ -68,8 +72,8 @@ impl Prompt {
     }
 
     /// Inputs one after the other, to the first that fails.
-    fn answer_all(&mut self, inputs: impl Iterator<Item = std::io::Result<String>>) -> ExitCode {
-        for input in inputs {
+    fn answer_all(&mut self, mut inputs: impl Iterator<Item = std::io::Result<String>>) -> ExitCode {
+        while let Some(input) = self.wait(|| inputs.next()) {
             let input = input.map_err(|e| Error::new(Kind::File, format!("standard input must be text, got \"{e}\"")));
             match input.and_then(|input| self.answer(&input)) {
                 Ok(true) => {}
@@ -98,7 +102,7 @@ impl Prompt {
         self.know_models();
         loop {
             self.renew();
-            match editor.readline("> ") {
+            match self.wait(|| editor.readline("> ")) {
                 Ok(line) if line.trim().is_empty() => {}
                 Ok(line) => {
                     history::add(&mut editor, file.as_deref(), &line);
@@ -113,6 +117,15 @@ impl Prompt {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// `read`, which waits for input. A signal that came between two inputs is forgotten.
+    fn wait<T>(&self, read: impl FnOnce() -> T) -> T {
+        self.workspace.session().forget_interrupts();
+        self.waiting.store(true, Ordering::Relaxed);
+        let input = read();
+        self.waiting.store(false, Ordering::Relaxed);
+        input
     }
 
     /// One input: a command, a question or code. False ends the prompt.
