@@ -88,7 +88,8 @@ fn signals_of_schedulers_and_closed_terminals_end_a_run_after_its_step() {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap());
         lines.read_line(&mut String::new()).unwrap();
-        assert!(Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status().unwrap().success());
+        let id = child.id().to_string(); // twice, as `timeout` does
+        assert!(Command::new("kill").args([&format!("-{signal}"), &id, &id]).status().unwrap().success());
         lines.read_to_end(&mut vec![]).unwrap();
         let output = child.wait_with_output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);

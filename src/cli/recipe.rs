@@ -109,7 +109,7 @@ fn unknown(name: &str) -> String {
 pub fn list(name: Option<&str>) -> anyhow::Result<()> {
     let Some(name) = name else { return output::line(&table()) };
     let none = || Error::new(Kind::Missing, format!("recipes: no recipe \"{name}\"")).hint(unknown(name));
-    output::text(&named(name).ok_or_else(none)?.text)
+    output::text(named(name).ok_or_else(none)?.text)
 }
 
 /// A line each, under the name of their folder.

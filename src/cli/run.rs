@@ -14,9 +14,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// The backward pass walks its graph by recursion; pages of the stack are only taken when touched.
 const STACK: usize = 1 << 30;
+
+/// Signals closer together are one: `timeout` and schedulers send theirs to a process and to its group.
+const ECHO: Duration = Duration::from_millis(100);
 
 /// `amscript run`.
 pub fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
@@ -111,10 +115,14 @@ pub fn request(arguments: &SessionArgs, plan: bool) -> Result<Request> {
 
 /// Ctrl-C, SIGTERM and SIGHUP reach the session, or end the process while it is waiting for input; without a handler they still end it.
 pub fn heed_signals(session: &Arc<Session>, waiting: Arc<AtomicBool>) {
-    let session = session.clone();
-    let handler = move || match waiting.load(Ordering::Relaxed) {
-        true => std::process::exit(130),
-        false => session.interrupt(),
+    let (session, mut last) = (session.clone(), None::<Instant>);
+    let handler = move || {
+        let echo = last.replace(Instant::now()).is_some_and(|last| last.elapsed() < ECHO);
+        match waiting.load(Ordering::Relaxed) {
+            true => std::process::exit(130),
+            false if !echo => session.interrupt(),
+            false => {}
+        }
     };
     ctrlc::set_handler(handler).ok();
 }
