@@ -11,11 +11,12 @@ use amscript::model::adapter::Targets;
 use amscript::model::open::{Choices, open};
 use amscript::model::source::Sources;
 use amscript::optim::{AdamW, OptimizerOptions, Params, constant_rate};
+use amscript::profile::Profile;
 use amscript::reward::trunk::Shelf;
 use amscript::script::session::Request;
 use amscript::script::{Host, Session};
 use amscript::tensor::{Device, Rng};
-use amscript::{Result, profile, reward};
+use amscript::{Result, reward};
 use serde::Deserialize;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -32,15 +33,20 @@ struct Loop {
     losses: Vec<f64>,
 }
 
-/// The loop in Rhai.
-fn in_rhai(updates: usize) -> Result<Loop> {
+/// The loop in Rhai, and where its time went if that is measured.
+fn in_rhai(updates: usize, measured: bool) -> Result<(Loop, Profile)> {
     let printed = Arc::new(Mutex::new(String::new()));
     let (overrides, out) = (vec![("updates".into(), updates.to_string())], printed.clone());
     let write = move |line: &str| *out.lock().expect("one thread prints") = line.into();
     let session = Session::new(Request { overrides, ..Request::default() }, Box::new(write));
+    let context = session.context().clone();
+    if measured {
+        context.profile.start();
+    }
     Host::new(session).run("script.rhai", SCRIPT).map(drop)?;
     let line = printed.lock().expect("one thread prints").clone();
-    Ok(serde_json::from_str(&line).expect("the script prints JSON"))
+    let found = serde_json::from_str(&line).expect("the script prints JSON");
+    Ok((found, context.profile.finish().unwrap_or_default()))
 }
 
 /// The same loop in Rust.
@@ -78,9 +84,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 /// Seconds that `updates` updates spend outside all phases, and in all.
 fn outside(updates: usize) -> Result<[f64; 2]> {
-    profile::start();
-    in_rhai(updates)?;
-    let phases = profile::finish().unwrap_or_default().phases;
+    let phases = in_rhai(updates, true)?.1.phases;
     let seconds = |time: Duration| time.as_secs_f64();
     let all = phases.values().map(|totals| seconds(totals.time)).sum();
     Ok([phases.get("script").map_or(0.0, |totals| seconds(totals.time)), all])
@@ -103,10 +107,10 @@ fn main() -> Result<()> {
     for round in 0..ROUNDS {
         // Whoever comes second finds the memory of the first; so they change places.
         let (a, b) = match round % 2 {
-            0 => (in_rhai(UPDATES)?, in_rust(UPDATES)?),
+            0 => (in_rhai(UPDATES, false)?.0, in_rust(UPDATES)?),
             _ => {
                 let b = in_rust(UPDATES)?;
-                (in_rhai(UPDATES)?, b)
+                (in_rhai(UPDATES, false)?.0, b)
             }
         };
         assert_eq!(a.losses, b.losses, "both loops must take the same updates");

@@ -3,9 +3,10 @@
 //! Messages read `<function>: <what must hold>, got <what came>`, lower case, no full stop, names in backticks.
 //! The place in the script is added once, at the edge, by `cli::fault`.
 
-use std::collections::BTreeSet;
+use crate::context::Context;
+use crate::progress::above_bar;
+use crate::terminal::note;
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
 
 /// The class of a mistake; scripts see it as `e.kind` in `catch (e)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,22 +134,11 @@ impl From<Error> for candle_core::Error {
     }
 }
 
-/// How a warning is shown.
-static SHOW: Mutex<fn(&str)> = Mutex::new(|line| eprintln!("{line}"));
-/// The keys of the warnings that were shown.
-static WARNED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
-
-/// Says `warning: <message>` on standard error, the first time only for each `key`.
+/// Says `warning: <message>` on standard error, above a progress bar, the first time only for each `key` in a host.
 pub fn warn_once(key: &str, message: &str) {
-    if WARNED.lock().unwrap_or_else(PoisonError::into_inner).insert(key.into()) {
-        let show = *SHOW.lock().unwrap_or_else(PoisonError::into_inner);
-        show(&format!("warning: {message}"));
+    if Context::current().first(key) {
+        above_bar(|| note(&format!("warning: {message}\n")));
     }
-}
-
-/// Shows warnings through `show`, such as above a progress bar.
-pub fn show_warnings_with(show: fn(&str)) {
-    *SHOW.lock().unwrap_or_else(PoisonError::into_inner) = show;
 }
 
 /// The candidate most like `name`, if one is close enough to be meant: "did you mean `..`".
@@ -170,22 +160,4 @@ macro_rules! bail {
     ($kind:ident, $($format:expr),+ $(,)?) => {
         return Err($crate::error::Error::new($crate::error::Kind::$kind, format!($($format),+)))
     };
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    static SHOWN: Mutex<Vec<String>> = Mutex::new(Vec::new());
-
-    #[test]
-    fn a_warning_is_shown_once_for_each_key() {
-        show_warnings_with(|line| SHOWN.lock().unwrap().push(line.into()));
-        for (key, message) in [("warn a", "one"), ("warn b", "two"), ("warn a", "three")] {
-            warn_once(key, message);
-        }
-        let shown = SHOWN.lock().unwrap().clone();
-        let ours = |line: &&String| ["one", "two", "three"].iter().any(|m| line.ends_with(m));
-        assert_eq!(shown.iter().filter(ours).collect::<Vec<_>>(), ["warning: one", "warning: two"]);
-    }
 }

@@ -1,5 +1,6 @@
 //! The command: arguments in, one report out, exit code.
 
+use amscript::cli;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -9,7 +10,7 @@ fn main() -> ExitCode {
         unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
     }
     keep_freed_memory();
-    amscript::cli::main(std::env::args_os())
+    cli::main(std::env::args_os()).unwrap_or_else(|error| cli::fail(&error))
 }
 
 /// Large blocks go back to the allocator, not to the system: mapping and clearing their pages anew for each tensor took an

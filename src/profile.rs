@@ -3,10 +3,11 @@
 //! Times exclude what is measured inside: a phase's those of phases within it, an op's backward those of ops run again in it. What
 //! passes between two ops counts for the later one. An op is named after the file that it stands in.
 
+use crate::context::Context;
 use crate::progress::Progress;
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// Totals under one name.
@@ -37,28 +38,37 @@ struct State {
     op: Instant,
 }
 
-static ON: AtomicBool = AtomicBool::new(false);
-static STATE: Mutex<Option<State>> = Mutex::new(None);
-
-fn state() -> MutexGuard<'static, Option<State>> {
-    STATE.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+/// The measuring of a context.
+#[derive(Default)]
+pub struct Recorder {
+    on: AtomicBool,
+    state: Mutex<Option<State>>,
 }
 
-/// Begins to measure.
-pub fn start() {
-    let now = Instant::now();
-    *state() = Some(State { found: Profile::default(), open: vec!["script"], phase: now, op: now });
-    ON.store(true, Ordering::Relaxed);
-}
-
-/// Ends it; nothing where it was not begun.
-pub fn finish() -> Option<Profile> {
-    ON.store(false, Ordering::Relaxed);
-    let mut state = state().take()?;
-    while !state.open.is_empty() {
-        state.leave();
+impl Recorder {
+    /// Begins to measure.
+    pub fn start(&self) {
+        let now = Instant::now();
+        *self.state.lock() = Some(State { found: Profile::default(), open: vec!["script"], phase: now, op: now });
+        self.on.store(true, Ordering::Relaxed);
     }
-    Some(state.found)
+
+    /// Ends it; nothing where it was not begun.
+    pub fn finish(&self) -> Option<Profile> {
+        self.on.store(false, Ordering::Relaxed);
+        let mut state = self.state.lock().take()?;
+        while !state.open.is_empty() {
+            state.leave();
+        }
+        Some(state.found)
+    }
+
+    /// `f` on the state while it is measured.
+    fn note(&self, f: impl FnOnce(&mut State)) {
+        if self.on.load(Ordering::Relaxed) {
+            self.state.lock().as_mut().map(f);
+        }
+    }
 }
 
 impl State {
@@ -70,6 +80,13 @@ impl State {
         let totals = self.found.phases.entry(self.open.last()?).or_default();
         totals.time += passed;
         Some(totals)
+    }
+
+    fn mark(&mut self, op: &'static str, direction: usize) {
+        let now = Instant::now();
+        let totals = &mut self.found.ops.entry(op).or_default()[direction];
+        totals.calls += 1;
+        totals.time += now - std::mem::replace(&mut self.op, now);
     }
 
     fn leave(&mut self) {
@@ -84,47 +101,28 @@ impl State {
 /// `f`, its time under `name`, which also stands behind the progress bar.
 pub fn phase<T>(name: &'static str, f: impl FnOnce() -> T) -> T {
     let _shown = Progress::named(name);
-    if !ON.load(Ordering::Relaxed) {
-        return f();
-    }
-    if let Some(state) = state().as_mut() {
+    let context = Context::current();
+    context.profile.note(|state| {
         state.settle();
         state.open.push(name);
-    }
+    });
     let value = f();
-    if let Some(state) = state().as_mut() {
-        state.leave();
-    }
+    context.profile.note(State::leave);
     value
 }
 
 /// To be called where the forward of an op ends.
 pub(crate) fn forward(op: &'static str) {
-    if ON.load(Ordering::Relaxed) {
-        mark(op, 0);
-    }
+    Context::current().profile.note(|state| state.mark(op, 0));
 }
 
 /// `f`, the backward of an op.
 pub(crate) fn backward<T>(op: &'static str, f: impl FnOnce() -> T) -> T {
-    if !ON.load(Ordering::Relaxed) {
-        return f();
-    }
-    if let Some(state) = state().as_mut() {
-        state.op = Instant::now();
-    }
+    let context = Context::current();
+    context.profile.note(|state| state.op = Instant::now());
     let value = f();
-    mark(op, 1);
+    context.profile.note(|state| state.mark(op, 1));
     value
-}
-
-fn mark(op: &'static str, direction: usize) {
-    if let Some(state) = state().as_mut() {
-        let now = Instant::now();
-        let totals = &mut state.found.ops.entry(op).or_default()[direction];
-        totals.calls += 1;
-        totals.time += now - std::mem::replace(&mut state.op, now);
-    }
 }
 
 /// Bytes of the process in memory, on Linux.

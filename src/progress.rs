@@ -1,12 +1,14 @@
 //! What a person sees of work that takes long: a bar with the time left on standard error, and lines above it.
 //!
-//! Work begins a [`Progress`] and ticks it, which stores a number. One thread draws, after a second: the outermost work that
+//! Work begins a [`Progress`] and ticks it, which stores a number. A thread draws while there is work, after a second: the outermost work that
 //! knows its size as a bar, and behind it what is done inside. Nothing is drawn where standard error is no terminal.
 
+use crate::context::Context;
 use crate::terminal::{self, Stream};
+use parking_lot::Mutex;
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Work that takes less is not shown.
@@ -36,35 +38,65 @@ struct Task {
 }
 
 /// What is being done, the outermost first, and whether the last line of the terminal shows it.
+#[derive(Default)]
 struct Shown {
     tasks: Vec<Arc<Task>>,
     drawn: bool,
-    painter: bool,
+    /// Whether a thread draws.
+    painted: bool,
 }
 
-static SHOWN: Mutex<Shown> = Mutex::new(Shown { tasks: Vec::new(), drawn: false, painter: false });
-static BEGUN: Condvar = Condvar::new();
-
-fn shown() -> MutexGuard<'static, Shown> {
-    SHOWN.lock().unwrap_or_else(PoisonError::into_inner)
+/// The bar of a context.
+pub struct Board {
+    shown: Arc<Mutex<Shown>>,
+    /// Whether bars are drawn at all.
+    drawing: bool,
+    unicode: bool,
 }
 
-/// Whether bars are drawn at all.
-fn drawing() -> bool {
-    static DRAWING: OnceLock<bool> = OnceLock::new();
-    *DRAWING.get_or_init(|| terminal::is_terminal(Stream::Error))
+impl Default for Board {
+    fn default() -> Self {
+        let (drawing, unicode) = (terminal::is_terminal(Stream::Error), terminal::unicode(terminal::variable));
+        Self { shown: Arc::default(), drawing, unicode }
+    }
+}
+
+impl Board {
+    fn begin(&self, task: Arc<Task>) {
+        let mut shown = self.shown.lock();
+        shown.tasks.push(task);
+        if self.drawing && !std::mem::replace(&mut shown.painted, true) {
+            let (shown, unicode) = (self.shown.clone(), self.unicode);
+            std::thread::spawn(move || {
+                while shown.lock().draw(unicode) {
+                    std::thread::sleep(PACE)
+                }
+            });
+        }
+    }
+
+    fn end(&self, task: &Arc<Task>) {
+        let mut shown = self.shown.lock();
+        shown.tasks.retain(|other| !Arc::ptr_eq(other, task));
+        if shown.tasks.is_empty() {
+            shown.erase();
+        }
+    }
 }
 
 /// Writes to the terminal without tearing the bar.
 pub fn above_bar<T>(write: impl FnOnce() -> T) -> T {
-    let mut shown = shown();
+    let context = Context::current();
+    let mut shown = context.progress.shown.lock();
     shown.erase();
     write()
 }
 
 /// So many bytes were read or written, for the innermost work that counts them.
 pub fn bytes(count: u64) {
-    if let Some(task) = shown().tasks.iter().rev().find(|task| task.unit == Unit::Bytes) {
+    let context = Context::current();
+    let shown = context.progress.shown.lock();
+    if let Some(task) = shown.tasks.iter().rev().find(|task| task.unit == Unit::Bytes) {
         task.tick(task.done() + count);
     }
 }
@@ -72,33 +104,19 @@ pub fn bytes(count: u64) {
 impl Shown {
     fn erase(&mut self) {
         if std::mem::take(&mut self.drawn) {
-            eprint!("\r\x1b[2K");
+            terminal::note("\r\x1b[2K");
         }
     }
 
-    fn draw(&mut self) {
+    /// Draws what is being done; false, and no longer painted, where nothing is.
+    fn draw(&mut self, unicode: bool) -> bool {
         let columns = terminal::size(Stream::Error).columns;
-        static UNICODE: OnceLock<bool> = OnceLock::new();
-        let unicode = *UNICODE.get_or_init(|| terminal::unicode(terminal::variable));
         if let Some(line) = line(&self.tasks, columns.saturating_sub(1), unicode) {
-            eprint!("\r\x1b[2K{line}");
+            terminal::note(&format!("\r\x1b[2K{line}"));
             self.drawn = true;
         }
-    }
-}
-
-/// Draws what is being done, as long as the process lives.
-fn paint() {
-    let mut shown = shown();
-    loop {
-        if shown.tasks.is_empty() {
-            shown = BEGUN.wait(shown).unwrap_or_else(PoisonError::into_inner);
-            continue;
-        }
-        drop(shown);
-        std::thread::sleep(PACE);
-        shown = self::shown();
-        shown.draw();
+        self.painted = !self.tasks.is_empty();
+        self.painted
     }
 }
 
@@ -180,7 +198,10 @@ impl Task {
 }
 
 /// Work that is being done, until this is dropped.
-pub struct Progress(Arc<Task>);
+pub struct Progress {
+    task: Arc<Task>,
+    context: Context,
+}
 
 impl Progress {
     /// Steps `first..total` are to be done; `what` they are stands before the bar.
@@ -201,41 +222,32 @@ impl Progress {
     fn begin(what: Cow<'static, str>, unit: Unit, first: u64, total: u64) -> Self {
         let (done, ticked, started) = (first.into(), AtomicU64::default(), Instant::now());
         let task = Arc::new(Task { what, unit, first, total, done, started, ticked });
-        let mut shown = shown();
-        shown.tasks.push(task.clone());
-        if drawing() {
-            if !std::mem::replace(&mut shown.painter, true) {
-                std::thread::spawn(paint);
-            }
-            BEGUN.notify_one();
-        }
-        Self(task)
+        let context = Context::current();
+        context.progress.begin(task.clone());
+        Self { task, context }
     }
 
     /// `done` steps of all are finished.
     pub fn tick(&self, done: usize) {
-        self.0.tick(done as u64);
+        self.task.tick(done as u64);
     }
 
     /// For lines where no bar is drawn: `12/200, 1m 20s left, 0.4s a step`, else nothing.
     pub fn plain(&self, done: usize) -> Option<String> {
         self.tick(done);
-        (!drawing()).then(|| format!("{}, {}", self.0.count(), self.0.pace()))
+        (!self.context.progress.drawing).then(|| format!("{}, {}", self.task.count(), self.task.pace()))
     }
 
     /// Whether other work goes on around this.
     fn inside(&self) -> bool {
-        shown().tasks.first().is_some_and(|first| !Arc::ptr_eq(first, &self.0))
+        let shown = self.context.progress.shown.lock();
+        shown.tasks.first().is_some_and(|first| !Arc::ptr_eq(first, &self.task))
     }
 }
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        let mut shown = shown();
-        shown.tasks.retain(|task| !Arc::ptr_eq(task, &self.0));
-        if shown.tasks.is_empty() {
-            shown.erase();
-        }
+        self.context.progress.end(&self.task);
     }
 }
 
@@ -260,12 +272,12 @@ impl Iterator for Counter {
     fn next(&mut self) -> Option<usize> {
         let done = self.next;
         self.progress.tick(done);
-        if done as u64 == self.progress.0.total {
+        if done as u64 == self.progress.task.total {
             return None;
         }
         if self.said.elapsed() >= Duration::from_secs(30) && !self.progress.inside() {
             self.said = Instant::now();
-            let what = &self.progress.0.what;
+            let what = &self.progress.task.what;
             self.progress.plain(done).iter().for_each(|line| (self.print)(&format!("{what} {line}")));
         }
         self.next += 1;

@@ -1,6 +1,6 @@
 //! The terminal behind a stream: whether there is one, its size, whether it shows more than ASCII.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 
 /// A stream that may lead to a terminal.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -31,6 +31,11 @@ pub fn is_terminal(stream: Stream) -> bool {
         Stream::Error => std::io::stderr().is_terminal(),
     };
     terminal && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
+/// Writes to standard error; what cannot be written is dropped, as there is nobody left to tell.
+pub fn note(text: &str) {
+    std::io::stderr().write_all(text.as_bytes()).ok();
 }
 
 /// The size of the stream's terminal now; 80 x 24 where it has none.

@@ -1,5 +1,4 @@
 //! The house rules that can be checked by reading: imports, lengths, unwraps.
-#![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
 
@@ -43,9 +42,44 @@ fn only_script_and_cli_know_rhai() {
     assert!(faults.is_empty(), "{faults}");
 }
 
+/// The modules of this crate that a text names, with their lines: `use crate::x`, `use crate::{x, y::{self, Z}}` over any number
+/// of lines, and `crate::x::y` in code and macros.
+fn imports(text: &str) -> Vec<(String, usize)> {
+    let bare = |l| if str::trim_start(l).starts_with("//") { "" } else { l };
+    let text: String = text.lines().flat_map(|l| [bare(l), "\n"]).collect();
+    let named = |rest: &str| rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let mut found = vec![];
+    for (at, _) in text.match_indices("crate::") {
+        let line = text[..at].matches('\n').count() + 1;
+        let rest = &text[at + "crate::".len()..];
+        if !rest.starts_with('{') {
+            found.push((named(rest), line));
+            continue;
+        }
+        let (mut depth, mut first) = (0, true);
+        for (i, c) in rest.char_indices() {
+            match c {
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                ',' => first |= depth == 1,
+                _ if first && !c.is_whitespace() => {
+                    found.push((named(&rest[i..]), line + rest[..i].matches('\n').count()));
+                    first = false;
+                }
+                _ => {}
+            }
+            if depth == 0 {
+                break;
+            }
+        }
+    }
+    found
+}
+
 #[test]
 fn lower_layers_do_not_import_higher_ones() {
-    const LAYERS: [&[&str]; 7] = [
+    const LAYERS: [&[&str]; 8] = [
+        &["context", "error", "file", "terminal", "progress", "profile"],
         &["tensor"],
         &["nn"],
         &["model", "flow", "optim", "data"],
@@ -56,12 +90,28 @@ fn lower_layers_do_not_import_higher_ones() {
     ];
     let layer = |name: &str| LAYERS.iter().position(|l| l.contains(&name));
     let faults = faults(|path, text| {
-        let own = layer(path.split('/').nth(1)?)?;
-        let imported = |l: &str| layer(l.split("crate::").nth(1)?.split([':', ';', '}']).next()?);
-        let line = text.lines().position(|l| l.starts_with("use crate::") && imported(l).is_some_and(|i| i > own))?;
-        Some(format!("{path}:{} imports from a higher layer", line + 1))
+        let module = path.trim_end_matches(".rs").split('/').nth(1).filter(|name| !["lib", "main"].contains(name))?;
+        let Some(own) = layer(module) else { return Some(format!("{path}: a layer is needed")) };
+        let (name, line) = imports(text).into_iter().find(|(name, _)| layer(name).is_some_and(|l| l > own))?;
+        Some(format!("{path}:{line} imports {name} from a higher layer"))
     });
     assert!(faults.is_empty(), "{faults}");
+    let sample =
+        "use crate::{\n    cli,\n    run::{self, folder},\n};\n// crate::no\nlet x = crate::nn::f($crate::flow);\n";
+    assert_eq!(
+        imports(sample),
+        [("cli", 2), ("run", 3), ("nn", 6), ("flow", 6)].map(|(name, line)| (name.into(), line))
+    );
+}
+
+#[test]
+fn every_file_of_tests_is_in_the_binary() {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let main = std::fs::read_to_string(tests.join("main.rs")).unwrap();
+    let names = std::fs::read_dir(tests).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap());
+    let stems = names.filter_map(|name| name.strip_suffix(".rs").map(String::from)).filter(|stem| stem != "main");
+    let absent: Vec<_> = stems.filter(|stem| !main.contains(&format!("mod {stem};"))).collect();
+    assert!(absent.is_empty(), "tests/main.rs must name {absent:?}");
 }
 
 #[test]
@@ -113,7 +163,7 @@ fn functions_are_short() {
     assert_eq!(functions(sample), [("short".into(), 3), ("inner".into(), 5)]);
 }
 
-/// Numbers are read by `tensor::check::read`, which is counted, wherever an update passes; the rest is named here.
+/// To read numbers is to wait for a device, so an update reads by `tensor::check::read`, which counts; files that read otherwise are named here.
 #[test]
 fn updates_read_no_numbers_on_the_side() {
     // Times given to adapters that depend on them and to the interpolant, a prompt encoder's check, penalties given as functions

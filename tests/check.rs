@@ -1,5 +1,4 @@
 //! `amscript check`, `recipes` and `new` from outside: scripts that are right pass, each mistake is named in its place.
-#![allow(clippy::unwrap_used)]
 
 use amscript::script::check::{self, Severity};
 use std::path::{Path, PathBuf};

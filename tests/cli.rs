@@ -1,5 +1,4 @@
 //! The command from outside: what bad input prints, and that it ends with the right code.
-#![allow(clippy::unwrap_used)]
 
 use std::path::Path;
 use std::process::{Command, Output};

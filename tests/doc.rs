@@ -1,5 +1,4 @@
 //! Every function that scripts can call is documented, and every example holds.
-#![allow(clippy::unwrap_used)]
 
 use amscript::script::catalog::{Catalog, Entry};
 use amscript::script::example;

@@ -1,5 +1,4 @@
 //! Every differentiable op: its gradient against finite differences in f64, its value against a plain composition.
-#![allow(clippy::unwrap_used)]
 
 use amscript::Result;
 use amscript::tensor::grad::{gradcheck, vjp};

@@ -1,5 +1,4 @@
 //! Models, decoders, rewards and losses keep their graph, and an update reads numbers once.
-#![allow(clippy::unwrap_used)]
 
 use amscript::align::{DraftOptions, Truncation};
 use amscript::align::{MatchingOptions, RewardCost, TerminalCost, adjoint_matching, draft, refl};

@@ -1,5 +1,4 @@
 //! LoRA files, strength and merging on the golden FLUX.2; the case `flux2_lora` is what diffusers and peft make of them.
-#![allow(clippy::unwrap_used)]
 
 use amscript::model::adapter::Targets;
 use amscript::model::flux2::Transformer;

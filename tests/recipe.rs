@@ -1,5 +1,4 @@
 //! Every recipe runs in a small setting, leaves what it promises, and repeats to the byte.
-#![allow(clippy::unwrap_used)]
 
 use std::path::Path;
 use std::process::Command;

@@ -2,7 +2,6 @@
 //!
 //! torch's exp is a last place off in two of the 128 frequencies of the time embedding, whose angles reach 1000. With its values
 //! every figure of the transformer below is under 5e-6.
-#![allow(clippy::unwrap_used)]
 
 use amscript::flow::{RolloutOptions, klein_grid, rollout};
 use amscript::model::adapter::Targets;

@@ -1,5 +1,4 @@
 //! The prompt in a real terminal, and without one.
-#![allow(clippy::unwrap_used)]
 
 use portable_pty::{Child, CommandBuilder, MasterPty, PtySize, native_pty_system};
 use std::io::{Read, Write};

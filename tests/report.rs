@@ -1,5 +1,4 @@
 //! Reports of runs: what a page holds, what bad folders give, what TensorBoard reads, and what a browser makes of the page.
-#![allow(clippy::unwrap_used)]
 
 use serde_json::Value;
 use std::collections::BTreeMap;

@@ -1,5 +1,4 @@
 //! Rewards against their reference libraries: features, scores and gradients to the pixels, from files in the published layouts.
-#![allow(clippy::unwrap_used)]
 
 use amscript::model::source::{Folder, Sources};
 use amscript::reward::trunk::Shelf;

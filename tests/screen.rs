@@ -1,5 +1,4 @@
 //! Pictures in a real terminal of 80 x 24, and in none.
-#![allow(clippy::unwrap_used)]
 
 use portable_pty::{CommandBuilder, PtySize, native_pty_system};
 use std::io::Read;

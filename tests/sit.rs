@@ -1,5 +1,4 @@
 //! The golden case `sit`: a tiny SiT in three files, and Stable Diffusion's autoencoder, against the original code and diffusers.
-#![allow(clippy::unwrap_used)]
 
 use amscript::flow::{RolloutOptions, rollout, uniform};
 use amscript::model::adapter::Targets;

@@ -1,5 +1,4 @@
 //! Markdown as tests: each heading is a case, its `rhai` fences are one script with expectations.
-#![allow(clippy::unwrap_used)]
 
 use amscript::script::example::{self, Example};
 

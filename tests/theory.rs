@@ -1,5 +1,4 @@
 //! The theory recipes in small settings: each checks its own numbers against closed forms and fails where they differ.
-#![allow(clippy::unwrap_used)]
 
 use std::path::Path;
 use std::process::Command;

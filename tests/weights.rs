@@ -1,5 +1,4 @@
 //! Bad weights are refused with the file or tensor named, before a tensor is read.
-#![allow(clippy::unwrap_used)]
 
 use amscript::Result;
 use amscript::model::open::{Choices, open};

@@ -2,7 +2,8 @@
 
 use crate::bail;
 use crate::error::Result;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use parking_lot::{Mutex, MutexGuard};
+use std::sync::Arc;
 
 /// The active steps; control on earlier ones is taken as zero.
 #[derive(Debug, Clone)]
@@ -48,7 +49,7 @@ impl Adaptive {
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Counts an update; true where it is one that measures.

@@ -1,32 +1,30 @@
 //! `amscript check`: what is wrong with scripts, for people or, with `--json`, for editors.
 
-use super::{CheckArgs, fault, recipe};
+use super::{CheckArgs, fault, output, recipe};
 use crate::script::check::{self, Finding, Report, Severity};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::ExitCode;
 
 /// Prints the findings of all scripts; the command fails where one of them is an error.
-pub fn command(arguments: &CheckArgs) -> ExitCode {
+pub fn command(arguments: &CheckArgs) -> anyhow::Result<ExitCode> {
     let (mut errors, mut warnings, mut items) = (0, 0, vec![]);
     for script in &arguments.scripts {
-        let report = match recipe::read(script) {
-            Ok(recipe::Source { path, name, text }) => check::check(path.as_deref(), &name, &text),
-            Err(error) => {
-                eprint!("{}", fault::render(&error, |_| None));
-                return ExitCode::FAILURE;
-            }
-        };
+        let recipe::Source { path, name, text } = recipe::read(script)?;
+        let report = check::check(path.as_deref(), &name, &text);
         for finding in &report.findings {
             *if finding.severity == Severity::Error { &mut errors } else { &mut warnings } += 1;
-            if arguments.json { items.push(item(finding, &report)) } else { println!("{}", text(finding, &report)) }
+            match arguments.json {
+                true => items.push(item(finding, &report)),
+                false => output::line(&self::text(finding, &report))?,
+            }
         }
     }
-    match arguments.json {
-        true => println!("{:#}", Value::Array(items)),
-        false => println!("{}", summary(arguments.scripts.len(), errors, warnings)),
-    }
-    if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    output::line(&match arguments.json {
+        true => format!("{:#}", Value::Array(items)),
+        false => summary(arguments.scripts.len(), errors, warnings),
+    })?;
+    Ok(if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// A finding as errors of runs look.

@@ -1,12 +1,11 @@
 //! The reference manual and what editors need, printed from the catalogue.
 
-use super::{editor, page};
+use super::{editor, output, page};
 use crate::bail;
 use crate::error::{Error, Kind, Result};
 use crate::script::catalog::{Catalog, Entry};
 use crate::script::option::Field;
 use std::path::Path;
-use std::process::ExitCode;
 
 /// The generated files and their texts.
 pub fn files() -> [(&'static str, String); 5] {
@@ -20,22 +19,15 @@ pub fn files() -> [(&'static str, String); 5] {
 }
 
 /// `amscript doc [--check]`, in the current folder.
-pub fn command(check: bool) -> ExitCode {
-    match files().iter().try_for_each(|(path, text)| if check { compare(path, text) } else { write(path, text) }) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprint!("{}", super::fault::render(&error, |_| None));
-            ExitCode::FAILURE
-        }
-    }
+pub fn command(check: bool) -> anyhow::Result<()> {
+    files().iter().try_for_each(|(path, text)| if check { Ok(compare(path, text)?) } else { write(path, text) })
 }
 
-fn write(path: &str, text: &str) -> Result<()> {
+fn write(path: &str, text: &str) -> anyhow::Result<()> {
     let folder = Path::new(path).parent().unwrap_or(Path::new("."));
     let written = std::fs::create_dir_all(folder).and_then(|()| std::fs::write(path, text));
     written.map_err(|e| Error::new(Kind::File, format!("doc: cannot write \"{path}\": {e}")))?;
-    println!("wrote {path}");
-    Ok(())
+    output::line(&format!("wrote {path}"))
 }
 
 /// Names the first line that differs.

@@ -1,39 +1,14 @@
 //! What editors need, from the catalogue: definitions of all functions, a TextMate grammar, a Vim syntax file.
 
+use super::repl::lexer::{KEYWORDS, VALUES};
 use crate::script::catalog::{Catalog, Entry, Overload};
 use serde_json::json;
 use std::collections::BTreeSet;
 
-/// The words of the language itself.
-pub const KEYWORDS: [&str; 27] = [
-    "let",
-    "const",
-    "if",
-    "else",
-    "switch",
-    "while",
-    "loop",
-    "do",
-    "until",
-    "for",
-    "in",
-    "continue",
-    "break",
-    "return",
-    "throw",
-    "try",
-    "catch",
-    "fn",
-    "private",
-    "this",
-    "import",
-    "export",
-    "as",
-    "global",
-    "is_def_var",
-    "is_def_fn",
-    "type_of",
-];
+/// The keywords, and functions that no script can have itself.
+pub fn keywords() -> Vec<&'static str> {
+    [&KEYWORDS[..], &["is_def_var", "is_def_fn", "type_of"]].concat()
+}
 
 /// Definitions in the form of Rhai's own: natives, then a module for each of stdlib's; options are part of the comments.
 pub fn definitions() -> String {
@@ -123,8 +98,8 @@ pub fn textmate() -> String {
             { "name": "string.interpolated.amscript", "begin": "`", "end": "`", "patterns": [
                 { "name": "meta.embedded.amscript", "begin": "\\$\\{", "end": "\\}", "patterns": [{ "include": "$self" }] }] },
             { "name": "constant.numeric.amscript", "match": "\\b[0-9][0-9_]*(?:\\.[0-9_]+)?(?:[eE][-+]?[0-9]+)?\\b" },
-            { "name": "constant.language.amscript", "match": words(&["true", "false"]) },
-            { "name": "keyword.control.amscript", "match": words(&KEYWORDS) },
+            { "name": "constant.language.amscript", "match": words(&VALUES) },
+            { "name": "keyword.control.amscript", "match": words(&keywords()) },
             { "match": "\\b([A-Za-z_]\\w*)(::)", "captures": { "1": { "name": "entity.name.namespace.amscript" } } },
             { "name": "support.function.amscript", "match": format!("{}(?=\\s*\\()", words(&names())) },
             { "match": "\\b([A-Za-z_]\\w*)\\s*(?=\\()", "captures": { "1": { "name": "entity.name.function.amscript" } } },
@@ -137,7 +112,7 @@ pub fn textmate() -> String {
 
 /// The syntax file for Vim and Neovim.
 pub fn vim() -> String {
-    let keywords = |group: &str, words: &[&str]| -> String {
+    let group = |group: &str, words: &[&str]| -> String {
         words.chunks(12).map(|some| format!("syn keyword {group} {}\n", some.join(" "))).collect()
     };
     format!(
@@ -151,9 +126,9 @@ pub fn vim() -> String {
          hi def link amscriptKeyword Keyword\nhi def link amscriptBoolean Boolean\nhi def link amscriptFunction Function\n\
          hi def link amscriptNumber Number\nhi def link amscriptString String\nhi def link amscriptComment Comment\n\n\
          let b:current_syntax = \"amscript\"\n",
-        keywords("amscriptKeyword", &KEYWORDS),
-        keywords("amscriptBoolean", &["true", "false"]),
-        keywords("amscriptFunction", &names()),
+        group("amscriptKeyword", &keywords()),
+        group("amscriptBoolean", &VALUES),
+        group("amscriptFunction", &names()),
     )
 }
 

@@ -1,6 +1,9 @@
 //! An error as people read it: message, place with the source line and a caret, the calls that led there, the hint.
 
-use crate::error::{Error, Place};
+use crate::error::{Error, Kind, Place};
+use crate::run::progress::above_bar;
+use crate::terminal;
+use std::process::ExitCode;
 
 /// The report; `source` gives a script's text by its name.
 pub fn render(error: &Error, source: impl Fn(&str) -> Option<String>) -> String {
@@ -19,6 +22,12 @@ pub fn render(error: &Error, source: impl Fn(&str) -> Option<String>) -> String 
         out += &format!("hint: {hint}\n");
     }
     out
+}
+
+/// Writes [`render`]'s text to standard error, above a progress bar; the exit code is 130 after an interrupt, else 1.
+pub fn report(error: &Error, source: impl Fn(&str) -> Option<String>) -> ExitCode {
+    above_bar(|| terminal::note(&render(error, source)));
+    if error.kind == Kind::Interrupt { ExitCode::from(130) } else { ExitCode::FAILURE }
 }
 
 /// Place, line and caret.

@@ -1,11 +1,11 @@
 //! Commands: parse, call, print one error, exit code. Nothing here computes.
-#![allow(clippy::print_stdout)]
 
 pub mod check;
 pub mod doc;
 pub mod editor;
 pub mod fault;
 pub mod models;
+pub mod output;
 pub mod page;
 pub mod plan;
 pub mod profile;
@@ -15,6 +15,8 @@ pub mod repl;
 pub mod report;
 pub mod run;
 
+use crate::error::Error;
+use crate::terminal;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -167,7 +169,10 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 }
 
 /// Runs one command line; a first argument that is no command is a script.
-pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+///
+/// # Errors
+/// What the command did not report itself: an [`Error`], or that standard output cannot be written; for [`fail`].
+pub fn main(arguments: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode> {
     let mut arguments: Vec<OsString> = arguments.collect();
     let first = arguments.get(1).and_then(|a| a.to_str());
     let named = |name: &str| name == "help" || Cli::command().find_subcommand(name).is_some();
@@ -176,13 +181,28 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     }
     let cli = Cli::parse_from(arguments);
     match cli.command {
-        None => repl::command(cli.prompt),
-        Some(Command::Run(arguments)) => run::run(arguments),
-        Some(Command::Check(arguments)) => check::command(&arguments),
+        None => return repl::command(cli.prompt),
+        Some(Command::Run(arguments)) => return run::run(arguments),
+        Some(Command::Check(arguments)) => return check::command(&arguments),
         Some(Command::Recipes { name }) => recipe::list(name.as_deref()),
         Some(Command::New(arguments)) => recipe::start(&arguments),
         Some(Command::Models(arguments)) => models::command(&arguments),
         Some(Command::Report(arguments)) => report::command(&arguments),
         Some(Command::Doc { check }) => doc::command(check),
+    }?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints an error and gives the exit code: 130 after an interrupt, 0 where only the reader of the output has gone.
+pub fn fail(error: &anyhow::Error) -> ExitCode {
+    if output::unread(error) {
+        return ExitCode::SUCCESS;
+    }
+    match error.downcast_ref::<Error>() {
+        Some(error) => fault::report(error, |_| None),
+        None => {
+            terminal::note(&format!("error: {error:#}\n"));
+            ExitCode::FAILURE
+        }
     }
 }

@@ -1,26 +1,16 @@
 //! `amscript models`: what is known, what is found, and which files it is made of.
 
-use super::{ModelsArgs, fault, quantity};
+use super::{ModelsArgs, output, quantity};
 use crate::bail;
 use crate::error::Result;
 use crate::model::inventory::{self, File, Model, Place};
 use crate::model::source::Sources;
 use crate::progress::Progress;
 use comfy_table::{CellAlignment, Table, presets};
-use std::process::ExitCode;
 
 /// Prints the list, or one model in detail.
-pub fn command(arguments: &ModelsArgs) -> ExitCode {
-    match listing(arguments) {
-        Ok(text) => {
-            println!("{text}");
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprint!("{}", fault::render(&error, |_| None));
-            ExitCode::FAILURE
-        }
-    }
+pub fn command(arguments: &ModelsArgs) -> anyhow::Result<()> {
+    output::line(&listing(arguments)?)
 }
 
 fn listing(arguments: &ModelsArgs) -> Result<String> {

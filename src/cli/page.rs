@@ -123,7 +123,7 @@ fn highlight(code: &str, links: &BTreeMap<&str, String>) -> String {
             '/' if token.len() > 1 => format!("<span class=\"c\">{shown}</span>"),
             '"' | '`' => format!("<span class=\"s\">{shown}</span>"),
             '0'..='9' => format!("<span class=\"n\">{shown}</span>"),
-            _ if super::editor::KEYWORDS.contains(&token) => format!("<span class=\"k\">{shown}</span>"),
+            _ if super::editor::keywords().contains(&token) => format!("<span class=\"k\">{shown}</span>"),
             _ => match links.get(token).filter(|_| after.starts_with('(')) {
                 Some(id) => format!("<a href=\"#{id}\">{shown}</a>"),
                 None => shown,

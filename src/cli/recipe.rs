@@ -1,13 +1,12 @@
 //! The recipes in the binary: `amscript recipes` lists them, `amscript new` starts a script from one, and a script's name that
 //! is no file is looked for among them.
 
-use super::{NewArgs, fault};
+use super::{NewArgs, output};
 use crate::bail;
 use crate::error::{Error, Kind, Result, nearest};
 use include_dir::{Dir, include_dir};
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 static SCRIPTS: Dir = include_dir!("$CARGO_MANIFEST_DIR/scripts");
 static EXAMPLES: Dir = include_dir!("$CARGO_MANIFEST_DIR/examples");
@@ -107,18 +106,10 @@ fn unknown(name: &str) -> String {
 }
 
 /// `amscript recipes [NAME]`.
-pub fn list(name: Option<&str>) -> ExitCode {
-    let Some(name) = name else {
-        println!("{}", table());
-        return ExitCode::SUCCESS;
-    };
-    match named(name) {
-        Some(recipe) => {
-            print!("{}", recipe.text);
-            ExitCode::SUCCESS
-        }
-        None => fail(&Error::new(Kind::Missing, format!("recipes: no recipe \"{name}\"")).hint(unknown(name))),
-    }
+pub fn list(name: Option<&str>) -> anyhow::Result<()> {
+    let Some(name) = name else { return output::line(&table()) };
+    let none = || Error::new(Kind::Missing, format!("recipes: no recipe \"{name}\"")).hint(unknown(name));
+    output::text(named(name).ok_or_else(none)?.text)
 }
 
 /// A line each, under the name of their folder.
@@ -151,17 +142,14 @@ fn clipped(line: &str) -> String {
 }
 
 /// `amscript new NAME [--from RECIPE]`.
-pub fn start(arguments: &NewArgs) -> ExitCode {
-    match begin(arguments) {
-        Ok(file) => {
-            println!("wrote {file}; next:\n");
-            println!("  amscript check {file}     what is wrong with it, without running it");
-            println!("  amscript {file} --plan    what it would take in weights, work and memory");
-            println!("  amscript {file}           runs it; results go to runs/");
-            ExitCode::SUCCESS
-        }
-        Err(error) => fail(&error),
-    }
+pub fn start(arguments: &NewArgs) -> anyhow::Result<()> {
+    let file = begin(arguments)?;
+    output::line(&format!(
+        "wrote {file}; next:\n
+  amscript check {file}     what is wrong with it, without running it
+  amscript {file} --plan    what it would take in weights, work and memory
+  amscript {file}           runs it; results go to runs/"
+    ))
 }
 
 fn begin(arguments: &NewArgs) -> Result<String> {
@@ -187,11 +175,6 @@ fn begin(arguments: &NewArgs) -> Result<String> {
 fn mine(recipe: &Recipe, file: &str) -> String {
     let folder = if recipe.name.starts_with("examples/") { "" } else { "scripts/" };
     recipe.text.replace(&format!("amscript {folder}{}.rhai", recipe.name), &format!("amscript {file}"))
-}
-
-fn fail(error: &Error) -> ExitCode {
-    eprint!("{}", fault::render(error, |_| None));
-    ExitCode::FAILURE
 }
 
 #[cfg(test)]

@@ -1,24 +1,15 @@
 //! `amscript report`: the page of one or several runs, and event files for TensorBoard.
 
-use super::{ReportArgs, fault};
+use super::{ReportArgs, output};
 use crate::error::Result;
 use crate::run::report::Report;
 use crate::run::tensorboard;
+use crate::terminal;
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 /// Writes what is asked for and prints where; what could not be read goes to standard error.
-pub fn command(arguments: &ReportArgs) -> ExitCode {
-    match write(arguments) {
-        Ok(written) => {
-            written.iter().for_each(|path| println!("{}", path.display()));
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprint!("{}", fault::render(&error, |_| None));
-            ExitCode::FAILURE
-        }
-    }
+pub fn command(arguments: &ReportArgs) -> anyhow::Result<()> {
+    write(arguments)?.iter().try_for_each(|path| output::line(&path.display().to_string()))
 }
 
 fn write(arguments: &ReportArgs) -> Result<Vec<PathBuf>> {
@@ -29,7 +20,7 @@ fn write(arguments: &ReportArgs) -> Result<Vec<PathBuf>> {
         (None, _) => "report.html".into(),
     };
     let left_out = report.write(&page)?;
-    report.notes().iter().chain(&left_out).for_each(|note| eprintln!("note: {note}"));
+    report.notes().iter().chain(&left_out).for_each(|note| terminal::note(&format!("note: {note}\n")));
     let mut written = vec![page];
     if let Some(folder) = &arguments.tensorboard {
         written.extend(tensorboard::write(&report.runs, folder)?);

@@ -1,54 +1,57 @@
 //! Runs one script: check everything first, then run it on a thread with a large stack, then report.
 
+use super::output::{self, Lines};
 use super::recipe::{self, Source};
 use super::{RunArgs, SessionArgs, fault};
 use crate::bail;
-use crate::error::{Error, Kind, Result, show_warnings_with};
-use crate::profile;
-use crate::run::progress::above_bar;
+use crate::error::{Error, Kind, Result};
 use crate::screen::Screen;
 use crate::script::session::{Printer, Request};
 use crate::script::{Host, Session};
-use crate::tensor::{Device, interrupt, place};
+use crate::tensor::{Device, place};
+use crate::terminal::note;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// The backward pass walks its graph by recursion; pages of the stack are only taken when touched.
 const STACK: usize = 1 << 30;
 
+/// Signals closer together are one: `timeout` and schedulers send theirs to a process and to its group.
+const ECHO: Duration = Duration::from_millis(100);
+
 /// `amscript run`.
-pub fn run(arguments: RunArgs) -> ExitCode {
-    show_warnings_with(|line| above_bar(|| eprintln!("{line}")));
-    let prepared = match prepare(&arguments) {
-        Ok(prepared) => prepared,
-        Err(error) => return fail(&error, None),
-    };
-    let (mut request, name, text) = prepared;
+pub fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
+    let (mut request, name, text) = prepare(&arguments)?;
     // what a planned script writes is thrown away
-    let draft = match arguments.plan.then(tempfile::tempdir).transpose() {
-        Ok(draft) => draft,
-        Err(e) => return fail(&Error::new(Kind::File, format!("--plan: no temporary folder: {e}")), None),
-    };
+    let draft = arguments.plan.then(tempfile::tempdir).transpose();
+    let draft = draft.map_err(|e| Error::new(Kind::File, format!("--plan: no temporary folder: {e}")))?;
     request.out = draft.as_ref().map(|draft| draft.path().into()).or(request.out);
+    let lines = Arc::new(Lines::default());
     let printer: Printer = match arguments.plan {
         true => Box::new(|_| ()),
-        false => Box::new(|line| above_bar(|| println!("{line}"))),
+        false => lines.printer(),
     };
-    if arguments.profile {
-        profile::start();
-    }
     let session = Session::new(request, printer);
-    let code = on_large_stack(move || execute(session, &name, &text));
-    if let Some(found) = profile::finish() {
-        eprintln!("\n{}", super::profile::text(&found));
+    let context = session.context().clone();
+    if arguments.profile {
+        context.profile.start();
     }
-    code
+    let code = on_large_stack(move || execute(session, &name, &text))?;
+    if let Some(found) = context.profile.finish() {
+        note(&format!("\n{}\n", super::profile::text(&found)));
+    }
+    if code == ExitCode::SUCCESS {
+        lines.end()?;
+    }
+    Ok(code)
 }
 
 /// Runs on a thread with room for the recursion of backward passes. It is one of those that share work: handing all of it to
 /// others would cost two wake-ups for each op.
-pub fn on_large_stack(work: impl FnOnce() -> ExitCode + Send + 'static) -> ExitCode {
+pub fn on_large_stack(work: impl FnOnce() -> anyhow::Result<ExitCode> + Send + 'static) -> anyhow::Result<ExitCode> {
     let share_and_work = || {
         rayon::ThreadPoolBuilder::new().use_current_thread().build_global().ok();
         work()
@@ -56,32 +59,32 @@ pub fn on_large_stack(work: impl FnOnce() -> ExitCode + Send + 'static) -> ExitC
     let worker = std::thread::Builder::new().stack_size(STACK).spawn(share_and_work);
     match worker.map(|w| w.join()) {
         Ok(Ok(code)) => code,
-        Ok(Err(_)) => ExitCode::from(101), // the panic has printed itself
-        Err(e) => fail(&Error::new(Kind::Internal, format!("run: no thread to run the script on: {e}")), None),
+        Ok(Err(_)) => Ok(ExitCode::from(101)), // the panic has printed itself
+        Err(e) => Err(Error::new(Kind::Internal, format!("run: no thread to run the script on: {e}")).into()),
     }
 }
 
-fn execute(session: Session, name: &str, text: &str) -> ExitCode {
+fn execute(session: Session, name: &str, text: &str) -> anyhow::Result<ExitCode> {
     let host = Host::new(session);
-    heed_ctrl_c(host.session());
+    heed_signals(host.session(), Arc::default());
     let outcome = host.run(name, text).and_then(|_| all_used(host.session()));
     let planned = host.session().planner().map(|planner| planner.plan());
     match (outcome, planned) {
         (outcome, Some(plan)) if outcome.is_ok() || plan.update.is_some() => {
-            println!("{}", super::plan::text(&plan));
-            ExitCode::SUCCESS
+            output::line(&super::plan::text(&plan))?;
+            Ok(ExitCode::SUCCESS)
         }
-        (Ok(_), _) => ExitCode::SUCCESS,
-        (Err(error), _) => fail(&error, Some(host.session())),
+        (Ok(_), _) => Ok(ExitCode::SUCCESS),
+        (Err(error), _) => Ok(fail(&error, host.session())),
     }
 }
 
-fn fail(error: &Error, session: Option<&Arc<Session>>) -> ExitCode {
-    eprint!("{}", fault::render(error, |name| session.and_then(|s| s.source(name))));
-    if let Some(step) = session.and_then(|s| s.step()).filter(|_| error.kind != Kind::Interrupt) {
-        eprintln!("the last step begun was step {step}");
+fn fail(error: &Error, session: &Session) -> ExitCode {
+    let code = fault::report(error, |name| session.source(name));
+    if let Some(step) = session.step().filter(|_| error.kind != Kind::Interrupt) {
+        note(&format!("the last step begun was step {step}\n"));
     }
-    if error.kind == Kind::Interrupt { ExitCode::from(130) } else { ExitCode::FAILURE }
+    code
 }
 
 /// Everything that can be known to be wrong before the script runs.
@@ -110,12 +113,16 @@ pub fn request(arguments: &SessionArgs, plan: bool) -> Result<Request> {
     })
 }
 
-/// Ctrl-C reaches the session, and every op once the session will not wait; without a handler it still ends the process.
-pub fn heed_ctrl_c(session: &Arc<Session>) {
-    let session = session.clone();
+/// Ctrl-C, SIGTERM and SIGHUP reach the session, or end the process while it is waiting for input; without a handler they still end it.
+pub fn heed_signals(session: &Arc<Session>, waiting: Arc<AtomicBool>) {
+    let (session, mut last) = (session.clone(), None::<Instant>);
     let handler = move || {
-        session.interrupt();
-        interrupt::wish(session.check().is_err());
+        let echo = last.replace(Instant::now()).is_some_and(|last| last.elapsed() < ECHO);
+        match waiting.load(Ordering::Relaxed) {
+            true => std::process::exit(130),
+            false if !echo => session.interrupt(),
+            false => {}
+        }
     };
     ctrlc::set_handler(handler).ok();
 }

@@ -51,7 +51,8 @@ pub struct Sde {
 /// The implicit sampler with stochasticity `eta` (arXiv:2206.05564): 0 is Euler's method, 1 ancestral sampling.
 ///
 /// From `t` to `s`: `x' = s x1 + sqrt((1-s)^2 - var) e + sqrt(var) z` with `x1 = x + (1-t) v`, `e = x - t v` and
-/// `var = (1-s)^2 [1 - ((1-s) t / (s (1-t)))^(2 eta^2)]`. It keeps the marginals at any step width.
+/// `var = (1-s)^2 [1 - ((1-s) t / (s (1-t)))^(2 eta^2)]`. It keeps the marginals at any step width
+/// where the prediction `x1` of the data is exact, and in the limit of narrow steps.
 #[derive(Debug, Clone, Copy)]
 pub struct Gddim {
     pub eta: f64,

@@ -10,8 +10,9 @@ use crate::nn::weights::{Init, Weights};
 use crate::tensor::grad::segment;
 use crate::tensor::op::{self, attention, cast, gated_add, modulated_norm, rms_norm, rope_pairs, silu, swiglu};
 use crate::tensor::{DType, Device, Tensor};
+use parking_lot::Mutex;
 use serde::Deserialize;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// `transformer/config.json`.
 #[derive(Clone, Debug, Deserialize)]
@@ -221,7 +222,7 @@ impl Transformer {
 
     /// Cosines and sines `[tokens, head / 2]` of the positions (0, row, column, text index), text first.
     fn rotations(&self, text: usize, h: usize, w: usize, device: &Device) -> Result<Rotations> {
-        let mut kept = self.rotations.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.rotations.lock();
         if let Some((sizes, known)) = &*kept
             && *sizes == [text, h, w]
             && known.0.device().same_device(device)

@@ -11,10 +11,11 @@ use crate::model::tokenizer::Tokenizer;
 use crate::nn::weights::Weights;
 use crate::progress::Progress;
 use crate::tensor::{D, DType, Device, Rng, Tensor};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// What a prompt becomes before the tokenizer: one user turn, thinking switched off.
 pub fn render(prompt: &str) -> String {
@@ -147,7 +148,7 @@ impl TextEncoder {
     }
 
     fn network(&self) -> Result<Arc<Qwen3>> {
-        let mut network = self.network.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut network = self.network.lock();
         if let Some(network) = &*network {
             return Ok(network.clone());
         }
@@ -156,7 +157,7 @@ impl TextEncoder {
 
     /// Frees the network. Prompts seen before stay; a new one reads it again.
     pub fn unload(&self) {
-        *self.network.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.network.lock() = None;
         self.weights.unload();
     }
 
@@ -240,7 +241,7 @@ impl TextEncoder {
 
     /// Text, ids `[b, tokens]` and embeddings `[b, tokens, features]` of the prompts, in order.
     pub fn encode(&self, prompts: &[String]) -> Result<Condition> {
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cache = self.cache.lock();
         let mut fresh: Vec<&String> = Vec::new();
         for prompt in prompts {
             if !cache.contains_key(prompt) && !fresh.contains(&prompt) {
@@ -334,7 +335,7 @@ mod tests {
         encoder.unload();
         let again = encoder.encode(&case.prompts[..1]).unwrap().embeddings.unwrap();
         assert!(largest(&(again - wanted.narrow(0, 0, 1).unwrap()).unwrap()) / largest(wanted) < 1e-5);
-        assert!(encoder.network.lock().unwrap().is_none(), "a prompt seen before needs no network");
+        assert!(encoder.network.lock().is_none(), "a prompt seen before needs no network");
         assert!(encoder.encode(&["another".to_string()]).is_ok());
     }
 

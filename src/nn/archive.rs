@@ -4,6 +4,7 @@
 
 use crate::bail;
 use crate::error::{Error, Kind, Result};
+use crate::file::Draft;
 use crate::nn::pickle;
 use crate::progress::{self, Progress};
 use crate::tensor::{Array, DType, Device, Tensor};
@@ -11,7 +12,6 @@ use memmap2::Mmap;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
 
@@ -251,7 +251,7 @@ fn dtype_of(name: &str) -> Result<DType> {
     }
 }
 
-/// Writes a safetensors file: to a temporary name beside it, synced, then renamed. Equal tensors give equal bytes.
+/// Writes a safetensors file, whole or not at all. Equal tensors give equal bytes.
 pub fn write<'a>(
     path: &Path,
     tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
@@ -275,25 +275,23 @@ pub fn write<'a>(
     }
     let mut header = serde_json::Value::Object(header).to_string().into_bytes();
     header.resize(header.len().next_multiple_of(8), b' ');
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(refused)?;
-    file.write_all(&(header.len() as u64).to_le_bytes()).map_err(refused)?;
-    file.write_all(&header).map_err(refused)?;
+    let mut file = Draft::new(path).map_err(refused)?;
+    file.write(&(header.len() as u64).to_le_bytes()).map_err(refused)?;
+    file.write(&header).map_err(refused)?;
     let shown = format!("saving {}", path.file_name().unwrap_or_default().to_string_lossy());
     let _shown = Progress::bytes(shown, offset as u64);
     for tensor in tensors.values() {
         let tensor = tensor.constant().to_device(&Device::Cpu)?;
-        file.write_all(&safetensors::View::data(&tensor.array())).map_err(refused)?;
+        file.write(&safetensors::View::data(&tensor.array())).map_err(refused)?;
         progress::bytes((tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64);
     }
-    file.as_file().sync_all().map_err(refused)?;
-    file.persist(path).map_err(|e| refused(e.error))?;
-    Ok(())
+    file.finish().map_err(refused)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
 
     fn file(bytes: &[u8]) -> tempfile::TempPath {
         let mut file = tempfile::Builder::new().suffix(".safetensors").tempfile().unwrap();

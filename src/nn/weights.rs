@@ -9,9 +9,10 @@ use crate::nn::layout::{self, Layout, Piece};
 use crate::progress::{self, Progress};
 use crate::tensor::op::Lora;
 use crate::tensor::{DType, Device, Rng, Tensor, interrupt, place};
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 /// Networks of more numbers than this are held in bf16 and recompute their blocks, unless told otherwise.
 pub const LARGE: usize = 1_000_000_000;
@@ -269,7 +270,7 @@ impl Weights {
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.state.lock()
     }
 
     /// Shape of a stored tensor, to read sizes from; `None` when there is no such tensor.
@@ -484,7 +485,7 @@ fn hollow(shape: &[usize], dtype: DType) -> Result<Tensor> {
 
 impl Shared {
     fn copy(&self) -> Self {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let state = self.state.lock().clone();
         Self {
             origin: self.origin.clone(),
             source: self.source.clone(),

@@ -4,7 +4,8 @@ use crate::bail;
 use crate::error::Result;
 use crate::tensor::check::verify;
 use crate::tensor::{DType, Tensor};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use parking_lot::Mutex;
+use std::sync::OnceLock;
 
 /// Images with a prompt each.
 pub struct Batch<'a> {
@@ -62,7 +63,7 @@ impl<'a> Batch<'a> {
 
     /// Features of the images, computed once for all rewards with the same `trunk` (any number that is its own).
     pub fn features(&self, trunk: usize, compute: impl FnOnce() -> Result<Tensor>) -> Result<Tensor> {
-        let mut known = self.features.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.features.lock();
         if let Some((_, features)) = known.iter().find(|(owner, _)| *owner == trunk) {
             return Ok(features.clone());
         }

@@ -14,10 +14,11 @@ use crate::nn::weights::Weights;
 use crate::progress::Progress;
 use crate::reward::{Batch, Reward};
 use crate::tensor::{DType, Device, Rng, Tensor, op};
+use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 /// Files that may hold the weights of open_clip's layout, the newest version first.
 const OPEN_CLIP: [&str; 4] =
@@ -168,7 +169,7 @@ impl Trunk {
             return Ok(Tensor::zeros((texts.len(), self.clip.config.embed), DType::F32, self.clip.device())?);
         }
         let mut fresh: Vec<&String> = Vec::new();
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cache = self.cache.lock();
         for text in texts {
             if !cache.contains_key(text) && !fresh.contains(&text) {
                 fresh.push(text);
@@ -267,7 +268,7 @@ pub struct Shelf {
 impl Shelf {
     /// The trunk of that key, opened when none is at hand.
     pub fn take(&self, key: String, open: impl FnOnce() -> Result<Trunk>) -> Result<Arc<Trunk>> {
-        let mut open_ones = self.trunks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open_ones = self.trunks.lock();
         if let Some(trunk) = open_ones.get(&key).and_then(Weak::upgrade) {
             return Ok(trunk);
         }
@@ -278,12 +279,12 @@ impl Shelf {
 
     /// Notes a reward, for the record of a run.
     pub fn note(&self, reward: &Arc<dyn Reward>) {
-        self.rewards.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(reward));
+        self.rewards.lock().push(Arc::downgrade(reward));
     }
 
     /// Details of the rewards that are still in use.
     pub fn details(&self) -> Vec<String> {
-        let rewards = self.rewards.lock().unwrap_or_else(PoisonError::into_inner);
+        let rewards = self.rewards.lock();
         rewards.iter().filter_map(Weak::upgrade).map(|reward| reward.details()).collect()
     }
 }

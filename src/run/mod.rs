@@ -27,11 +27,12 @@ use crate::{
     tensor::{Rng, Stream, Tensor},
 };
 use log::Log;
+use parking_lot::{Mutex, MutexGuard};
 use progress::Progress;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The person who watches a run.
@@ -141,7 +142,7 @@ impl Run {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock()
     }
 
     pub fn folder(&self) -> &Path {

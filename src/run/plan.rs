@@ -3,7 +3,7 @@
 use crate::model::estimate::{Cost, Part, Work};
 use crate::model::text::CACHED_BYTES;
 use crate::tensor::cuda::SCRATCH;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use parking_lot::{Mutex, MutexGuard};
 
 /// What a script has shown of itself so far, when it runs only to be planned.
 pub struct Planner {
@@ -18,7 +18,7 @@ impl Planner {
     }
 
     pub fn plan(&self) -> MutexGuard<'_, Plan> {
-        self.plan.lock().unwrap_or_else(PoisonError::into_inner)
+        self.plan.lock()
     }
 }
 

@@ -30,7 +30,8 @@ impl Callback {
         let engine = self.session.engine()?;
         let context = self.context.create_context(&engine);
         let source = context.call_source().unwrap_or_default().to_string();
-        let result: RhaiResultOf<rhai::Dynamic> = self.closure.call_within_context(&context, args);
+        let call = || -> RhaiResultOf<rhai::Dynamic> { self.closure.call_within_context(&context, args) };
+        let result = self.session.context().enter(call);
         let value = result.map_err(|e| {
             let mut error = fault::from_script(*e, &source, &self.session);
             error.trace.pop(); // where the closure was given to the native; the native's caller is added when it returns

@@ -6,7 +6,7 @@ use crate::flow::{Euler, OnStep, interpolant, time_tensor};
 use crate::model::{Condition, Flow, Velocity};
 use crate::tensor::{Stream, Tensor};
 use crate::{align, bail, options, script_value};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use parking_lot::{Mutex, MutexGuard};
 
 script_value!(crate::flow::Grid, "a time grid such as `uniform(20)`");
 
@@ -58,7 +58,7 @@ impl Trajectory {
     }
 
     pub fn measured(&self) -> MutexGuard<'_, Measured> {
-        self.measured.lock().unwrap_or_else(PoisonError::into_inner)
+        self.measured.lock()
     }
 }
 

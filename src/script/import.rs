@@ -4,10 +4,10 @@ use super::{RhaiResultOf, Session};
 use crate::bail;
 use crate::error::{Error, Kind, Result};
 use include_dir::{Dir, include_dir};
+use parking_lot::Mutex;
 use rhai::{Engine, Module, ModuleResolver, Position, Scope, Shared};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
 
 static STDLIB: Dir = include_dir!("$CARGO_MANIFEST_DIR/stdlib");
 
@@ -34,26 +34,22 @@ impl ModuleResolver for Imports {
         };
         let session = Session::on(engine);
         let (name, text) = find(&session, source, path).map_err(|e| place(e.into()))?;
-        match self.lock().get(&name) {
+        match self.loaded.lock().get(&name) {
             Some(Some(module)) => return Ok(module.clone()),
             Some(None) => return Err(place(cycle(path).into())),
             None => {}
         }
-        self.lock().insert(name.clone(), None);
+        self.loaded.lock().insert(name.clone(), None);
         let module = evaluate(engine, &session, &name, &text);
         match &module {
-            Ok(module) => self.lock().insert(name, Some(module.clone())),
-            Err(_) => self.lock().remove(&name),
+            Ok(module) => self.loaded.lock().insert(name, Some(module.clone())),
+            Err(_) => self.loaded.lock().remove(&name),
         };
         module
     }
 }
 
-impl Imports {
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Option<Shared<Module>>>> {
-        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+impl Imports {}
 
 fn cycle(path: &str) -> Error {
     Error::new(Kind::Value, format!("import: modules must not import each other in a circle, got \"{path}\" again"))

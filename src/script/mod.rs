@@ -255,9 +255,9 @@ impl Host {
         Ok(ast)
     }
 
-    /// Runs a parsed script and returns its last value.
+    /// Runs a parsed script, in the host's context, and returns its last value.
     pub fn run_in(&self, scope: &mut Scope, name: &str, ast: &AST) -> Result<Dynamic> {
-        let result = self.engine.eval_ast_with_scope::<Dynamic>(scope, ast);
+        let result = self.session.context().enter(|| self.engine.eval_ast_with_scope::<Dynamic>(scope, ast));
         result.map_err(|e| fault::from_script(*e, name, &self.session))
     }
 

@@ -6,8 +6,8 @@ use crate::optim as optimizers;
 use crate::optim::{Params, Schedule};
 use crate::tensor::Tensor;
 use crate::{options, script_value};
+use parking_lot::{Mutex, MutexGuard};
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 script_value!(Schedule, "a rate such as `1e-3` or `cosine(1e-3, 200, 10)`");
 
@@ -36,7 +36,7 @@ pub struct Optimizer(pub Arc<Mutex<optimizers::AdamW>>);
 
 impl Optimizer {
     pub fn lock(&self) -> MutexGuard<'_, optimizers::AdamW> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -7,8 +7,8 @@ use crate::run::progress::Counter;
 use crate::run::{Console, Recipe, Saved, Start, Steps as Iterating};
 use crate::tensor::{Stream, Tensor, show as text};
 use crate::{bail, options};
+use parking_lot::Mutex;
 use serde_json::Value;
-use std::sync::{Mutex, PoisonError};
 
 options! {
     /// Where a run is.
@@ -31,10 +31,10 @@ impl Console for Session {
         Session::print(self, line);
     }
     fn stop_requested(&self) -> bool {
-        Session::stop_requested(self)
+        self.context().interrupt.asked()
     }
     fn finish_steps(&self, running: bool) {
-        Session::finish_steps(self, running);
+        self.context().interrupt.finish_steps(running);
     }
     fn begin_step(&self, step: Option<usize>) {
         Session::begin_step(self, step);
@@ -58,7 +58,7 @@ type Checked = (Counter, Arc<Session>);
 /// Makes [`Steps`] and [`Counting`] something that `for` runs over.
 pub(super) fn iterators(module: &mut Module) {
     module.set_iter_result(TypeId::of::<Counting>(), |value: Dynamic| {
-        let counting = value.cast::<Counting>().0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let counting = value.cast::<Counting>().0.lock().take();
         Box::new(counting.into_iter().flat_map(|(counter, session)| {
             counter.map(move |i| {
                 session.check()?;
@@ -67,7 +67,7 @@ pub(super) fn iterators(module: &mut Module) {
         }))
     });
     module.set_iter_result(TypeId::of::<Steps>(), |value: Dynamic| {
-        let steps = value.cast::<Steps>().0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let steps = value.cast::<Steps>().0.lock().take();
         Box::new(steps.into_iter().flatten().map(|step| Ok(Dynamic::from(step? as i64))))
     });
 }

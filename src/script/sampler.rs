@@ -88,7 +88,8 @@ pub mod sampler {
 
     /// The implicit sampler with stochasticity `eta`: 0 is Euler's method, 1 ancestral sampling (arXiv:2206.05564).
     ///
-    /// It keeps the marginals at any step width; its last step is free of noise.
+    /// It keeps the marginals at any step width where the velocity's prediction of the data is exact, else in the limit of narrow
+    /// steps: wide ones leave the ends too close together. Its last step is free of noise.
     ///
     /// ```rhai
     /// let field = velocity_field(|x, t, c| -x);

@@ -1,17 +1,18 @@
 //! What one run of a script was asked for, shared by all natives: overrides, seed, device, folders, interrupt.
 
 use super::{fault, option};
+use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::reward::trunk::Shelf;
 use crate::run::plan::Planner;
 use crate::screen::{Images, Plot, Screen};
 use crate::{bail, tensor::Device};
 use image::RgbImage;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use rhai::{AST, Dynamic, Engine, EvalAltResult, Map, NativeCallContext, ParseErrorType, Scope};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
 /// What the command line decided.
@@ -62,8 +63,7 @@ pub struct Session {
     request: RwLock<Request>,
     device: Device,
     print: Printer,
-    interrupts: AtomicUsize,
-    finishing: AtomicBool,
+    context: Context,
     step: Mutex<Option<usize>>,
     engine: OnceLock<Weak<Engine>>,
     sources: Mutex<BTreeMap<String, String>>,
@@ -81,8 +81,7 @@ impl Session {
             device: request.device.clone(),
             request: RwLock::new(request),
             print,
-            interrupts: AtomicUsize::new(0),
-            finishing: AtomicBool::new(false),
+            context: Context::default(),
             step: Mutex::default(),
             engine: OnceLock::new(),
             sources: Mutex::default(),
@@ -108,12 +107,12 @@ impl Session {
 
     /// What the command line decided, and a prompt has changed since.
     pub fn request(&self) -> RwLockReadGuard<'_, Request> {
-        self.request.read().unwrap_or_else(PoisonError::into_inner)
+        self.request.read()
     }
 
     /// A prompt changes what the command line decided: settings, seed, the script that runs. The device stays.
     pub fn amend(&self, change: impl FnOnce(&mut Request)) {
-        change(&mut self.request.write().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.request.write());
     }
 
     pub fn device(&self) -> &Device {
@@ -167,44 +166,35 @@ impl Session {
         files.find(|file| !file.exists()).ok_or_else(|| Error::new(Kind::Internal, "show: no name is free"))
     }
 
+    /// What is entered while scripts of this session run.
+    pub fn context(&self) -> &Context {
+        &self.context
+    }
+
     /// Ctrl-C was pressed: once ends the run after its step if it has steps, twice stops at once.
     pub fn interrupt(&self) {
-        self.interrupts.fetch_add(1, Ordering::Relaxed);
+        self.context.interrupt.ask();
     }
 
     /// A prompt is ready for the next call.
     pub fn forget_interrupts(&self) {
-        self.interrupts.store(0, Ordering::Relaxed);
-        self.finish_steps(false);
+        self.context.interrupt.forget();
         self.begin_step(None);
-    }
-
-    /// Whether the user wants the run to end after this step.
-    pub fn stop_requested(&self) -> bool {
-        self.interrupts.load(Ordering::Relaxed) > 0
-    }
-
-    /// A loop over steps sets this while it will end by itself when [`Session::stop_requested`].
-    pub fn finish_steps(&self, finishing: bool) {
-        self.finishing.store(finishing, Ordering::Relaxed);
     }
 
     /// A loop over steps notes the step that begins, and `None` when it came to its end.
     pub fn begin_step(&self, step: Option<usize>) {
-        *lock(&self.step) = step;
+        *self.step.lock() = step;
     }
 
     /// The last step that began in a loop that did not come to its end.
     pub fn step(&self) -> Option<usize> {
-        *lock(&self.step)
+        *self.step.lock()
     }
 
     /// Errs when the user interrupted or the deadline passed; long native loops call it once per step.
     pub fn check(&self) -> Result<()> {
-        let patience = usize::from(self.finishing.load(Ordering::Relaxed));
-        if self.interrupts.load(Ordering::Relaxed) > patience {
-            bail!(Interrupt, "interrupted");
-        }
+        self.context.interrupt.check()?;
         if self.request().deadline.is_some_and(|deadline| Instant::now() > deadline) {
             bail!(Limit, "the script ran past its time limit");
         }
@@ -223,23 +213,23 @@ impl Session {
 
     /// Remembers a script's text so that errors can show it.
     pub fn add_source(&self, name: &str, text: &str) {
-        lock(&self.sources).insert(name.into(), text.into());
+        self.sources.lock().insert(name.into(), text.into());
     }
 
     /// The text of a script that was run or imported.
     pub fn source(&self, name: &str) -> Option<String> {
-        lock(&self.sources).get(name).cloned()
+        self.sources.lock().get(name).cloned()
     }
 
     /// Remembers the functions of a script so that errors can suggest them.
     pub(super) fn add_functions(&self, ast: &AST) {
         let named = ast.iter_functions().filter(|f| !f.name.starts_with("anon$"));
-        lock(&self.functions).extend(named.map(|f| (f.name.to_string(), format!("({})", f.params.join(", ")))));
+        self.functions.lock().extend(named.map(|f| (f.name.to_string(), format!("({})", f.params.join(", ")))));
     }
 
     /// The functions of the scripts that were compiled: names and parameters.
     pub fn functions(&self) -> BTreeMap<String, String> {
-        lock(&self.functions).clone()
+        self.functions.lock().clone()
     }
 
     /// The debug text of a value, as scripts print it.
@@ -264,13 +254,13 @@ impl Session {
         if let (Some(seed), true) = (seed, settings.contains_key("seed")) {
             settings.insert("seed".into(), Dynamic::from(seed as i64));
         }
-        *lock(&self.settings) = Some(settings.clone());
+        *self.settings.lock() = Some(settings.clone());
         Ok(settings)
     }
 
     /// What [`Session::settle`] returned last; `None` when the script declares no settings.
     pub fn settings(&self) -> Option<Map> {
-        lock(&self.settings).clone()
+        self.settings.lock().clone()
     }
 
     /// `--set` text as a value: an expression, or plain text such as `tiny/flux2`.
@@ -291,10 +281,6 @@ impl Session {
 }
 
 fn drop_text(_: &str) {}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 fn is_plain_text(error: &EvalAltResult) -> bool {
     match error {
@@ -342,15 +328,5 @@ mod tests {
         assert_eq!(error.message, "--set: `steps` must be a value such as 20, got \"many\"");
         let error = settle(&[("grid", "ones(2)")]).unwrap_err();
         assert!(error.message.starts_with("--set grid=ones(2): `ones`: expected (array), got (integer)"), "{error}");
-    }
-
-    #[test]
-    fn one_interrupt_waits_for_the_step_and_two_do_not() {
-        let session = Session::new(Request::default(), Box::new(|_| ()));
-        session.finish_steps(true);
-        session.interrupt();
-        assert!(session.stop_requested() && session.check().is_ok());
-        session.interrupt();
-        assert_eq!(session.check().unwrap_err().kind, Kind::Interrupt);
     }
 }

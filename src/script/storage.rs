@@ -1,8 +1,9 @@
 //! Chapter `storage`: kinds of number, devices, and tensors in files.
 
 use super::*;
+use crate::nn::archive;
 use crate::tensor::{DType, Device, Tensor};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 /// Where and how numbers are kept. Files are safetensors.
 #[export_module(manifest)]
@@ -110,9 +111,9 @@ pub mod storage {
     #[rhai_fn(return_raw, volatile)]
     pub fn save_tensors(context: NativeCallContext, tensors: Map, path: &str) -> RhaiResultOf<()> {
         let file = Session::of(&context).writable(path).map_err(|e| e.within("save_tensors"))?;
-        let tensors = tensors.iter().map(|(name, x)| named(name, x)).collect::<Result<HashMap<_, _>>>()?;
-        let saved = crate::tensor::file::save(&tensors, &file);
-        Ok(saved.map_err(|e| Error::from(e).within(format_args!("save_tensors: \"{path}\"")))?)
+        let tensors = tensors.iter().map(|(name, x)| named(name, x)).collect::<Result<Vec<_>>>()?;
+        let tensors = tensors.iter().map(|(name, x)| (name.as_str(), x));
+        Ok(archive::write(&file, tensors, &BTreeMap::new()).map_err(|e| e.within("save_tensors"))?)
     }
 }
 

@@ -3,43 +3,45 @@
 
 use super::sample::sum_per_sample;
 use super::{DType, Tensor};
+use crate::context::kept;
 use crate::error::Result;
-use std::cell::{Cell, RefCell};
 
 type Judge = Box<dyn FnOnce(&[f64]) -> Result<()>>;
 
-thread_local! {
-    /// Checks of the outermost [`together`], in order.
-    static OPEN: RefCell<Option<Vec<(Tensor, Judge)>>> = const { RefCell::new(None) };
-    static READS: Cell<usize> = const { Cell::new(0) };
-    static LATER: Cell<bool> = const { Cell::new(false) };
+/// What a thread keeps of its context.
+#[derive(Default)]
+struct Checks {
+    /// Those of the outermost [`together`], in order.
+    open: Option<Vec<(Tensor, Judge)>>,
+    reads: usize,
+    later: bool,
 }
 
 /// All numbers of a tensor, row by row; waits for its device.
 pub fn read(x: &Tensor) -> Result<Vec<f64>> {
-    READS.set(READS.get() + 1);
+    kept(|checks: &mut Checks| checks.reads += 1);
     x.constant().flatten_all()?.to_dtype(DType::F64)?.to_vec1()
 }
 
 /// How often this thread has read numbers.
 pub fn reads() -> usize {
-    READS.get()
+    kept(|checks: &mut Checks| checks.reads)
 }
 
 /// `f` with the processor's checks put off like those of other devices.
 pub fn as_on_a_device<T>(f: impl FnOnce() -> T) -> T {
-    let before = LATER.replace(true);
+    let before = kept(|checks: &mut Checks| std::mem::replace(&mut checks.later, true));
     let value = f();
-    LATER.set(before);
+    kept(|checks: &mut Checks| checks.later = before);
     value
 }
 
 /// Runs `f`; the checks put off in it are made at its end, with one read. The first that fails is the error, whatever came of it later.
 pub fn together<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
-    let outermost = OPEN.with_borrow_mut(|open| match open {
+    let outermost = kept(|checks: &mut Checks| match checks.open {
         Some(_) => false,
         None => {
-            *open = Some(Vec::new());
+            checks.open = Some(Vec::new());
             true
         }
     });
@@ -47,7 +49,7 @@ pub fn together<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
     if !outermost {
         return value;
     }
-    settle(OPEN.take().unwrap_or_default())?;
+    settle(kept(|checks: &mut Checks| checks.open.take()).unwrap_or_default())?;
     value
 }
 
@@ -69,13 +71,15 @@ fn settle(checks: Vec<(Tensor, Judge)>) -> Result<()> {
 /// Has a few numbers `[n]` judged, at once or at the end of what runs [`together`].
 pub fn verify(numbers: &Tensor, judge: impl FnOnce(&[f64]) -> Result<()> + 'static) -> Result<()> {
     let numbers = numbers.constant().to_dtype(DType::F64)?;
-    let waits = !numbers.device().is_cpu() || LATER.get();
-    let judge = OPEN.with_borrow_mut(|open| match open.as_mut().filter(|_| waits) {
-        Some(checks) => {
-            checks.push((numbers.clone(), Box::new(judge)));
-            None
+    let judge = kept(|checks: &mut Checks| {
+        let waits = checks.later || !numbers.device().is_cpu();
+        match checks.open.as_mut().filter(|_| waits) {
+            Some(open) => {
+                open.push((numbers.clone(), Box::new(judge)));
+                None
+            }
+            None => Some(judge),
         }
-        None => Some(judge),
     });
     match judge {
         Some(judge) => judge(&read(&numbers)?),

@@ -1,6 +1,6 @@
 //! Gaussian source and target, where everything has a closed form (arXiv:2605.06583, Propositions 4.1 and 4.2).
 
-use crate::toy::{Gaussian, load, numbers};
+use super::toy::{Gaussian, load, numbers};
 use amscript::align::{AdjointIndex, Norm, Regularizer, RewardCost, control_target, lean_adjoint, terminal_gradient};
 use amscript::flow::{Euler, Heun, RolloutOptions, Solver, Trajectory, rollout, uniform};
 use amscript::model::{Condition, Velocity};

@@ -1,6 +1,6 @@
 //! The golden case `adjoint`: states, adjoints, targets, losses and gradients of a small network.
 
-use crate::toy::{Mlp, Tensors, golden, relative, reward};
+use super::toy::{Mlp, Tensors, golden, relative, reward};
 use amscript::align::{
     Adjoint, AdjointIndex, MatchingLoss, Norm, Regularizer, control_target, lean_adjoint, matching_loss,
     terminal_gradient,

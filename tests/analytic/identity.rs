@@ -1,6 +1,6 @@
 //! Identities between methods, and the count of forwards.
 
-use crate::toy::{Counted, Mlp, golden, load, numbers, relative, reward};
+use super::toy::{Counted, Mlp, golden, load, numbers, relative, reward};
 use amscript::align::{
     Adaptive, AdjointIndex, DraftOptions, MatchingLoss, MatchingOptions, Norm, Reduction, Regularizer, RewardCost,
     TerminalCost, Truncation, adjoint_matching, control_intensity, control_mass, control_target, draft, lean_adjoint,

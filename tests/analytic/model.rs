@@ -1,6 +1,6 @@
 //! The solver on the golden pipeline's FLUX.2 with LoRA, in f32.
 
-use crate::toy::Counted;
+use super::toy::Counted;
 use amscript::align::{
     MatchingOptions, Norm, Recomputed, RewardCost, Truncation, adjoint_matching, control_target, lean_adjoint,
     matching_loss, terminal_gradient,

@@ -1,7 +1,7 @@
 //! A penalty that is not quadratic, under noise, where the adjoint of a state is random: the discrete problem by dynamic
 //! programming, at whose control Fenchel's condition holds on average and the squared distance is not smallest.
 
-use crate::toy::{Gaussian, numbers};
+use super::toy::{Gaussian, numbers};
 use amscript::align::{
     AdjointIndex, Criterion, MatchingOptions, Regularizer, RewardCost, adjoint_matching, lean_adjoint,
     terminal_gradient,

@@ -1,12 +1,12 @@
 //! The golden case `adjoint` with noise: states, adjoints, targets, losses and gradients; the implicit sampler; marginals.
 
-use crate::toy::{Gaussian, Mlp, Tensors, golden, numbers, relative, reward};
+use super::toy::{Gaussian, Mlp, Tensors, golden, numbers, relative, reward};
 use amscript::align::{
     AdjointIndex, Criterion, MatchingLoss, MatchingOptions, Norm, Regularizer, Truncation, Units, adjoint_matching,
     control_target, lean_adjoint, terminal_gradient,
 };
 use amscript::flow::{Draw, Gddim, Grid, Noise, RolloutOptions, Sde, Solver, rollout, uniform};
-use amscript::model::Condition;
+use amscript::model::{Condition, Velocity};
 use amscript::tensor::grad::gradients;
 use amscript::tensor::{DType, Device, Rng, Tensor};
 use std::sync::{Arc, Mutex};
@@ -204,6 +204,50 @@ fn every_noise_keeps_the_marginals_and_forgets_as_much_as_it_should() {
         assert!((mean - 1.0).abs() < 0.015 && (deviation - 0.5).abs() < 0.012, "{name}: {mean} {deviation}");
         if let Some(expected) = correlation {
             assert!((found - expected).abs() < 0.025, "{name}: {found} {expected}");
+        }
+    }
+}
+
+/// Mean and standard deviation of the states: with an affine velocity a step maps Gaussians to Gaussians.
+fn exact_moments(field: &Gaussian, solver: &dyn Solver, grid: &Grid) -> Vec<[f64; 2]> {
+    let velocity = |x: f64, t: f64| {
+        let at = |x: f64| Tensor::new(&[[x]], &Device::Cpu).unwrap();
+        let t = Tensor::new(&[t], &Device::Cpu).unwrap();
+        numbers(&field.velocity(&at(x), &t, &Condition::default()).unwrap())[0]
+    };
+    let mut all = vec![[field.means[0], field.deviations[0]]];
+    for (k, &t) in grid.times().iter().take(grid.steps()).enumerate() {
+        let [mean, deviation] = all[k];
+        let step = solver.dynamics(grid, k).unwrap();
+        let (offset, slope) = (velocity(0.0, t), velocity(1.0, t) - velocity(0.0, t));
+        let (own, given) = (1.0 - step.h * step.pull, step.h * (1.0 + step.rho));
+        let deviation = ((own + given * slope) * deviation).hypot(step.spread());
+        all.push([own * mean + given * (offset + slope * mean), deviation]);
+    }
+    all
+}
+
+#[test]
+fn gddim_keeps_the_marginals_of_one_point_and_contracts_others() {
+    let field = |deviation| Gaussian { means: [0.0, 1.0], deviations: [1.0, deviation] };
+    let (point, spread) = (field(0.0), field(0.5));
+    let gddim = |eta| Gddim::new(eta).unwrap();
+    let constant = Sde { noise: Noise::Constant(0.09), last: None };
+    let cases: [(&dyn Solver, [f64; 2]); 4] = [
+        (&gddim(0.0), [0.43078, 0.47120]),
+        (&gddim(1.0), [0.38646, 0.44414]),
+        (&gddim(2.0), [0.32642, 0.38625]),
+        (&constant, [0.44156, 0.47560]),
+    ];
+    for (i, (solver, expected)) in cases.iter().enumerate() {
+        for (steps, expected) in [10, 25].into_iter().zip(expected) {
+            let grid = uniform(steps).unwrap();
+            let [mean, deviation] = *exact_moments(&spread, *solver, &grid).last().unwrap();
+            assert!((mean - 1.0).abs() < 1e-12 && (deviation - expected).abs() < 6e-6, "{i}: {mean} {deviation}");
+            let drift = exact_moments(&point, *solver, &grid).iter().zip(grid.times()).fold(0f64, |worst, (got, t)| {
+                worst.max((got[0] - t).abs()).max((got[1] - (1.0 - t)).abs()) // x_t is N(t, (1 - t)^2)
+            });
+            assert_eq!(drift < 1e-12, i < 3, "{i}: {drift:e}");
         }
     }
 }

@@ -6,6 +6,12 @@
 
 Run from the repository's root. The tiny FLUX.2 of tests/golden/flux2 is the base; its weights are random, so agreement says that
 every name, row and scale is where diffusers expects it. Prints the largest difference of each, relative to the largest velocity.
+
+TOLERANCE is what float32 allows. The time embedding takes cos and sin of angles up to 1000, and every angle is a product of rounded
+numbers, right to half a place, 2^-24; torch's exp, by which it gets the frequencies, differs in the last place from one processor to
+another. A relative change of all angles by d changes these velocities by 330 d (base) and 460 d (adapted) of the largest one, for d
+from 1e-6 to 1e-5, so that half a place is worth 2.7e-5: 1e-5 was below that, and an Intel processor gave 1.7e-5. An adapter that is
+misplaced, transposed or scaled wrongly shows by a share of the first line that is printed, which is 1.0.
 """
 
 import sys
@@ -17,7 +23,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
 GOLDEN = "tests/golden/flux2"
-TOLERANCE = 1e-5
+TOLERANCE = 3e-5
 
 
 def velocity(transformer, ours):

@@ -102,9 +102,10 @@ fn time(prompt: &mut Prompt, code: &str) -> Result<()> {
 
 fn profiled(prompt: &mut Prompt, code: &str) -> Result<()> {
     let code = needed("profile", "code to run", code)?;
-    profile::start();
+    let context = prompt.workspace.session().context().clone();
+    context.profile.start();
     let outcome = prompt.evaluate(code);
-    if let Some(found) = profile::finish() {
+    if let Some(found) = context.profile.finish() {
         prompt.say(&crate::cli::profile::text(&found));
     }
     outcome
@@ -199,7 +200,7 @@ fn watch(prompt: &mut Prompt, file: &str) -> Result<()> {
                     span(start.elapsed())
                 )),
                 Err(e) if e.kind == crate::Kind::Interrupt => return Err(e),
-                Err(e) => prompt.complain(&e),
+                Err(e) => drop(prompt.complain(&e)),
             }
             prompt.renew();
         } else if seen.is_none() {

@@ -1,6 +1,6 @@
 //! What may stand at the cursor: names, methods and properties by the type before the point, option keys, files, models.
 
-use super::lexer::{Kind, Token, open, tokens};
+use super::lexer::{KEYWORDS, Kind, Token, VALUES, open, tokens};
 use super::workspace::Variable;
 use crate::script::catalog::{Catalog, Entry, Overload, script_type};
 use rhai::Engine;
@@ -290,7 +290,7 @@ fn globals(typed: &str, names: &Names) -> Vec<Candidate> {
     let modules = catalog.headings.iter().filter_map(|h| h.name.strip_prefix("stdlib/")).filter(|m| begins(m));
     let variables = names.variables.iter().filter(|(name, _)| begins(name));
     let own = names.functions.iter().filter(|(name, _)| begins(name));
-    let words = super::lexer::KEYWORDS.iter().filter(|w| begins(w));
+    let words = KEYWORDS.iter().chain(&VALUES).filter(|w| begins(w));
     natives
         .chain(modules.map(|m| Candidate { text: format!("{m}::"), shown: format!("{m}::") }))
         .chain(variables.map(|(name, v)| Candidate { text: name.clone(), shown: format!("{name}: {}", v.kind) }))

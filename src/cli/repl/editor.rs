@@ -1,8 +1,9 @@
 //! The line editor: what rustyline is told of our language.
 
 use super::complete::{self, Names, Place};
-use super::lexer::{self, KEYWORDS, Kind, Token};
+use super::lexer::{self, KEYWORDS, Kind, Token, VALUES};
 use crate::script::catalog::Catalog;
+use parking_lot::Mutex;
 use rustyline::completion::{Completer, FilenameCompleter, Pair};
 use rustyline::highlight::{CmdKind, Highlighter};
 use rustyline::hint::{Hint, Hinter};
@@ -10,7 +11,7 @@ use rustyline::history::FileHistory;
 use rustyline::validate::{ValidationContext, ValidationResult, Validator};
 use rustyline::{ColorMode, CompletionType, Config, Context, Editor, Helper};
 use std::borrow::Cow;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 pub type Lines = Editor<Language, FileHistory>;
 
@@ -51,7 +52,7 @@ impl Completer for Language {
     type Candidate = Pair;
 
     fn complete(&self, line: &str, cursor: usize, _: &Context<'_>) -> rustyline::Result<(usize, Vec<Pair>)> {
-        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let names = self.names.lock();
         let text = &line[..cursor];
         let (start, found) = complete::complete(text, &names);
         let pair = |c: complete::Candidate| Pair { display: c.shown, replacement: c.text };
@@ -145,7 +146,7 @@ fn style(token: &Token, next: Option<&Token>) -> &'static str {
         Kind::Comment => "2",
         Kind::Text => "32",
         Kind::Number => "33",
-        Kind::Word if KEYWORDS.contains(&token.text) => "35",
+        Kind::Word if KEYWORDS.contains(&token.text) || VALUES.contains(&token.text) => "35",
         Kind::Word if next.is_some_and(|t| t.is("(")) && Catalog::get().named(token.text).next().is_some() => "34",
         _ => "",
     }

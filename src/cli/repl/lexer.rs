@@ -39,11 +39,14 @@ impl Token<'_> {
     }
 }
 
-/// The words that Rhai keeps for itself.
-pub const KEYWORDS: [&str; 26] = [
-    "as", "break", "catch", "const", "continue", "do", "else", "export", "false", "fn", "for", "global", "if",
-    "import", "in", "let", "loop", "private", "return", "switch", "this", "throw", "true", "try", "until", "while",
+/// The words that Rhai keeps for itself, but for [`VALUES`].
+pub const KEYWORDS: [&str; 24] = [
+    "let", "const", "if", "else", "switch", "while", "loop", "do", "until", "for", "in", "continue", "break", "return",
+    "throw", "try", "catch", "fn", "private", "this", "import", "export", "as", "global",
 ];
+
+/// The words that are values.
+pub const VALUES: [&str; 2] = ["true", "false"];
 
 /// Cuts a text.
 pub fn tokens(text: &str) -> Vec<Token<'_>> {

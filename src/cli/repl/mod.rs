@@ -8,30 +8,35 @@ pub mod lexer;
 mod record;
 pub mod workspace;
 
+use super::output::Lines;
 use super::{PromptArgs, fault, run};
-use crate::error::{Error, Kind, Result, show_warnings_with};
+use crate::error::{Error, Kind, Result};
 use crate::model::source::Sources;
-use crate::run::progress::above_bar;
 use crate::screen::{Colours, Plot, Screen};
 use crate::script::{Host, Session};
 use crate::tensor::place;
+use crate::terminal::note;
 use complete::Names;
+use parking_lot::Mutex;
 use rhai::Dynamic;
 use rustyline::error::ReadlineError;
 use std::io::{BufRead, IsTerminal};
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use workspace::Workspace;
 
 /// `amscript`, `amscript --eval CODE`, `.. | amscript`.
-pub fn command(arguments: PromptArgs) -> ExitCode {
-    show_warnings_with(|line| above_bar(|| eprintln!("{line}")));
-    run::on_large_stack(move || match Prompt::new(&arguments) {
-        Ok(prompt) => prompt.serve(&arguments),
-        Err(error) => {
-            eprint!("{}", fault::render(&error, |_| None));
-            ExitCode::FAILURE
+pub fn command(arguments: PromptArgs) -> anyhow::Result<ExitCode> {
+    run::on_large_stack(move || {
+        let lines = Arc::new(Lines::default());
+        let prompt = Prompt::new(&arguments, &lines)?;
+        let context = prompt.workspace.session().context().clone();
+        let code = context.enter(|| prompt.serve(&arguments))?;
+        if code == ExitCode::SUCCESS {
+            lines.end()?;
         }
+        Ok(code)
     })
 }
 
@@ -39,47 +44,41 @@ pub fn command(arguments: PromptArgs) -> ExitCode {
 pub struct Prompt {
     pub workspace: Workspace,
     names: Arc<Mutex<Names>>,
+    /// Whether it waits for input, so that a signal finds nothing to interrupt.
+    waiting: Arc<AtomicBool>,
 }
 
 impl Prompt {
-    fn new(arguments: &PromptArgs) -> Result<Self> {
+    fn new(arguments: &PromptArgs, lines: &Arc<Lines>) -> Result<Self> {
         let mut request = run::request(&arguments.session, false)?;
         request.script = Some("session.rhai".into()); // imports and files are looked up from here
-        let session = Session::new(request, Box::new(|line| above_bar(|| println!("{line}"))));
-        let host = Host::new(session);
-        run::heed_ctrl_c(host.session());
+        let host = Host::new(Session::new(request, lines.printer()));
+        let waiting = Arc::<AtomicBool>::default();
+        run::heed_signals(host.session(), waiting.clone());
         let names = Names { commands: command::COMMANDS.to_vec(), ..Names::default() };
-        Ok(Self { workspace: Workspace::new(host), names: Arc::new(Mutex::new(names)) })
+        Ok(Self { workspace: Workspace::new(host), names: Arc::new(Mutex::new(names)), waiting })
     }
 
-    fn serve(mut self, arguments: &PromptArgs) -> ExitCode {
+    fn serve(mut self, arguments: &PromptArgs) -> anyhow::Result<ExitCode> {
         if !arguments.eval.is_empty() {
-            return self.answer_all(arguments.eval.iter().cloned().map(Ok));
+            return Ok(self.answer_all(arguments.eval.iter().cloned().map(Ok)));
         }
         let input = std::io::stdin();
         if !input.is_terminal() {
-            return self.answer_all(inputs(input.lock().lines()));
+            return Ok(self.answer_all(inputs(input.lock().lines())));
         }
-        match self.converse(arguments.quiet) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(e) => {
-                eprintln!("error: the terminal cannot be read: {e}");
-                ExitCode::FAILURE
-            }
-        }
+        self.converse(arguments.quiet).map_err(|e| anyhow::anyhow!("the terminal cannot be read: {e}"))?;
+        Ok(ExitCode::SUCCESS)
     }
 
     /// Inputs one after the other, to the first that fails.
-    fn answer_all(&mut self, inputs: impl Iterator<Item = std::io::Result<String>>) -> ExitCode {
-        for input in inputs {
+    fn answer_all(&mut self, mut inputs: impl Iterator<Item = std::io::Result<String>>) -> ExitCode {
+        while let Some(input) = self.wait(|| inputs.next()) {
             let input = input.map_err(|e| Error::new(Kind::File, format!("standard input must be text, got \"{e}\"")));
             match input.and_then(|input| self.answer(&input)) {
                 Ok(true) => {}
                 Ok(false) => break,
-                Err(error) => {
-                    self.complain(&error);
-                    return if error.kind == Kind::Interrupt { ExitCode::from(130) } else { ExitCode::FAILURE };
-                }
+                Err(error) => return self.complain(&error),
             }
         }
         ExitCode::SUCCESS
@@ -91,7 +90,7 @@ impl Prompt {
         let mut editor = editor::editor(self.names.clone(), color)?;
         let file = history::place();
         if let Some(warning) = file.as_ref().and_then(|file| history::load(&mut editor, file)) {
-            eprintln!("warning: {warning}");
+            note(&format!("warning: {warning}\n"));
         }
         if !quiet {
             let device = place::name(self.workspace.session().device());
@@ -103,14 +102,14 @@ impl Prompt {
         self.know_models();
         loop {
             self.renew();
-            match editor.readline("> ") {
+            match self.wait(|| editor.readline("> ")) {
                 Ok(line) if line.trim().is_empty() => {}
                 Ok(line) => {
                     history::add(&mut editor, file.as_deref(), &line);
                     match self.answer(&line) {
                         Ok(true) => {}
                         Ok(false) => return Ok(()),
-                        Err(error) => self.complain(&error),
+                        Err(error) => drop(self.complain(&error)),
                     }
                 }
                 Err(ReadlineError::Interrupted) => {}
@@ -118,6 +117,15 @@ impl Prompt {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// `read`, which waits for input. A signal that came between two inputs is forgotten.
+    fn wait<T>(&self, read: impl FnOnce() -> T) -> T {
+        self.workspace.session().forget_interrupts();
+        self.waiting.store(true, Ordering::Relaxed);
+        let input = read();
+        self.waiting.store(false, Ordering::Relaxed);
+        input
     }
 
     /// One input: a command, a question or code. False ends the prompt.
@@ -165,9 +173,8 @@ impl Prompt {
         self.workspace.session().print(text);
     }
 
-    fn complain(&self, error: &Error) {
-        let text = fault::render(error, |name| self.workspace.session().source(name));
-        above_bar(|| eprint!("{text}"));
+    fn complain(&self, error: &Error) -> ExitCode {
+        fault::report(error, |name| self.workspace.session().source(name))
     }
 
     /// Tells completion what there is now.
@@ -175,7 +182,7 @@ impl Prompt {
         if let Ok(screen) = Screen::detect() {
             self.workspace.session().amend(|request| request.screen = screen); // the window may have another size by now
         }
-        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut names = self.names.lock();
         names.variables = self.workspace.outline();
         names.functions = self.workspace.session().functions();
     }
@@ -185,7 +192,7 @@ impl Prompt {
         let (names, folder) = (self.names.clone(), self.workspace.session().request().models.clone());
         std::thread::spawn(move || {
             let known = Sources::new(folder.as_deref()).known().into_keys().collect();
-            names.lock().unwrap_or_else(PoisonError::into_inner).models = known;
+            names.lock().models = known;
             complete::complete("x", &Names::default());
         });
     }

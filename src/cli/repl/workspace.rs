@@ -6,7 +6,6 @@ use crate::cli::recipe::Source;
 use crate::error::{Error, Kind as Class, Result};
 use crate::script::catalog::script_type;
 use crate::script::{Host, Session, import};
-use crate::tensor::interrupt;
 use rhai::{AST, Dynamic, Map, Scope};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -95,7 +94,6 @@ impl Workspace {
         self.library = all.clone_functions_only();
         let outcome = self.host.run_in(&mut self.scope, name, &all);
         self.session().forget_interrupts();
-        interrupt::wish(false);
         self.keep_last_variables();
         outcome
     }

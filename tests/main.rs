@@ -1,0 +1,23 @@
+//! All integration tests, as one binary: `cargo test suite::` runs those of a module.
+#![allow(clippy::unwrap_used)] // helpers of tests
+
+mod analytic;
+mod budget;
+mod check;
+mod cli;
+mod doc;
+mod gradient;
+mod graph;
+mod host;
+mod lora;
+mod output;
+mod recipe;
+mod reference;
+mod repl;
+mod report;
+mod reward;
+mod screen;
+mod sit;
+mod suite;
+mod theory;
+mod weights;
