@@ -1,6 +1,9 @@
 //! `amscript check`: what is wrong with scripts, for people or, with `--json`, for editors.
 
 use super::{CheckArgs, fault, recipe};
+use crate::bail;
+use crate::data::write_whole;
+use crate::error::{Error, Kind, Result};
 use crate::script::check::{self, Finding, Report, Severity};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -11,7 +14,11 @@ pub fn command(arguments: &CheckArgs) -> ExitCode {
     let (mut errors, mut warnings, mut items) = (0, 0, vec![]);
     for script in &arguments.scripts {
         let report = match recipe::read(script) {
-            Ok(recipe::Source { path, name, text }) => check::check(path.as_deref(), &name, &text),
+            Ok(source) => checked(source, arguments.fix),
+            Err(error) => Err(error),
+        };
+        let report = match report {
+            Ok(report) => report,
             Err(error) => {
                 eprint!("{}", fault::render(&error, |_| None));
                 return ExitCode::FAILURE;
@@ -27,6 +34,21 @@ pub fn command(arguments: &CheckArgs) -> ExitCode {
         false => println!("{}", summary(arguments.scripts.len(), errors, warnings)),
     }
     if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// What is found in a script; with `fix`, after its old names have been replaced in its file.
+fn checked(recipe::Source { path, name, text }: recipe::Source, fix: bool) -> Result<Report> {
+    let report = check::check(path.as_deref(), &name, &text);
+    let fixed = if fix { check::fixed(&report, &name, &text) } else { text.clone() };
+    if fixed == text {
+        return Ok(report);
+    }
+    let Some(file) = &path else {
+        bail!(File, "check: --fix needs a script in a file, got \"{name}\"");
+    };
+    let refused = |e| Error::new(Kind::File, format!("check: cannot write {}: {e}", file.display()));
+    write_whole(file, fixed.as_bytes()).map_err(refused)?;
+    Ok(check::check(path.as_deref(), &name, &fixed))
 }
 
 /// A finding as errors of runs look.
@@ -53,6 +75,7 @@ fn item(finding: &Finding, report: &Report) -> Value {
         "code": finding.code,
         "message": finding.error.message,
         "hint": finding.error.hint,
+        "fix": finding.fix.as_ref().map(|(_, new)| new),
     })
 }
 

@@ -244,6 +244,17 @@ pub mod flow {
         Ok(crate::flow::klein_grid(n, option::convert(image_tokens.into(), "klein_grid: image_tokens")?)?)
     }
 
+    /// A time grid of the given times, which rise from 0 to 1.
+    ///
+    /// ```rhai
+    /// grid([0, 0.1, 0.5, 1]).steps   //=> 3
+    /// grid([0, 0.5, 0.2, 1])         //=> error: grid: times must rise from 0 to 1, got [0.0, 0.5, 0.2, 1.0]
+    /// ```
+    #[rhai_fn(name = "grid", return_raw)]
+    pub fn grid_of(times: Array) -> RhaiResultOf<Grid> {
+        Ok(Grid::new(option::list(times, "grid")?)?)
+    }
+
     /// The times of a grid, from 0 to 1, or of a trajectory's kept states.
     ///
     /// ```rhai

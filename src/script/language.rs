@@ -80,6 +80,29 @@ pub mod language {
         Ok(chosen)
     }
 
+    /// The integer part of a quotient of integers, so that `a == div(a, b) * b + a % b`; `a / b` keeps the fraction.
+    ///
+    /// ```rhai
+    /// [div(7, 2), div(-7, 2), 7 / 2]   //=> [3, -3, 3.5]
+    /// div(7, 0)                        //=> error: div: the divisor must not be 0, got 7 and 0
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn div(a: i64, b: i64) -> RhaiResultOf<i64> {
+        let quotient = a.checked_div(b);
+        Ok(quotient
+            .ok_or_else(|| Error::new(Kind::Value, format!("div: the divisor must not be 0, got {a} and {b}")))?)
+    }
+
+    /// The number above all others; `-infinity()` is below all others.
+    ///
+    /// ```rhai
+    /// infinity() > 1e300                    //=> true
+    /// [3, 5].reduce(|most, x| max(most, x), -infinity())   //=> 5.0
+    /// ```
+    pub fn infinity() -> f64 {
+        f64::INFINITY
+    }
+
     /// A number as text: six significant digits.
     ///
     /// ```rhai

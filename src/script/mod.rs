@@ -26,6 +26,7 @@
 
 pub mod adapter;
 pub mod align;
+pub mod array;
 pub mod callback;
 pub mod catalog;
 pub mod check;
@@ -52,16 +53,19 @@ mod plan;
 pub mod plot;
 pub mod random;
 pub mod reduction;
+pub mod rename;
 pub mod result;
 pub mod reward;
 pub mod run;
 pub mod sampler;
 pub mod session;
+mod source;
 pub mod storage;
 mod suggest;
 pub mod tensor;
 pub mod text;
 pub mod update;
+mod word;
 
 pub use callback::Callback;
 pub use fault::{RhaiResultOf, core};
@@ -99,7 +103,13 @@ macro_rules! chapter {
 
 /// All chapters, in the order of the manual.
 pub const CHAPTERS: &[Chapter] = &[
-    chapter!(language, "Help, checks and timing, beside all of Rhai."),
+    chapter!(
+        language,
+        "Help, checks and timing, beside all of Rhai.\n\n\
+        `x ?? y` is `y` where `x` is `()`. A closure that a variable holds is called by the variable's name, `f(x)`, where no function \
+        has that name; `f.call(x)` calls it always."
+    ),
+    chapter!(array, "Arrays of numbers: extremes, sum, mean, pairs."),
     chapter!(tensor, "Making tensors, their shape, indexing."),
     chapter!(storage, "Kinds of number, devices, tensor files."),
     chapter!(operator, "Arithmetic and comparison of tensors with tensors and numbers on either side."),
@@ -248,10 +258,13 @@ impl Host {
 
     /// Parses a text whose source is known under that name.
     pub fn parse(&self, scope: &Scope, name: &str, text: &str) -> Result<AST> {
-        let parsed = self.engine.compile_with_scope(scope, text);
+        let variables = scope.iter_raw().map(|(variable, ..)| variable).collect();
+        let around = source::Around { variables, functions: self.session.own_functions(), suffix: None };
+        let read = self.session.read(name, text, &around);
+        let parsed = self.engine.compile_with_scope(scope, read);
         let mut ast = parsed.map_err(|e| fault::from_script(e.into(), name, &self.session))?;
         ast.set_source(name);
-        self.session.add_functions(&ast);
+        self.session.add_functions(&ast, true);
         Ok(ast)
     }
 

@@ -8,6 +8,8 @@ mod member;
 mod setting;
 mod walk;
 
+use super::rename::{self, RENAMED, Table};
+use super::source::Around;
 use super::{Request, Session, fault, import, limit};
 use crate::error::{Error, Place};
 use fact::Facts;
@@ -32,6 +34,8 @@ pub struct Finding {
     /// `property`, `import`, `setting`, `capture`.
     pub code: &'static str,
     pub error: Error,
+    /// The name that stands there and what it is now, where that is all there is to it.
+    pub fix: Option<(String, &'static str)>,
 }
 
 impl Finding {
@@ -56,9 +60,23 @@ impl Report {
 
 /// Checks a script; `path` is its file, beside which its imports are looked up.
 pub fn check(path: Option<&Path>, name: &str, text: &str) -> Report {
+    check_names(RENAMED, path, name, text)
+}
+
+/// A script's text with the names that findings have new ones for.
+pub fn fixed(report: &Report, name: &str, text: &str) -> String {
+    let here = report.findings.iter().filter(|finding| finding.place().source == name);
+    let words = here.filter_map(|finding| {
+        let ((old, new), place) = (finding.fix.as_ref()?, finding.place());
+        Some((place.line, place.column, old.as_str(), *new))
+    });
+    rename::rewrite(text, words.collect())
+}
+
+fn check_names(renamed: Table, path: Option<&Path>, name: &str, text: &str) -> Report {
     let request = Request { script: path.map(Into::into), ..Request::default() };
     let session = Session::new(request, Box::new(|_| ()));
-    let mut checker = Checker { session, engine: parser(), modules: BTreeMap::new(), findings: vec![] };
+    let mut checker = Checker { session, engine: parser(), renamed, modules: BTreeMap::new(), findings: vec![] };
     checker.file(name, text);
     let Checker { session, mut findings, .. } = checker;
     let key = |f: &Finding| (f.place().source != name, f.place().source.clone(), f.place().line, f.place().column);
@@ -114,6 +132,7 @@ impl Module {
 struct Checker {
     session: Session,
     engine: Engine,
+    renamed: Table,
     /// By full name; an importer of a circle finds its own.
     modules: BTreeMap<String, Module>,
     findings: Vec<Finding>,
@@ -122,7 +141,8 @@ struct Checker {
 impl Checker {
     fn file(&mut self, name: &str, text: &str) {
         self.session.add_source(name, text);
-        let ast = match self.engine.compile(text) {
+        let read = self.session.read(name, text, &Around::default());
+        let ast = match self.engine.compile(&read) {
             Ok(ast) => ast,
             Err(e) => return self.unreadable(e, name),
         };
@@ -133,12 +153,15 @@ impl Checker {
         }
         let before = self.findings.len();
         let bodies = body::Body::all(&ast);
-        let found = walk::Walker::new(self, name, text, (&ast, &bodies), imports).run();
+        let mut found = walk::Walker::new(self, name, text, (&ast, &bodies), imports).run();
+        for place in found.iter_mut().flat_map(|finding| &mut finding.error.trace) {
+            place.column = self.session.column(&place.source, place.line, place.column);
+        }
         self.findings.extend(found);
         if self.findings[before..].iter().all(|f| f.severity == Severity::Warning) {
             // what the walk does not know of
             self.engine.set_strict_variables(true);
-            let strict = self.engine.compile(text);
+            let strict = self.engine.compile(&read);
             self.engine.set_strict_variables(false);
             strict.err().into_iter().for_each(|e| self.unreadable(e, name));
         }
@@ -146,7 +169,7 @@ impl Checker {
 
     fn unreadable(&mut self, error: rhai::ParseError, name: &str) {
         let error = fault::from_script(error.into(), name, &self.session);
-        self.findings.push(Finding { severity: Severity::Error, code: "syntax", error });
+        self.findings.push(Finding { severity: Severity::Error, code: "syntax", error, fix: None });
     }
 
     /// Reads what a script imports; gives the full name of the module behind each alias, `None` where it is not found.
@@ -171,8 +194,8 @@ impl Checker {
                     Some(full)
                 }
                 Err(mut error) => {
-                    error.trace.push(place(name, position));
-                    self.findings.push(Finding { severity: Severity::Error, code: "import", error });
+                    error.trace.push(fault::place(position, None, name, &self.session));
+                    self.findings.push(Finding { severity: Severity::Error, code: "import", error, fix: None });
                     None
                 }
             };
