@@ -5,7 +5,7 @@ use crate::error::{Error, Kind};
 
 /// Old names and new ones: of a function, or with a point of one function's option.
 ///
-/// A row says nothing while the new name is not there, or where something of the old name still is.
+/// A row says nothing while the new name is not there; something that still has the old name goes before.
 pub type Table = &'static [(&'static str, &'static str)];
 
 /// All that were renamed.

@@ -214,3 +214,43 @@ fn place(source: &str, position: Position) -> Place {
     let (line, column) = (position.line().unwrap_or(0), position.position().unwrap_or(0));
     Place { function: None, source: source.into(), line, column }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: Table =
+        &[("evenly", "uniform"), ("rollout.times", "grid"), ("sde.times", "last"), ("step", "no_such_function")];
+
+    #[test]
+    fn old_names_are_found_and_rewritten_where_they_are_names() {
+        let script = r#"// evenly(3), times: 1
+let f = velocity_field(|x, t, c| x);
+let o = #{ times: evenly(2), keep: last(1) };
+print("evenly(4)" + `${evenly(1).times} evenly`); /* evenly */ let m = #{ times: 1 };
+rollout(f, ones([1]), (), o + #{ "times": evenly(4) });
+fn mine(evenly) { [1, 2].map(|k| evenly(k)) }
+"#;
+        let wanted = r#"// evenly(3), times: 1
+let f = velocity_field(|x, t, c| x);
+let o = #{ grid: uniform(2), keep: last(1) };
+print("evenly(4)" + `${uniform(1).times} evenly`); /* evenly */ let m = #{ times: 1 };
+rollout(f, ones([1]), (), o + #{ "grid": uniform(4) });
+fn mine(evenly) { [1, 2].map(|k| evenly(k)) }
+"#;
+        let report = check_names(TABLE, None, "script", script);
+        let messages: Vec<&str> = report.findings.iter().map(|f| f.error.message.as_str()).collect();
+        assert!(messages.contains(&"`evenly` is now `uniform`"), "{messages:?}");
+        assert!(messages.contains(&"rollout: the option `times` is now `grid`"), "{messages:?}");
+        let fixed = fixed(&report, "script", script);
+        assert_eq!(fixed, wanted);
+        assert!(check_names(TABLE, None, "script", &fixed).findings.is_empty());
+    }
+
+    #[test]
+    fn a_row_says_nothing_while_its_new_name_is_not_there() {
+        let report = check_names(TABLE, None, "script", "sde(constant(1), #{ tims: 1 }); setp(1);");
+        assert!(report.findings.iter().all(|finding| finding.fix.is_none()));
+        assert_eq!(rename::function(TABLE, "step"), None);
+    }
+}
