@@ -22,15 +22,6 @@ pub enum Reduction {
     Mean,
 }
 
-impl std::fmt::Display for Reduction {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Reduction::Sum => "sum_errors()",
-            Reduction::Mean => "mean_errors()",
-        })
-    }
-}
-
 /// What errors are measured in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Units {
@@ -39,15 +30,6 @@ pub enum Units {
     Velocity,
     /// Control, `u = (1 + rho) / sigma (v_policy - v_base)`: `|u + sigma a|^2`. The same without noise.
     Control,
-}
-
-impl std::fmt::Display for Units {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Units::Velocity => "velocity_units()",
-            Units::Control => "control_units()",
-        })
-    }
 }
 
 /// How far a control is from the one an adjoint asks for.
@@ -60,16 +42,6 @@ pub enum Criterion {
     Squared,
     /// `f(|u|) + f*(sigma |a|) + sigma a . u`, which is smallest on average at the control for the adjoint's mean.
     Fenchel,
-}
-
-impl std::fmt::Display for Criterion {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Criterion::Fitting => "fitting()",
-            Criterion::Squared => "squared()",
-            Criterion::Fenchel => "fenchel()",
-        })
-    }
 }
 
 impl Criterion {

@@ -17,10 +17,13 @@ pub trait FromScript: Sized {
 }
 
 /// Makes types that scripts hold by value usable as options: `script_value!(Grid, "a time grid such as `uniform(20)`")`.
-/// The type needs `Clone`, `Display`, `Send`, `Sync`.
+/// The type needs `Clone`, `Send`, `Sync`, and `Display` unless a third argument `|grid| text` shows it.
 #[macro_export]
 macro_rules! script_value {
     ($type:ty, $expected:expr) => {
+        $crate::script_value!($type, $expected, |value| value.to_string());
+    };
+    ($type:ty, $expected:expr, |$value:ident| $shown:expr) => {
         impl $crate::script::option::FromScript for $type {
             fn expected() -> String {
                 $expected.into()
@@ -29,7 +32,8 @@ macro_rules! script_value {
                 value.flatten().try_cast()
             }
             fn show(&self) -> String {
-                self.to_string()
+                let $value = self;
+                $shown
             }
         }
     };
