@@ -58,6 +58,7 @@ pub mod result;
 pub mod reward;
 pub mod run;
 pub mod sampler;
+mod scopes;
 pub mod session;
 mod source;
 pub mod storage;
@@ -106,8 +107,7 @@ pub const CHAPTERS: &[Chapter] = &[
     chapter!(
         language,
         "Help, checks and timing, beside all of Rhai.\n\n\
-        `x ?? y` is `y` where `x` is `()`. A closure that a variable holds is called by the variable's name, `f(x)`, where no function \
-        has that name; `f.call(x)` calls it always."
+        `x ?? y` is `y` where `x` is `()`. A closure that a variable holds is called by the variable's name, `f(x)`."
     ),
     chapter!(array, "Arrays of numbers: extremes, sum, mean, pairs."),
     chapter!(tensor, "Making tensors, their shape, indexing."),
@@ -230,6 +230,7 @@ impl Host {
         let mut natives = guard::widen(&manifests);
         language::arithmetic(&mut natives);
         run::iterators(&mut natives);
+        source::calls(&mut natives);
         engine.register_global_module(natives.into());
         connect(&mut engine, &session);
         let engine = Arc::new(engine);
@@ -259,7 +260,7 @@ impl Host {
     /// Parses a text whose source is known under that name.
     pub fn parse(&self, scope: &Scope, name: &str, text: &str) -> Result<AST> {
         let variables = scope.iter_raw().map(|(variable, ..)| variable).collect();
-        let around = source::Around { variables, functions: self.session.own_functions(), suffix: None };
+        let around = source::Around { variables, functions: self.session.own_functions(), ..source::Around::default() };
         let read = self.session.read(name, text, &around);
         let parsed = self.engine.compile_with_scope(scope, read);
         let mut ast = parsed.map_err(|e| fault::from_script(e.into(), name, &self.session))?;

@@ -1,13 +1,17 @@
 //! What Rhai reads in the place of what a script says. Two things are put in behind words:
-//! * A closure that a variable holds is called by the variable's name: `f(x)` is read as `f.call(x)`, where no function has that name.
+//! * A closure that a variable holds is called by the variable's name: `f(x)` is read as `f.call(x)`. Where a function has that name too,
+//!   what the variable holds when the script gets there decides.
 //! * Functions of a module get names that no other module has, and its own calls with them. Rhai looks a name up in all files that are
 //!   running, and remembers what it found; without this, functions of the same name in two files stand in for each other.
 
 use super::CHAPTERS;
+use super::scopes::Scopes;
 use super::suggest::standard;
 use super::word::{Word, words};
-use rhai::Token;
+use rhai::plugin::*;
+use rhai::{FnPtr, FuncRegistration, Module, Token};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// A piece put in behind the word at `column`.
 #[derive(Clone, Debug)]
@@ -18,50 +22,82 @@ pub(super) struct Insert {
     text: String,
 }
 
+impl Insert {
+    fn behind(word: &Word, width: usize, text: String) -> Self {
+        Self { line: word.line, column: word.column, behind: word.column + width, text }
+    }
+}
+
 /// Names that a script knows apart from its text.
 #[derive(Default)]
 pub(super) struct Around<'a> {
-    pub variables: BTreeSet<&'a str>,
+    pub variables: Vec<&'a str>,
     pub functions: BTreeSet<String>,
     /// What functions of a module get behind their names.
     pub suffix: Option<String>,
+    /// The text is only to be checked: where a variable and a function have one name, the call stays as it is.
+    pub check: bool,
 }
 
 /// What to put into a text.
 pub(super) fn inserts(text: &str, around: &Around) -> Vec<Insert> {
     let words = words(text);
     let own = functions(&words);
-    let items = items(&words);
-    let variables = declared(&words, &items);
-    let declares = |name: &str| around.variables.contains(name) || variables.iter().any(|(_, n)| *n == name);
+    let mut scopes = Scopes::new(&around.variables);
     let mut found = vec![];
     for (i, word) in words.iter().enumerate() {
+        scopes.pass(&words, i);
         let Some(name) = word.name() else { continue };
-        let (before, after) = (i.checked_sub(1).map(|i| &words[i].token), words.get(i + 1).map(|w| &w.token));
-        let called = after == Some(&Token::LeftParen);
-        let qualified = before == Some(&Token::DoubleColon) || after == Some(&Token::DoubleColon);
+        let (before, after) = (i.checked_sub(1).map(|i| &words[i].token), words.get(i + 1));
+        let next = after.map(|word| &word.token);
+        if before == Some(&Token::DoubleColon) || next == Some(&Token::DoubleColon) {
+            continue;
+        }
         let method = matches!(before, Some(Token::Period | Token::Elvis));
         let function = own.iter().find(|f| f.name == name);
-        let text = match (function, &around.suffix) {
-            _ if qualified => continue,
-            (Some(function), Some(suffix)) => {
-                let value = !method && after != Some(&Token::Colon) && !variables.contains(&(items[i], name));
-                let meant = if called { !method || function.method } else { value };
-                if !meant {
-                    continue;
+        let suffix = around.suffix.as_ref().filter(|_| function.is_some()).cloned();
+        let width = name.chars().count();
+        let mut put = |text: String| found.push(Insert::behind(word, width, text));
+        match after.filter(|word| word.is(&Token::LeftParen) || word.is(&Token::Unit)) {
+            Some(_) if before == Some(&Token::Fn) => suffix.into_iter().for_each(put),
+            Some(_) if method => suffix.filter(|_| function.is_some_and(|f| f.method)).into_iter().for_each(put),
+            Some(parenthesis) => match (scopes.sees(name), function.is_some() || is_function(name, around)) {
+                (Some(_), false) => put(".call".into()),
+                (Some(true), true) if !around.check => {
+                    put(format!(".{BY_NAME}"));
+                    let comma = if parenthesis.is(&Token::Unit) { "" } else { ", " };
+                    let text = format!("\"{name}{}\"{comma}", suffix.unwrap_or_default());
+                    found.push(Insert::behind(parenthesis, 1, text));
                 }
-                suffix.clone()
-            }
-            (None, _)
-                if called && !method && before != Some(&Token::Fn) && declares(name) && !is_function(name, around) =>
-            {
-                ".call".into()
-            }
-            _ => continue,
-        };
-        found.push(Insert { line: word.line, column: word.column, behind: word.column + name.chars().count(), text });
+                _ => suffix.into_iter().for_each(put),
+            },
+            None if method || next == Some(&Token::Colon) || matches!(before, Some(Token::Let | Token::Const)) => {}
+            None if scopes.sees(name) == Some(true) || scopes.declares(name) => {}
+            None => suffix.into_iter().for_each(put),
+        }
     }
     found
+}
+
+/// What a call by a name that is a variable's and a function's is read as: `f.called_by_name("f", x)`.
+const BY_NAME: &str = "called_by_name";
+
+/// Calls what a variable holds if that is a closure, else the function of its name.
+pub(super) fn calls(module: &mut Module) {
+    for parameters in 2..=12 {
+        let call = |context: Option<NativeCallContext>, args: &mut [&mut Dynamic]| {
+            let context = context.unwrap_or_else(|| unreachable!());
+            let [target, name, rest @ ..] = args else { unreachable!() };
+            match target.flatten_clone().try_cast::<FnPtr>() {
+                Some(closure) => {
+                    closure.call_raw(&context, None, rest.iter_mut().map(|x| x.take()).collect::<Vec<_>>())
+                }
+                None => context.call_fn_raw(name.to_string(), false, false, rest),
+            }
+        };
+        let func = RhaiFunc::Method { func: Arc::new(call), has_context: true, is_pure: true, is_volatile: false };
+        module.set_fn_raw_with_options(FuncRegistration::new(BY_NAME), vec![TypeId::of::<Dynamic>(); parameters], func);
+    }
 }
 
 fn is_function(name: &str, around: &Around) -> bool {
@@ -80,66 +116,10 @@ fn functions(words: &[Word]) -> Vec<Function<'_>> {
     let starts = (0..words.len()).filter(|&i| words[i].is(&Token::Fn));
     let one = |i: usize| {
         let name = words.get(i + 1)?.name()?;
-        let body = words[i + 2..].iter().take_while(|w| !w.is(&Token::Fn));
-        let this = |w: &Word| matches!(&w.token, Token::Reserved(word) if word.as_str() == "this");
-        Some(Function { name, method: body.into_iter().any(this) })
+        let mut body = words[i + 2..].iter().take_while(|w| !w.is(&Token::Fn));
+        Some(Function { name, method: body.any(Word::is_this) })
     };
     starts.filter_map(one).collect()
-}
-
-/// The function that each word stands in, by number; 0 outside of all.
-fn items(words: &[Word]) -> Vec<usize> {
-    let (mut count, mut inside, mut depth) = (0, 0, 0_usize);
-    let one = |word: &Word| {
-        match word.token {
-            Token::Fn => {
-                count += 1;
-                (inside, depth) = (count, 0);
-            }
-            Token::LeftBrace | Token::MapStart => depth += 1,
-            Token::RightBrace => {
-                depth = depth.saturating_sub(1);
-                if depth == 0 {
-                    return std::mem::take(&mut inside);
-                }
-            }
-            _ => {}
-        }
-        inside
-    };
-    words.iter().map(one).collect()
-}
-
-/// Variables and parameters, with the function they belong to.
-fn declared<'a>(words: &'a [Word], items: &[usize]) -> BTreeSet<(usize, &'a str)> {
-    let mut found = BTreeSet::new();
-    let mut i = 0;
-    while i < words.len() {
-        let end = match words[i].token {
-            Token::Let | Token::Const => Some(i + 2),
-            Token::For => until(words, i, &Token::In),
-            Token::Fn => until(words, i, &Token::RightParen),
-            Token::Catch if words.get(i + 1).is_some_and(|w| w.is(&Token::LeftParen)) => {
-                until(words, i, &Token::RightParen)
-            }
-            Token::Pipe if i == 0 || !words[i - 1].ends_operand() => until(words, i, &Token::Pipe),
-            _ => None,
-        };
-        let Some(end) = end.filter(|end| *end <= words.len()) else {
-            i += 1;
-            continue;
-        };
-        let skip = if words[i].is(&Token::Fn) { 2 } else { 1 };
-        let names = words.get(i + skip..end).unwrap_or_default().iter().filter_map(Word::name);
-        found.extend(names.map(|name| (items[i], name)));
-        i = end;
-    }
-    found
-}
-
-/// The place behind the next word of that kind.
-fn until(words: &[Word], i: usize, token: &Token) -> Option<usize> {
-    words[i + 1..].iter().position(|w| w.is(token)).map(|n| i + n + 2)
 }
 
 /// The text with everything put in.
@@ -190,39 +170,58 @@ mod tests {
     use super::*;
 
     fn read(text: &str, suffix: Option<&str>) -> String {
-        let around = Around { variables: ["g"].into(), functions: BTreeSet::new(), suffix: suffix.map(String::from) };
+        let around = Around { variables: vec!["g"], suffix: suffix.map(String::from), ..Around::default() };
         apply(text, &inserts(text, &around))
     }
 
     #[test]
     fn closures_are_called_by_their_names() {
-        let same =
-            ["flow(x)", "let flow = flow(x); flow(y)", "h(x)", "fn f(x) { 1 } f(2)", "a.f(x)", "m::f(x)", "// f(x)"];
-        for text in same {
-            let text = format!("let f = 1; {text}").replace("let f = 1; fn", "fn");
-            assert_eq!(read(&text, None), text);
+        for (text, wanted) in [
+            ("let f = |x| f(x); f(1) + g(2)", "let f = |x| f(x); f.call(1) + g.call(2)"),
+            ("fn t(f) { `${f(1)}` } f(1); // f(x)", "fn t(f) { `${f.call(1)}` } f(1); // f(x)"),
+            (
+                "xs.map(|a, b| a(b(1)), a(2)); |a| { a(b()) }",
+                "xs.map(|a, b| a.call(b.call(1)), a(2)); |a| { a.call(b()) }",
+            ),
+            ("for (a, i) in a(i) { a(i) } a(i)", "for (a, i) in a(i) { a.call(i) } a(i)"),
+            ("try { e(1) } catch (e) { e(2) } e(3)", "try { e(1) } catch (e) { e.call(2) } e(3)"),
+            ("if x { let h = 1; h(2) } h(3)", "if x { let h = 1; h.call(2) } h(3)"),
+            ("let h = 1; x.h(1) + m::h(2); fn h(x) { h(1) }", "let h = 1; x.h(1) + m::h(2); fn h(x) { h(1) }"),
+            ("fn f() { g(1) } let k = 1; a | k(2)", "fn f() { g.call(1) } let k = 1; a | k.call(2)"),
+        ] {
+            assert_eq!(read(text, None), wanted);
         }
-        assert_eq!(read("let f = |x| x; f(1) + g(2)", None), "let f = |x| x; f.call(1) + g.call(2)");
-        assert_eq!(read("fn train(update) { `${update(1)}` }", None), "fn train(update) { `${update.call(1)}` }");
-        assert_eq!(read("xs.map(|a, b| a(b(1)))", None), "xs.map(|a, b| a.call(b.call(1)))");
-        assert_eq!(read("for (a, i) in xs { a(i) }", None), "for (a, i) in xs { a.call(i) }");
+    }
+
+    #[test]
+    fn a_name_that_is_a_function_too_is_decided_when_it_is_called() {
+        for (text, wanted) in [
+            (
+                "let flow = flow(1); flow(2) + flow()",
+                "let flow = flow(1); flow.called_by_name(\"flow\", 2) + flow.called_by_name(\"flow\")",
+            ),
+            ("let flow = 1; fn f() { flow(2) }", "let flow = 1; fn f() { flow(2) }"),
+            ("{ let flow = 1; } flow(2)", "{ let flow = 1; } flow(2)"),
+        ] {
+            assert_eq!(read(text, None), wanted);
+        }
+        let around = Around { check: true, ..Around::default() };
+        assert!(inserts("let flow = 1; flow(2)", &around).is_empty());
     }
 
     #[test]
     fn functions_of_a_module_have_names_of_their_own() {
-        let text = "fn f(x) { x.f(1) + g(f(x)) } fn h(f) { [f, #{ f: 1 }, m::f(2)].map(h) }";
-        let read = read(text, Some("__module1"));
-        let wanted = "fn f__module1(x) { x.f(1) + g.call(f__module1(x)) } \
-            fn h__module1(f) { [f, #{ f: 1 }, m::f(2)].map(h__module1) }";
-        assert_eq!(read, wanted);
+        let text = "fn f(x) { x.f(1) + g(f(x)) } fn h(f) { [f, #{ f: 1 }, m::f(2), f(3)].map(h) } fn k() { this.k() }";
+        let wanted = "fn f_1(x) { x.f(1) + g.call(f_1(x)) } \
+            fn h_1(f) { [f, #{ f: 1 }, m::f(2), f.called_by_name(\"f_1\", 3)].map(h_1) } fn k_1() { this.k_1() }";
+        assert_eq!(read(text, Some("_1")), wanted);
         assert_eq!((own_name("f__module1"), own_name("f__module"), own_name("f")), ("f", "f__module", "f"));
     }
 
     #[test]
     fn columns_are_those_of_the_script() {
         let text = "let f = |x| x;\nf(1) + f(2)";
-        let around = Around { variables: BTreeSet::new(), functions: BTreeSet::new(), suffix: None };
-        let inserts = inserts(text, &around);
+        let inserts = inserts(text, &Around::default());
         let line = apply(text, &inserts).lines().nth(1).unwrap().to_string();
         assert_eq!(line, "f.call(1) + f.call(2)");
         let place = |c: usize| column(&inserts, 2, c);

@@ -23,10 +23,13 @@ impl Word {
         self.token == *token
     }
 
+    pub fn is_this(&self) -> bool {
+        matches!(&self.token, Token::Reserved(word) if word.as_str() == "this")
+    }
+
     /// Whether an operand ends here, so that a `|` behind it is an operator and no closure.
     pub fn ends_operand(&self) -> bool {
         use Token as T;
-        let reserved = matches!(&self.token, T::Reserved(word) if word.as_str() == "this");
         let bracket = matches!(self.token, T::RightParen | T::RightBracket);
         let constant = matches!(
             self.token,
@@ -37,7 +40,7 @@ impl Word {
                 | T::True
                 | T::False
         );
-        reserved || bracket || constant || self.name().is_some()
+        bracket || constant || self.is_this() || self.name().is_some()
     }
 }
 

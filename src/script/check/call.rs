@@ -46,6 +46,10 @@ impl<'a> Walker<'a> {
 
     fn function(&mut self, x: &'a FnCallExpr, at: Position, kinds: &[Kind], method: bool) -> Kind {
         let (name, known) = (x.name.as_str(), self.known);
+        let variable = self.place_of(name).map(|i| self.scope[i].kind).filter(|_| !method);
+        if let Some(None | Some("closure")) = variable {
+            return None; // what it holds is called
+        }
         let own: Vec<&Vec<String>> =
             self.own().functions.iter().filter(|f| f.name == name).map(|f| &f.parameters).collect();
         // a script's own function gets the receiver as `this`
@@ -55,12 +59,6 @@ impl<'a> Walker<'a> {
         if !known.is_function(name) && own.is_empty() {
             self.no_function(name, at, method);
             return None;
-        }
-        if !method && self.place_of(name).is_some_and(|i| self.scope[i].kind == Some("closure")) {
-            let message =
-                format!("`{name}(..)` calls the function of that name, not the closure that the variable holds");
-            let hint = format!("write `{name}.call(..)`, or give the variable another name");
-            self.warning("function", at, Error::new(ErrorKind::Name, message).hint(hint));
         }
         if !known.takes(name, kinds.len()) {
             self.wrong_number(name, at, kinds.len(), &own);

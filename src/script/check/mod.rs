@@ -141,7 +141,7 @@ struct Checker {
 impl Checker {
     fn file(&mut self, name: &str, text: &str) {
         self.session.add_source(name, text);
-        let read = self.session.read(name, text, &Around::default());
+        let read = self.session.read(name, text, &Around { check: true, ..Around::default() });
         let ast = match self.engine.compile(&read) {
             Ok(ast) => ast,
             Err(e) => return self.unreadable(e, name),
