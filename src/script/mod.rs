@@ -109,12 +109,12 @@ pub const CHAPTERS: &[Chapter] = &[
         "Help, checks and timing, beside all of Rhai.\n\n\
         `x ?? y` is `y` where `x` is `()`. A closure that a variable holds is called by the variable's name, `f(x)`."
     ),
-    chapter!(array, "Arrays of numbers: extremes, sum, mean, pairs."),
     chapter!(tensor, "Making tensors, their shape, indexing."),
     chapter!(storage, "Kinds of number, devices, tensor files."),
     chapter!(operator, "Arithmetic and comparison of tensors with tensors and numbers on either side."),
     chapter!(elementwise, "Functions of each number."),
     chapter!(reduction, "Sums, extremes, norms, softmax, the matrix product."),
+    chapter!(array, "Arrays of numbers: extremes, sum, mean, pairs."),
     chapter!(random, "Seeded streams of random numbers."),
     chapter!(grad, "Derivatives of script functions."),
     chapter!(

@@ -14,6 +14,10 @@ pub fn function(call: &str, session: &Session) -> Error {
     let (name, types) = call.split_once(" (").unwrap_or((call, ""));
     let name = own_name(name);
     let came: Vec<String> = types.trim_end_matches(')').split(", ").filter(|t| !t.is_empty()).map(argument).collect();
+    if name.starts_with("anon$") {
+        let message = "a closure was called with another number of arguments than it has parameters";
+        return Error::new(Kind::Type, message);
+    }
     let overloads: Vec<&Overload> = Catalog::get().named(name).flat_map(|e| &e.overloads).collect();
     if !overloads.is_empty() {
         return misfit(name, &overloads, &came);
