@@ -188,7 +188,7 @@ mod tests {
 
     #[test]
     fn functions_of_the_same_name_in_two_files_do_not_stand_in_for_each_other() -> Result<()> {
-        let a = "fn f(x) { g(x) + x.len() } private fn g(x) { h(x) + 1 } fn h(x) { 10 } fn len() { 1000 } fn twice(x) { x.map(h) }";
+        let a = "fn f(x) { g(x) + x.len() } private fn g(x) { h(x) + 1 } fn h(x) { 10 } fn len() { 1000 } fn h(x, y, z) { throw 1 } fn twice(x) { x.map(h) }";
         let b = "import \"a\" as a; fn f(x) { g(x) + a::f(x) } fn g(x) { 200 } fn all(x, other) { g(x) + other(x) }";
         let files = [("a.rhai", a), ("b.rhai", b)];
         let recipe = "import \"a\" as a; import \"b\" as b; fn g(x) { 3000 } let out = [];

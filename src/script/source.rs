@@ -54,7 +54,8 @@ pub(super) fn inserts(text: &str, around: &Around) -> Vec<Insert> {
             continue;
         }
         let method = matches!(before, Some(Token::Period | Token::Elvis));
-        let function = own.iter().find(|f| f.name == name);
+        let count = arguments(&words, i + 1);
+        let function = own.iter().find(|f| f.name == name && count.is_none_or(|n| n == f.parameters));
         let suffix = around.suffix.as_ref().filter(|_| function.is_some()).cloned();
         let width = name.chars().count();
         let mut put = |text: String| found.push(Insert::behind(word, width, text));
@@ -108,6 +109,7 @@ fn is_function(name: &str, around: &Around) -> bool {
 /// A function that a text defines.
 struct Function<'a> {
     name: &'a str,
+    parameters: usize,
     /// It speaks of `this`, so that it can be called as a method.
     method: bool,
 }
@@ -117,9 +119,40 @@ fn functions(words: &[Word]) -> Vec<Function<'_>> {
     let one = |i: usize| {
         let name = words.get(i + 1)?.name()?;
         let mut body = words[i + 2..].iter().take_while(|w| !w.is(&Token::Fn));
-        Some(Function { name, method: body.any(Word::is_this) })
+        Some(Function { name, parameters: arguments(words, i + 2)?, method: body.any(Word::is_this) })
     };
     starts.filter_map(one).collect()
+}
+
+/// The number of arguments between the parentheses that begin at a word, if some do.
+fn arguments(words: &[Word], begin: usize) -> Option<usize> {
+    match words.get(begin)?.token {
+        Token::Unit => return Some(0),
+        Token::LeftParen => {}
+        _ => return None,
+    }
+    let (mut depth, mut commas, mut i) = (0_usize, 0, begin);
+    while let Some(word) = words.get(i) {
+        match word.token {
+            Token::LeftParen | Token::LeftBracket | Token::QuestionBracket | Token::LeftBrace | Token::MapStart => {
+                depth += 1
+            }
+            Token::RightParen | Token::RightBracket | Token::RightBrace => depth -= 1,
+            Token::Comma if depth == 1 && !words[i + 1..].first().is_some_and(|w| w.is(&Token::RightParen)) => {
+                commas += 1
+            }
+            // parameters of a closure
+            Token::Pipe if !words[i - 1].ends_operand() => {
+                i += words[i + 1..].iter().position(|w| w.is(&Token::Pipe)).map_or(0, |n| n + 1);
+            }
+            _ => {}
+        }
+        if depth == 0 {
+            return Some(commas + 1);
+        }
+        i += 1;
+    }
+    None
 }
 
 /// The text with everything put in.
@@ -214,6 +247,9 @@ mod tests {
         let text = "fn f(x) { x.f(1) + g(f(x)) } fn h(f) { [f, #{ f: 1 }, m::f(2), f(3)].map(h) } fn k() { this.k() }";
         let wanted = "fn f_1(x) { x.f(1) + g.call(f_1(x)) } \
             fn h_1(f) { [f, #{ f: 1 }, m::f(2), f.called_by_name(\"f_1\", 3)].map(h_1) } fn k_1() { this.k_1() }";
+        assert_eq!(read(text, Some("_1")), wanted);
+        let text = "fn f(a, b) { f(1) + f([1, 2], |a, b| a) + f(#{ a: 1, b: 2 }, 3,) + f(g(1, 2)) } fn f() { f() }";
+        let wanted = "fn f_1(a, b) { f(1) + f_1([1, 2], |a, b| a) + f_1(#{ a: 1, b: 2 }, 3,) + f(g.call(1, 2)) } fn f_1() { f_1() }";
         assert_eq!(read(text, Some("_1")), wanted);
         assert_eq!((own_name("f__module1"), own_name("f__module"), own_name("f")), ("f", "f__module", "f"));
     }
