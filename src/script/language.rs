@@ -157,8 +157,11 @@ pub(super) fn arithmetic(module: &mut Module) {
     }
 }
 
+/// Whether a comparison holds of a difference.
+type Holds = fn(f64) -> bool;
+
 /// What each comparison says of a difference.
-const COMPARISONS: [(&str, fn(f64) -> bool); 6] = [
+const COMPARISONS: [(&str, Holds); 6] = [
     ("==", |d| d == 0.0),
     ("!=", |d| d != 0.0),
     ("<", |d| d < 0.0),

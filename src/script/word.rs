@@ -48,9 +48,9 @@ impl Word {
 pub(super) fn words(text: &str) -> Vec<Word> {
     let engine = Engine::new_raw();
     let inputs = [text];
-    let (mut tokens, control) = engine.lex(&inputs);
+    let (tokens, control) = engine.lex(&inputs);
     let (mut found, mut open) = (vec![], vec![]);
-    while let Some((token, position)) = tokens.next() {
+    for (token, position) in tokens {
         if matches!(token, Token::EOF | Token::LexError(_)) {
             break;
         }
