@@ -15,13 +15,16 @@
 //!    `#[rhai_fn(global, name = "to_string", name = "to_debug", pure)] pub fn show_grid(grid: &mut Grid) -> String`.
 //!    Properties: `#[rhai_fn(get = "times", pure, return_raw)] pub fn times(grid: &mut Grid) -> ..`.
 //! 5. Options: an [`crate::options!`] struct, `RolloutOptions::parse("rollout", options)?` in the body, and
-//!    `"rollout" => crate::flow::RolloutOptions` in the chapter's line of the table.
+//!    `"rollout" => crate::flow::RolloutOptions` in the chapter's line of the table. Options that other functions have too are a struct
+//!    of their own, taken in by `..loss: LossOptions`.
 //! 6. Closures: [`Callback::new`]`(&context, "scripted_reward", closure)`, then `callback.call::<Tensor>((x, t))`, also later,
 //!    from other threads and inside a backward pass.
 //!    Its result may be any [`option::FromScript`] type.
 //! 7. Random streams are [`crate::tensor::Stream`] (shared, so that a draw moves the script's stream on):
 //!    `rng.draw(|rng| rng.normal(..))`.
 //! 8. Arrays and other values: [`option::list`], [`option::convert`].
+//! 9. A choice without parameters is one line of `choices!` in `choice.rs`. The core's enums do not know how scripts write them.
+//! 10. A function or option that changes its name gets a line in [`rename::RENAMED`].
 #![allow(clippy::unwrap_used)] // written by rhai's macro for `&mut` receivers
 
 pub mod adapter;
