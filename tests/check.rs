@@ -49,7 +49,13 @@ const MISTAKES: &[(&str, &[&str])] = &[
     ("fn f(a) { a + b }\nf(1);", &["1:15 variable no variable `b`"]),
     ("let b = 1;\nfn f(a) { a + b }\nf(1);", &["2:15 variable no variable `b` here"]),
     ("let f = |x| x + z;", &["1:17 variable no variable `z`"]),
-    ("let g = |z| z;\ng(2);", &["2:1 function no function `g`; a closure is called by `g.call(..)`"]),
+    ("let g = |z| z;\ng(2);\nlet h = |x| g(g(x));\nfn train(update) { update(1) }\ntrain(h);", &[]),
+    ("let g = |z| z;\nfn f(a) { g(a) }\nf(1);", &["2:11 variable no variable `g` here"]),
+    ("let g = |z| z;\ng(1) + g(b);", &["2:10 variable no variable `b`"]),
+    (
+        "let relu = |z| z;\nrelu(1, 2); let zeros = zeros([1]); zeros(2);",
+        &["2:37 arguments `zeros`: expected (array), got (integer)"],
+    ),
     ("fn f(a, b) { a + b }\nf(1);", &["2:1 arguments `f`: no form of it takes 1 argument"]),
     ("rollout(1);", &["1:1 arguments `rollout`: no form of it takes 1 argument"]),
     (
@@ -123,6 +129,15 @@ fn neighbouring_modules_are_checked_too() {
         "{json}"
     );
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "a check writes nothing");
+}
+
+#[test]
+fn a_script_without_old_names_stays_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = "// some_steps\r\nlet x = ones([2]);\nprint(x);";
+    std::fs::write(folder.path().join("a.rhai"), script).unwrap();
+    assert!(amscript(folder.path(), &["check", "--fix", "a.rhai"]).status.success());
+    assert_eq!(std::fs::read_to_string(folder.path().join("a.rhai")).unwrap(), script);
 }
 
 #[test]

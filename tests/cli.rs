@@ -198,7 +198,8 @@ fn a_misnamed_weight_is_named() {
 fn models_folder() -> tempfile::TempDir {
     use std::os::unix::fs::symlink;
     let folder = tempfile::tempdir().unwrap();
-    let zeros = amscript::tensor::Tensor::zeros((3, 4), amscript::tensor::DType::BF16, &amscript::tensor::Device::Cpu).unwrap();
+    let zeros =
+        amscript::tensor::Tensor::zeros((3, 4), amscript::tensor::DType::BF16, &amscript::tensor::Device::Cpu).unwrap();
     let tensors = std::collections::HashMap::from([("w", zeros)]);
     let at = |name: &str| {
         let path = folder.path().join(name);

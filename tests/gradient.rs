@@ -263,7 +263,12 @@ fn resizing() {
         equal("upsampled_conv2d", &x, |i| upsampled_conv2d(&i[0], &w, &b), composed);
     }
     check("upsample_nearest2x", &x, |i| upsample_nearest2x(&i[0]));
-    equal("upsample_nearest2x", &x, |i| upsample_nearest2x(&i[0]), |i| Ok(i[0].array().upsample_nearest2d(10, 8)?.into()));
+    equal(
+        "upsample_nearest2x",
+        &x,
+        |i| upsample_nearest2x(&i[0]),
+        |i| Ok(i[0].array().upsample_nearest2d(10, 8)?.into()),
+    );
     for antialias in [true, false] {
         for filter in [Filter::Bilinear { antialias }, Filter::Bicubic { antialias }] {
             check("resize", &x, |i| resize(&i[0], 3, 7, filter));

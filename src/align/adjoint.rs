@@ -20,15 +20,6 @@ pub enum AdjointIndex {
     Next,
 }
 
-impl std::fmt::Display for AdjointIndex {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            AdjointIndex::Same => "same_step()",
-            AdjointIndex::Next => "next_step()",
-        })
-    }
-}
-
 /// Adjoints along the active steps, and the base velocities that their forward passes gave.
 #[derive(Clone)]
 pub struct Adjoint {

@@ -21,15 +21,6 @@ pub enum Reduction {
     Mean,
 }
 
-impl std::fmt::Display for Reduction {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Reduction::Sum => "sum_errors()",
-            Reduction::Mean => "mean_errors()",
-        })
-    }
-}
-
 /// What errors are measured in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Units {
@@ -38,15 +29,6 @@ pub enum Units {
     Velocity,
     /// Control, `u = (1 + rho) / sigma (v_policy - v_base)`: `|u + sigma a|^2`. The same without noise.
     Control,
-}
-
-impl std::fmt::Display for Units {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Units::Velocity => "velocity_units()",
-            Units::Control => "control_units()",
-        })
-    }
 }
 
 /// How far a control is from the one an adjoint asks for.
@@ -59,16 +41,6 @@ pub enum Criterion {
     Squared,
     /// `f(|u|) + f*(sigma |a|) + sigma a . u`, which is smallest on average at the control for the adjoint's mean.
     Fenchel,
-}
-
-impl std::fmt::Display for Criterion {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Criterion::Fitting => "fitting()",
-            Criterion::Squared => "squared()",
-            Criterion::Fenchel => "fenchel()",
-        })
-    }
 }
 
 impl Criterion {
@@ -157,8 +129,8 @@ pub fn fenchel_matching(
                 return Ok(Tensor::zeros(x.dim(0)?, x.dtype(), x.device())?);
             }
             let (a, batch) = (scaled(i)?, x.dim(0)?);
-            let u =
-                ((policy[i].to_dtype(x.dtype())? - adjoint.base_velocities[i].constant().to_dtype(x.dtype())?)? / unit)?;
+            let u = ((policy[i].to_dtype(x.dtype())? - adjoint.base_velocities[i].constant().to_dtype(x.dtype())?)?
+                / unit)?;
             let conjugate = regularizer.conjugate(&slopes[i * batch..(i + 1) * batch])?;
             let conjugate = Tensor::new(conjugate, x.device())?.to_dtype(x.dtype())?;
             // The root has no gradient at 0, where the control is at first.

@@ -23,16 +23,6 @@ pub enum Norm {
     Entry,
 }
 
-impl std::fmt::Display for Norm {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Norm::Sample => "sample_norm()",
-            Norm::Rms => "rms_norm()",
-            Norm::Entry => "entry_norm()",
-        })
-    }
-}
-
 /// An increasing, convex penalty on the norm of the control.
 #[derive(Clone)]
 pub enum Regularizer {

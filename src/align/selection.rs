@@ -33,15 +33,6 @@ impl Selection {
     }
 }
 
-impl std::fmt::Display for Selection {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Selection::All => write!(f, "all_steps()"),
-            Selection::Some { last, others } => write!(f, "some_steps({last}, {others})"),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -102,17 +102,6 @@ impl Truncation {
     }
 }
 
-impl std::fmt::Display for Truncation {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Truncation::Last(k) => write!(f, "last({k})"),
-            Truncation::Full => write!(f, "full()"),
-            Truncation::Adaptive(a) if a.every == EVERY => write!(f, "adaptive({})", a.mass),
-            Truncation::Adaptive(a) => write!(f, "adaptive({}, #{{ every: {} }})", a.mass, a.every),
-        }
-    }
-}
-
 /// Updates between measurements, unless told otherwise: at K = 3 of 20 steps they then cost 4 % of an update on average.
 pub const EVERY: usize = 25;
 

@@ -1,6 +1,9 @@
 //! `amscript check`: what is wrong with scripts, for people or, with `--json`, for editors.
 
 use super::{CheckArgs, fault, output, recipe};
+use crate::bail;
+use crate::data::write_whole;
+use crate::error::{Error, Kind, Result};
 use crate::script::check::{self, Finding, Report, Severity};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -10,8 +13,7 @@ use std::process::ExitCode;
 pub fn command(arguments: &CheckArgs) -> anyhow::Result<ExitCode> {
     let (mut errors, mut warnings, mut items) = (0, 0, vec![]);
     for script in &arguments.scripts {
-        let recipe::Source { path, name, text } = recipe::read(script)?;
-        let report = check::check(path.as_deref(), &name, &text);
+        let report = checked(recipe::read(script)?, arguments.fix)?;
         for finding in &report.findings {
             *if finding.severity == Severity::Error { &mut errors } else { &mut warnings } += 1;
             match arguments.json {
@@ -25,6 +27,21 @@ pub fn command(arguments: &CheckArgs) -> anyhow::Result<ExitCode> {
         false => summary(arguments.scripts.len(), errors, warnings),
     })?;
     Ok(if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What is found in a script; with `fix`, after its old names have been replaced in its file.
+fn checked(recipe::Source { path, name, text }: recipe::Source, fix: bool) -> Result<Report> {
+    let report = check::check(path.as_deref(), &name, &text);
+    let fixed = if fix { check::fixed(&report, &name, &text) } else { text.clone() };
+    if fixed == text {
+        return Ok(report);
+    }
+    let Some(file) = &path else {
+        bail!(File, "check: --fix needs a script in a file, got \"{name}\"");
+    };
+    let refused = |e| Error::new(Kind::File, format!("check: cannot write {}: {e}", file.display()));
+    write_whole(file, fixed.as_bytes()).map_err(refused)?;
+    Ok(check::check(path.as_deref(), &name, &fixed))
 }
 
 /// A finding as errors of runs look.
@@ -51,6 +68,7 @@ fn item(finding: &Finding, report: &Report) -> Value {
         "code": finding.code,
         "message": finding.error.message,
         "hint": finding.error.hint,
+        "fix": finding.fix.as_ref().map(|(_, new)| new),
     })
 }
 

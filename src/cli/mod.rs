@@ -119,6 +119,9 @@ pub struct CheckArgs {
     /// Print one JSON array, for editors.
     #[arg(long)]
     pub json: bool,
+    /// First write the new names of what was renamed into the scripts.
+    #[arg(long)]
+    pub fix: bool,
 }
 
 /// What to start.

@@ -35,16 +35,6 @@ impl Grid {
     }
 }
 
-impl std::fmt::Display for Grid {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let n = self.steps();
-        match uniform(n).is_ok_and(|u| u == *self) {
-            true => write!(f, "uniform({n})"),
-            false => write!(f, "grid of {n} steps, the last {:.4} wide", self.width(n - 1)),
-        }
-    }
-}
-
 /// `n` steps of equal width.
 pub fn uniform(n: usize) -> Result<Grid> {
     grid("uniform", n, 1.0)

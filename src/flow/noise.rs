@@ -121,19 +121,6 @@ impl Noise {
     }
 }
 
-impl std::fmt::Display for Noise {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Noise::Memoryless { offset: None } => write!(f, "memoryless()"),
-            Noise::Memoryless { offset: Some(o) } => write!(f, "memoryless({o})"),
-            Noise::Constant(c) => write!(f, "constant({c})"),
-            Noise::LinearDecay(c) => write!(f, "linear_decay({c})"),
-            Noise::SineSquared(c) => write!(f, "sine_squared({c})"),
-            Noise::Schedule(_) => write!(f, "noise_schedule(|t| ..)"),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,9 +139,9 @@ mod tests {
             for (t, (w, gain)) in [0.1, 0.5, 0.9].iter().zip(rows) {
                 let step = noise.dynamics(*t, 0.02).unwrap();
                 let found = (step.w.unwrap(), step.sigma() * step.velocity_per_control());
-                assert!((found.0 - w).abs() < 6e-5 && (found.1 - gain).abs() < 6e-5, "{noise} {t}: {found:?}");
+                assert!((found.0 - w).abs() < 6e-5 && (found.1 - gain).abs() < 6e-5, "{rows:?} {t}: {found:?}");
                 let eta = (1.0 - t) / t;
-                assert!((found.1 - 2.0 * eta * found.0 / (2.0 * eta + found.0)).abs() < 1e-9, "{noise} {t}");
+                assert!((found.1 - 2.0 * eta * found.0 / (2.0 * eta + found.0)).abs() < 1e-9, "{rows:?} {t}");
             }
         }
     }

@@ -137,7 +137,7 @@ impl<'a> Walk<'a> {
         options.solver.check(&options.grid)?;
         if options.solver.stochastic() && options.draw.is_none() {
             bail!(
-                Missing, "rollout: {} needs a random stream for its noise, got none", options.solver;
+                Missing, "rollout: the sampler needs a random stream for its noise, got none";
                 hint: "give one as `rng`, such as `rng: run.rng(\"path\")`"
             );
         }

@@ -516,7 +516,9 @@ mod tests {
         let heads = small("alex", DType::F32).trainable(false, true).unwrap();
         let params = heads.params();
         assert_eq!(params.len(), 5);
-        params[0].1.variable()
+        params[0]
+            .1
+            .variable()
             .unwrap()
             .set(&Tensor::new(&[-1f32, 0.0, 1.0, 2.0], &Device::Cpu).unwrap().reshape((1, 4, 1, 1)).unwrap())
             .unwrap();

@@ -122,8 +122,7 @@ mod tests {
     fn golden_rows() {
         let case: serde_json::Value = json("clip_openclip/case.json");
         let prompts: Vec<String> = serde_json::from_value(case["prompts"].clone()).unwrap();
-        let expected =
-            crate::tensor::file::load(golden("clip_openclip/expected.safetensors"), &Device::Cpu).unwrap();
+        let expected = crate::tensor::file::load(golden("clip_openclip/expected.safetensors"), &Device::Cpu).unwrap();
         let expected = expected["out.token_ids"].to_dtype(DType::U32).unwrap().to_vec2::<u32>().unwrap();
         let prompts: Vec<String> = prompts.iter().map(|prompt| clean(prompt)).collect();
         let (ids, ends) = Tokenizer::clip().unwrap().clip_rows(&prompts, 77, 0).unwrap();

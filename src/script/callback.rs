@@ -71,7 +71,8 @@ mod tests {
     fn a_closure_runs_inside_a_backward_pass_and_its_error_keeps_its_place() {
         let (_host, f) = kept("|g| g.nothing()");
         let x = Tensor::zeros(2, DType::F32, &Device::Cpu).unwrap().leaf();
-        let y = grad::custom_vjp("own", &[&x], x.constant(), move |g, _| Ok(vec![Some(f.call::<Tensor>((g.clone(),))?)]));
+        let y =
+            grad::custom_vjp("own", &[&x], x.constant(), move |g, _| Ok(vec![Some(f.call::<Tensor>((g.clone(),))?)]));
         let loss = y.unwrap().sum_all().unwrap();
         let error: Error = grad::gradients(&loss, &[x]).unwrap_err();
         assert_eq!((error.kind, error.trace.first().map(|p| (p.line, p.column))), (Kind::Name, Some((1, 7))));

@@ -4,15 +4,7 @@ use super::*;
 use crate::align::{
     Adaptive, AdjointIndex, Criterion, EVERY, Norm, Reduction, Selection, Truncation, Units, last_steps,
 };
-use crate::{options, script_value};
-
-script_value!(Truncation, "a truncation such as `last(3)`");
-script_value!(AdjointIndex, "an adjoint index such as `same_step()`");
-script_value!(Reduction, "a reduction such as `sum_errors()`");
-script_value!(Units, "units such as `velocity_units()`");
-script_value!(Criterion, "a criterion such as `squared()`");
-script_value!(Norm, "the size of a control such as `sample_norm()`");
-script_value!(Selection, "a choice of steps such as `all_steps()`");
+use crate::options;
 
 options! {
     /// When the control is measured.
@@ -22,265 +14,230 @@ options! {
     }
 }
 
-/// Choices that papers leave open or that methods differ in.
-#[export_module(manifest)]
-pub mod choice {
-    use super::*;
+/// Kinds of choices, each with what is expected in its place, and a chapter with them.
+///
+/// A choice without parameters is declared once, `sum_errors = Reduction::Sum`: its doc line, the function that makes it, how it prints, and
+/// its example. One with parameters has a function of its own under `natives` and prints as what stands behind `..` says.
+macro_rules! choices {
+    (
+        $(#[doc = $about:literal])*
+        mod $chapter:ident;
+        $(
+            choice $kind:ty: $expected:literal, $show:ident {
+                $( $(#[doc = $doc:literal])* $name:ident = $variant:path, )*
+                $( .. { $( $pattern:pat $(if $guard:expr)? => $text:literal $(, $argument:expr)*; )* } )?
+            }
+        )*
+        natives { $($natives:tt)* }
+    ) => {
+        $(
+            impl option::FromScript for $kind {
+                fn expected() -> String {
+                    $expected.into()
+                }
+                fn from_script(value: Dynamic) -> Option<Self> {
+                    value.flatten().try_cast()
+                }
+                fn show(&self) -> String {
+                    match self {
+                        $( $variant => concat!(stringify!($name), "()").into(), )*
+                        $($( $pattern $(if $guard)? => format!($text $(, $argument)*), )*)?
+                    }
+                }
+            }
+        )*
 
-    /// Only the last `k` steps are active.
-    ///
-    /// ```rhai
-    /// last(3)   //=> last(3)
-    /// ```
-    #[rhai_fn(return_raw)]
-    pub fn last(k: i64) -> RhaiResultOf<Truncation> {
-        Ok(Truncation::last(option::convert(k.into(), "last")?)?)
-    }
+        /// The functions that make a choice without parameters, which prints as the call that makes it.
+        pub const PLAIN: &[&str] = &[$($( stringify!($name) ),*),*];
 
-    /// Every step is active.
-    ///
-    /// ```rhai
-    /// full()   //=> full()
-    /// ```
-    pub fn full() -> Truncation {
-        Truncation::Full
-    }
+        $(#[doc = $about])*
+        #[export_module(manifest)]
+        pub mod $chapter {
+            use super::*;
 
-    /// The fewest last steps are active that hold the share `mass` of the control, as measured over all steps.
-    ///
-    /// `adjoint_matching` measures it at its first update and every 25 updates after: the optimal control's mean size over the batch,
-    /// times the step's width. Such an update carries the adjoint back over all steps.
-    ///
-    /// ```rhai
-    /// let some = adaptive(0.5, #{ every: 10 });
-    /// let base = velocity_field(|x, t, c| x);
-    /// let cost = terminal_cost(|x| x.sum(1));
-    /// adjoint_matching(base, base, tensor([[1.0]]), (), cost, #{ grid: uniform(10), truncate: some });
-    /// some.active     //=> 7
-    /// adaptive(2)     //=> error: must lie in (0, 1]
-    /// ```
-    #[rhai_fn(return_raw)]
-    pub fn adaptive(mass: f64, options: Map) -> RhaiResultOf<Truncation> {
-        let every = AdaptiveOptions::parse("adaptive", options)?.every;
-        Ok(Truncation::Adaptive(Adaptive::new(mass, every)?))
-    }
+            $($(
+                $(#[doc = $doc])*
+                pub fn $name() -> $kind {
+                    $variant
+                }
+            )*)*
 
-    /// The number of active steps of `last(k)`, or that `adaptive` last found; `()` where that depends on the grid.
-    ///
-    /// ```rhai
-    /// [last(3).active, full().active, adaptive(0.5).active]   //=> [3, (), ()]
-    /// ```
-    #[rhai_fn(get = "active", pure)]
-    pub fn active(truncation: &mut Truncation) -> Dynamic {
-        let measured = |adaptive: &Adaptive| adaptive.state().active;
-        match truncation {
-            Truncation::Last(k) => Dynamic::from(*k as i64),
-            Truncation::Adaptive(adaptive) if measured(adaptive) > 0 => Dynamic::from(measured(adaptive) as i64),
-            _ => Dynamic::UNIT,
+            $($natives)*
+
+            $(
+                #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
+                pub fn $show(choice: &mut $kind) -> String {
+                    option::FromScript::show(choice)
+                }
+            )*
+        }
+    };
+}
+
+choices! {
+    /// Choices that papers leave open or that methods differ in.
+    mod choice;
+
+    choice Truncation: "a truncation such as `last(3)`", show_truncation {
+        /// Every step is active.
+        full = Truncation::Full,
+        .. {
+            Truncation::Last(k) => "last({k})";
+            Truncation::Adaptive(a) if a.every == EVERY => "adaptive({})", a.mass;
+            Truncation::Adaptive(a) => "adaptive({}, #{{ every: {} }})", a.mass, a.every;
         }
     }
 
-    /// What `adaptive` has measured, for a checkpoint; `()` for others.
-    ///
-    /// ```rhai
-    /// adaptive(0.5).state()   //=> #{"active": 0, "updates": 0}
-    /// ```
-    pub fn state(truncation: Truncation) -> Dynamic {
-        let Truncation::Adaptive(adaptive) = truncation else { return Dynamic::UNIT };
-        let state = *adaptive.state();
-        let parts = [("updates", state.updates), ("active", state.active)];
-        parts.into_iter().map(|(name, n)| (name.into(), Dynamic::from(n as i64))).collect::<Map>().into()
-    }
-
-    /// Takes up what `state` gave.
-    ///
-    /// ```rhai
-    /// let some = adaptive(0.5);
-    /// some.load_state(#{ active: 4, updates: 7 });
-    /// some.active   //=> 4
-    /// ```
-    #[rhai_fn(return_raw)]
-    pub fn load_state(truncation: Truncation, state: Dynamic) -> RhaiResultOf<()> {
-        if let Truncation::Adaptive(adaptive) = truncation {
-            let mut state: Map = option::convert(state, "load_state")?;
-            let mut part =
-                |name: &str| option::convert(state.remove(name).unwrap_or_default(), &format!("load_state: `{name}`"));
-            *adaptive.state() = crate::align::State { updates: part("updates")?, active: part("active")? };
+    choice Selection: "a choice of steps such as `all_steps()`", show_selection {
+        /// All active steps enter the loss.
+        all_steps = Selection::All,
+        .. {
+            Selection::Some { last, others } => "some_steps({last}, {others})";
         }
-        Ok(())
     }
 
-    /// How many last steps hold the share `mass` of a control, given its mass at every step.
-    ///
-    /// ```rhai
-    /// last_steps([1, 1, 2, 4], 0.75)   //=> 2
-    /// ```
-    #[rhai_fn(name = "last_steps", return_raw)]
-    pub fn steps_of(masses: Array, mass: f64) -> RhaiResultOf<i64> {
-        Ok(last_steps(&option::list::<f64>(masses, "last_steps")?, mass) as i64)
+    choice AdjointIndex: "an adjoint index such as `same_step()`", show_index {
+        /// The target of step `k` comes from the adjoint at step `k`, as the papers write it.
+        same_step = AdjointIndex::Same,
+        /// The target of step `k` comes from the adjoint at step `k + 1`: the exact gradient of the discrete problem.
+        next_step = AdjointIndex::Next,
     }
 
-    /// All active steps enter the loss.
-    ///
-    /// ```rhai
-    /// all_steps()   //=> all_steps()
-    /// ```
-    pub fn all_steps() -> Selection {
-        Selection::All
+    choice Reduction: "a reduction such as `sum_errors()`", show_reduction {
+        /// Errors are summed over active steps and latent entries, as in the paper.
+        sum_errors = Reduction::Sum,
+        /// Errors are averaged over active steps and latent entries.
+        mean_errors = Reduction::Mean,
     }
 
-    /// The last few active steps and so many others, drawn for each update, enter the loss (arXiv:2409.08861).
-    ///
-    /// ```rhai
-    /// some_steps(10, 10)   //=> some_steps(10, 10)
-    /// ```
-    #[rhai_fn(return_raw)]
-    pub fn some_steps(last: i64, others: i64) -> RhaiResultOf<Selection> {
-        let number = |n: i64| option::convert(n.into(), "some_steps");
-        Ok(Selection::Some { last: number(last)?, others: number(others)? })
+    choice Units: "units such as `velocity_units()`", show_units {
+        /// Errors are those of the velocity, `|v_policy - v_base + G a|^2`.
+        velocity_units = Units::Velocity,
+        /// Errors are those of the control `u = (1 + rho) / sigma (v_policy - v_base)`, as stochastic adjoint matching writes them.
+        control_units = Units::Control,
     }
 
-    /// The target of step `k` comes from the adjoint at step `k`, as the papers write it.
-    ///
-    /// ```rhai
-    /// same_step()   //=> same_step()
-    /// ```
-    pub fn same_step() -> AdjointIndex {
-        AdjointIndex::Same
+    choice Criterion: "a criterion such as `squared()`", show_criterion {
+        /// Squared distance from the control target where its mean is right (no noise, or the quadratic penalty), else Fenchel's.
+        fitting = Criterion::Fitting,
+        /// The squared distance from the control target.
+        squared = Criterion::Squared,
+        /// `f(|u|) + f*(sigma |a|) + sigma a . u`: exact for every penalty `f` under noise, where the adjoint of a state is random.
+        fenchel = Criterion::Fenchel,
     }
 
-    /// The target of step `k` comes from the adjoint at step `k + 1`: the exact gradient of the discrete problem.
-    ///
-    /// ```rhai
-    /// next_step()   //=> next_step()
-    /// ```
-    pub fn next_step() -> AdjointIndex {
-        AdjointIndex::Next
+    choice Norm: "the size of a control such as `sample_norm()`", show_norm {
+        /// The size of a control is the Euclidean norm of a sample's latent.
+        sample_norm = Norm::Sample,
+        /// The size of a control is the root of the mean square of a sample's latent.
+        ///
+        /// ```rhai
+        /// let u = control_target(tensor([[2.0, -2.0]]), power(3), #{ norm: rms_norm() });
+        /// assert_close(u, tensor([[-1.41421, 1.41421]]), 1e-5);
+        /// ```
+        rms_norm = Norm::Rms,
+        /// Every entry of the latent is penalised on its own.
+        ///
+        /// ```rhai
+        /// control_target(tensor([[8.0, -1.0]]), power(4), #{ norm: entry_norm() }).to_array()   //=> [[-2.0, 1.0]]
+        /// ```
+        entry_norm = Norm::Entry,
     }
 
-    /// Errors are summed over active steps and latent entries, as in the paper.
-    ///
-    /// ```rhai
-    /// sum_errors()   //=> sum_errors()
-    /// ```
-    pub fn sum_errors() -> Reduction {
-        Reduction::Sum
-    }
+    natives {
+        /// Only the last `k` steps are active.
+        ///
+        /// ```rhai
+        /// last(3)   //=> last(3)
+        /// ```
+        #[rhai_fn(return_raw)]
+        pub fn last(k: i64) -> RhaiResultOf<Truncation> {
+            Ok(Truncation::last(option::convert(k.into(), "last")?)?)
+        }
 
-    /// Errors are averaged over active steps and latent entries.
-    ///
-    /// ```rhai
-    /// mean_errors()   //=> mean_errors()
-    /// ```
-    pub fn mean_errors() -> Reduction {
-        Reduction::Mean
-    }
+        /// The fewest last steps are active that hold the share `mass` of the control, as measured over all steps.
+        ///
+        /// `adjoint_matching` measures it at its first update and every 25 updates after: the optimal control's mean size over the batch,
+        /// times the step's width. Such an update carries the adjoint back over all steps.
+        ///
+        /// ```rhai
+        /// let some = adaptive(0.5, #{ every: 10 });
+        /// let base = velocity_field(|x, t, c| x);
+        /// let cost = terminal_cost(|x| x.sum(1));
+        /// adjoint_matching(base, base, tensor([[1.0]]), (), cost, #{ grid: uniform(10), truncate: some });
+        /// some.active     //=> 7
+        /// adaptive(2)     //=> error: must lie in (0, 1]
+        /// ```
+        #[rhai_fn(return_raw)]
+        pub fn adaptive(mass: f64, options: Map) -> RhaiResultOf<Truncation> {
+            let every = AdaptiveOptions::parse("adaptive", options)?.every;
+            Ok(Truncation::Adaptive(Adaptive::new(mass, every)?))
+        }
 
-    /// Errors are those of the velocity, `|v_policy - v_base + G a|^2`.
-    ///
-    /// ```rhai
-    /// velocity_units()   //=> velocity_units()
-    /// ```
-    pub fn velocity_units() -> Units {
-        Units::Velocity
-    }
+        /// The number of active steps of `last(k)`, or that `adaptive` last found; `()` where that depends on the grid.
+        ///
+        /// ```rhai
+        /// [last(3).active, full().active, adaptive(0.5).active]   //=> [3, (), ()]
+        /// ```
+        #[rhai_fn(get = "active")]
+        pub fn active(truncation: Truncation) -> Dynamic {
+            let measured = |adaptive: &Adaptive| adaptive.state().active;
+            match truncation {
+                Truncation::Last(k) => Dynamic::from(k as i64),
+                Truncation::Adaptive(adaptive) if measured(&adaptive) > 0 => Dynamic::from(measured(&adaptive) as i64),
+                _ => Dynamic::UNIT,
+            }
+        }
 
-    /// Errors are those of the control `u = (1 + rho) / sigma (v_policy - v_base)`, as stochastic adjoint matching writes them.
-    ///
-    /// ```rhai
-    /// control_units()   //=> control_units()
-    /// ```
-    pub fn control_units() -> Units {
-        Units::Control
-    }
+        /// What `adaptive` has measured, for a checkpoint; `()` for others.
+        ///
+        /// ```rhai
+        /// adaptive(0.5).state()   //=> #{"active": 0, "updates": 0}
+        /// ```
+        pub fn state(truncation: Truncation) -> Dynamic {
+            let Truncation::Adaptive(adaptive) = truncation else { return Dynamic::UNIT };
+            let state = *adaptive.state();
+            let parts = [("updates", state.updates), ("active", state.active)];
+            parts.into_iter().map(|(name, n)| (name.into(), Dynamic::from(n as i64))).collect::<Map>().into()
+        }
 
-    /// Squared distance from the control target where its mean is right (no noise, or the quadratic penalty), else Fenchel's.
-    ///
-    /// ```rhai
-    /// fitting()   //=> fitting()
-    /// ```
-    pub fn fitting() -> Criterion {
-        Criterion::Fitting
-    }
+        /// Takes up what `state` gave.
+        ///
+        /// ```rhai
+        /// let some = adaptive(0.5);
+        /// some.load_state(#{ active: 4, updates: 7 });
+        /// some.active   //=> 4
+        /// ```
+        #[rhai_fn(return_raw)]
+        pub fn load_state(truncation: Truncation, state: Dynamic) -> RhaiResultOf<()> {
+            if let Truncation::Adaptive(adaptive) = truncation {
+                let mut state: Map = option::convert(state, "load_state")?;
+                let mut part =
+                    |name: &str| option::convert(state.remove(name).unwrap_or_default(), &format!("load_state: `{name}`"));
+                *adaptive.state() = crate::align::State { updates: part("updates")?, active: part("active")? };
+            }
+            Ok(())
+        }
 
-    /// The squared distance from the control target.
-    ///
-    /// ```rhai
-    /// squared()   //=> squared()
-    /// ```
-    pub fn squared() -> Criterion {
-        Criterion::Squared
-    }
+        /// How many last steps hold the share `mass` of a control, given its mass at every step.
+        ///
+        /// ```rhai
+        /// last_steps([1, 1, 2, 4], 0.75)   //=> 2
+        /// ```
+        #[rhai_fn(name = "last_steps", return_raw)]
+        pub fn steps_of(masses: Array, mass: f64) -> RhaiResultOf<i64> {
+            Ok(last_steps(&option::list::<f64>(masses, "last_steps")?, mass) as i64)
+        }
 
-    /// `f(|u|) + f*(sigma |a|) + sigma a . u`: exact for every penalty `f` under noise, where the adjoint of a state is random.
-    ///
-    /// ```rhai
-    /// fenchel()   //=> fenchel()
-    /// ```
-    pub fn fenchel() -> Criterion {
-        Criterion::Fenchel
-    }
-
-    /// The size of a control is the Euclidean norm of a sample's latent.
-    ///
-    /// ```rhai
-    /// sample_norm()   //=> sample_norm()
-    /// ```
-    pub fn sample_norm() -> Norm {
-        Norm::Sample
-    }
-
-    /// The size of a control is the root of the mean square of a sample's latent.
-    ///
-    /// ```rhai
-    /// let u = control_target(tensor([[2.0, -2.0]]), power(3), #{ norm: rms_norm() });
-    /// assert_close(u, tensor([[-1.41421, 1.41421]]), 1e-5);
-    /// ```
-    pub fn rms_norm() -> Norm {
-        Norm::Rms
-    }
-
-    /// Every entry of the latent is penalised on its own.
-    ///
-    /// ```rhai
-    /// control_target(tensor([[8.0, -1.0]]), power(4), #{ norm: entry_norm() }).to_array()   //=> [[-2.0, 1.0]]
-    /// ```
-    pub fn entry_norm() -> Norm {
-        Norm::Entry
-    }
-
-    #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
-    pub fn show_truncation(truncation: &mut Truncation) -> String {
-        truncation.to_string()
-    }
-
-    #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
-    pub fn show_index(index: &mut AdjointIndex) -> String {
-        index.to_string()
-    }
-
-    #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
-    pub fn show_reduction(reduction: &mut Reduction) -> String {
-        reduction.to_string()
-    }
-
-    #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
-    pub fn show_units(units: &mut Units) -> String {
-        units.to_string()
-    }
-
-    #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
-    pub fn show_criterion(criterion: &mut Criterion) -> String {
-        criterion.to_string()
-    }
-
-    #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
-    pub fn show_norm(norm: &mut Norm) -> String {
-        norm.to_string()
-    }
-
-    #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
-    pub fn show_selection(selection: &mut Selection) -> String {
-        selection.to_string()
+        /// The last few active steps and so many others, drawn for each update, enter the loss (arXiv:2409.08861).
+        ///
+        /// ```rhai
+        /// some_steps(10, 10)   //=> some_steps(10, 10)
+        /// ```
+        #[rhai_fn(return_raw)]
+        pub fn some_steps(last: i64, others: i64) -> RhaiResultOf<Selection> {
+            let number = |n: i64| option::convert(n.into(), "some_steps");
+            Ok(Selection::Some { last: number(last)?, others: number(others)? })
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::Session;
 use super::catalog::script_type;
+use super::source::own_name;
 use super::suggest;
 use crate::error::{Error, Kind, Place};
 use rhai::{Dynamic, EvalAltResult, Map, Position};
@@ -48,17 +49,12 @@ fn unwind(
     outer: &mut Vec<Place>,
     session: &Session,
 ) -> Error {
-    let place = |position: Position| Place {
-        function: function.clone(),
-        source: source.clone(),
-        line: position.line().unwrap_or(0),
-        column: position.position().unwrap_or(0),
-    };
+    let place = |position: Position| place(position, function.clone(), &source, session);
     match error {
         EvalAltResult::ErrorInFunctionCall(name, callee, inner, position) => {
             outer.push(place(position));
             let source = if callee.is_empty() { source } else { callee };
-            let name = if name.starts_with("anon$") { "closure".into() } else { format!("`{name}`") };
+            let name = if name.starts_with("anon$") { "closure".into() } else { format!("`{}`", own_name(&name)) };
             unwind(*inner, source, Some(name), outer, session)
         }
         EvalAltResult::ErrorInModule(name, inner, position) => {
@@ -72,6 +68,12 @@ fn unwind(
             error
         }
     }
+}
+
+/// A place in what Rhai read as one in the script.
+pub(super) fn place(position: Position, function: Option<String>, source: &str, session: &Session) -> Place {
+    let (line, column) = (position.line().unwrap_or(0), position.position().unwrap_or(0));
+    Place { function, source: source.into(), line, column: session.column(source, line, column) }
 }
 
 /// An error without its place, in our form; `text` is the script it happened in.

@@ -2,13 +2,19 @@
 
 use super::sampler::{Sampler, draws};
 use super::*;
-use crate::flow::{Euler, OnStep, interpolant, time_tensor};
+use crate::flow::{OnStep, interpolant, time_tensor};
 use crate::model::{Condition, Flow, Velocity};
 use crate::tensor::{Stream, Tensor};
 use crate::{align, bail, options, script_value};
 use parking_lot::{Mutex, MutexGuard};
 
-script_value!(crate::flow::Grid, "a time grid such as `uniform(20)`");
+script_value!(crate::flow::Grid, "a time grid such as `uniform(20)`", |grid| {
+    let n = grid.steps();
+    match crate::flow::uniform(n).is_ok_and(|uniform| uniform == *grid) {
+        true => format!("uniform({n})"),
+        false => format!("grid of {n} steps, the last {:.4} wide", grid.width(n - 1)),
+    }
+});
 
 /// The straight line from noise to data, as scripts hold it.
 #[derive(Clone, Copy)]
@@ -68,7 +74,7 @@ options! {
         /// The times, from 0 (noise) to 1 (data).
         grid: crate::flow::Grid = crate::flow::uniform(20).unwrap_or_else(|_| unreachable!()),
         /// How to step from one time to the next.
-        solver: Sampler = Sampler(Arc::new(Euler)),
+        solver: Sampler = Sampler::euler(),
         /// Which steps to keep, for the adjoint and the loss.
         keep: align::Truncation = align::Truncation::Full,
         /// The random stream of a stochastic sampler.
@@ -244,6 +250,17 @@ pub mod flow {
         Ok(crate::flow::klein_grid(n, option::convert(image_tokens.into(), "klein_grid: image_tokens")?)?)
     }
 
+    /// A time grid of the given times, which rise from 0 to 1.
+    ///
+    /// ```rhai
+    /// grid([0, 0.1, 0.5, 1]).steps   //=> 3
+    /// grid([0, 0.5, 0.2, 1])         //=> error: grid: times must rise from 0 to 1, got [0.0, 0.5, 0.2, 1.0]
+    /// ```
+    #[rhai_fn(name = "grid", return_raw)]
+    pub fn grid_of(times: Array) -> RhaiResultOf<Grid> {
+        Ok(Grid::new(option::list(times, "grid")?)?)
+    }
+
     /// The times of a grid, from 0 to 1, or of a trajectory's kept states.
     ///
     /// ```rhai
@@ -349,7 +366,7 @@ pub mod flow {
 
     #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
     pub fn show_grid(grid: &mut Grid) -> String {
-        grid.to_string()
+        option::FromScript::show(grid)
     }
 
     #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]

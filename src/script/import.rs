@@ -1,11 +1,17 @@
 //! `import`: the embedded `stdlib/` modules, and script files in the recipe's own folder; nothing else.
 
+use super::source::{Around, MODULE, own_name};
 use super::{RhaiResultOf, Session};
 use crate::bail;
 use crate::error::{Error, Kind, Result};
 use include_dir::{Dir, include_dir};
 use parking_lot::Mutex;
-use rhai::{Engine, Module, ModuleResolver, Position, Scope, Shared};
+
+use rhai::{
+    AST, Dynamic, Engine, FnAccess, FnNamespace, FuncRegistration, Module, ModuleResolver, Position, Scope,
+    ScriptFnMetadata, Shared,
+};
+use std::any::TypeId;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -39,8 +45,9 @@ impl ModuleResolver for Imports {
             Some(None) => return Err(place(cycle(path).into())),
             None => {}
         }
+        let number = self.loaded.lock().len();
         self.loaded.lock().insert(name.clone(), None);
-        let module = evaluate(engine, &session, &name, &text);
+        let module = evaluate(engine, &session, (&name, &text), number);
         match &module {
             Ok(module) => self.loaded.lock().insert(name, Some(module.clone())),
             Err(_) => self.loaded.lock().remove(&name),
@@ -49,20 +56,63 @@ impl ModuleResolver for Imports {
     }
 }
 
-impl Imports {}
-
 fn cycle(path: &str) -> Error {
-    Error::new(Kind::Value, format!("import: modules must not import each other in a circle, got \"{path}\" again"))
+    let message = format!("import: modules must not import each other in a circle, got \"{path}\" again");
+    Error::new(Kind::Value, message).hint("move what both need into a module of its own")
 }
 
-fn evaluate(engine: &Engine, session: &Session, name: &str, text: &str) -> RhaiResultOf<Shared<Module>> {
+fn evaluate(
+    engine: &Engine,
+    session: &Session,
+    (name, text): (&str, &str),
+    number: usize,
+) -> RhaiResultOf<Shared<Module>> {
     session.add_source(name, text);
     let in_module = |e: Box<rhai::EvalAltResult>| rhai::EvalAltResult::ErrorInModule(name.into(), e, Position::NONE);
-    let mut ast = engine.compile(text).map_err(|e| in_module(Box::new(e.into())))?;
+    let around = Around { suffix: Some(format!("{MODULE}{number}")), ..Around::default() };
+    let read = session.read(name, text, &around);
+    let mut ast = engine.compile(read).map_err(|e| in_module(Box::new(e.into())))?;
     ast.set_source(name);
-    session.add_functions(&ast);
+    session.add_functions(&ast, false);
     let module = Module::eval_ast_as_new(Scope::new(), &ast, engine).map_err(in_module)?;
-    Ok(module.into())
+    Ok(exported(engine, module, &ast).into())
+}
+
+/// A module as its importers see it: its functions go by the names that its file gives them.
+fn exported(engine: &Engine, mut module: Module, ast: &AST) -> Module {
+    let mut seen = Module::new();
+    seen.set_id(ast.source().unwrap_or_default());
+    for (name, value) in module.iter_var() {
+        seen.set_var(name, value.clone());
+    }
+    for (name, inner) in module.iter_sub_modules() {
+        seen.set_sub_module(name, inner.clone());
+    }
+    let public = ast.iter_functions().filter(|f| f.access == FnAccess::Public);
+    let hash = |f: &ScriptFnMetadata| {
+        let definition = module.get_script_fn(f.name, f.params.len())?;
+        Some(Module::new().set_script_fn(definition.clone()))
+    };
+    let functions: Vec<_> =
+        public.filter_map(|f| Some((own_name(f.name).to_string(), f.params.len(), hash(&f)?))).collect();
+    for (.., hash) in &functions {
+        // so that Rhai hands out the function with what it needs, and finds closures of the module that others call
+        #[allow(deprecated)]
+        module.update_fn_namespace(*hash, FnNamespace::Global);
+    }
+    module.build_index();
+    let module: Shared<Module> = module.into();
+    seen.set_sub_module("functions by the names that the module calls them", module.clone());
+    let mut global = engine.new_global_runtime_state();
+    global.push_import("module", module);
+    for (name, parameters, hash) in functions.into_iter().filter(|(name, ..)| !name.starts_with("anon$")) {
+        if let Some((function, _)) = global.get_qualified_fn(hash, true) {
+            let types = vec![TypeId::of::<Dynamic>(); parameters];
+            seen.set_fn_raw_with_options(FuncRegistration::new(name), types, function.clone().into_owned());
+        }
+    }
+    seen.build_index();
+    seen
 }
 
 /// The full name and text of what `import "path"` means in the script `source`.
@@ -129,6 +179,26 @@ mod tests {
         assert!(run(&[], "import \"/etc/hostname\" as o; 1").is_err());
         let circle = [("a.rhai", "import \"b\" as b;"), ("b.rhai", "import \"a\" as a;")];
         assert!(run(&circle, "import \"a\" as a; 1").unwrap_err().message.contains("circle"));
+    }
+
+    #[test]
+    fn functions_of_the_same_name_in_two_files_do_not_stand_in_for_each_other() -> Result<()> {
+        let a = "fn f(x) { g(x) + x.len() } private fn g(x) { h(x) + 1 } fn h(x) { 10 } fn len() { 1000 } fn h(x, y, z) { throw 1 } fn twice(x) { x.map(h) }";
+        let b = "import \"a\" as a; fn f(x) { g(x) + a::f(x) } fn g(x) { 200 } fn all(x, other) { g(x) + other(x) }";
+        let files = [("a.rhai", a), ("b.rhai", b)];
+        let recipe = "import \"a\" as a; import \"b\" as b; fn g(x) { 3000 } let out = [];
+            for i in 0..4 { out.push(a::f([1]) + b::f([1]) + g(1) + b::all(0, |x| g(x) + a::h(x)) + a::twice([1, 2])[1]); } out";
+        assert_eq!(run(&files, recipe)?, "[6444, 6444, 6444, 6444]");
+        Ok(())
+    }
+
+    #[test]
+    fn constants_and_closures_of_a_module_go_where_it_is_imported() -> Result<()> {
+        let a =
+            "const K = 5; export const L = 6; fn f() { global::K + 1 } fn make(k) { |x| g(x) + k } fn g(x) { x * 2 }";
+        assert_eq!(run(&[("a.rhai", a)], "import \"a\" as a; [a::f(), a::L]")?, "[6, 6]");
+        assert_eq!(run(&[("a.rhai", a)], "import \"a\" as a; let f = a::make(1); f(10)")?, "21");
+        Ok(())
     }
 
     #[test]

@@ -80,6 +80,29 @@ pub mod language {
         Ok(chosen)
     }
 
+    /// The integer part of a quotient of integers, so that `a == div(a, b) * b + a % b`; `a / b` keeps the fraction.
+    ///
+    /// ```rhai
+    /// [div(7, 2), div(-7, 2), 7 / 2]   //=> [3, -3, 3.5]
+    /// div(7, 0)                        //=> error: div: the divisor must not be 0, got 7 and 0
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn div(a: i64, b: i64) -> RhaiResultOf<i64> {
+        let quotient = a.checked_div(b);
+        Ok(quotient
+            .ok_or_else(|| Error::new(Kind::Value, format!("div: the divisor must not be 0, got {a} and {b}")))?)
+    }
+
+    /// The number above all others; `-infinity()` is below all others.
+    ///
+    /// ```rhai
+    /// infinity() > 1e300                                   //=> true
+    /// [3, 5].reduce(|most, x| max(most, x), -infinity())   //=> 5.0
+    /// ```
+    pub fn infinity() -> f64 {
+        f64::INFINITY
+    }
+
     /// A number as text: six significant digits.
     ///
     /// ```rhai
@@ -127,6 +150,34 @@ pub(super) fn arithmetic(module: &mut Module) {
     FuncRegistration::new("**").set_into_module(module, power);
     assign(module, "/=", divide);
     assign(module, "**=", power);
+    for (symbol, holds) in COMPARISONS {
+        FuncRegistration::new(symbol).set_into_module(module, move |a: f64, b: f64| holds(difference(a, b)));
+        FuncRegistration::new(symbol).set_into_module(module, move |a: i64, b: f64| holds(difference(a as f64, b)));
+        FuncRegistration::new(symbol).set_into_module(module, move |a: f64, b: i64| holds(difference(a, b as f64)));
+    }
+}
+
+/// Whether a comparison holds of a difference.
+type Holds = fn(f64) -> bool;
+
+/// What each comparison says of a difference.
+const COMPARISONS: [(&str, Holds); 6] = [
+    ("==", |d| d == 0.0),
+    ("!=", |d| d != 0.0),
+    ("<", |d| d < 0.0),
+    ("<=", |d| d <= 0.0),
+    (">", |d| d > 0.0),
+    (">=", |d| d >= 0.0),
+];
+
+/// The relative difference of two numbers, 0 within rounding, as Rhai compares them. Rhai itself finds nothing to hold of an infinite
+/// number, not even that it equals itself.
+fn difference(a: f64, b: f64) -> f64 {
+    if !(a.is_finite() && b.is_finite()) {
+        return a.partial_cmp(&b).map_or(f64::NAN, |order| f64::from(order as i8));
+    }
+    let difference = (a - b) / if a * b == 0.0 { 1.0 } else { a.abs().max(b.abs()) };
+    if difference.abs() <= f64::EPSILON { 0.0 } else { difference }
 }
 
 /// An assigning operator that may change the variable from integer to float.
@@ -173,6 +224,21 @@ mod tests {
         assert_eq!(run("[1 / 4, 8 / 4, 2 ** -1, 2 ** 3, 7 % 2]")?, "[0.25, 2, 0.5, 8, 1]");
         assert_eq!(run("let x = 7; x /= 2; x")?, "3.5");
         assert!(run("1 / 0").err().unwrap().message.contains("division by zero"));
+        Ok(())
+    }
+
+    #[test]
+    fn infinite_numbers_compare_as_they_should_and_others_up_to_rounding() -> Result<()> {
+        let infinite = "let i = infinity(); [i == i, i != i, i > 3, 3 < i, -i < 0.0, i <= i, i < 1e300, -i >= i]";
+        assert_eq!(run(infinite)?, "[true, false, true, true, true, true, false, false]");
+        assert_eq!(
+            run("let n = infinity() - infinity(); [n == n, n != n, n < 1, n >= n]")?,
+            "[false, true, false, false]"
+        );
+        assert_eq!(
+            run("[0.1 + 0.2 == 0.3, 0.1 + 0.2 <= 0.3, 1.0 < 2, 2 >= 2.0, 1e-9 > 0]")?,
+            "[true, true, true, true, true]"
+        );
         Ok(())
     }
 

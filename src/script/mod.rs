@@ -15,17 +15,21 @@
 //!    `#[rhai_fn(global, name = "to_string", name = "to_debug", pure)] pub fn show_grid(grid: &mut Grid) -> String`.
 //!    Properties: `#[rhai_fn(get = "times", pure, return_raw)] pub fn times(grid: &mut Grid) -> ..`.
 //! 5. Options: an [`crate::options!`] struct, `RolloutOptions::parse("rollout", options)?` in the body, and
-//!    `"rollout" => crate::flow::RolloutOptions` in the chapter's line of the table.
+//!    `"rollout" => crate::flow::RolloutOptions` in the chapter's line of the table. Options that other functions have too are a struct
+//!    of their own, taken in by `..loss: LossOptions`.
 //! 6. Closures: [`Callback::new`]`(&context, "scripted_reward", closure)`, then `callback.call::<Tensor>((x, t))`, also later,
 //!    from other threads and inside a backward pass.
 //!    Its result may be any [`option::FromScript`] type.
 //! 7. Random streams are [`crate::tensor::Stream`] (shared, so that a draw moves the script's stream on):
 //!    `rng.draw(|rng| rng.normal(..))`.
 //! 8. Arrays and other values: [`option::list`], [`option::convert`].
+//! 9. A choice without parameters is one line of `choices!` in `choice.rs`. The core's enums do not know how scripts write them.
+//! 10. A function or option that changes its name gets a line in [`rename::RENAMED`].
 #![allow(clippy::unwrap_used)] // written by rhai's macro for `&mut` receivers
 
 pub mod adapter;
 pub mod align;
+pub mod array;
 pub mod callback;
 pub mod catalog;
 pub mod check;
@@ -52,16 +56,20 @@ mod plan;
 pub mod plot;
 pub mod random;
 pub mod reduction;
+pub mod rename;
 pub mod result;
 pub mod reward;
 pub mod run;
 pub mod sampler;
+mod scopes;
 pub mod session;
+mod source;
 pub mod storage;
 mod suggest;
 pub mod tensor;
 pub mod text;
 pub mod update;
+mod word;
 
 pub use callback::Callback;
 pub use fault::{RhaiResultOf, core};
@@ -99,12 +107,17 @@ macro_rules! chapter {
 
 /// All chapters, in the order of the manual.
 pub const CHAPTERS: &[Chapter] = &[
-    chapter!(language, "Help, checks and timing, beside all of Rhai."),
+    chapter!(
+        language,
+        "Help, checks and timing, beside all of Rhai.\n\n\
+        `x ?? y` is `y` where `x` is `()`. A closure that a variable holds is called by the variable's name, `f(x)`."
+    ),
     chapter!(tensor, "Making tensors, their shape, indexing."),
     chapter!(storage, "Kinds of number, devices, tensor files."),
     chapter!(operator, "Arithmetic and comparison of tensors with tensors and numbers on either side."),
     chapter!(elementwise, "Functions of each number."),
     chapter!(reduction, "Sums, extremes, norms, softmax, the matrix product."),
+    chapter!(array, "Arrays of numbers: extremes, sum, mean, pairs."),
     chapter!(random, "Seeded streams of random numbers."),
     chapter!(grad, "Derivatives of script functions."),
     chapter!(
@@ -220,6 +233,7 @@ impl Host {
         let mut natives = guard::widen(&manifests);
         language::arithmetic(&mut natives);
         run::iterators(&mut natives);
+        source::calls(&mut natives);
         engine.register_global_module(natives.into());
         connect(&mut engine, &session);
         let engine = Arc::new(engine);
@@ -248,10 +262,13 @@ impl Host {
 
     /// Parses a text whose source is known under that name.
     pub fn parse(&self, scope: &Scope, name: &str, text: &str) -> Result<AST> {
-        let parsed = self.engine.compile_with_scope(scope, text);
+        let variables = scope.iter_raw().map(|(variable, ..)| variable).collect();
+        let around = source::Around { variables, functions: self.session.own_functions(), ..source::Around::default() };
+        let read = self.session.read(name, text, &around);
+        let parsed = self.engine.compile_with_scope(scope, read);
         let mut ast = parsed.map_err(|e| fault::from_script(e.into(), name, &self.session))?;
         ast.set_source(name);
-        self.session.add_functions(&ast);
+        self.session.add_functions(&ast, true);
         Ok(ast)
     }
 

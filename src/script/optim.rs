@@ -98,9 +98,7 @@ fn params(value: Dynamic, function: &str) -> Result<Params> {
             let mut named = Vec::new();
             for (i, item) in items.into_iter().enumerate() {
                 match item.clone().try_cast::<Params>() {
-                    Some(params) => {
-                        named.extend(params.iter().map(|(name, var)| (name.into(), var.clone())))
-                    }
+                    Some(params) => named.extend(params.iter().map(|(name, var)| (name.into(), var.clone()))),
                     None => {
                         named.push((format!("param {i}"), option::convert(item, &format!("{function}: item {i}"))?))
                     }

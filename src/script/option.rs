@@ -1,5 +1,6 @@
 //! Script values as Rust values: single ones by [`FromScript`], object maps of options by [`crate::options!`].
 
+use super::rename::{self, RENAMED};
 use crate::bail;
 use crate::error::{Error, Kind, Result, nearest};
 use crate::tensor::{DType, Tensor};
@@ -16,10 +17,13 @@ pub trait FromScript: Sized {
 }
 
 /// Makes types that scripts hold by value usable as options: `script_value!(Grid, "a time grid such as `uniform(20)`")`.
-/// The type needs `Clone`, `Display`, `Send`, `Sync`.
+/// The type needs `Clone`, `Send`, `Sync`, and `Display` unless a third argument `|grid| text` shows it.
 #[macro_export]
 macro_rules! script_value {
     ($type:ty, $expected:expr) => {
+        $crate::script_value!($type, $expected, |value| value.to_string());
+    };
+    ($type:ty, $expected:expr, |$value:ident| $shown:expr) => {
         impl $crate::script::option::FromScript for $type {
             fn expected() -> String {
                 $expected.into()
@@ -28,7 +32,8 @@ macro_rules! script_value {
                 value.flatten().try_cast()
             }
             fn show(&self) -> String {
-                self.to_string()
+                let $value = self;
+                $shown
             }
         }
     };
@@ -239,6 +244,9 @@ pub fn alike(place: &str, default: &Dynamic, value: &Dynamic) -> Result<()> {
 /// `<place>: unknown option `step`; did you mean `steps`?`, with all known names as the hint.
 pub fn unknown<'a>(place: &str, what: &str, key: &str, known: impl Iterator<Item = &'a str>) -> Error {
     let known: Vec<&str> = known.collect();
+    if let Some(new) = rename::option(RENAMED, place, key, known.iter().copied()).filter(|_| what == "option") {
+        return rename::moved(&format!("{place}: the option "), key, new);
+    }
     let suggestion = nearest(key, known.iter().copied()).map_or(String::new(), |n| format!("; did you mean `{n}`?"));
     let hint =
         if known.is_empty() { format!("there is no {what} here") } else { format!("known: {}", known.join(", ")) };
@@ -264,6 +272,9 @@ pub fn take<T: FromScript>(map: &mut Map, function: &str, key: &str, default: im
 
 /// A struct of options with its defaults, its parser from an object map, and its table for the manual.
 ///
+/// `..loss: LossOptions` takes the options of another struct among its own: a script writes them in the same object map, and each has its
+/// one line of documentation there.
+///
 /// ```ignore
 /// options! {
 ///     /// How to draw a trajectory.
@@ -272,6 +283,7 @@ pub fn take<T: FromScript>(map: &mut Map, function: &str, key: &str, default: im
 ///         grid: Grid = Grid::uniform(20),
 ///         /// Guidance scale; 1 means none.
 ///         guidance: f64 = 1.0,
+///         ..loss: LossOptions,
 ///     }
 /// }
 /// let options = RolloutOptions::parse("rollout", map)?;
@@ -281,45 +293,57 @@ macro_rules! options {
     (
         $(#[$meta:meta])*
         $vis:vis struct $name:ident {
-            $( $(#[doc = $doc:literal])* $field:ident : $type:ty = $default:expr ),* $(,)?
+            $( $(#[doc = $doc:literal])* $field:ident : $type:ty = $default:expr, )*
+            $( ..$part:ident : $others:ty, )*
         }
     ) => {
         $(#[$meta])*
         #[derive(Clone)]
         $vis struct $name {
-            $( $(#[doc = $doc])* pub $field: $type ),*
+            $( $(#[doc = $doc])* pub $field: $type, )*
+            $( pub $part: $others, )*
         }
 
         impl Default for $name {
             fn default() -> Self {
-                Self { $( $field: $default ),* }
+                Self { $( $field: $default, )* $( $part: <$others>::default(), )* }
             }
         }
 
         impl $name {
             /// Reads an object map; an unknown or ill-typed key is an error that names it.
             pub fn parse(function: &str, mut map: rhai::Map) -> $crate::error::Result<Self> {
-                let parsed = Self {
-                    $( $field: $crate::script::option::take::<$type>(&mut map, function, stringify!($field), || $default)? ),*
-                };
+                let parsed = Self::take(function, &mut map)?;
                 match map.keys().next() {
-                    Some(key) => Err($crate::script::option::unknown(
-                        function, "option", key, [$( stringify!($field) ),*].into_iter(),
-                    )),
+                    Some(key) => {
+                        let fields = Self::fields();
+                        Err($crate::script::option::unknown(function, "option", key, fields.iter().map(|f| f.name)))
+                    }
                     None => Ok(parsed),
                 }
             }
 
+            /// Takes these options out of an object map.
+            pub fn take(function: &str, map: &mut rhai::Map) -> $crate::error::Result<Self> {
+                let _ = &map; // of use only where there are options
+                Ok(Self {
+                    $( $field: $crate::script::option::take::<$type>(map, function, stringify!($field), || $default)?, )*
+                    $( $part: <$others>::take(function, map)?, )*
+                })
+            }
+
             /// The options as the manual shows them.
             pub fn fields() -> Vec<$crate::script::option::Field> {
+                #[allow(unused_imports)]
                 use $crate::script::option::FromScript;
                 let defaults = Self::default();
-                vec![$( $crate::script::option::Field {
+                let own = vec![$( $crate::script::option::Field {
                     name: stringify!($field),
                     expected: <$type as FromScript>::expected(),
                     default: defaults.$field.show(),
                     meaning: [$( $doc ),*].map(str::trim).join(" "),
-                } ),*]
+                } ),*];
+                [own, $( <$others>::fields() ),*].concat()
             }
         }
     };
@@ -339,6 +363,15 @@ mod tests {
             guidance: f64 = 1.0,
             /// Where to stop.
             until: Option<f64> = None,
+        }
+    }
+
+    options! {
+        /// How to draw in colour.
+        struct PaintOptions {
+            /// The colour.
+            colour: String = "red".into(),
+            ..draw: DrawOptions,
         }
     }
 
@@ -362,6 +395,18 @@ mod tests {
         let wrong = parse(&[("steps", "many".into())]).err().unwrap();
         assert_eq!(wrong.message, "draw: option `steps`: expected a count (an integer, 0 or more), got \"many\"");
         assert!(parse(&[("steps", (-1_i64).into())]).is_err());
+    }
+
+    #[test]
+    fn options_of_another_struct_stand_among_the_own() -> Result<()> {
+        let map = |key: &str| -> Map { [(key.into(), Dynamic::from(7_i64))].into() };
+        let o = PaintOptions::parse("paint", map("steps"))?;
+        assert_eq!((o.colour.as_str(), o.draw.steps, o.draw.guidance), ("red", 7, 1.0));
+        let unknown = PaintOptions::parse("paint", map("stops")).err().unwrap();
+        assert_eq!(unknown.message, "paint: unknown option `stops`; did you mean `steps`?");
+        assert_eq!(unknown.hint.unwrap(), "known: colour, steps, guidance, until");
+        assert_eq!(PaintOptions::fields()[1..], DrawOptions::fields());
+        Ok(())
     }
 
     #[test]

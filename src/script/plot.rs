@@ -9,35 +9,37 @@ use crate::{bail, options};
 
 options! {
     /// Names around a plot.
-    pub struct PlotOptions {
+    pub struct LabelOptions {
         /// Above the plot.
         title: String = String::new(),
         /// Under the horizontal axis.
         x_label: String = String::new(),
         /// Beside the vertical axis.
         y_label: String = String::new(),
+    }
+}
+
+options! {
+    /// What is around lines and points.
+    pub struct PlotOptions {
         /// Equal factors are equally far apart on the horizontal axis.
         log_x: bool = false,
         /// The same of the vertical axis.
         log_y: bool = false,
         /// Mark the points of lines.
         points: bool = false,
+        ..labels: LabelOptions,
     }
 }
 
 options! {
     /// What is around a heat map.
     pub struct HeatmapOptions {
-        /// Above the plot.
-        title: String = String::new(),
-        /// Under the horizontal axis.
-        x_label: String = String::new(),
-        /// Beside the vertical axis.
-        y_label: String = String::new(),
         /// Where the first column begins and the last ends; () counts them.
         x: Option<[f64; 2]> = None,
         /// Where the first row begins and the last ends; () counts them.
         y: Option<[f64; 2]> = None,
+        ..labels: LabelOptions,
     }
 }
 
@@ -55,9 +57,15 @@ options! {
     }
 }
 
+impl LabelOptions {
+    fn core(self) -> Labels {
+        Labels { title: self.title, x: self.x_label, y: self.y_label, ..Labels::default() }
+    }
+}
+
 impl PlotOptions {
     fn labels(self) -> Labels {
-        Labels { title: self.title, x: self.x_label, y: self.y_label, log_x: self.log_x, log_y: self.log_y }
+        Labels { log_x: self.log_x, log_y: self.log_y, ..self.labels.core() }
     }
 }
 
@@ -184,7 +192,7 @@ pub mod plot {
     #[rhai_fn(return_raw)]
     pub fn heatmap(matrix: Tensor, options: Map) -> RhaiResultOf<Plot> {
         let o = HeatmapOptions::parse("heatmap", options)?;
-        let labels = Labels { title: o.title, x: o.x_label, y: o.y_label, ..Labels::default() };
+        let labels = o.labels.core();
         let Ok((_, columns)) = matrix.dims2() else {
             return Err(Error::new(Kind::Shape, format!("heatmap: needs a matrix, got {:?}", matrix.dims())).into());
         };

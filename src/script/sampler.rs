@@ -1,5 +1,6 @@
 //! Chapter `sampler`: how a rollout steps, and the noise of stochastic ones.
 
+use super::option::FromScript;
 use super::*;
 use crate::flow::{Draw, Dynamics, Euler, Gddim, Heun, Noise, Sde, Solver};
 use crate::tensor::Stream;
@@ -7,17 +8,36 @@ use crate::{bail, options, script_value};
 use std::fmt;
 
 script_value!(Sampler, "a sampler such as `euler()`");
-script_value!(Noise, "a noise level such as `memoryless()`");
 
-/// A sampler as scripts hold it.
+/// A sampler with the name it goes by.
 #[derive(Clone)]
-pub struct Sampler(pub Arc<dyn Solver>);
+pub struct Sampler(pub Arc<dyn Solver>, String);
+
+impl Sampler {
+    fn new(solver: impl Solver + 'static, name: impl Into<String>) -> Self {
+        Self(Arc::new(solver), name.into())
+    }
+
+    /// Euler's method.
+    pub fn euler() -> Self {
+        Self::new(Euler, "euler()")
+    }
+}
 
 impl fmt::Display for Sampler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        f.write_str(&self.1)
     }
 }
+
+script_value!(Noise, "a noise level such as `memoryless()`", |noise| match noise {
+    Noise::Memoryless { offset: None } => "memoryless()".into(),
+    Noise::Memoryless { offset: Some(o) } => format!("memoryless({o})"),
+    Noise::Constant(c) => format!("constant({c})"),
+    Noise::LinearDecay(c) => format!("linear_decay({c})"),
+    Noise::SineSquared(c) => format!("sine_squared({c})"),
+    Noise::Schedule(_) => "noise_schedule(|t| ..)".into(),
+});
 
 options! {
     /// Where a stochastic sampler adds noise.
@@ -55,7 +75,7 @@ pub mod sampler {
     /// euler()   //=> euler()
     /// ```
     pub fn euler() -> Sampler {
-        Sampler(Arc::new(Euler))
+        Sampler::euler()
     }
 
     /// Heun's method: two velocities per step, order 2.
@@ -66,7 +86,7 @@ pub mod sampler {
     /// assert_close(end.item(), 2.71828, 3e-4);
     /// ```
     pub fn heun() -> Sampler {
-        Sampler(Arc::new(Heun))
+        Sampler::new(Heun, "heun()")
     }
 
     /// The stochastic differential equation with noise `w(t)` and the flow's marginals, by Euler and Maruyama's method.
@@ -83,7 +103,9 @@ pub mod sampler {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn sde(noise: NoiseLevel, options: Map) -> RhaiResultOf<Sampler> {
-        Ok(Sampler(Arc::new(Sde { noise, last: SdeOptions::parse("sde", options)?.last })))
+        let (shown, last) = (noise.show(), SdeOptions::parse("sde", options)?.last);
+        let name = last.map_or(format!("sde({shown})"), |k| format!("sde({shown}, #{{ last: {k} }})"));
+        Ok(Sampler::new(Sde { noise, last }, name))
     }
 
     /// The implicit sampler with stochasticity `eta`: 0 is Euler's method, 1 ancestral sampling (arXiv:2206.05564).
@@ -99,7 +121,7 @@ pub mod sampler {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn gddim(eta: f64) -> RhaiResultOf<Sampler> {
-        Ok(Sampler(Arc::new(Gddim::new(eta)?)))
+        Ok(Sampler::new(Gddim::new(eta)?, format!("gddim({eta})")))
     }
 
     /// The noise `2 (1 - t) / t`, with which the end does not depend on the start, as adjoint matching asks for.
@@ -193,6 +215,6 @@ pub mod sampler {
 
     #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
     pub fn show_noise(noise: &mut NoiseLevel) -> String {
-        noise.to_string()
+        noise.show()
     }
 }

@@ -1,5 +1,6 @@
 //! What one run of a script was asked for, shared by all natives: overrides, seed, device, folders, interrupt.
 
+use super::source::{self, Around, Insert};
 use super::{fault, option};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
@@ -10,7 +11,7 @@ use crate::{bail, tensor::Device};
 use image::RgbImage;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use rhai::{AST, Dynamic, Engine, EvalAltResult, Map, NativeCallContext, ParseErrorType, Scope};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
@@ -55,6 +56,21 @@ impl Default for Request {
     }
 }
 
+/// A script that was compiled.
+#[derive(Default)]
+struct Source {
+    text: String,
+    /// What was put into it for Rhai.
+    inserts: Vec<Insert>,
+}
+
+/// A function of a script that was compiled.
+struct Function {
+    parameters: String,
+    /// It is the script's own, and no module's.
+    own: bool,
+}
+
 /// Where `print` goes.
 pub type Printer = Box<dyn Fn(&str) + Send + Sync>;
 
@@ -66,8 +82,8 @@ pub struct Session {
     context: Context,
     step: Mutex<Option<usize>>,
     engine: OnceLock<Weak<Engine>>,
-    sources: Mutex<BTreeMap<String, String>>,
-    functions: Mutex<BTreeMap<String, String>>,
+    sources: Mutex<BTreeMap<String, Source>>,
+    functions: Mutex<BTreeMap<String, Function>>,
     settings: Mutex<Option<Map>>,
     planner: Option<Planner>,
     /// Rewards that are open, and the networks they share.
@@ -213,23 +229,55 @@ impl Session {
 
     /// Remembers a script's text so that errors can show it.
     pub fn add_source(&self, name: &str, text: &str) {
-        self.sources.lock().insert(name.into(), text.into());
+        let mut sources = self.sources.lock();
+        let source = sources.entry(name.into()).or_default();
+        if !text.starts_with(&source.text) {
+            source.inserts.clear();
+        }
+        source.text = text.into();
+    }
+
+    /// A script's text as Rhai is to read it; what is put in is remembered for the places of errors.
+    pub(super) fn read(&self, name: &str, text: &str, around: &Around) -> String {
+        let inserts = source::inserts(text, around);
+        let read = source::apply(text, &inserts);
+        self.sources.lock().entry(name.into()).or_default().inserts.extend(inserts);
+        read
+    }
+
+    /// Where in a script a place is in what Rhai read.
+    pub(super) fn column(&self, name: &str, line: usize, column: usize) -> usize {
+        self.sources.lock().get(name).map_or(column, |source| source::column(&source.inserts, line, column))
     }
 
     /// The text of a script that was run or imported.
     pub fn source(&self, name: &str) -> Option<String> {
-        self.sources.lock().get(name).cloned()
+        self.sources.lock().get(name).map(|source| source.text.clone())
     }
 
-    /// Remembers the functions of a script so that errors can suggest them.
-    pub(super) fn add_functions(&self, ast: &AST) {
+    /// Remembers the functions of a script so that errors can suggest them; `own` are not those of a module.
+    pub(super) fn add_functions(&self, ast: &AST, own: bool) {
         let named = ast.iter_functions().filter(|f| !f.name.starts_with("anon$"));
-        self.functions.lock().extend(named.map(|f| (f.name.to_string(), format!("({})", f.params.join(", ")))));
+        let one = |f: rhai::ScriptFnMetadata| {
+            let parameters = format!("({})", f.params.join(", "));
+            (source::own_name(f.name).to_string(), Function { parameters, own })
+        };
+        let mut functions = self.functions.lock();
+        for (name, function) in named.map(one) {
+            if own || !functions.get(&name).is_some_and(|f| f.own) {
+                functions.insert(name, function);
+            }
+        }
     }
 
     /// The functions of the scripts that were compiled: names and parameters.
     pub fn functions(&self) -> BTreeMap<String, String> {
-        self.functions.lock().clone()
+        self.functions.lock().iter().map(|(name, f)| (name.clone(), f.parameters.clone())).collect()
+    }
+
+    /// The names of functions that are not those of a module.
+    pub(super) fn own_functions(&self) -> BTreeSet<String> {
+        self.functions.lock().iter().filter(|(_, f)| f.own).map(|(name, _)| name.clone()).collect()
     }
 
     /// The debug text of a value, as scripts print it.

@@ -2,6 +2,8 @@
 
 use super::Session;
 use super::catalog::{Catalog, Overload, script_type};
+use super::rename::{self, RENAMED};
+use super::source::own_name;
 use crate::error::{Error, Kind, nearest};
 use rhai::Engine;
 use std::collections::BTreeSet;
@@ -10,7 +12,12 @@ use std::sync::OnceLock;
 /// A call that no function takes, as Rhai words it: `matmul (Tensor, string)`.
 pub fn function(call: &str, session: &Session) -> Error {
     let (name, types) = call.split_once(" (").unwrap_or((call, ""));
+    let name = own_name(name);
     let came: Vec<String> = types.trim_end_matches(')').split(", ").filter(|t| !t.is_empty()).map(argument).collect();
+    if name.starts_with("anon$") {
+        let message = "a closure was called with another number of arguments than it has parameters";
+        return Error::new(Kind::Type, message);
+    }
     let overloads: Vec<&Overload> = Catalog::get().named(name).flat_map(|e| &e.overloads).collect();
     if !overloads.is_empty() {
         return misfit(name, &overloads, &came);
@@ -28,6 +35,9 @@ pub fn function(call: &str, session: &Session) -> Error {
 
 /// There is no function of that name; `others` are names apart from ours that may have been meant.
 pub fn no_function<'a>(name: &str, others: impl Iterator<Item = &'a str>) -> Error {
+    if let Some(new) = rename::function(RENAMED, name) {
+        return rename::moved("", name, new);
+    }
     let near = Catalog::get().nearest(name, others);
     let error = Error::new(Kind::Name, format!("no function `{name}`{}", did_you_mean(near)));
     match near.and_then(|near| Catalog::get().named(near).next()) {
@@ -103,7 +113,7 @@ pub fn did_you_mean(near: Option<&str>) -> String {
 }
 
 /// The functions that Rhai itself brings.
-fn standard() -> &'static BTreeSet<String> {
+pub(super) fn standard() -> &'static BTreeSet<String> {
     static NAMES: OnceLock<BTreeSet<String>> = OnceLock::new();
     NAMES.get_or_init(|| {
         let names = Engine::new().collect_fn_metadata(None, |f| Some(f.metadata.name.to_string()), true);

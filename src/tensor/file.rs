@@ -12,7 +12,10 @@ pub fn load(path: impl AsRef<Path>, device: &Device) -> Result<HashMap<String, T
 }
 
 /// Writes a file.
-pub fn save<K: AsRef<str> + Ord + std::fmt::Display>(tensors: &HashMap<K, Tensor>, path: impl AsRef<Path>) -> Result<()> {
+pub fn save<K: AsRef<str> + Ord + std::fmt::Display>(
+    tensors: &HashMap<K, Tensor>,
+    path: impl AsRef<Path>,
+) -> Result<()> {
     let arrays: HashMap<&str, Array> = tensors.iter().map(|(name, x)| (name.as_ref(), x.array().clone())).collect();
     Ok(candle_core::safetensors::save(&arrays, path)?)
 }

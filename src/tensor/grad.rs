@@ -109,8 +109,7 @@ pub fn gradcheck(f: impl Fn(&Tensor) -> Result<Tensor>, x: &Tensor, seed: u64) -
     let x = x.constant().contiguous()?;
     let w = Rng::new(seed).normal(f(&x)?.dims(), x.dtype(), x.device())?;
     let (_, analytic) = vjp(&f, &x, &w)?;
-    let to_vec =
-        |t: &Tensor| -> Result<Vec<f64>> { t.flatten_all()?.to_dtype(DType::F64)?.to_vec1() };
+    let to_vec = |t: &Tensor| -> Result<Vec<f64>> { t.flatten_all()?.to_dtype(DType::F64)?.to_vec1() };
     let (analytic, values) = (to_vec(&analytic)?, to_vec(&x)?);
     let step = if x.dtype() == DType::F64 { 1e-5 } else { 1e-2 };
     let value_at = |i: usize, delta: f64| -> Result<f64> {
@@ -151,8 +150,7 @@ mod tests {
     #[test]
     fn a_node_takes_any_number_of_inputs() {
         for n in 1..8 {
-            let variables: Vec<Tensor> =
-                (0..n).map(|i| random(&[3], i as u64).leaf()).collect();
+            let variables: Vec<Tensor> = (0..n).map(|i| random(&[3], i as u64).leaf()).collect();
             let squares: Vec<Tensor> = variables.iter().map(|x| x.sqr().unwrap()).collect();
             let frozen = random(&[3], 99);
             let mut inputs: Vec<&Tensor> = squares.iter().collect();

@@ -1,7 +1,7 @@
 //! Seeded random streams on the host: the same numbers on every device, and a resume needs only key and counter.
 
-use crate::error::Result;
 use super::{DType, Device, Tensor};
+use crate::error::Result;
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use sha2::{Digest, Sha256};

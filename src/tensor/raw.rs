@@ -20,7 +20,13 @@ pub fn combine(x: &Array, a: f64, y: &Array, b: f64) -> Result<Array> {
     }
     match has_kernel(x) {
         true => on_cpu!(x, combine_cpu(x, a, y, b)),
-        false if a == 1.0 => Ok(if b == 1.0 { x + y } else if b == -1.0 { x - y } else { x + (y * b)? }?),
+        false if a == 1.0 => Ok(if b == 1.0 {
+            x + y
+        } else if b == -1.0 {
+            x - y
+        } else {
+            x + (y * b)?
+        }?),
         false => Ok(((x * a)? + (y * b)?)?),
     }
 }

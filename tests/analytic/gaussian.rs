@@ -115,6 +115,6 @@ fn samplers_reach_the_target_with_their_order() {
     };
     for (solver, order) in [(Arc::new(Euler) as Arc<dyn Solver>, 1.0), (Arc::new(Heun), 2.0)] {
         let slope = (error(solver.clone(), 400) / error(solver.clone(), 800)).log2();
-        assert!((slope - order).abs() < 0.1, "{solver}: {slope}");
+        assert!((slope - order).abs() < 0.1, "{order}: {slope}");
     }
 }

@@ -5,6 +5,7 @@ use super::walk::{Kind, Walker};
 use crate::error::{Error, Kind as ErrorKind, nearest};
 use crate::script::catalog::{Catalog, Entry, Overload};
 use crate::script::option::{self, Field};
+use crate::script::rename;
 use crate::script::suggest::{self, did_you_mean};
 use rhai::{Expr, FnCallExpr, FnPtr, Position};
 
@@ -45,6 +46,10 @@ impl<'a> Walker<'a> {
 
     fn function(&mut self, x: &'a FnCallExpr, at: Position, kinds: &[Kind], method: bool) -> Kind {
         let (name, known) = (x.name.as_str(), self.known);
+        let variable = self.place_of(name).map(|i| self.scope[i].kind).filter(|_| !method);
+        if let Some(None | Some("closure")) = variable {
+            return None; // what it holds is called
+        }
         let own: Vec<&Vec<String>> =
             self.own().functions.iter().filter(|f| f.name == name).map(|f| &f.parameters).collect();
         // a script's own function gets the receiver as `this`
@@ -82,14 +87,12 @@ impl<'a> Walker<'a> {
         if method && (self.mentioned(name) || self.known.words.contains(name)) {
             return; // a closure in an object map
         }
+        if let Some(new) = rename::function(self.renamed, name) {
+            return self.moved("function", at, "", (name, new));
+        }
         let own = self.own().functions.iter().map(|f| f.name.as_str());
         let others: Vec<&str> = own.chain(self.known.standard.keys().map(String::as_str)).collect();
-        let mut error = suggest::no_function(name, others.into_iter());
-        if self.place_of(name).is_some() {
-            error =
-                Error::new(ErrorKind::Name, format!("no function `{name}`; a closure is called by `{name}.call(..)`"));
-        }
-        self.error("function", at, error);
+        self.error("function", at, suggest::no_function(name, others.into_iter()));
     }
 
     fn wrong_number(&mut self, name: &str, at: Position, n: usize, own: &[&Vec<String>]) {
@@ -139,6 +142,9 @@ impl<'a> Walker<'a> {
 
     fn one_option(&mut self, function: &str, key: &str, at: Position, value: &Expr, fields: &[&Field]) {
         let Some(field) = fields.iter().find(|f| f.name == key) else {
+            if let Some(new) = rename::option(self.renamed, function, key, fields.iter().map(|f| f.name)) {
+                return self.moved("option", at, &format!("{function}: the option "), (key, new));
+            }
             let error = option::unknown(function, "option", key, fields.iter().map(|f| f.name));
             return self.error("option", at, error);
         };

@@ -8,6 +8,8 @@ mod member;
 mod setting;
 mod walk;
 
+use super::rename::{self, RENAMED, Table};
+use super::source::Around;
 use super::{Request, Session, fault, import, limit};
 use crate::error::{Error, Place};
 use fact::Facts;
@@ -32,6 +34,8 @@ pub struct Finding {
     /// `property`, `import`, `setting`, `capture`.
     pub code: &'static str,
     pub error: Error,
+    /// The name that stands there and what it is now, where that is all there is to it.
+    pub fix: Option<(String, &'static str)>,
 }
 
 impl Finding {
@@ -56,9 +60,23 @@ impl Report {
 
 /// Checks a script; `path` is its file, beside which its imports are looked up.
 pub fn check(path: Option<&Path>, name: &str, text: &str) -> Report {
+    check_names(RENAMED, path, name, text)
+}
+
+/// A script's text with the names that findings have new ones for.
+pub fn fixed(report: &Report, name: &str, text: &str) -> String {
+    let here = report.findings.iter().filter(|finding| finding.place().source == name);
+    let words = here.filter_map(|finding| {
+        let ((old, new), place) = (finding.fix.as_ref()?, finding.place());
+        Some((place.line, place.column, old.as_str(), *new))
+    });
+    rename::rewrite(text, words.collect())
+}
+
+fn check_names(renamed: Table, path: Option<&Path>, name: &str, text: &str) -> Report {
     let request = Request { script: path.map(Into::into), ..Request::default() };
     let session = Session::new(request, Box::new(|_| ()));
-    let mut checker = Checker { session, engine: parser(), modules: BTreeMap::new(), findings: vec![] };
+    let mut checker = Checker { session, engine: parser(), renamed, modules: BTreeMap::new(), findings: vec![] };
     checker.file(name, text);
     let Checker { session, mut findings, .. } = checker;
     let key = |f: &Finding| (f.place().source != name, f.place().source.clone(), f.place().line, f.place().column);
@@ -114,6 +132,7 @@ impl Module {
 struct Checker {
     session: Session,
     engine: Engine,
+    renamed: Table,
     /// By full name; an importer of a circle finds its own.
     modules: BTreeMap<String, Module>,
     findings: Vec<Finding>,
@@ -122,7 +141,8 @@ struct Checker {
 impl Checker {
     fn file(&mut self, name: &str, text: &str) {
         self.session.add_source(name, text);
-        let ast = match self.engine.compile(text) {
+        let read = self.session.read(name, text, &Around { check: true, ..Around::default() });
+        let ast = match self.engine.compile(&read) {
             Ok(ast) => ast,
             Err(e) => return self.unreadable(e, name),
         };
@@ -133,12 +153,15 @@ impl Checker {
         }
         let before = self.findings.len();
         let bodies = body::Body::all(&ast);
-        let found = walk::Walker::new(self, name, text, (&ast, &bodies), imports).run();
+        let mut found = walk::Walker::new(self, name, text, (&ast, &bodies), imports).run();
+        for place in found.iter_mut().flat_map(|finding| &mut finding.error.trace) {
+            place.column = self.session.column(&place.source, place.line, place.column);
+        }
         self.findings.extend(found);
         if self.findings[before..].iter().all(|f| f.severity == Severity::Warning) {
             // what the walk does not know of
             self.engine.set_strict_variables(true);
-            let strict = self.engine.compile(text);
+            let strict = self.engine.compile(&read);
             self.engine.set_strict_variables(false);
             strict.err().into_iter().for_each(|e| self.unreadable(e, name));
         }
@@ -146,7 +169,7 @@ impl Checker {
 
     fn unreadable(&mut self, error: rhai::ParseError, name: &str) {
         let error = fault::from_script(error.into(), name, &self.session);
-        self.findings.push(Finding { severity: Severity::Error, code: "syntax", error });
+        self.findings.push(Finding { severity: Severity::Error, code: "syntax", error, fix: None });
     }
 
     /// Reads what a script imports; gives the full name of the module behind each alias, `None` where it is not found.
@@ -171,8 +194,8 @@ impl Checker {
                     Some(full)
                 }
                 Err(mut error) => {
-                    error.trace.push(place(name, position));
-                    self.findings.push(Finding { severity: Severity::Error, code: "import", error });
+                    error.trace.push(fault::place(position, None, name, &self.session));
+                    self.findings.push(Finding { severity: Severity::Error, code: "import", error, fix: None });
                     None
                 }
             };
@@ -190,4 +213,44 @@ impl Checker {
 fn place(source: &str, position: Position) -> Place {
     let (line, column) = (position.line().unwrap_or(0), position.position().unwrap_or(0));
     Place { function: None, source: source.into(), line, column }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: Table =
+        &[("evenly", "uniform"), ("rollout.times", "grid"), ("sde.times", "last"), ("step", "no_such_function")];
+
+    #[test]
+    fn old_names_are_found_and_rewritten_where_they_are_names() {
+        let script = r#"// evenly(3), times: 1
+let f = velocity_field(|x, t, c| x);
+let o = #{ times: evenly(2), keep: last(1) };
+print("evenly(4)" + `${evenly(1).times} evenly`); /* evenly */ let m = #{ times: 1 };
+rollout(f, ones([1]), (), o + #{ "times": evenly(4) });
+fn mine(evenly) { [1, 2].map(|k| evenly(k)) }
+"#;
+        let wanted = r#"// evenly(3), times: 1
+let f = velocity_field(|x, t, c| x);
+let o = #{ grid: uniform(2), keep: last(1) };
+print("evenly(4)" + `${uniform(1).times} evenly`); /* evenly */ let m = #{ times: 1 };
+rollout(f, ones([1]), (), o + #{ "grid": uniform(4) });
+fn mine(evenly) { [1, 2].map(|k| evenly(k)) }
+"#;
+        let report = check_names(TABLE, None, "script", script);
+        let messages: Vec<&str> = report.findings.iter().map(|f| f.error.message.as_str()).collect();
+        assert!(messages.contains(&"`evenly` is now `uniform`"), "{messages:?}");
+        assert!(messages.contains(&"rollout: the option `times` is now `grid`"), "{messages:?}");
+        let fixed = fixed(&report, "script", script);
+        assert_eq!(fixed, wanted);
+        assert!(check_names(TABLE, None, "script", &fixed).findings.is_empty());
+    }
+
+    #[test]
+    fn a_row_says_nothing_while_its_new_name_is_not_there() {
+        let report = check_names(TABLE, None, "script", "sde(constant(1), #{ tims: 1 }); setp(1);");
+        assert!(report.findings.iter().all(|finding| finding.fix.is_none()));
+        assert_eq!(rename::function(TABLE, "step"), None);
+    }
 }

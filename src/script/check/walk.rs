@@ -6,6 +6,7 @@ use super::fact::{Facts, Known};
 use super::setting::Settings;
 use super::{Checker, Finding, Module, Severity, place};
 use crate::error::{Error, Kind as ErrorKind, nearest};
+use crate::script::rename::{self, Table};
 use crate::script::suggest;
 use rhai::{AST, ASTFlags, Expr, FnCallExpr, FnPtr, Position, Stmt, StmtBlock};
 use std::collections::BTreeMap;
@@ -33,6 +34,7 @@ impl Binding<'_> {
 
 pub(super) struct Walker<'a> {
     pub known: &'static Known,
+    pub renamed: Table,
     source: &'a str,
     pub text: &'a str,
     ast: &'a AST,
@@ -57,6 +59,7 @@ impl<'a> Walker<'a> {
     ) -> Self {
         Self {
             known: Known::get(),
+            renamed: checker.renamed,
             source,
             text,
             ast,
@@ -97,9 +100,17 @@ impl<'a> Walker<'a> {
         self.report(Severity::Warning, code, at, error);
     }
 
+    /// A name that is another one now.
+    pub fn moved(&mut self, code: &'static str, at: Position, place: &str, (old, new): (&str, &'static str)) {
+        self.error(code, at, rename::moved(place, old, new));
+        if let Some(finding) = self.findings.last_mut() {
+            finding.fix = Some((old.into(), new));
+        }
+    }
+
     fn report(&mut self, severity: Severity, code: &'static str, at: Position, mut error: Error) {
         error.trace = vec![place(self.source, at)];
-        self.findings.push(Finding { severity, code, error });
+        self.findings.push(Finding { severity, code, error, fix: None });
     }
 
     fn block(&mut self, block: &'a StmtBlock) {

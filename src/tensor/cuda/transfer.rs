@@ -4,9 +4,9 @@ use super::driver::{fault, pointer};
 use super::fresh;
 use crate::bail;
 use crate::error::Result;
+use crate::tensor::Array;
 use candle_core::cuda_backend::DeviceId;
 use candle_core::cuda_backend::cudarc::driver::{CudaEvent, PinnedHostSlice, result};
-use crate::tensor::Array;
 use candle_core::{CpuStorage, CudaDevice, Device, Storage};
 use std::sync::{Mutex, PoisonError};
 

@@ -270,13 +270,7 @@ impl<const N: usize> Call<N> {
     }
 
     /// The same from shapes alone.
-    fn traced<O: Op<N>>(
-        self,
-        op: O,
-        inputs: [Option<&Tensor>; N],
-        shape: Shape,
-        trace: &Arc<Trace>,
-    ) -> Result<Tensor> {
+    fn traced<O: Op<N>>(self, op: O, inputs: [Option<&Tensor>; N], shape: Shape, trace: &Arc<Trace>) -> Result<Tensor> {
         let arrays = inputs.map(|x| x.map(Tensor::array));
         let work = op.work(arrays, &shape);
         let scratch = op.scratch(self.on, arrays);
@@ -295,7 +289,8 @@ impl<const N: usize> Call<N> {
         }
         let keeps = op.keeps(self.on, arrays, self.wanted);
         let outlines = arrays.map(|x| x.cloned());
-        let blocks: Vec<Arc<Block>> = (0..N).filter(|i| keeps.inputs[*i]).filter_map(|i| inputs[i]?.meta.clone()).collect();
+        let blocks: Vec<Arc<Block>> =
+            (0..N).filter(|i| keeps.inputs[*i]).filter_map(|i| inputs[i]?.meta.clone()).collect();
         let held = (blocks, Block::new(keeps.more, trace), value.meta.clone().filter(|_| keeps.output));
         let (call, shared, trace) = (self.clone(), self.shared, trace.clone());
         let node = Node::made_of(&inputs, shared, move |_, wanted| {

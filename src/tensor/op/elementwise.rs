@@ -433,7 +433,8 @@ pub(super) fn cases() -> Vec<super::cases::Case> {
     ];
     let ones = ones.map(|(name, f)| case(name, &[&[3, 4]], move |i| f(&i[0])).elementary());
     let above = above.map(|(name, f)| case(name, &[&[3, 4]], move |i| f(&(i[0].abs()? + 0.5)?)).elementary());
-    let same = twos.map(|(name, f)| case(name, &[&[3, 4], &[3, 4]], move |i| f(&i[0], &i[1])).offset(1, 5.0).elementary());
+    let same =
+        twos.map(|(name, f)| case(name, &[&[3, 4], &[3, 4]], move |i| f(&i[0], &i[1])).offset(1, 5.0).elementary());
     let broadcast = twos.map(|(name, f)| {
         case(format!("broadcast {name}"), &[&[2, 1, 4], &[3, 1]], move |i| f(&i[0], &(&i[1] + 4.0)?)).elementary()
     });

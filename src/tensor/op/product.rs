@@ -1,6 +1,6 @@
 //! Products of matrices without a layer around them.
 
-use super::call::{Kernels, Keeps, Kept, apply};
+use super::call::{Keeps, Kept, Kernels, apply};
 use super::elementary::{Elementary, read};
 use crate::bail;
 use crate::error::Result;

@@ -107,10 +107,17 @@ impl Tensor {
     pub fn cumsum<D: Dim>(&self, dim: D) -> Result<Tensor> {
         let dim = dim.to_index(self.shape(), "cumsum")?;
         let kind = (self.shape().clone(), self.dtype());
-        unary("cumsum", self, kind, Keeps::NOTHING, move |x| x.cumsum(dim), move |_, g| {
-            // from each entry on: all less those before, the entry itself included
-            (g.sum_keepdim(dim)?.broadcast_sub(&g.cumsum(dim)?))? + g
-        })
+        unary(
+            "cumsum",
+            self,
+            kind,
+            Keeps::NOTHING,
+            move |x| x.cumsum(dim),
+            move |_, g| {
+                // from each entry on: all less those before, the entry itself included
+                (g.sum_keepdim(dim)?.broadcast_sub(&g.cumsum(dim)?))? + g
+            },
+        )
     }
 
     /// The unbiased variance over `dim`.

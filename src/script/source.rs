@@ -1,0 +1,266 @@
+//! What Rhai reads in the place of what a script says. Two things are put in behind words:
+//! * A closure that a variable holds is called by the variable's name: `f(x)` is read as `f.call(x)`. Where a function has that name too,
+//!   what the variable holds when the script gets there decides.
+//! * Functions of a module get names that no other module has, and its own calls with them. Rhai looks a name up in all files that are
+//!   running, and remembers what it found; without this, functions of the same name in two files stand in for each other.
+
+use super::CHAPTERS;
+use super::scopes::Scopes;
+use super::suggest::standard;
+use super::word::{Word, words};
+use rhai::plugin::*;
+use rhai::{FnPtr, FuncRegistration, Module, Token};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// A piece put in behind the word at `column`.
+#[derive(Clone, Debug)]
+pub(super) struct Insert {
+    line: usize,
+    column: usize,
+    behind: usize,
+    text: String,
+}
+
+impl Insert {
+    fn behind(word: &Word, width: usize, text: String) -> Self {
+        Self { line: word.line, column: word.column, behind: word.column + width, text }
+    }
+}
+
+/// Names that a script knows apart from its text.
+#[derive(Default)]
+pub(super) struct Around<'a> {
+    pub variables: Vec<&'a str>,
+    pub functions: BTreeSet<String>,
+    /// What functions of a module get behind their names.
+    pub suffix: Option<String>,
+    /// The text is only to be checked: where a variable and a function have one name, the call stays as it is.
+    pub check: bool,
+}
+
+/// What to put into a text.
+pub(super) fn inserts(text: &str, around: &Around) -> Vec<Insert> {
+    let words = words(text);
+    let own = functions(&words);
+    let mut scopes = Scopes::new(&around.variables);
+    let mut found = vec![];
+    for (i, word) in words.iter().enumerate() {
+        scopes.pass(&words, i);
+        let Some(name) = word.name() else { continue };
+        let (before, after) = (i.checked_sub(1).map(|i| &words[i].token), words.get(i + 1));
+        let next = after.map(|word| &word.token);
+        if before == Some(&Token::DoubleColon) || next == Some(&Token::DoubleColon) {
+            continue;
+        }
+        let method = matches!(before, Some(Token::Period | Token::Elvis));
+        let count = arguments(&words, i + 1);
+        let function = own.iter().find(|f| f.name == name && count.is_none_or(|n| n == f.parameters));
+        let suffix = around.suffix.as_ref().filter(|_| function.is_some()).cloned();
+        let width = name.chars().count();
+        let mut put = |text: String| found.push(Insert::behind(word, width, text));
+        match after.filter(|word| word.is(&Token::LeftParen) || word.is(&Token::Unit)) {
+            Some(_) if before == Some(&Token::Fn) => suffix.into_iter().for_each(put),
+            Some(_) if method => suffix.filter(|_| function.is_some_and(|f| f.method)).into_iter().for_each(put),
+            Some(parenthesis) => match (scopes.sees(name), function.is_some() || is_function(name, around)) {
+                (Some(_), false) => put(".call".into()),
+                (Some(true), true) if !around.check => {
+                    put(format!(".{BY_NAME}"));
+                    let comma = if parenthesis.is(&Token::Unit) { "" } else { ", " };
+                    let text = format!("\"{name}{}\"{comma}", suffix.unwrap_or_default());
+                    found.push(Insert::behind(parenthesis, 1, text));
+                }
+                _ => suffix.into_iter().for_each(put),
+            },
+            None if method || next == Some(&Token::Colon) || matches!(before, Some(Token::Let | Token::Const)) => {}
+            None if scopes.sees(name) == Some(true) || scopes.declares(name) => {}
+            None => suffix.into_iter().for_each(put),
+        }
+    }
+    found
+}
+
+/// What a call by a name that is a variable's and a function's is read as: `f.called_by_name("f", x)`.
+const BY_NAME: &str = "called_by_name";
+
+/// Calls what a variable holds if that is a closure, else the function of its name.
+pub(super) fn calls(module: &mut Module) {
+    for parameters in 2..=12 {
+        let call = |context: Option<NativeCallContext>, args: &mut [&mut Dynamic]| {
+            let context = context.unwrap_or_else(|| unreachable!());
+            let [target, name, rest @ ..] = args else { unreachable!() };
+            match target.flatten_clone().try_cast::<FnPtr>() {
+                Some(closure) => {
+                    closure.call_raw(&context, None, rest.iter_mut().map(|x| x.take()).collect::<Vec<_>>())
+                }
+                None => context.call_fn_raw(name.to_string(), false, false, rest),
+            }
+        };
+        let func = RhaiFunc::Method { func: Arc::new(call), has_context: true, is_pure: true, is_volatile: false };
+        module.set_fn_raw_with_options(FuncRegistration::new(BY_NAME), vec![TypeId::of::<Dynamic>(); parameters], func);
+    }
+}
+
+fn is_function(name: &str, around: &Around) -> bool {
+    let natives = || CHAPTERS.iter().flat_map(|chapter| chapter.manifest.functions());
+    around.functions.contains(name) || standard().contains(name) || natives().any(|f| f.name() == name)
+}
+
+/// A function that a text defines.
+struct Function<'a> {
+    name: &'a str,
+    parameters: usize,
+    /// It speaks of `this`, so that it can be called as a method.
+    method: bool,
+}
+
+fn functions(words: &[Word]) -> Vec<Function<'_>> {
+    let starts = (0..words.len()).filter(|&i| words[i].is(&Token::Fn));
+    let one = |i: usize| {
+        let name = words.get(i + 1)?.name()?;
+        let mut body = words[i + 2..].iter().take_while(|w| !w.is(&Token::Fn));
+        Some(Function { name, parameters: arguments(words, i + 2)?, method: body.any(Word::is_this) })
+    };
+    starts.filter_map(one).collect()
+}
+
+/// The number of arguments between the parentheses that begin at a word, if some do.
+fn arguments(words: &[Word], begin: usize) -> Option<usize> {
+    match words.get(begin)?.token {
+        Token::Unit => return Some(0),
+        Token::LeftParen => {}
+        _ => return None,
+    }
+    let (mut depth, mut commas, mut i) = (0_usize, 0, begin);
+    while let Some(word) = words.get(i) {
+        match word.token {
+            Token::LeftParen | Token::LeftBracket | Token::QuestionBracket | Token::LeftBrace | Token::MapStart => {
+                depth += 1
+            }
+            Token::RightParen | Token::RightBracket | Token::RightBrace => depth -= 1,
+            Token::Comma if depth == 1 && !words[i + 1..].first().is_some_and(|w| w.is(&Token::RightParen)) => {
+                commas += 1
+            }
+            // parameters of a closure
+            Token::Pipe if !words[i - 1].ends_operand() => {
+                i += words[i + 1..].iter().position(|w| w.is(&Token::Pipe)).map_or(0, |n| n + 1);
+            }
+            _ => {}
+        }
+        if depth == 0 {
+            return Some(commas + 1);
+        }
+        i += 1;
+    }
+    None
+}
+
+/// The text with everything put in.
+pub(super) fn apply(text: &str, inserts: &[Insert]) -> String {
+    let mut out = String::with_capacity(text.len() + 8 * inserts.len());
+    let mut rest = inserts.iter().peekable();
+    let (mut line, mut column) = (1, 1);
+    for letter in text.chars().map(Some).chain([None]) {
+        while let Some(insert) = rest.next_if(|insert| (insert.line, insert.behind) == (line, column)) {
+            out += &insert.text;
+        }
+        let Some(letter) = letter else { break };
+        out.push(letter);
+        (line, column) = if letter == '\n' { (line + 1, 1) } else { (line, column + 1) };
+    }
+    out
+}
+
+/// The column in the script of a column in what Rhai read.
+pub(super) fn column(inserts: &[Insert], line: usize, column: usize) -> usize {
+    let mut shift = 0;
+    for insert in inserts.iter().filter(|insert| insert.line == line) {
+        let width = insert.text.chars().count();
+        if column < insert.behind + shift {
+            break;
+        }
+        if column < insert.behind + shift + width {
+            return insert.column;
+        }
+        shift += width;
+    }
+    column - shift
+}
+
+/// A function's name as its file has it.
+pub(super) fn own_name(name: &str) -> &str {
+    match name.rsplit_once(MODULE) {
+        Some((own, number)) if !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) => own,
+        _ => name,
+    }
+}
+
+/// Stands between the name of a module's function and the number of the module.
+pub(super) const MODULE: &str = "__module";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str, suffix: Option<&str>) -> String {
+        let around = Around { variables: vec!["g"], suffix: suffix.map(String::from), ..Around::default() };
+        apply(text, &inserts(text, &around))
+    }
+
+    #[test]
+    fn closures_are_called_by_their_names() {
+        for (text, wanted) in [
+            ("let f = |x| f(x); f(1) + g(2)", "let f = |x| f(x); f.call(1) + g.call(2)"),
+            ("fn t(f) { `${f(1)}` } f(1); // f(x)", "fn t(f) { `${f.call(1)}` } f(1); // f(x)"),
+            (
+                "xs.map(|a, b| a(b(1)), a(2)); |a| { a(b()) }",
+                "xs.map(|a, b| a.call(b.call(1)), a(2)); |a| { a.call(b()) }",
+            ),
+            ("for (a, i) in a(i) { a(i) } a(i)", "for (a, i) in a(i) { a.call(i) } a(i)"),
+            ("try { e(1) } catch (e) { e(2) } e(3)", "try { e(1) } catch (e) { e.call(2) } e(3)"),
+            ("if x { let h = 1; h(2) } h(3)", "if x { let h = 1; h.call(2) } h(3)"),
+            ("let h = 1; x.h(1) + m::h(2); fn h(x) { h(1) }", "let h = 1; x.h(1) + m::h(2); fn h(x) { h(1) }"),
+            ("fn f() { g(1) } let k = 1; a | k(2)", "fn f() { g.call(1) } let k = 1; a | k.call(2)"),
+        ] {
+            assert_eq!(read(text, None), wanted);
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_a_function_too_is_decided_when_it_is_called() {
+        for (text, wanted) in [
+            (
+                "let flow = flow(1); flow(2) + flow()",
+                "let flow = flow(1); flow.called_by_name(\"flow\", 2) + flow.called_by_name(\"flow\")",
+            ),
+            ("let flow = 1; fn f() { flow(2) }", "let flow = 1; fn f() { flow(2) }"),
+            ("{ let flow = 1; } flow(2)", "{ let flow = 1; } flow(2)"),
+        ] {
+            assert_eq!(read(text, None), wanted);
+        }
+        let around = Around { check: true, ..Around::default() };
+        assert!(inserts("let flow = 1; flow(2)", &around).is_empty());
+    }
+
+    #[test]
+    fn functions_of_a_module_have_names_of_their_own() {
+        let text = "fn f(x) { x.f(1) + g(f(x)) } fn h(f) { [f, #{ f: 1 }, m::f(2), f(3)].map(h) } fn k() { this.k() }";
+        let wanted = "fn f_1(x) { x.f(1) + g.call(f_1(x)) } \
+            fn h_1(f) { [f, #{ f: 1 }, m::f(2), f.called_by_name(\"f_1\", 3)].map(h_1) } fn k_1() { this.k_1() }";
+        assert_eq!(read(text, Some("_1")), wanted);
+        let text = "fn f(a, b) { f(1) + f([1, 2], |a, b| a) + f(#{ a: 1, b: 2 }, 3,) + f(g(1, 2)) } fn f() { f() }";
+        let wanted = "fn f_1(a, b) { f(1) + f_1([1, 2], |a, b| a) + f_1(#{ a: 1, b: 2 }, 3,) + f(g.call(1, 2)) } fn f_1() { f_1() }";
+        assert_eq!(read(text, Some("_1")), wanted);
+        assert_eq!((own_name("f__module1"), own_name("f__module"), own_name("f")), ("f", "f__module", "f"));
+    }
+
+    #[test]
+    fn columns_are_those_of_the_script() {
+        let text = "let f = |x| x;\nf(1) + f(2)";
+        let inserts = inserts(text, &Around::default());
+        let line = apply(text, &inserts).lines().nth(1).unwrap().to_string();
+        assert_eq!(line, "f.call(1) + f.call(2)");
+        let place = |c: usize| column(&inserts, 2, c);
+        assert_eq!([1, 3, 7, 8, 11, 13, 15, 20].map(place), [1, 1, 2, 3, 6, 8, 8, 10]);
+    }
+}
