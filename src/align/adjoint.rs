@@ -6,7 +6,7 @@ use crate::flow::{Dynamics, Trajectory};
 use crate::model::Velocity;
 use crate::progress::Progress;
 use crate::tensor::Tensor;
-use crate::tensor::check::{finite, together};
+use crate::tensor::check::finite;
 use crate::tensor::grad::vjp;
 use crate::tensor::op::cast;
 
@@ -67,10 +67,6 @@ impl Adjoint {
 ///
 /// Adjoints have the states' dtype, whatever the model computes in.
 pub fn lean_adjoint(base: &dyn Velocity, path: &Trajectory, end: &Tensor, index: AdjointIndex) -> Result<Adjoint> {
-    together(|| carried(base, path, end, index))
-}
-
-fn carried(base: &dyn Velocity, path: &Trajectory, end: &Tensor, index: AdjointIndex) -> Result<Adjoint> {
     if end.dims() != path.last().dims() {
         let (expected, got) = (path.last().dims(), end.dims());
         bail!(Shape, "lean_adjoint: the terminal gradient must have the state's shape {expected:?}, got {got:?}");

@@ -42,6 +42,7 @@ pub mod help;
 pub mod image;
 pub mod import;
 pub mod language;
+pub mod method;
 pub mod metric;
 pub mod model;
 pub mod operator;
@@ -131,8 +132,13 @@ pub const CHAPTERS: &[Chapter] = &[
         "sde" => sampler::SdeOptions,
     ),
     chapter!(
+        method,
+        "What an update starts from, the update of any method, what it found, what a run keeps of a method.",
+        "batch" => method::BatchOptions,
+    ),
+    chapter!(
         update,
-        "One update of each method: adjoint matching, DRaFT, ReFL.",
+        "The methods: adjoint matching, DRaFT, ReFL.",
         "adjoint_matching" => update::UpdateOptions,
         "draft" => update::DraftOptions,
         "refl" => update::ReflOptions,

@@ -254,6 +254,33 @@ pub struct Field {
     pub meaning: String,
 }
 
+/// The object map that a script gives to a constructor of the program's own; what is not taken out of it is refused.
+pub struct Given<'a> {
+    function: &'a str,
+    map: Map,
+    known: Vec<&'static str>,
+}
+
+impl<'a> Given<'a> {
+    pub fn new(function: &'a str, map: Map) -> Self {
+        Self { function, map, known: vec![] }
+    }
+
+    /// One option, or its default: `given.take("group", || 8_usize)?`.
+    pub fn take<T: FromScript>(&mut self, key: &'static str, default: impl FnOnce() -> T) -> Result<T> {
+        self.known.push(key);
+        take(&mut self.map, self.function, key, default)
+    }
+
+    /// Refuses what is left.
+    pub fn finish(self) -> Result<()> {
+        match self.map.keys().next() {
+            Some(key) => Err(unknown(self.function, "option", key, self.known.into_iter())),
+            None => Ok(()),
+        }
+    }
+}
+
 /// Takes one option out of the map, or its default.
 pub fn take<T: FromScript>(map: &mut Map, function: &str, key: &str, default: impl FnOnce() -> T) -> Result<T> {
     match map.remove(key) {
@@ -308,6 +335,15 @@ macro_rules! options {
                     )),
                     None => Ok(parsed),
                 }
+            }
+
+            /// Names and values of the options that are not their defaults.
+            #[allow(dead_code)] // most functions do not show their options
+            pub fn changed(&self) -> Vec<(&'static str, String)> {
+                use $crate::script::option::FromScript;
+                let defaults = Self::default();
+                let all = [$( (stringify!($field), self.$field.show(), defaults.$field.show()) ),*];
+                all.into_iter().filter(|(_, value, usual)| value != usual).map(|(name, value, _)| (name, value)).collect()
             }
 
             /// The options as the manual shows them.
