@@ -154,7 +154,7 @@ impl Method for AdjointMatching {
         }
         // The graph stays with the loss alone, so that it is freed with it.
         path.velocities = path.velocities.iter().map(Tensor::detach).collect();
-        update.trace = Some(Trace { path, adjoint: Some(adjoint) });
+        update.trace = Some(Trace { path, end: Some(end), adjoint: Some(adjoint) });
         Ok(update)
     }
 }
@@ -252,7 +252,8 @@ struct Rerun {
 impl Rerun {
     fn of(policy: &dyn Velocity) -> Result<Self> {
         let unknown = || {
-            let message = "adjoint_matching: recompute needs a policy whose trained numbers it can name, got one without";
+            let message =
+                "adjoint_matching: recompute needs a policy whose trained numbers it can name, got one without";
             Error::new(Kind::Type, message)
         };
         let rerun = policy.rerun().filter(|(_, variables)| !variables.is_empty());

@@ -1,7 +1,7 @@
 //! What a method of alignment is: from a batch to losses, and the work around it that is the same for all.
 
 use super::adjoint::Adjoint;
-use super::cost::TerminalCost;
+use super::cost::{Terminal, TerminalCost};
 use crate::bail;
 use crate::error::{Error, Kind, Result};
 use crate::flow::{RolloutOptions, Trajectory, draws};
@@ -100,6 +100,8 @@ impl Update {
 #[derive(Clone)]
 pub struct Trace {
     pub path: Trajectory,
+    /// Its end, judged.
+    pub end: Option<Terminal>,
     pub adjoint: Option<Adjoint>,
 }
 

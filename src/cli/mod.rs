@@ -14,6 +14,7 @@ pub mod recipe;
 pub mod repl;
 pub mod report;
 pub mod run;
+mod setting;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::ffi::OsString;
@@ -78,6 +79,9 @@ enum Command {
     Recipes {
         /// The recipe to print, such as `flux_ode_am` or `tables/flux`.
         name: Option<String>,
+        /// Print its settings with their defaults instead, those that it shares with others included.
+        #[arg(long, requires = "name")]
+        settings: bool,
     },
     /// Start a script of your own.
     New(NewArgs),
@@ -179,7 +183,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         None => repl::command(cli.prompt),
         Some(Command::Run(arguments)) => run::run(arguments),
         Some(Command::Check(arguments)) => check::command(&arguments),
-        Some(Command::Recipes { name }) => recipe::list(name.as_deref()),
+        Some(Command::Recipes { name, settings }) => recipe::list(name.as_deref(), settings),
         Some(Command::New(arguments)) => recipe::start(&arguments),
         Some(Command::Models(arguments)) => models::command(&arguments),
         Some(Command::Report(arguments)) => report::command(&arguments),

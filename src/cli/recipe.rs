@@ -1,7 +1,7 @@
 //! The recipes in the binary: `amscript recipes` lists them, `amscript new` starts a script from one, and a script's name that
 //! is no file is looked for among them.
 
-use super::{NewArgs, fault};
+use super::{NewArgs, fault, setting};
 use crate::bail;
 use crate::error::{Error, Kind, Result, nearest};
 use include_dir::{Dir, include_dir};
@@ -106,13 +106,17 @@ fn unknown(name: &str) -> String {
     }
 }
 
-/// `amscript recipes [NAME]`.
-pub fn list(name: Option<&str>) -> ExitCode {
+/// `amscript recipes [NAME [--settings]]`.
+pub fn list(name: Option<&str>, settings: bool) -> ExitCode {
     let Some(name) = name else {
         println!("{}", table());
         return ExitCode::SUCCESS;
     };
     match named(name) {
+        Some(recipe) if settings => {
+            println!("{}", setting::table(recipe.text).unwrap_or_else(|| format!("{name} has no settings")));
+            ExitCode::SUCCESS
+        }
         Some(recipe) => {
             print!("{}", recipe.text);
             ExitCode::SUCCESS

@@ -355,7 +355,9 @@ impl Velocity for Flow {
 
     fn rerun(&self) -> Option<(Arc<dyn Velocity>, Vec<Tensor>)> {
         match &self.model {
-            Some(_) => Some((Arc::new(self.clone()), self.params().into_iter().map(|(_, variable)| variable).collect())),
+            Some(_) => {
+                Some((Arc::new(self.clone()), self.params().into_iter().map(|(_, variable)| variable).collect()))
+            }
             None => self.velocity.rerun(),
         }
     }

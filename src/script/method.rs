@@ -77,10 +77,7 @@ impl Method {
     }
 
     /// The same method, that can say what an update takes.
-    pub fn planned(
-        self,
-        plan: impl Fn(&Planner, [&Flow; 2], &Batch) -> Result<Error> + Send + Sync + 'static,
-    ) -> Self {
+    pub fn planned(self, plan: impl Fn(&Planner, [&Flow; 2], &Batch) -> Result<Error> + Send + Sync + 'static) -> Self {
         Self { plan: Some(Arc::new(plan)), ..self }
     }
 
@@ -89,7 +86,9 @@ impl Method {
         if let Some(planner) = session.planner() {
             return match &self.plan {
                 Some(plan) => Err(plan(planner, [&policy, base], batch)?),
-                None => bail!(Value, "--plan: an update must be one whose work is known, got one of {}", self.core.name()),
+                None => {
+                    bail!(Value, "--plan: an update must be one whose work is known, got one of {}", self.core.name())
+                }
             };
         }
         let given = solver::Batch {
@@ -123,6 +122,24 @@ pub struct Update {
 
 fn map_of<T>(entries: impl IntoIterator<Item = (String, T)>, value: impl Fn(T) -> Dynamic) -> Map {
     entries.into_iter().map(|(name, v)| (name.into(), value(v))).collect()
+}
+
+/// What makes a method of a script's choices.
+pub(super) type Constructor = dyn Fn(&mut Given) -> Result<Arc<dyn solver::Method>> + Send + Sync;
+
+/// Makes `name(#{ .. })` and `name()` give the method that a constructor makes.
+pub(super) fn register(engine: &mut Engine, name: &str, make: Arc<Constructor>) {
+    let function = name.to_string();
+    let construct = move |choices: Map| -> RhaiResultOf<Method> {
+        let shown = Dynamic::from(choices.clone()).to_string();
+        let mut given = Given::new(&function, choices);
+        let core = make(&mut given)?;
+        given.finish()?;
+        Ok(Method::new(core, format!("{function}({shown})")))
+    };
+    let plain = construct.clone();
+    engine.register_fn(name, construct);
+    engine.register_fn(name, move || plain(Map::new()));
 }
 
 /// Batches, the update of any method, what it found, and what a run keeps of a method.
@@ -231,8 +248,7 @@ pub mod method {
             let entry = |(name, v): (_, Dynamic)| Ok((format!("{name}"), option::convert(v, "load_state")?));
             part.into_iter().map(entry).collect()
         }
-        *state.lock() =
-            solver::MethodState { numbers: typed(part("numbers")?)?, tensors: typed(part("tensors")?)? };
+        *state.lock() = solver::MethodState { numbers: typed(part("numbers")?)?, tensors: typed(part("tensors")?)? };
         Ok(())
     }
 
@@ -312,7 +328,7 @@ pub mod method {
         let mut map = map_of(found.measured.clone(), Dynamic::from);
         map.insert("loss".into(), Dynamic::from(found.loss()?.detach()));
         map.insert("reward".into(), Dynamic::from(found.reward.clone()));
-        if let Some(solver::Trace { path, adjoint: Some(adjoint) }) = &found.trace {
+        if let Some(solver::Trace { path, adjoint: Some(adjoint), .. }) = &found.trace {
             map.insert("control".into(), mean_control(path, adjoint)?.into());
         }
         Ok(map)
@@ -358,5 +374,83 @@ pub mod method {
     #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
     pub fn show_batch(batch: &mut Batch) -> String {
         format!("batch(noise {:?}, {} per prompt)", batch.x0.dims(), batch.options.per_prompt)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Host, Request};
+    use super::*;
+    use crate::align::Needs;
+    use crate::model::Velocity;
+
+    /// The spread of rewards about a level that it keeps, in groups.
+    struct Spread {
+        weight: f64,
+    }
+
+    impl solver::Method for Spread {
+        fn name(&self) -> &str {
+            "spread"
+        }
+
+        fn needs(&self) -> Needs {
+            Needs { gradient: false, groups: true }
+        }
+
+        fn update(
+            &self,
+            policy: &dyn Velocity,
+            _: &dyn Velocity,
+            batch: &solver::Batch,
+            state: &mut solver::MethodState,
+        ) -> Result<solver::Update> {
+            let t = crate::flow::time_tensor(0.0, &batch.x0)?;
+            let x1 = (&batch.x0 + policy.velocity(&batch.x0, &t, &batch.condition)?)?;
+            let reward = solver::rewards(&*batch.cost, &x1, "spread")?;
+            let level = state.number("level");
+            state.numbers.insert("level".into(), level + 1.0);
+            Ok(solver::Update::new(((&reward - level)?.sqr()?.mean_all()? * self.weight)?, &reward))
+        }
+    }
+
+    fn host() -> Host {
+        let mut host = Host::new(Session::new(Request::default(), Box::new(|_| ())));
+        let make = |given: &mut Given| Ok(Spread { weight: given.take("weight", || 1.0)? });
+        host.register_method("spread", make).unwrap();
+        let again = host.register_method("spread", make).unwrap_err();
+        assert_eq!(again.message, "register_method: the name must be free, got `spread`, which is taken");
+        assert!(host.register_method("draft", make).is_err());
+        host
+    }
+
+    #[test]
+    fn a_method_of_the_program_is_one_of_scripts() {
+        let text = "let f = velocity_field(|x, t, c| x);
+            let cost = terminal_cost(|x| -x.sum(1).detach());
+            let kept = method_state();
+            let b = batch(tensor([[1.0], [2.0]]), (), cost, #{ per_prompt: 2, state: kept });
+            let method = spread(#{ weight: 2 });
+            let losses = [method.update(f, f, b).loss.item(), method.update(f, f, b).loss.item(), spread().update(f, f, b).losses.len()];
+            losses + [kept.state().numbers.level, method.to_string()]";
+        let found = host().run("test", text).map(|value| option::show(&value));
+        assert_eq!(found.unwrap(), "[20.0, 10.0, 1, 3.0, \"spread(#{\"weight\": 2})\"]");
+    }
+
+    #[test]
+    fn its_choices_and_its_batch_are_checked() {
+        let message = |text: &str| host().run("test", text).map(|_| ()).unwrap_err().message;
+        assert_eq!(message("spread(#{ wait: 3 })"), "spread: unknown option `wait`; did you mean `weight`?");
+        let lone = "let f = velocity_field(|x, t, c| x);
+            spread().update(f, f, batch(tensor([[1.0]]), (), terminal_cost(|x| x.sum(1))))";
+        assert_eq!(message(lone), "spread: there must be several samples of each prompt, got 1");
+    }
+
+    #[test]
+    fn it_is_registered_before_the_first_script() {
+        let mut host = host();
+        assert!(host.run("test", "1").is_ok());
+        let late = host.register_method("late", |_: &mut Given| Ok(Spread { weight: 1.0 })).unwrap_err();
+        assert!(late.message.contains("before the first script"), "{late}");
     }
 }

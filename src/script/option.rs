@@ -206,6 +206,9 @@ pub fn show(value: &Dynamic) -> String {
     if let Some(tensor) = value.read_lock::<Tensor>() {
         return crate::tensor::show::brief(&tensor);
     }
+    if let Some(rate) = value.read_lock::<crate::optim::Schedule>() {
+        return rate.to_string();
+    }
     if let Some(items) = value.read_lock::<Array>() {
         let shown: Vec<_> = items.iter().take(8).map(show).collect();
         return format!("[{}{}]", shown.join(", "), if items.len() > 8 { ", .." } else { "" });

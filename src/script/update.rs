@@ -6,7 +6,9 @@ use super::method::{Batch, BatchOptions, Method, Update};
 use super::penalty::Penalty;
 use super::sampler::Sampler;
 use super::*;
-use crate::align::{self as solver, AdjointIndex, Criterion, MatchingLoss, Norm, Reduction, Selection, Truncation, Units};
+use crate::align::{
+    self as solver, AdjointIndex, Criterion, MatchingLoss, Norm, Reduction, Selection, Truncation, Units,
+};
 use crate::flow::{Grid, RolloutOptions};
 use crate::model::{Flow, Velocity};
 use crate::options;

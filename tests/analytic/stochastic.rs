@@ -1,9 +1,9 @@
 //! The golden case `adjoint` with noise: states, adjoints, targets, losses and gradients; the implicit sampler; marginals.
 
-use crate::toy::{Gaussian, Mlp, Tensors, golden, numbers, relative, reward};
+use crate::toy::{Gaussian, Mlp, Tensors, adjoint_matching, golden, numbers, relative, reward};
 use amscript::align::{
-    AdjointIndex, Criterion, MatchingLoss, MatchingOptions, Norm, Regularizer, Truncation, Units, adjoint_matching,
-    control_target, lean_adjoint, terminal_gradient,
+    AdjointIndex, AdjointMatching, Criterion, MatchingLoss, Norm, Regularizer, Truncation, Units, control_target,
+    lean_adjoint, terminal_gradient,
 };
 use amscript::flow::{Draw, Gddim, Grid, Noise, RolloutOptions, Sde, Solver, rollout, uniform};
 use amscript::model::Condition;
@@ -86,32 +86,33 @@ fn updates_with_noise() {
             if name == "sin2" && units == Units::Control {
                 continue; // no noise at t = 0
             }
-            let options = MatchingOptions {
+            let options = AdjointMatching {
                 rollout: case.rollout(Arc::new(Sde { noise: noise.clone(), last: None })),
                 truncate: Truncation::Last(k),
                 loss: MatchingLoss { units, ..Default::default() },
-                ..MatchingOptions::new(uniform(STEPS).unwrap())
+                ..AdjointMatching::new(uniform(STEPS).unwrap())
             };
             let cost = reward(&case.expected["in.reward_c"], LAMBDA);
             let x0 = &case.expected["in.x0"];
-            let update = |options: &MatchingOptions| {
+            let update = |options: &AdjointMatching| {
                 adjoint_matching(&case.tuned, &case.base, x0, &Condition::default(), &cost, options).unwrap()
             };
             let prefix = if units == Units::Velocity { "velocity_" } else { "" };
             let squared = update(&options);
-            case.check(&format!("{prefix}loss.K{k}"), &squared.loss.reshape(1).unwrap(), 1e-11);
-            let gradient = flat(gradients(&squared.loss, &case.tuned.params()).unwrap());
+            case.check(&format!("{prefix}loss.K{k}"), &squared.losses[0].reshape(1).unwrap(), 1e-11);
+            let gradient = flat(gradients(&squared.losses[0], &case.tuned.params()).unwrap());
             case.check(&format!("{prefix}grad.K{k}"), &gradient, 1e-10);
             // Fenchel's is the same for the quadratic penalty, where there is noise at all.
             if name != "sin2" || k < STEPS {
-                let fenchel = update(&MatchingOptions { criterion: Criterion::Fenchel, ..options.clone() });
-                case.check(&format!("{prefix}loss.K{k}"), &fenchel.loss.reshape(1).unwrap(), 1e-11);
-                let gradient = flat(gradients(&fenchel.loss, &case.tuned.params()).unwrap());
+                let fenchel = update(&AdjointMatching { criterion: Criterion::Fenchel, ..options.clone() });
+                case.check(&format!("{prefix}loss.K{k}"), &fenchel.losses[0].reshape(1).unwrap(), 1e-11);
+                let gradient = flat(gradients(&fenchel.losses[0], &case.tuned.params()).unwrap());
                 case.check(&format!("{prefix}grad.K{k}"), &gradient, 1e-10);
             }
             if k == STEPS {
-                let free = update(&MatchingOptions { noise_free_end: true, ..options });
-                let rows = [free.adjoint.values, vec![free.terminal.gradient]].concat();
+                let free = update(&AdjointMatching { noise_free_end: true, ..options });
+                let trace = free.trace.unwrap();
+                let rows = [trace.adjoint.unwrap().values, vec![trace.end.unwrap().gradient]].concat();
                 case.check("adjoint_noise_free", &Tensor::stack(&rows, 0).unwrap(), 1e-11);
             }
         }
@@ -121,10 +122,10 @@ fn updates_with_noise() {
 #[test]
 fn control_units_need_noise() {
     let case = Case::new("sin2");
-    let options = MatchingOptions {
+    let options = AdjointMatching {
         rollout: case.rollout(Arc::new(Sde { noise: Noise::SineSquared(1.0), last: None })),
         loss: MatchingLoss { units: Units::Control, ..Default::default() },
-        ..MatchingOptions::new(uniform(STEPS).unwrap())
+        ..AdjointMatching::new(uniform(STEPS).unwrap())
     };
     let cost = reward(&case.expected["in.reward_c"], LAMBDA);
     let x0 = &case.expected["in.x0"];
