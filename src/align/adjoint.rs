@@ -65,6 +65,7 @@ impl Adjoint {
 /// `b = (1 + rho) v_base - pull x`, which is `v_base` where steps are deterministic
 /// (arXiv:2605.06583, Algorithm 1; the Euler form of the lean adjoint equation of arXiv:2409.08861).
 ///
+/// Between Gaussians its size over time is that of Propositions 4.1 and C.3, with noise that of C.1 (`stdlib/gaussian`).
 /// Adjoints have the states' dtype, whatever the model computes in.
 pub fn lean_adjoint(base: &dyn Velocity, path: &Trajectory, end: &Tensor, index: AdjointIndex) -> Result<Adjoint> {
     if end.dims() != path.last().dims() {

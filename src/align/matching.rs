@@ -23,8 +23,9 @@ use std::sync::Arc;
 
 /// The velocity changes that the policy should have over the base at the active steps.
 ///
-/// Deterministic steps: the optimal control `-(f')^{-1}(|a|) a / |a|` (arXiv:2605.06583, Theorem 3.1). Steps with noise:
-/// `sigma / (1 + rho)` times that of `sigma a`; for the quadratic penalty `-G a` with `G = w / (1 + rho)`.
+/// Deterministic steps: the optimal control `-(f')^{-1}(|a|) a / |a|` of `min_u int f(|u|) dt - lambda r(X_1)`, `dX = (v_base + u) dt`
+/// (arXiv:2605.06583, Theorem 3.1). Steps with noise: `sigma / (1 + rho)` times that of `sigma a`; for the quadratic penalty `-G a` with
+/// `G = w / (1 + rho)` (Appendix D.2's noise levels `w`).
 pub fn control_target(adjoint: &Adjoint, regularizer: &Regularizer, norm: Norm) -> Result<Vec<Tensor>> {
     let scaled = adjoint.values.iter().zip(&adjoint.dynamics).map(|(a, step)| match step.w {
         None => Ok(a.clone()),
