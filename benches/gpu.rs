@@ -5,8 +5,8 @@
 #![allow(clippy::print_stdout)]
 
 use amscript::Result;
-use amscript::align::{DraftOptions, MatchingOptions, RewardCost, Truncation, adjoint_matching, draft, refl};
-use amscript::flow::{RolloutOptions, uniform};
+use amscript::align::{AdjointMatching, Batch, Draft, MethodState, Refl, RewardCost, Truncation, update};
+use amscript::flow::uniform;
 use amscript::model::estimate::{self, Ops};
 use amscript::model::flux2::{Config, Transformer};
 use amscript::model::latents::Latents;
@@ -86,9 +86,7 @@ struct Bench {
     base: Field,
     policy: Field,
     optimizer: AdamW,
-    condition: Condition,
-    x0: Tensor,
-    cost: RewardCost,
+    batch: Batch,
     steps: usize,
 }
 
@@ -123,9 +121,11 @@ impl Bench {
             base,
             policy: field(&adapted, Some(frozen))?,
             optimizer,
-            condition: Condition { embeddings, ..Default::default() },
-            x0: Tensor::randn(0f32, 1.0, &latent[..], device)?,
-            cost: RewardCost::new(brightness, 100.0)?,
+            batch: Batch::new(
+                &Tensor::randn(0f32, 1.0, &latent[..], device)?,
+                &Condition { embeddings, ..Default::default() },
+                RewardCost::new(brightness, 100.0)?,
+            ),
             steps,
         })
     }
@@ -141,17 +141,15 @@ impl Bench {
                     "AM-3" => 3,
                     _ => self.steps,
                 };
-                let options = MatchingOptions { truncate: truncate(k), ..MatchingOptions::new(grid) };
-                adjoint_matching(&self.policy, &self.base, &self.x0, &self.condition, &self.cost, &options)?.loss
+                let method = AdjointMatching { truncate: truncate(k), ..AdjointMatching::new(grid) };
+                update(&method, &self.policy, &self.base, &self.batch, &mut MethodState::default())?.loss()?
             }
             "DRaFT-1" => {
-                let options = DraftOptions { rollout: RolloutOptions::new(grid), truncate: truncate(1), renoised: 0 };
-                draft(&self.policy, &self.x0, &self.condition, &self.cost, &options)?.loss
+                update(&Draft::new(grid), &self.policy, &self.base, &self.batch, &mut MethodState::default())?.loss()?
             }
             "ReFL-5" => {
-                let options = RolloutOptions::new(grid);
                 let m = self.steps - 1 - turn % self.steps.min(5);
-                refl(&self.policy, &self.x0, &self.condition, &self.cost, &options, m)?.loss
+                Refl::new(grid).at(&self.policy, &self.batch, m)?.loss()?
             }
             other => panic!("--methods: expected AM-1, AM-3, AM-Full, DRaFT-1 or ReFL-5, got {other}"),
         };

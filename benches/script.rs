@@ -4,7 +4,7 @@
 //! `cargo bench --bench script`
 #![allow(clippy::print_stdout)]
 
-use amscript::align::{MatchingOptions, RewardCost, Truncation, adjoint_matching};
+use amscript::align::{AdjointMatching, Batch, MethodState, RewardCost, Truncation, update};
 use amscript::data::prompts::Prompts;
 use amscript::flow::uniform;
 use amscript::model::adapter::Targets;
@@ -68,10 +68,11 @@ fn in_rust(updates: usize) -> Result<Loop> {
         let x0 = base.noise(8, None, &mut noise)?;
         let (flow, judge) = (base.clone(), judge.clone());
         let cost = RewardCost::new(move |x| judge.score(&flow.decode(x)?, &texts), 100.0)?;
-        let options = MatchingOptions { truncate: Truncation::Last(1), ..MatchingOptions::new(uniform(20)?) };
-        let update = adjoint_matching(&policy, &base, &x0, &c, &cost, &options)?;
-        optimizer.step(&update.loss, Some(1.0))?;
-        found.losses.push(update.loss.to_scalar::<f32>()? as f64);
+        let method = AdjointMatching { truncate: Truncation::Last(1), ..AdjointMatching::new(uniform(20)?) };
+        let batch = Batch::new(&x0, &c, cost);
+        let loss = update(&method, &policy, &base, &batch, &mut MethodState::default())?.loss()?;
+        optimizer.step(&loss, Some(1.0))?;
+        found.losses.push(loss.to_scalar::<f32>()? as f64);
         found.seconds.push(begun.elapsed().as_secs_f64());
     }
     Ok(found)

@@ -92,6 +92,10 @@ const MISTAKES: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "import \"stdlib/experiment\" as experiment;\nlet s = experiment::settings(#{ order: 2 });\nprint(s.stesp + s.steps + s.order);",
+        &["3:9 setting s: unknown setting `stesp`; did you mean `steps`?"],
+    ),
+    (
         "let fs = [];\nfor i in 0..3 { fs.push(|| i); }",
         &["?2:25 capture a closure that outlives the loop sees the last `i`, not this one"],
     ),

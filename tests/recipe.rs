@@ -69,9 +69,9 @@ fn an_interrupted_run_goes_on_to_the_same_bytes() {
     let small = ["iterations=3", "every=2", "batch=2", "steps=4", "rank=2", "watch=[]"];
     for (recipe, rest) in [
         ("flux_ode_am", ["truncate=adaptive(0.5)", "test_prompts=1", "images_per_prompt=2"]),
-        ("sit_ode_am", ["order=2", "test_classes=1", "images_per_class=2"]),
+        ("sit_ode_am", ["order=2", "test_prompts=1", "images_per_prompt=2"]),
         ("flux_sde_am", ["noise=memoryless()", "test_prompts=1", "images_per_prompt=2"]),
-        ("sit_sde_am", ["truncate=last(2)", "test_classes=1", "images_per_class=2"]),
+        ("sit_sde_am", ["truncate=last(2)", "test_prompts=1", "images_per_prompt=2"]),
         ("draft", ["low_variance=1", "test_prompts=1", "images_per_prompt=2"]),
         ("refl", ["truncate=last(3)", "test_prompts=1", "images_per_prompt=2"]),
     ] {
@@ -130,11 +130,11 @@ fn a_module_that_trains_leaves_the_runs_functions_alone() {
     let folder = tempfile::tempdir().unwrap();
     let script = folder.path().join("several.rhai");
     let text = r#"import "stdlib/experiment" as experiment;
-        let s = #{ iterations: 1, batch: 1, steps: 2, rank: 2, test_prompts: 1, images_per_prompt: 2 };
+        let s = #{ iterations: 1, batch: 1, steps: 2, rank: 2, test_prompts: 1, images_per_prompt: 2, watch: [] };
         let lab = experiment::open(s);
         for seed in 0..3 {
             let run = start_run(s, #{ name: `seed-${seed}` });
-            experiment::train(lab, run, |lab, b, run| draft(lab.policy, b.x0, b.condition, b.cost, #{}));
+            experiment::train(lab, run, draft(#{ grid: uniform(2) }));
         }
         start_run(#{}).finish([#{ name: "drafted", x: [1.0, 2.0] }], #{ columns: ["x"] });"#;
     std::fs::write(&script, text).unwrap();
@@ -243,8 +243,7 @@ fn a_model_and_a_lora_are_probed() {
 #[test]
 fn sit_ode_am_leaves_a_run() {
     let folder = tempfile::tempdir().unwrap();
-    let small = ["iterations=2", "batch=2", "steps=4", "rank=2", "test_classes=2", "images_per_class=2"];
-    let printed = run("scripts/sit_ode_am.rhai", folder.path(), &small);
+    let printed = run("scripts/sit_ode_am.rhai", folder.path(), &SMALL);
     assert!(["reward", "oracle", "diversity"].iter().all(|row| printed.contains(row)), "{printed}");
     assert!(folder.path().join("lora.safetensors").exists());
 }

@@ -6,7 +6,7 @@ use crate::flow::{Dynamics, Trajectory};
 use crate::model::Velocity;
 use crate::progress::Progress;
 use crate::tensor::Tensor;
-use crate::tensor::check::{finite, together};
+use crate::tensor::check::finite;
 use crate::tensor::grad::vjp;
 use crate::tensor::op::cast;
 
@@ -56,12 +56,9 @@ impl Adjoint {
 /// `b = (1 + rho) v_base - pull x`, which is `v_base` where steps are deterministic
 /// (arXiv:2605.06583, Algorithm 1; the Euler form of the lean adjoint equation of arXiv:2409.08861).
 ///
+/// Between Gaussians its size over time is that of Propositions 4.1 and C.3, with noise that of C.1 (`stdlib/gaussian`).
 /// Adjoints have the states' dtype, whatever the model computes in.
 pub fn lean_adjoint(base: &dyn Velocity, path: &Trajectory, end: &Tensor, index: AdjointIndex) -> Result<Adjoint> {
-    together(|| carried(base, path, end, index))
-}
-
-fn carried(base: &dyn Velocity, path: &Trajectory, end: &Tensor, index: AdjointIndex) -> Result<Adjoint> {
     if end.dims() != path.last().dims() {
         let (expected, got) = (path.last().dims(), end.dims());
         bail!(Shape, "lean_adjoint: the terminal gradient must have the state's shape {expected:?}, got {got:?}");

@@ -4,14 +4,19 @@ use crate::bail;
 use crate::error::Result;
 use crate::profile::phase;
 use crate::tensor::Tensor;
-use crate::tensor::check::{finite, together};
+use crate::tensor::check::finite;
 use crate::tensor::grad::value_and_grad;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 /// What the end state is judged by.
 pub trait TerminalCost: Send + Sync {
-    /// Rewards `[batch]` of end states `[batch, ..]`, differentiable; each sample's own matter.
+    /// Rewards `[batch]` of end states `[batch, ..]`; each sample's own matter. [`rewards`] is how methods ask for them.
     fn evaluate(&self, x1: &Tensor) -> Result<Tensor>;
+
+    /// Whether rewards have a gradient to the states.
+    fn differentiable(&self) -> bool {
+        true
+    }
 
     /// Factor on the reward.
     fn scale(&self) -> f64 {
@@ -56,44 +61,56 @@ pub struct Terminal {
     pub reward: Tensor,
 }
 
-/// `a(1) = -lambda grad r(X_1)` (arXiv:2605.06583, Algorithm 1), per sample.
+/// `a(1) = -lambda grad r(X_1)`, the end of the lean adjoint (arXiv:2605.06583, Algorithm 1), per sample.
 ///
 /// A reward or gradient that is not finite is an error naming the sample.
 pub fn terminal_gradient(cost: &dyn TerminalCost, x1: &Tensor) -> Result<Terminal> {
-    together(|| at_the_end(cost, x1))
-}
-
-fn at_the_end(cost: &dyn TerminalCost, x1: &Tensor) -> Result<Terminal> {
-    let (batch, seen) = (x1.dim(0)?, Mutex::new(None));
+    let mut reward = None;
     // The sum's gradient holds each sample's own, for a sample's reward depends on that sample only.
     let total = |x: &Tensor| {
-        let reward = cost.evaluate(x)?;
-        if reward.dims() != [batch] {
-            bail!(Shape, "terminal_gradient: rewards must be of shape [{batch}], got {:?}", reward.dims());
-        }
-        differentiable(&reward, "terminal_gradient")?;
-        *seen.lock().unwrap_or_else(|e| e.into_inner()) = Some(reward.constant());
-        reward.sum_all()
-    };
-    let checked = |name: &'static str, x: &Tensor| {
-        finite(x, move |sample| {
-            bail!(
-                Numeric,
-                "terminal_gradient: the {name} must be finite, got NaN or infinity for sample {sample} at t = 1"
-            )
-        })
+        let rewards = rewards(cost, x, "terminal_gradient")?;
+        differentiable(&rewards, "terminal_gradient")?;
+        reward = Some(rewards.constant());
+        rewards.sum_all()
     };
     let (_, gradient) = phase("gradient of the reward", || value_and_grad(total, x1))?;
-    let Some(reward) = seen.into_inner().unwrap_or_else(|e| e.into_inner()) else {
+    let Some(reward) = reward else {
         bail!(Internal, "terminal_gradient: the reward must be evaluated, got no value");
     };
-    checked("reward", &reward)?;
-    checked("reward's gradient", &gradient)?;
+    finite_at_the_end(&gradient, "terminal_gradient", "reward's gradient")?;
     Ok(Terminal { gradient: (gradient.to_dtype(x1.dtype())? * -cost.scale())?, reward })
 }
 
+/// Rewards `[batch]` of end states, finite, with whatever graph they have.
+pub fn rewards(cost: &dyn TerminalCost, x1: &Tensor, function: &str) -> Result<Tensor> {
+    let (reward, batch) = (cost.evaluate(x1)?, x1.dim(0)?);
+    if reward.dims() != [batch] {
+        bail!(Shape, "{function}: rewards must be of shape [{batch}], got {:?}", reward.dims());
+    }
+    finite_at_the_end(&reward, function, "reward")?;
+    Ok(reward)
+}
+
+/// `-scale * mean reward` of tracked end states with its graph, and the rewards.
+pub(super) fn mean_cost(cost: &dyn TerminalCost, ends: &[Tensor], function: &str) -> Result<(Tensor, Vec<Tensor>)> {
+    let judged = |x: &Tensor| {
+        let rewards = rewards(cost, x, function)?;
+        differentiable(&rewards, function)?;
+        Ok(rewards)
+    };
+    let rewards = ends.iter().map(judged).collect::<Result<Vec<_>>>()?;
+    Ok(((Tensor::cat(&rewards, 0)?.mean_all()? * -cost.scale())?, rewards))
+}
+
+fn finite_at_the_end(x: &Tensor, function: &str, what: &'static str) -> Result<()> {
+    let function = function.to_string();
+    finite(x, move |sample| {
+        bail!(Numeric, "{function}: the {what} must be finite, got NaN or infinity for sample {sample} at t = 1")
+    })
+}
+
 /// Refuses a reward of tracked states that has lost its graph.
-pub fn differentiable(reward: &Tensor, function: &str) -> Result<()> {
+fn differentiable(reward: &Tensor, function: &str) -> Result<()> {
     if !reward.requires_grad() {
         bail!(
             Value, "{function}: the reward must be differentiable, got one without a gradient to the end states";

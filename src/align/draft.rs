@@ -1,95 +1,75 @@
 //! Direct fine-tuning: the reward's gradient through the last steps of sampling (DRaFT-K, DRaFT-LV, arXiv:2309.17400).
 
-use super::cost::{TerminalCost, differentiable};
+use super::cost::mean_cost;
+use super::guidance;
+use super::method::{Batch, Method, MethodState, Needs, Update};
 use super::truncation::Truncation;
 use crate::bail;
 use crate::error::Result;
-use crate::flow::{RolloutOptions, Walk, interpolant, time_tensor};
-use crate::model::{Condition, Velocity};
+use crate::flow::{Grid, RolloutOptions, Walk, interpolant, time_tensor};
+use crate::model::Velocity;
 use crate::profile::phase;
-use crate::tensor::check::{finite, together};
-use crate::tensor::{Tensor, op};
+use crate::tensor::op;
 
-/// One update of a method that follows the reward's own gradient.
+/// DRaFT-K, and DRaFT-LV.
 #[derive(Clone)]
-pub struct Direct {
-    /// Scalar `-scale * mean reward`, with its graph.
-    pub loss: Tensor,
-    /// Rewards `[batch]` of the images that were judged first.
-    pub reward: Tensor,
-}
-
-/// Choices of DRaFT.
-#[derive(Clone)]
-pub struct DraftOptions {
+pub struct Draft {
     /// Grid, sampler, its noise and progress.
     pub rollout: RolloutOptions,
     /// The last steps that the gradient goes through, K.
     pub truncate: Truncation,
-    /// Further ends per sample, each from a last step at noise newly drawn by the rollout's `draw` (DRaFT-LV).
+    /// Further ends per sample, each from a last step at noise newly drawn (DRaFT-LV).
     pub renoised: usize,
+    /// Scale of the policy's classifier-free guidance; 1 means none.
+    pub guidance: f64,
 }
 
-/// `-scale * mean r(X_N)` with the graph of the last K steps, through the network's input and parameters.
-///
-/// With `renoised = n` (K = 1): the mean over the end and n ends more, each `x' + h v(x')` from `x' = t X_N + (1 - t) z`, `t` the time of
-/// the last step.
-pub fn draft(
-    policy: &dyn Velocity,
-    x0: &Tensor,
-    condition: &Condition,
-    cost: &dyn TerminalCost,
-    options: &DraftOptions,
-) -> Result<Direct> {
-    together(|| differentiated(policy, x0, condition, cost, options))
+impl Draft {
+    /// DRaFT-1 on `grid`.
+    pub fn new(grid: Grid) -> Self {
+        Self { rollout: RolloutOptions::new(grid), truncate: Truncation::Last(1), renoised: 0, guidance: 1.0 }
+    }
 }
 
-fn differentiated(
-    policy: &dyn Velocity,
-    x0: &Tensor,
-    condition: &Condition,
-    cost: &dyn TerminalCost,
-    options: &DraftOptions,
-) -> Result<Direct> {
-    let (grid, steps) = (&options.rollout.grid, options.rollout.grid.steps());
-    let active = options.truncate.active(steps)?;
-    if options.renoised > 0 && active != 1 {
-        bail!(Value, "draft: low_variance goes with truncate: last(1), got {active} active steps");
+impl Method for Draft {
+    fn name(&self) -> &str {
+        "draft"
     }
-    let walk = Walk::new(policy, x0, condition, &options.rollout)?;
-    let mut x = phase("rollout", || walk.reach(x0, steps - active))?;
-    for k in steps - active..steps {
-        walk.before(k)?;
-        let v = walk.velocity(&x, grid.times()[k], true)?;
-        x = walk.next(k, &x, &v)?;
-    }
-    let first = judged(cost, &x, "draft")?;
-    let mut rewards = vec![first.clone()];
-    let (t, end) = (grid.times()[steps - 1], x.constant());
-    for _ in 0..options.renoised {
-        let Some(draw) = &options.rollout.draw else {
-            bail!(Missing, "draft: low_variance needs a random stream, got none"; hint: "give one as `rng`");
-        };
-        let z = draw(steps - 1, &end)?;
-        let again = interpolant::interpolate(&z, &end, &time_tensor(t, &end)?)?;
-        let v = walk.velocity(&again, t, true)?;
-        let reached = op::combine((&again, 1.0), (&v, grid.width(steps - 1)))?;
-        rewards.push(judged(cost, &reached, "draft")?);
-    }
-    let loss = (Tensor::cat(&rewards, 0)?.mean_all()? * -cost.scale())?;
-    Ok(Direct { loss, reward: first.constant() })
-}
 
-/// Rewards `[batch]` of tracked states, finite and differentiable.
-pub fn judged(cost: &dyn TerminalCost, x1: &Tensor, function: &str) -> Result<Tensor> {
-    let (reward, batch) = (cost.evaluate(x1)?, x1.dim(0)?);
-    if reward.dims() != [batch] {
-        bail!(Shape, "{function}: rewards must be of shape [{batch}], got {:?}", reward.dims());
+    fn needs(&self) -> Needs {
+        Needs { gradient: true, groups: false }
     }
-    let place = function.to_string();
-    finite(&reward, move |sample| {
-        bail!(Numeric, "{place}: the reward must be finite, got NaN or infinity for sample {sample}")
-    })?;
-    differentiable(&reward, function)?;
-    Ok(reward)
+
+    /// `-scale * mean r(X_N)` with the graph of the last K steps, through the network's input and parameters.
+    ///
+    /// With `renoised = n` (K = 1): the mean over the end and n ends more, each `x' + h v(x')` from `x' = t X_N + (1 - t) z`, `t` the
+    /// time of the last step.
+    fn update(&self, policy: &dyn Velocity, _: &dyn Velocity, batch: &Batch, _: &mut MethodState) -> Result<Update> {
+        let (grid, steps) = (&self.rollout.grid, self.rollout.grid.steps());
+        let active = self.truncate.active(steps)?;
+        if self.renoised > 0 && active != 1 {
+            bail!(Value, "draft: low_variance goes with truncate: last(1), got {active} active steps");
+        }
+        let (guided, options) = (guidance::guided(policy, self.guidance)?, batch.rollout(&self.rollout));
+        let walk = Walk::new(guided.as_deref().unwrap_or(policy), &batch.x0, &batch.condition, &options)?;
+        let mut x = phase("rollout", || walk.reach(&batch.x0, steps - active))?;
+        for k in steps - active..steps {
+            walk.before(k)?;
+            let v = walk.velocity(&x, grid.times()[k], true)?;
+            x = walk.next(k, &x, &v)?;
+        }
+        let (t, end) = (grid.times()[steps - 1], x.constant());
+        let mut ends = vec![x];
+        for _ in 0..self.renoised {
+            let Some(draw) = &options.draw else {
+                bail!(Missing, "draft: low_variance needs a random stream, got none"; hint: "give one as `rng`");
+            };
+            let z = draw(steps - 1, &end)?;
+            let again = interpolant::interpolate(&z, &end, &time_tensor(t, &end)?)?;
+            let v = walk.velocity(&again, t, true)?;
+            ends.push(op::combine((&again, 1.0), (&v, grid.width(steps - 1)))?);
+        }
+        let (loss, rewards) = mean_cost(&*batch.cost, &ends, "draft")?;
+        Ok(Update::new(loss, &rewards[0]))
+    }
 }

@@ -7,7 +7,8 @@ use crate::model::Velocity;
 use crate::tensor::Tensor;
 use crate::tensor::sample::norm_per_sample;
 
-/// `|v_policy - v_base|` at every kept step and sample of `path`: `[steps, batch]`.
+/// `|v_policy - v_base|` at every kept step and sample of `path`: `[steps, batch]` (arXiv:2605.06583, Figure 13; between Gaussians,
+/// under penalties `r^p / p`, the profile of Propositions 4.2 and C.4).
 pub fn control_intensity(policy: &dyn Velocity, base: &dyn Velocity, path: &Trajectory) -> Result<Tensor> {
     control_norms(&velocities(policy, path)?, &velocities(base, path)?)
 }

@@ -1,26 +1,31 @@
 //! Adjoint matching: the policy's control is regressed on the optimal control for the present adjoint.
 
 use super::adjoint::{Adjoint, AdjointIndex, lean_adjoint};
-use super::cost::{Terminal, TerminalCost, terminal_gradient};
+use super::cost::{Terminal, terminal_gradient};
+use super::guidance::{Fields, Guidance};
 use super::intensity::norms;
 use super::loss::{Criterion, MatchingLoss, fenchel_matching, velocity_matching};
+use super::method::{Batch, Method, MethodState, Needs, Trace, Update};
 use super::regularizer::{Norm, Regularizer};
-use super::truncation::Truncation;
+use super::selection::Selection;
+use super::truncation::{Adaptive, Truncation};
 use crate::bail;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::flow::{Grid, RolloutOptions, Trajectory, rollout};
-use crate::model::{Condition, Velocity};
+use crate::model::Velocity;
 use crate::profile::phase;
-use crate::tensor::Tensor;
-use crate::tensor::check::{read, together};
+use crate::tensor::check::read;
 use crate::tensor::grad::{deferred, segment};
 use crate::tensor::op::cast;
+use crate::tensor::{Device, Tensor};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// The velocity changes that the policy should have over the base at the active steps.
 ///
-/// Deterministic steps: the optimal control `-(f')^{-1}(|a|) a / |a|` (arXiv:2605.06583, Theorem 3.1). Steps with noise:
-/// `sigma / (1 + rho)` times that of `sigma a`; for the quadratic penalty `-G a` with `G = w / (1 + rho)`.
+/// Deterministic steps: the optimal control `-(f')^{-1}(|a|) a / |a|` of `min_u int f(|u|) dt - lambda r(X_1)`, `dX = (v_base + u) dt`
+/// (arXiv:2605.06583, Theorem 3.1). Steps with noise: `sigma / (1 + rho)` times that of `sigma a`; for the quadratic penalty `-G a` with
+/// `G = w / (1 + rho)` (Appendix D.2's noise levels `w`).
 pub fn control_target(adjoint: &Adjoint, regularizer: &Regularizer, norm: Norm) -> Result<Vec<Tensor>> {
     let scaled = adjoint.values.iter().zip(&adjoint.dynamics).map(|(a, step)| match step.w {
         None => Ok(a.clone()),
@@ -55,9 +60,15 @@ fn velocity(field: &dyn Velocity, path: &Trajectory, k: usize) -> Result<Tensor>
     field.velocity(path.state(k)?, &path.time(k)?, &path.condition)
 }
 
-/// Everything that one update of [`adjoint_matching`] chooses.
+/// Truncated adjoint matching at its least cost: deterministic (arXiv:2605.06583, Algorithm 1) or, with a stochastic sampler,
+/// stochastic (arXiv:2409.08861 with any noise).
+///
+/// N policy forwards: the rollout keeps the graph of its K active steps for the loss. K base forwards: those of the adjoint's
+/// products serve the loss too. K base and K policy backwards. The numbers are those of the separate functions. Where another
+/// field is rolled out, or carries the adjoint, K forwards more of the policy, or of the base; so too, over all N steps, in an
+/// update that measures the control for [`Truncation::Adaptive`]. With `recompute`, K forwards more of the policy in the backward.
 #[derive(Clone)]
-pub struct MatchingOptions {
+pub struct AdjointMatching {
     /// Grid, sampler, its noise and progress; what is kept and tracked follows from `truncate`.
     pub rollout: RolloutOptions,
     pub truncate: Truncation,
@@ -67,37 +78,20 @@ pub struct MatchingOptions {
     pub index: AdjointIndex,
     pub criterion: Criterion,
     pub loss: MatchingLoss,
+    /// The active steps that enter the loss, drawn for each update; where it draws, in the place of `loss.steps`.
+    pub loss_steps: Selection,
     /// Take the terminal gradient at the end of a last step without noise, `X_{N-1} + h v_base` (arXiv:2409.08861).
     pub noise_free_end: bool,
-    /// What is rolled out instead of the policy, such as the policy with guidance.
-    pub rolled: Option<Arc<dyn Velocity>>,
+    pub guidance: Guidance,
+    /// What is rolled out instead of the policy.
+    pub rollout_policy: Option<Arc<dyn Velocity>>,
     /// What carries the adjoint instead of the base.
-    pub carrying: Option<Arc<dyn Velocity>>,
-    /// The policy once more, to run again in the loss's backward instead of keeping its graphs.
-    pub recompute: Option<Recomputed>,
+    pub adjoint_model: Option<Arc<dyn Velocity>>,
+    /// The policy runs again in the loss's backward, at one active step after the other: the memory of one graph instead of K.
+    pub recompute: bool,
 }
 
-/// A policy and the variables in it. It runs again at one active step after the other: K forwards more, the memory of one graph.
-#[derive(Clone)]
-pub struct Recomputed {
-    pub policy: Arc<dyn Velocity>,
-    pub variables: Vec<Tensor>,
-}
-
-impl Recomputed {
-    /// `v(X_k, t_k)`, whose graph is made in the backward; `known` is its value, where the rollout has it.
-    fn velocity(&self, path: &Trajectory, k: usize, known: Option<&Tensor>) -> Result<Tensor> {
-        let (policy, x, t, condition) =
-            (self.policy.clone(), path.state(k)?.clone(), path.time(k)?, path.condition.clone());
-        let run = move |_: &[Tensor]| cast(&policy.velocity(&x, &t, &condition)?, x.dtype());
-        match known {
-            Some(value) => deferred(value, &[], &self.variables, run),
-            None => segment(&[], &self.variables, run),
-        }
-    }
-}
-
-impl MatchingOptions {
+impl AdjointMatching {
     /// The paper's choices on `grid`: every step active, quadratic penalty.
     pub fn new(grid: Grid) -> Self {
         Self {
@@ -108,109 +102,178 @@ impl MatchingOptions {
             index: AdjointIndex::default(),
             criterion: Criterion::default(),
             loss: MatchingLoss::default(),
+            loss_steps: Selection::All,
             noise_free_end: false,
-            rolled: None,
-            carrying: None,
-            recompute: None,
+            guidance: Guidance::default(),
+            rollout_policy: None,
+            adjoint_model: None,
+            recompute: false,
         }
     }
 }
 
-/// One update's loss, to be differentiated once, and what was measured on the way.
-#[derive(Clone)]
-pub struct Matched {
-    /// Scalar, with the graph of the active steps.
-    pub loss: Tensor,
-    pub terminal: Terminal,
-    pub adjoint: Adjoint,
-    pub path: Trajectory,
+impl Method for AdjointMatching {
+    fn name(&self) -> &str {
+        "adjoint_matching"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs { gradient: true, groups: false }
+    }
+
+    fn update(
+        &self,
+        policy: &dyn Velocity,
+        base: &dyn Velocity,
+        batch: &Batch,
+        state: &mut MethodState,
+    ) -> Result<Update> {
+        let fields = Fields::new(policy, base, &self.guidance)?.with(&self.rollout_policy, &self.adjoint_model);
+        let rerun = if self.recompute { Some(Rerun::of(fields.policy())?) } else { None };
+        let steps = self.rollout.grid.steps();
+        let window = self.truncate.window(steps, state)?;
+        let loss = self.loss_on(steps - window.keep..steps, batch)?;
+        // The rollout's velocities are the loss's, and so are their graphs, unless the policy runs again.
+        let reused = fields.rollout().is_none() && window.measures.is_none();
+        let tracked = reused && rerun.is_none();
+        let track = if tracked { loss.active(steps - window.keep..steps) } else { Vec::new() };
+
+        let options = RolloutOptions { keep: window.keep, track, ..batch.rollout(&self.rollout) };
+        let rolled_out = fields.rollout().unwrap_or(fields.policy());
+        let path = rollout(rolled_out, &batch.x0, &batch.condition, &options)?;
+        let end = self.end(&fields, &path, batch)?;
+        let (mut path, adjoint) = self.adjoint(&fields, path, &end, window.measures, state)?;
+        if !tracked {
+            retrack(&mut path, fields.policy(), &loss, rerun.as_ref(), reused)?;
+        }
+        let loss = self.regression(&path, &adjoint, &loss)?;
+
+        let mut update = Update::new(loss, &end.reward);
+        if matches!(self.truncate, Truncation::Adaptive(_)) {
+            let active = Tensor::new(path.window().len() as f64, &Device::Cpu)?;
+            update.measured.insert("active".into(), active);
+        }
+        // The graph stays with the loss alone, so that it is freed with it.
+        path.velocities = path.velocities.iter().map(Tensor::constant).collect();
+        update.trace = Some(Trace { path, end: Some(end), adjoint: Some(adjoint) });
+        Ok(update)
+    }
 }
 
-/// One update of truncated adjoint matching at its least cost: deterministic (arXiv:2605.06583, Algorithm 1) or, with a
-/// stochastic sampler, stochastic (arXiv:2409.08861 with any noise).
-///
-/// N policy forwards: the rollout keeps the graph of its K active steps for the loss. K base forwards: those of the adjoint's
-/// products serve the loss too. K base and K policy backwards. The numbers are those of the separate functions. Where another
-/// field is rolled out, or carries the adjoint, K forwards more of the policy, or of the base; so too, over all N steps, in an
-/// update that measures the control for [`Truncation::Adaptive`]. With `recompute`, K forwards more of the policy in the backward.
-pub fn adjoint_matching(
-    policy: &dyn Velocity,
-    base: &dyn Velocity,
-    x0: &Tensor,
-    condition: &Condition,
-    cost: &dyn TerminalCost,
-    options: &MatchingOptions,
-) -> Result<Matched> {
-    together(|| matched(policy, base, x0, condition, cost, options))
-}
+/// The phases of an update behind its rollout.
+impl AdjointMatching {
+    /// The choices of the loss, with the steps of `window` that enter this time.
+    fn loss_on(&self, window: Range<usize>, batch: &Batch) -> Result<MatchingLoss> {
+        let mut loss = self.loss.clone();
+        if self.loss_steps != Selection::All {
+            let stream = batch.stream("adjoint_matching: some_steps")?;
+            loss.steps = stream.draw(|rng| self.loss_steps.draw(window, rng))?;
+        }
+        Ok(loss)
+    }
 
-fn matched(
-    policy: &dyn Velocity,
-    base: &dyn Velocity,
-    x0: &Tensor,
-    condition: &Condition,
-    cost: &dyn TerminalCost,
-    options: &MatchingOptions,
-) -> Result<Matched> {
-    let steps = options.rollout.grid.steps();
-    let measuring = match &options.truncate {
-        Truncation::Adaptive(adaptive) if adaptive.due() => Some(adaptive),
-        _ => None,
-    };
-    let keep = if measuring.is_some() { steps } else { options.truncate.active(steps)? };
-    let reused = options.rolled.is_none() && measuring.is_none();
-    let tracked = reused && options.recompute.is_none();
-    let track = if tracked { options.loss.active(steps - keep..steps) } else { Vec::new() };
-    let rollout_options = RolloutOptions { keep, track, ..options.rollout.clone() };
-    let mut path = rollout(options.rolled.as_deref().unwrap_or(policy), x0, condition, &rollout_options)?;
-    let carrying = options.carrying.as_deref().unwrap_or(base);
-    let terminal = match options.noise_free_end {
-        false => terminal_gradient(cost, path.last())?,
-        true => terminal_gradient(cost, &noise_free_end(carrying, &path)?)?,
-    };
-    let mut adjoint = phase("adjoint", || lean_adjoint(carrying, &path, &terminal.gradient, options.index))?;
-    if adjoint.dynamics.iter().all(|step| step.velocity_per_control() == 0.0) {
-        bail!(
-            Value, "adjoint_matching: a stochastic sampler must have noise at an active step, got none, so that no control can act";
-            hint: "make more steps active: the last step of gddim(eta) is free of noise"
-        );
-    }
-    if let Some(adaptive) = measuring {
-        let active = adaptive.measure(&control_mass(&adjoint, &options.regularizer, options.norm)?);
-        (path, adjoint) = (path.narrow(active), adjoint.narrow(active));
-    }
-    if options.carrying.is_some() {
-        adjoint.base_velocities = velocities(base, &path)?.iter().map(Tensor::constant).collect();
-    }
-    if !tracked {
-        retrack(&mut path, policy, options, reused)?;
-    }
-    let (own, bases) = (&path.velocities, &adjoint.base_velocities);
-    let loss = match options.criterion.squared(&options.regularizer, &adjoint) {
-        true => {
-            let targets = control_target(&adjoint, &options.regularizer, options.norm)?;
-            velocity_matching(own, bases, &targets, &path, &options.loss)?
+    /// `a(1)` at the end of the path.
+    fn end(&self, fields: &Fields, path: &Trajectory, batch: &Batch) -> Result<Terminal> {
+        match self.noise_free_end {
+            false => terminal_gradient(&*batch.cost, path.last()),
+            true => {
+                let field = fields.adjoint().unwrap_or(fields.base());
+                terminal_gradient(&*batch.cost, &noise_free_end(field, path)?)
+            }
         }
-        false if options.norm != Norm::Sample => {
-            bail!(Value, "adjoint_matching: fenchel() needs the size of a control to be sample_norm()")
+    }
+
+    /// The adjoint along the active steps, with the base's velocities there. An update that measures finds these steps and keeps no others.
+    fn adjoint(
+        &self,
+        fields: &Fields,
+        path: Trajectory,
+        end: &Terminal,
+        measures: Option<Adaptive>,
+        state: &mut MethodState,
+    ) -> Result<(Trajectory, Adjoint)> {
+        let field = fields.adjoint().unwrap_or(fields.base());
+        let mut adjoint = phase("adjoint", || lean_adjoint(field, &path, &end.gradient, self.index))?;
+        if adjoint.dynamics.iter().all(|step| step.velocity_per_control() == 0.0) {
+            bail!(
+                Value, "adjoint_matching: a stochastic sampler must have noise at an active step, got none, so that no control can act";
+                hint: "make more steps active: the last step of gddim(eta) is free of noise"
+            );
         }
-        false => fenchel_matching(own, &adjoint, &options.regularizer, &path, &options.loss)?,
-    };
-    // The graph stays with the loss alone, so that it is freed with it.
-    let velocities = path.velocities.iter().map(Tensor::constant).collect();
-    Ok(Matched { loss, terminal, adjoint, path: Trajectory { velocities, ..path } })
+        let mut path = path;
+        if let Some(adaptive) = measures {
+            let active = adaptive.measure(&control_mass(&adjoint, &self.regularizer, self.norm)?, state);
+            (path, adjoint) = (path.narrow(active), adjoint.narrow(active));
+        }
+        if fields.adjoint().is_some() {
+            adjoint.base_velocities = velocities(fields.base(), &path)?.iter().map(Tensor::constant).collect();
+        }
+        Ok((path, adjoint))
+    }
+
+    /// The loss of the path's velocities, whose graphs it takes.
+    fn regression(&self, path: &Trajectory, adjoint: &Adjoint, loss: &MatchingLoss) -> Result<Tensor> {
+        match self.criterion.squared(&self.regularizer, adjoint) {
+            true => {
+                let targets = control_target(adjoint, &self.regularizer, self.norm)?;
+                velocity_matching(&path.velocities, &adjoint.base_velocities, &targets, path, loss)
+            }
+            false if self.norm != Norm::Sample => {
+                bail!(Value, "adjoint_matching: fenchel() needs the size of a control to be sample_norm()")
+            }
+            false => fenchel_matching(&path.velocities, adjoint, &self.regularizer, path, loss),
+        }
+    }
 }
 
 /// Gives the velocities that enter the loss their graph, where the rollout did not; it has their values if `reused`.
-fn retrack(path: &mut Trajectory, policy: &dyn Velocity, options: &MatchingOptions, reused: bool) -> Result<()> {
-    for k in options.loss.active(path.window()) {
+fn retrack(
+    path: &mut Trajectory,
+    policy: &dyn Velocity,
+    loss: &MatchingLoss,
+    rerun: Option<&Rerun>,
+    reused: bool,
+) -> Result<()> {
+    for k in loss.active(path.window()) {
         let i = k - path.first;
-        path.velocities[i] = match &options.recompute {
-            Some(again) => again.velocity(path, k, reused.then_some(&path.velocities[i]))?,
+        path.velocities[i] = match rerun {
+            Some(rerun) => rerun.velocity(path, k, reused.then_some(&path.velocities[i]))?,
             None => velocity(policy, path, k)?,
         };
     }
     Ok(())
+}
+
+/// A policy that runs again at one active step after the other: K forwards more, the memory of one graph.
+struct Rerun {
+    policy: Arc<dyn Velocity>,
+    variables: Vec<Tensor>,
+}
+
+impl Rerun {
+    fn of(policy: &dyn Velocity) -> Result<Self> {
+        let unknown = || {
+            let message =
+                "adjoint_matching: recompute needs a policy whose trained numbers it can name, got one without";
+            Error::new(Kind::Type, message)
+        };
+        let rerun = policy.rerun().filter(|(_, variables)| !variables.is_empty());
+        let (policy, variables) = rerun.ok_or_else(|| {
+            unknown().hint("make the policy with base.lora(..) or base.trainable(), or leave recompute out")
+        })?;
+        Ok(Self { policy, variables })
+    }
+
+    /// `v(X_k, t_k)`, whose graph is made in the backward; `known` is its value, where the rollout has it.
+    fn velocity(&self, path: &Trajectory, k: usize, known: Option<&Tensor>) -> Result<Tensor> {
+        let (policy, x, t, condition) =
+            (self.policy.clone(), path.state(k)?.clone(), path.time(k)?, path.condition.clone());
+        let run = move |_: &[Tensor]| cast(&policy.velocity(&x, &t, &condition)?, x.dtype());
+        match known {
+            Some(value) => deferred(value, &[], &self.variables, run),
+            None => segment(&[], &self.variables, run),
+        }
+    }
 }
 
 /// `X_{N-1} + h v(X_{N-1})`.

@@ -1,12 +1,11 @@
 //! Which steps of a rollout are active: only the last few carry control.
 
+use super::method::MethodState;
 use crate::bail;
 use crate::error::Result;
-use parking_lot::{Mutex, MutexGuard};
-use std::sync::Arc;
 
 /// The active steps; control on earlier ones is taken as zero.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Truncation {
     /// The last `k` steps.
     Last(usize),
@@ -17,25 +16,17 @@ pub enum Truncation {
 }
 
 /// The fewest last steps that hold a share of the control, measured over all steps every few updates.
-///
-/// Clones share what was measured.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Adaptive {
     /// The share, in (0, 1].
     pub mass: f64,
     /// Updates between measurements.
     pub every: usize,
-    state: Arc<Mutex<State>>,
 }
 
-/// What was measured so far.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct State {
-    /// Updates since the start.
-    pub updates: usize,
-    /// Active steps; 0 before the first measurement.
-    pub active: usize,
-}
+/// Names in a method's state: updates so far, and the active steps that the last measurement found.
+const UPDATES: &str = "updates";
+const ACTIVE: &str = "active";
 
 impl Adaptive {
     pub fn new(mass: f64, every: usize) -> Result<Self> {
@@ -45,26 +36,23 @@ impl Adaptive {
         if every == 0 {
             bail!(Value, "adaptive: `every` must be at least 1 update, got 0");
         }
-        Ok(Self { mass, every, state: Arc::default() })
+        Ok(Self { mass, every })
     }
 
-    pub fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock()
-    }
-
-    /// Counts an update; true where it is one that measures.
-    pub fn due(&self) -> bool {
-        let mut state = self.state();
-        state.updates += 1;
-        (state.updates - 1).is_multiple_of(self.every) || state.active == 0
-    }
-
-    /// Takes the control mass of every step, first to last; gives the number of active steps.
-    pub fn measure(&self, masses: &[f64]) -> usize {
+    /// Takes the control mass of every step, first to last; gives the number of active steps and notes it.
+    pub fn measure(&self, masses: &[f64], state: &mut MethodState) -> usize {
         let active = last_steps(masses, self.mass);
-        self.state().active = active;
+        state.numbers.insert(ACTIVE.into(), active as f64);
         active
     }
+}
+
+/// The last steps that an update keeps.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Window {
+    pub keep: usize,
+    /// They are all, because this update measures how many are enough.
+    pub measures: Option<Adaptive>,
 }
 
 /// The fewest last steps that hold `share` of the sum of `masses`, at least one.
@@ -88,14 +76,23 @@ impl Truncation {
         Ok(Truncation::Last(k))
     }
 
-    /// How many of `steps` steps are active.
+    /// The steps of an update that knows what its run has measured; counts the update.
+    pub fn window(&self, steps: usize, state: &mut MethodState) -> Result<Window> {
+        let Truncation::Adaptive(adaptive) = self else {
+            return Ok(Window { keep: self.active(steps)?, measures: None });
+        };
+        let (updates, active) = (state.number(UPDATES) as usize, state.number(ACTIVE) as usize);
+        state.numbers.insert(UPDATES.into(), (updates + 1) as f64);
+        Ok(match active == 0 || updates.is_multiple_of(adaptive.every) {
+            true => Window { keep: steps, measures: Some(*adaptive) },
+            false => Window { keep: active.min(steps), measures: None },
+        })
+    }
+
+    /// How many of `steps` steps are active; all where nothing was measured.
     pub fn active(&self, steps: usize) -> Result<usize> {
         match self {
-            Truncation::Full => Ok(steps),
-            Truncation::Adaptive(adaptive) => match adaptive.state().active {
-                0 => Ok(steps),
-                k => Ok(k.min(steps)),
-            },
+            Truncation::Full | Truncation::Adaptive(_) => Ok(steps),
             Truncation::Last(k) if (1..=steps).contains(k) => Ok(*k),
             Truncation::Last(k) => bail!(Value, "last: k must lie in 1..={steps}, the steps of the grid, got {k}"),
         }
@@ -122,19 +119,18 @@ mod tests {
     #[test]
     fn it_measures_at_first_and_then_now_and_again() {
         let adaptive = Adaptive::new(0.5, 3).unwrap();
-        let truncation = Truncation::Adaptive(adaptive.clone());
+        let (truncation, mut state) = (Truncation::Adaptive(adaptive), MethodState::default());
+        let mut window = || {
+            let window = truncation.window(4, &mut state).unwrap();
+            if window.measures.is_some() {
+                adaptive.measure(&[1.0, 1.0, 1.0, 1.0], &mut state);
+            }
+            (window.keep, window.measures.is_some())
+        };
+        let seen: Vec<_> = (0..7).map(|_| window()).collect();
+        let (all, some) = ((4, true), (2, false));
+        assert_eq!(seen, [all, some, some, all, some, some, all]);
         assert_eq!(truncation.active(4).unwrap(), 4);
-        let due: Vec<bool> = (0..7)
-            .map(|_| {
-                let due = adaptive.due();
-                if due {
-                    adaptive.measure(&[1.0, 1.0, 1.0, 1.0]);
-                }
-                due
-            })
-            .collect();
-        assert_eq!(due, [true, false, false, true, false, false, true]);
-        assert_eq!(truncation.active(4).unwrap(), 2);
         assert!(Adaptive::new(0.0, 3).is_err() && Adaptive::new(1.1, 3).is_err() && Adaptive::new(0.5, 0).is_err());
     }
 }

@@ -14,6 +14,7 @@ pub mod recipe;
 pub mod repl;
 pub mod report;
 pub mod run;
+mod setting;
 
 use crate::error::Error;
 use crate::terminal;
@@ -80,6 +81,9 @@ enum Command {
     Recipes {
         /// The recipe to print, such as `flux_ode_am` or `tables/flux`.
         name: Option<String>,
+        /// Print its settings with their defaults instead, those that it shares with others included.
+        #[arg(long, requires = "name")]
+        settings: bool,
     },
     /// Start a script of your own.
     New(NewArgs),
@@ -187,7 +191,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCod
         None => return repl::command(cli.prompt),
         Some(Command::Run(arguments)) => return run::run(arguments),
         Some(Command::Check(arguments)) => return check::command(&arguments),
-        Some(Command::Recipes { name }) => recipe::list(name.as_deref()),
+        Some(Command::Recipes { name, settings }) => recipe::list(name.as_deref(), settings),
         Some(Command::New(arguments)) => recipe::start(&arguments),
         Some(Command::Models(arguments)) => models::command(&arguments),
         Some(Command::Report(arguments)) => report::command(&arguments),

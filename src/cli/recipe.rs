@@ -1,7 +1,7 @@
 //! The recipes in the binary: `amscript recipes` lists them, `amscript new` starts a script from one, and a script's name that
 //! is no file is looked for among them.
 
-use super::{NewArgs, output};
+use super::{NewArgs, output, setting};
 use crate::bail;
 use crate::error::{Error, Kind, Result, nearest};
 use include_dir::{Dir, include_dir};
@@ -105,11 +105,15 @@ fn unknown(name: &str) -> String {
     }
 }
 
-/// `amscript recipes [NAME]`.
-pub fn list(name: Option<&str>) -> anyhow::Result<()> {
+/// `amscript recipes [NAME [--settings]]`.
+pub fn list(name: Option<&str>, settings: bool) -> anyhow::Result<()> {
     let Some(name) = name else { return output::line(&table()) };
     let none = || Error::new(Kind::Missing, format!("recipes: no recipe \"{name}\"")).hint(unknown(name));
-    output::text(named(name).ok_or_else(none)?.text)
+    let recipe = named(name).ok_or_else(none)?;
+    match settings {
+        true => output::line(&setting::table(recipe.text).unwrap_or_else(|| format!("{name} has no settings"))),
+        false => output::text(recipe.text),
+    }
 }
 
 /// A line each, under the name of their folder.

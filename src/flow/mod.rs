@@ -9,4 +9,4 @@ mod trajectory;
 pub use grid::{Grid, klein_grid, shifted, uniform};
 pub use noise::{Dynamics, Level, Noise};
 pub use sample::{Euler, Gddim, Heun, Sde, Solver};
-pub use trajectory::{Draw, OnStep, RolloutOptions, Trajectory, Walk, rollout, time_tensor};
+pub use trajectory::{Draw, OnStep, RolloutOptions, Trajectory, Walk, draws, rollout, time_tensor};

@@ -8,9 +8,9 @@ use crate::error::Result;
 use crate::model::{Condition, Velocity};
 use crate::profile::phase;
 use crate::progress::Progress;
-use crate::tensor::check::{finite, together};
+use crate::tensor::check::finite;
 use crate::tensor::op::{cast, combine};
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{DType, Stream, Tensor};
 use std::sync::Arc;
 
 /// Called before step `k` of `n` with the two numbers; an error ends the rollout.
@@ -18,6 +18,11 @@ pub type OnStep = Arc<dyn Fn(usize, usize) -> Result<()> + Send + Sync>;
 
 /// A standard normal draw for step `k`, in the shape of the state.
 pub type Draw = Arc<dyn Fn(usize, &Tensor) -> Result<Tensor> + Send + Sync>;
+
+/// Standard normal numbers from a stream.
+pub fn draws(stream: Stream) -> Draw {
+    Arc::new(move |_, x| stream.draw(|rng| rng.normal(x.dims(), x.dtype(), x.device())))
+}
 
 /// How to roll out and what to keep.
 #[derive(Clone)]
@@ -199,24 +204,22 @@ pub fn rollout(
     condition: &Condition,
     options: &RolloutOptions,
 ) -> Result<Trajectory> {
-    phase("rollout", || together(|| roll(velocity, x0, condition, options)))
-}
-
-fn roll(velocity: &dyn Velocity, x0: &Tensor, condition: &Condition, options: &RolloutOptions) -> Result<Trajectory> {
-    let walk = Walk::new(velocity, x0, condition, options)?;
-    let (n, grid, solver) = (options.grid.steps(), options.grid.clone(), options.solver.clone());
-    let first = n - options.keep;
-    let mut x = walk.reach(x0, first)?;
-    let (mut states, mut velocities) = (Vec::with_capacity(n - first + 1), Vec::with_capacity(n - first));
-    for k in first..n {
-        walk.before(k)?;
-        let v = walk.velocity(&x, grid.times()[k], options.track.contains(&k))?;
-        let next = walk.next(k, &x, &v.constant())?;
-        states.push(std::mem::replace(&mut x, next));
-        velocities.push(v);
-    }
-    states.push(x);
-    Ok(Trajectory { grid, solver, first, states, velocities, condition: condition.clone() })
+    phase("rollout", || {
+        let walk = Walk::new(velocity, x0, condition, options)?;
+        let (n, grid, solver) = (options.grid.steps(), options.grid.clone(), options.solver.clone());
+        let first = n - options.keep;
+        let mut x = walk.reach(x0, first)?;
+        let (mut states, mut velocities) = (Vec::with_capacity(n - first + 1), Vec::with_capacity(n - first));
+        for k in first..n {
+            walk.before(k)?;
+            let v = walk.velocity(&x, grid.times()[k], options.track.contains(&k))?;
+            let next = walk.next(k, &x, &v.constant())?;
+            states.push(std::mem::replace(&mut x, next));
+            velocities.push(v);
+        }
+        states.push(x);
+        Ok(Trajectory { grid, solver, first, states, velocities, condition: condition.clone() })
+    })
 }
 
 #[cfg(test)]
@@ -226,7 +229,7 @@ mod tests {
     use crate::tensor::Device;
 
     /// v = w (t - x), with w a variable.
-    struct Pull(Tensor);
+    struct Pull(candle_core::Var);
 
     impl Velocity for Pull {
         fn velocity(&self, x: &Tensor, t: &Tensor, _: &Condition) -> Result<Tensor> {
@@ -235,7 +238,7 @@ mod tests {
     }
 
     fn pull(w: f64) -> Pull {
-        Pull(Tensor::new(&[[w]], &Device::Cpu).unwrap().leaf())
+        Pull(candle_core::Var::new(&[[w]], &Device::Cpu).unwrap())
     }
 
     #[test]

@@ -57,6 +57,19 @@ pub trait Velocity: Send + Sync {
     fn frozen(&self) -> Result<Option<Arc<dyn Velocity>>> {
         Ok(None)
     }
+
+    /// The same field with classifier-free guidance of that scale.
+    fn with_guidance(&self, scale: f64) -> Result<Arc<dyn Velocity>> {
+        bail!(
+            Type, "guidance: a scale of {scale} needs a model that knows its velocity without a condition, got a field";
+            hint: "leave guidance out, or take a model such as flow(\"tiny/flux2\")"
+        )
+    }
+
+    /// The field to hold on to and its variables, for a backward that runs it again; none where the field cannot say.
+    fn rerun(&self) -> Option<(Arc<dyn Velocity>, Vec<Tensor>)> {
+        None
+    }
 }
 
 /// One kind of model: the frozen parts around a velocity network, and how the network is built from its weights.
@@ -330,6 +343,22 @@ impl Velocity for Flow {
                 Ok(Some(Model { weights: model.weights.frozen()?, ..model.clone() }.network()?))
             }
             _ => self.velocity.frozen(),
+        }
+    }
+
+    fn with_guidance(&self, scale: f64) -> Result<Arc<dyn Velocity>> {
+        match &self.model {
+            Some(_) => Ok(Arc::new(self.guided(scale)?)),
+            None => self.velocity.with_guidance(scale),
+        }
+    }
+
+    fn rerun(&self) -> Option<(Arc<dyn Velocity>, Vec<Tensor>)> {
+        match &self.model {
+            Some(_) => {
+                Some((Arc::new(self.clone()), self.params().into_iter().map(|(_, variable)| variable).collect()))
+            }
+            None => self.velocity.rerun(),
         }
     }
 }

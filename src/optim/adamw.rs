@@ -23,7 +23,7 @@ pub struct OptimizerOptions {
 
 impl Default for OptimizerOptions {
     fn default() -> Self {
-        let rate = Schedule::Constant { rate: 1e-3 };
+        let rate = Schedule::Constant { rate: 1e-3, warmup: None };
         Self { rate, betas: [0.9, 0.99], epsilon: 1e-8, weight_decay: 0.01, check: true }
     }
 }

@@ -9,4 +9,4 @@ mod update;
 pub use adamw::{AdamW, OptimizerOptions, StepReport};
 pub use ema::Ema;
 pub use param::Params;
-pub use schedule::{Schedule, constant_rate, cosine};
+pub use schedule::{Schedule, constant_rate, cosine, open_cosine};

@@ -6,8 +6,10 @@ use super::reward::texts;
 use super::*;
 use crate::align as solver;
 use crate::align::{AdjointIndex, MatchingLoss, Reduction, RewardCost, Units};
+use crate::bail;
 use crate::model::{Flow, estimate};
 use crate::reward::Judge;
+use crate::tensor::check::together;
 use crate::tensor::{DType, Tensor};
 use crate::{options, script_value};
 
@@ -70,10 +72,26 @@ impl LossOptions {
     }
 }
 
+/// Size of the policy's control at every step and sample of a path, `[steps, batch]`, beside the adjoint along it.
+fn control_sizes(path: &crate::flow::Trajectory, adjoint: &solver::Adjoint) -> Result<Tensor> {
+    let (steps, active) = (path.window(), adjoint.first..adjoint.first + adjoint.values.len());
+    if steps != active {
+        bail!(Shape, "control_norms: the adjoint must be one along the path's steps {steps:?}, got steps {active:?}");
+    }
+    solver::control_norms(&path.velocities, &adjoint.base_velocities)
+}
+
 /// Mean over kept steps and samples of `|v_policy - v_base|`, from velocities at hand.
-pub fn mean_control(path: &Trajectory) -> Result<f64> {
-    let norms = solver::control_norms(&path.path.velocities, &path.base_velocities()?)?;
-    Ok(norms.to_dtype(DType::F64)?.mean_all()?.to_scalar()?)
+pub fn mean_control(path: &crate::flow::Trajectory, adjoint: &solver::Adjoint) -> Result<f64> {
+    Ok(control_sizes(path, adjoint)?.to_dtype(DType::F64)?.mean_all()?.to_scalar()?)
+}
+
+/// The loss of given targets, from the base's velocities.
+fn matched(policy: &Flow, bases: &[Tensor], path: &Trajectory, targets: Array, options: Map) -> Result<Tensor> {
+    let options = LossOptions::parse("matching_loss", options)?.core();
+    let targets: Vec<Tensor> = option::list(targets, "matching_loss: targets")?;
+    let policy = solver::velocities(policy, &path.path)?;
+    solver::velocity_matching(&policy, bases, &targets, &path.path, &options)
 }
 
 /// Costs, the lean adjoint, the losses of adjoint matching, control intensity.
@@ -83,6 +101,7 @@ pub mod align {
     use super::*;
 
     pub type Adjoint = solver::Adjoint;
+    pub type Terminal = solver::Terminal;
     pub type Cost = super::Cost;
 
     /// A cost of images, as a closure that gives one number per image; lower is better.
@@ -128,36 +147,58 @@ pub mod align {
         Ok(core((cost.score)(&images)?.constant() * -cost.scale)?)
     }
 
-    /// The terminal condition of the adjoint: the gradient of the cost at the end states, per sample.
+    /// The end of a trajectory, judged: its `reward` `[batch]` and the `gradient` of the cost, per sample.
     ///
     /// A reward or gradient that is not finite is an error that names the sample.
     ///
     /// ```rhai
     /// let path = rollout(velocity_field(|x, t, c| x), tensor([[1.0], [2.0]]), (), #{ grid: uniform(1) });
-    /// path.terminal_gradient(terminal_cost(|x| x.sum(1) * 3)).to_array()   //=> [[3.0], [3.0]]
-    /// path.reward.to_array()                                               //=> [-6.0, -12.0]
+    /// let end = path.terminal(terminal_cost(|x| x.sum(1) * 3));
+    /// end.gradient.to_array()   //=> [[3.0], [3.0]]
+    /// end.reward.to_array()     //=> [-6.0, -12.0]
     /// ```
     #[rhai_fn(return_raw)]
-    pub fn terminal_gradient(context: NativeCallContext, path: Trajectory, cost: Cost) -> RhaiResultOf<Tensor> {
+    pub fn terminal(context: NativeCallContext, path: Trajectory, cost: Cost) -> RhaiResultOf<Terminal> {
         if let Some(planner) = Session::of(&context).planner() {
             return Ok(plan::judged(planner, &path, &cost)?);
         }
-        let end = solver::terminal_gradient(&cost.of_states(&path.flow)?, path.path.last())?;
-        path.measured().reward = Some(end.reward);
-        Ok(end.gradient)
+        let cost = cost.of_states(&path.flow)?;
+        Ok(together(|| solver::terminal_gradient(&cost, path.path.last()))?)
     }
 
-    /// The rewards `[batch]` that `terminal_gradient` found at the end of a trajectory.
+    /// The terminal condition of the adjoint: the gradient of the cost at the end states, per sample.
+    ///
+    /// `terminal` gives the rewards with it.
     ///
     /// ```rhai
     /// let path = rollout(velocity_field(|x, t, c| x), tensor([[1.0], [2.0]]), (), #{ grid: uniform(1) });
-    /// path.reward                                  //=> error: the end states must have been judged
-    /// path.terminal_gradient(terminal_cost(|x| x.sum(1)));
-    /// path.reward.to_array()                       //=> [-2.0, -4.0]
+    /// path.terminal_gradient(terminal_cost(|x| x.sum(1) * 3)).to_array()   //=> [[3.0], [3.0]]
     /// ```
-    #[rhai_fn(get = "reward", pure, return_raw)]
-    pub fn reward_of(path: &mut Trajectory) -> RhaiResultOf<Tensor> {
-        Ok(path.reward()?)
+    #[rhai_fn(return_raw)]
+    pub fn terminal_gradient(context: NativeCallContext, path: Trajectory, cost: Cost) -> RhaiResultOf<Tensor> {
+        Ok(terminal(context, path, cost)?.gradient)
+    }
+
+    /// The rewards `[batch]` of a trajectory's end.
+    ///
+    /// ```rhai
+    /// let path = rollout(velocity_field(|x, t, c| x), tensor([[1.0]]), (), #{ grid: uniform(1) });
+    /// path.terminal(terminal_cost(|x| x.sum(1))).reward.to_array()   //=> [-2.0]
+    /// ```
+    #[rhai_fn(get = "reward", pure)]
+    pub fn reward_of(end: &mut Terminal) -> Tensor {
+        end.reward.clone()
+    }
+
+    /// The gradient of the cost at a trajectory's end, where the adjoint begins.
+    ///
+    /// ```rhai
+    /// let path = rollout(velocity_field(|x, t, c| x), tensor([[1.0]]), (), #{ grid: uniform(1) });
+    /// path.terminal(terminal_cost(|x| 5 * x.sum(1))).gradient.to_array()   //=> [[5.0]]
+    /// ```
+    #[rhai_fn(get = "gradient", pure)]
+    pub fn gradient_of(end: &mut Terminal) -> Tensor {
+        end.gradient.clone()
     }
 
     /// Carries the terminal gradient back along the kept steps of a trajectory by the base flow's Jacobian.
@@ -181,9 +222,7 @@ pub mod align {
         if let Some(planner) = Session::of(&context).planner() {
             return Err(plan::separate(planner, &path, &base).into());
         }
-        let adjoint = solver::lean_adjoint(&base, &path.path, &terminal_gradient, options.index)?;
-        path.measured().base = Some((base, adjoint.base_velocities.clone()));
-        Ok(adjoint)
+        Ok(together(|| solver::lean_adjoint(&base, &path.path, &terminal_gradient, options.index))?)
     }
 
     /// The adjoints of the active steps, one for each step's target.
@@ -225,13 +264,15 @@ pub mod align {
 
     /// The adjoint matching loss: mean over the batch of the squared distance of the policy's control from its target.
     ///
-    /// Base velocities that `lean_adjoint` found on the same trajectory are used again.
+    /// With the adjoint along the trajectory in the base's place, the base's velocities that it found are used again.
     ///
     /// ```rhai
     /// let base = velocity_field(|x, t, c| x);
     /// let policy = velocity_field(|x, t, c| x + 1);
     /// let path = rollout(base, tensor([[1.0]]), (), #{ grid: uniform(4), keep: last(2) });
     /// matching_loss(policy, base, path, [tensor([[1.0]]), tensor([[4.0]])]).item()   //=> 9.0
+    /// let adjoint = lean_adjoint(base, path, tensor([[1.0]]));
+    /// matching_loss(policy, adjoint, path, [tensor([[1.0]]), tensor([[4.0]])]).item()   //=> 9.0
     /// ```
     #[rhai_fn(return_raw)]
     pub fn matching_loss(
@@ -241,14 +282,19 @@ pub mod align {
         targets: Array,
         options: Map,
     ) -> RhaiResultOf<Tensor> {
-        let options = LossOptions::parse("matching_loss", options)?.core();
-        let targets: Vec<Tensor> = option::list(targets, "matching_loss: targets")?;
-        let known = match &path.measured().base {
-            Some((flow, velocities)) if flow.is(&base) => velocities.clone(),
-            _ => solver::velocities(&base, &path.path)?.iter().map(Tensor::constant).collect(),
-        };
-        let policy = solver::velocities(&policy, &path.path)?;
-        Ok(solver::velocity_matching(&policy, &known, &targets, &path.path, &options)?)
+        let bases: Vec<Tensor> = solver::velocities(&base, &path.path)?.iter().map(Tensor::constant).collect();
+        Ok(matched(&policy, &bases, &path, targets, options)?)
+    }
+
+    #[rhai_fn(name = "matching_loss", return_raw)]
+    pub fn matching_loss_beside(
+        policy: Flow,
+        adjoint: Adjoint,
+        path: Trajectory,
+        targets: Array,
+        options: Map,
+    ) -> RhaiResultOf<Tensor> {
+        Ok(matched(&policy, &adjoint.base_velocities, &path, targets, options)?)
     }
 
     /// The loss whose least mean is at the optimal control of any penalty, also where noise makes the adjoint random.
@@ -277,18 +323,16 @@ pub mod align {
         Ok(solver::fenchel_matching(&policy, &adjoint, penalty.core(), &path.path, &options)?)
     }
 
-    /// Mean size of the control over the kept steps and samples of a trajectory, after `lean_adjoint`.
+    /// Mean size of the control over the kept steps and samples of a trajectory, from the adjoint of the base along it.
     ///
     /// ```rhai
     /// let base = velocity_field(|x, t, c| x);
     /// let path = rollout(velocity_field(|x, t, c| x + 3), tensor([[1.0]]), (), #{ grid: uniform(2) });
-    /// path.control_norm()                          //=> error: lean_adjoint must have run
-    /// lean_adjoint(base, path, tensor([[1.0]]));
-    /// path.control_norm()                          //=> 3.0
+    /// control_norm(path, lean_adjoint(base, path, tensor([[1.0]])))   //=> 3.0
     /// ```
     #[rhai_fn(return_raw)]
-    pub fn control_norm(path: Trajectory) -> RhaiResultOf<f64> {
-        Ok(mean_control(&path)?)
+    pub fn control_norm(path: Trajectory, adjoint: Adjoint) -> RhaiResultOf<f64> {
+        Ok(mean_control(&path.path, &adjoint)?)
     }
 
     /// The same at each kept step, `[steps]`: the mean over samples.
@@ -296,13 +340,26 @@ pub mod align {
     /// ```rhai
     /// let base = velocity_field(|x, t, c| x);
     /// let path = rollout(velocity_field(|x, t, c| 3 * x), tensor([[1.0]]), (), #{ grid: uniform(2) });
-    /// lean_adjoint(base, path, tensor([[1.0]]));
-    /// path.control_norms().to_array()              //=> [2.0, 5.0]
+    /// let adjoint = lean_adjoint(base, path, tensor([[1.0]]));
+    /// control_norms(path, adjoint).to_array()   //=> [2.0, 5.0]
+    /// let short = rollout(base, tensor([[1.0]]), (), #{ grid: uniform(2), keep: last(1) });
+    /// control_norms(short, adjoint)             //=> error: the adjoint must be one along the path's steps 1..2, got steps 0..2
     /// ```
     #[rhai_fn(return_raw)]
-    pub fn control_norms(path: Trajectory) -> RhaiResultOf<Tensor> {
-        let norms = solver::control_norms(&path.path.velocities, &path.base_velocities()?)?;
-        Ok(core(norms.mean(1))?)
+    pub fn control_norms(path: Trajectory, adjoint: Adjoint) -> RhaiResultOf<Tensor> {
+        Ok(core(control_sizes(&path.path, &adjoint)?.mean(1))?)
+    }
+
+    /// The first step of an adjoint; the active steps are this one and all behind it.
+    ///
+    /// ```rhai
+    /// let base = velocity_field(|x, t, c| x);
+    /// let path = rollout(base, tensor([[1.0]]), (), #{ grid: uniform(5), keep: last(2) });
+    /// lean_adjoint(base, path, tensor([[4.0]])).first   //=> 3
+    /// ```
+    #[rhai_fn(get = "first", pure)]
+    pub fn first(adjoint: &mut Adjoint) -> i64 {
+        adjoint.first as i64
     }
 
     /// The size of the control at every kept step and sample of a trajectory, `[steps, batch]`.
@@ -321,6 +378,11 @@ pub mod align {
     pub fn show_adjoint(adjoint: &mut Adjoint) -> String {
         let shape = adjoint.values.first().map_or(&[][..], |a| a.dims());
         format!("adjoint(steps {}..{}, of states {shape:?})", adjoint.first, adjoint.first + adjoint.values.len())
+    }
+
+    #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
+    pub fn show_terminal(end: &mut Terminal) -> String {
+        format!("terminal(rewards {:?}, gradient {:?})", end.reward.dims(), end.gradient.dims())
     }
 
     #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]

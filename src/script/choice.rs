@@ -160,13 +160,15 @@ choices! {
         /// `adjoint_matching` measures it at its first update and every 25 updates after: the optimal control's mean size over the batch,
         /// times the step's width. Such an update carries the adjoint back over all steps.
         ///
+        /// What it found is kept in the `state` of the batch; an update without one measures.
+        ///
         /// ```rhai
         /// let some = adaptive(0.5, #{ every: 10 });
         /// let base = velocity_field(|x, t, c| x);
         /// let cost = terminal_cost(|x| x.sum(1));
-        /// adjoint_matching(base, base, tensor([[1.0]]), (), cost, #{ grid: uniform(10), truncate: some });
-        /// some.active     //=> 7
-        /// adaptive(2)     //=> error: must lie in (0, 1]
+        /// let update = adjoint_matching(base, base, tensor([[1.0]]), (), cost, #{ grid: uniform(10), truncate: some });
+        /// update.adjoint.values.len()   //=> 7
+        /// adaptive(2)                   //=> error: must lie in (0, 1]
         /// ```
         #[rhai_fn(return_raw)]
         pub fn adaptive(mass: f64, options: Map) -> RhaiResultOf<Truncation> {
@@ -174,49 +176,17 @@ choices! {
             Ok(Truncation::Adaptive(Adaptive::new(mass, every)?))
         }
 
-        /// The number of active steps of `last(k)`, or that `adaptive` last found; `()` where that depends on the grid.
+        /// The number of active steps of `last(k)`; `()` for those that depend on the grid or on what is measured.
         ///
         /// ```rhai
         /// [last(3).active, full().active, adaptive(0.5).active]   //=> [3, (), ()]
         /// ```
         #[rhai_fn(get = "active")]
         pub fn active(truncation: Truncation) -> Dynamic {
-            let measured = |adaptive: &Adaptive| adaptive.state().active;
             match truncation {
                 Truncation::Last(k) => Dynamic::from(k as i64),
-                Truncation::Adaptive(adaptive) if measured(&adaptive) > 0 => Dynamic::from(measured(&adaptive) as i64),
                 _ => Dynamic::UNIT,
             }
-        }
-
-        /// What `adaptive` has measured, for a checkpoint; `()` for others.
-        ///
-        /// ```rhai
-        /// adaptive(0.5).state()   //=> #{"active": 0, "updates": 0}
-        /// ```
-        pub fn state(truncation: Truncation) -> Dynamic {
-            let Truncation::Adaptive(adaptive) = truncation else { return Dynamic::UNIT };
-            let state = *adaptive.state();
-            let parts = [("updates", state.updates), ("active", state.active)];
-            parts.into_iter().map(|(name, n)| (name.into(), Dynamic::from(n as i64))).collect::<Map>().into()
-        }
-
-        /// Takes up what `state` gave.
-        ///
-        /// ```rhai
-        /// let some = adaptive(0.5);
-        /// some.load_state(#{ active: 4, updates: 7 });
-        /// some.active   //=> 4
-        /// ```
-        #[rhai_fn(return_raw)]
-        pub fn load_state(truncation: Truncation, state: Dynamic) -> RhaiResultOf<()> {
-            if let Truncation::Adaptive(adaptive) = truncation {
-                let mut state: Map = option::convert(state, "load_state")?;
-                let mut part =
-                    |name: &str| option::convert(state.remove(name).unwrap_or_default(), &format!("load_state: `{name}`"));
-                *adaptive.state() = crate::align::State { updates: part("updates")?, active: part("active")? };
-            }
-            Ok(())
         }
 
         /// How many last steps hold the share `mass` of a control, given its mass at every step.

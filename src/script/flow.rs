@@ -1,12 +1,12 @@
 //! Chapter `flow`: interpolant, conversions, time grids, rollouts.
 
-use super::sampler::{Sampler, draws};
+use super::sampler::Sampler;
 use super::*;
-use crate::flow::{OnStep, interpolant, time_tensor};
+use crate::flow::{OnStep, draws, interpolant, time_tensor};
 use crate::model::{Condition, Flow, Velocity};
+use crate::tensor::check::together;
 use crate::tensor::{Stream, Tensor};
 use crate::{align, bail, options, script_value};
-use parking_lot::{Mutex, MutexGuard};
 
 script_value!(crate::flow::Grid, "a time grid such as `uniform(20)`", |grid| {
     let n = grid.steps();
@@ -29,43 +29,11 @@ impl Velocity for ClosureField {
     }
 }
 
-/// A rollout as scripts hold it: what was kept, by which flow, and what was measured on it since.
+/// A rollout as scripts hold it: what was kept, and by which flow, whose decoder makes images of its states.
 #[derive(Clone)]
 pub struct Trajectory {
     pub flow: Flow,
     pub path: crate::flow::Trajectory,
-    measured: Arc<Mutex<Measured>>,
-}
-
-/// Filled by `terminal_gradient` and `lean_adjoint`.
-#[derive(Default)]
-pub struct Measured {
-    pub reward: Option<Tensor>,
-    pub base: Option<(Flow, Vec<Tensor>)>,
-}
-
-impl Trajectory {
-    pub fn new(flow: Flow, path: crate::flow::Trajectory) -> Self {
-        Self { flow, path, measured: Arc::default() }
-    }
-
-    /// The rewards of the end states.
-    pub fn reward(&self) -> Result<Tensor> {
-        let reward = self.measured().reward.clone();
-        let missing = || Error::new(Kind::Missing, "reward: the end states must have been judged, got none");
-        reward.ok_or_else(|| missing().hint("call path.terminal_gradient(cost) first"))
-    }
-
-    /// The base's velocities at the kept states.
-    pub fn base_velocities(&self) -> Result<Vec<Tensor>> {
-        let velocities = self.measured().base.as_ref().map(|(_, velocities)| velocities.clone());
-        let missing = || Error::new(Kind::Missing, "control_norm: lean_adjoint must have run on the trajectory");
-        velocities.ok_or_else(|| missing().hint("call lean_adjoint(base, path, ..) or control_intensity(..)"))
-    }
-
-    pub fn measured(&self) -> MutexGuard<'_, Measured> {
-        self.measured.lock()
-    }
 }
 
 options! {
@@ -319,12 +287,13 @@ pub mod flow {
         let keep = options.keep.active(options.grid.steps())?;
         let options = crate::flow::RolloutOptions {
             solver: options.solver.0,
-            draw: draws(options.rng),
+            draw: options.rng.map(draws),
             keep,
             on_step: Some(watched(&context)),
             ..crate::flow::RolloutOptions::new(options.grid)
         };
-        Ok(Trajectory::new(flow.clone(), crate::flow::rollout(&flow, &x0, &condition, &options)?))
+        let path = together(|| crate::flow::rollout(&flow, &x0, &condition, &options))?;
+        Ok(Trajectory { flow, path })
     }
 
     /// The kept states of a trajectory, the last one included.

@@ -46,6 +46,7 @@ pub mod help;
 pub mod image;
 pub mod import;
 pub mod language;
+pub mod method;
 pub mod metric;
 pub mod model;
 pub mod operator;
@@ -75,10 +76,13 @@ pub use callback::Callback;
 pub use fault::{RhaiResultOf, core};
 pub use session::{Request, Session};
 
+use crate::align::Method;
+use crate::bail;
 use crate::error::{Error, Kind, Result};
-use option::Field;
+use option::{Field, Given};
 use rhai::plugin::*;
 use rhai::{AST, Array, FnPtr, Map, OptimizationLevel, Scope};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// The options of one function, for the manual.
@@ -144,8 +148,13 @@ pub const CHAPTERS: &[Chapter] = &[
         "sde" => sampler::SdeOptions,
     ),
     chapter!(
+        method,
+        "What an update starts from, the update of any method, what it found, what a run keeps of a method.",
+        "batch" => method::BatchOptions,
+    ),
+    chapter!(
         update,
-        "One update of each method: adjoint matching, DRaFT, ReFL.",
+        "The methods: adjoint matching, DRaFT, ReFL.",
         "adjoint_matching" => update::UpdateOptions,
         "draft" => update::DraftOptions,
         "refl" => update::ReflOptions,
@@ -220,6 +229,8 @@ pub const CHAPTERS: &[Chapter] = &[
 pub struct Host {
     engine: Arc<Engine>,
     session: Arc<Session>,
+    /// Constructors that the program registered.
+    registered: BTreeSet<String>,
 }
 
 impl Host {
@@ -236,13 +247,38 @@ impl Host {
         source::calls(&mut natives);
         engine.register_global_module(natives.into());
         connect(&mut engine, &session);
-        let engine = Arc::new(engine);
-        session.attach(&engine);
-        Self { engine, session }
+        Self { engine: Arc::new(engine), session, registered: BTreeSet::new() }
     }
 
     pub fn engine(&self) -> &Engine {
+        self.session.attach(&self.engine);
         &self.engine
+    }
+
+    /// Gives scripts a method of the program's own: `name(#{ .. })` makes it, `method.update(policy, base, batch)` runs it, and the
+    /// tables, experiments and checkpoints of `stdlib` take it like the built-in ones. Before the first script, under a free name.
+    pub fn register_method<M: Method + 'static>(
+        &mut self,
+        name: &str,
+        make: impl Fn(&mut Given) -> Result<M> + Send + Sync + 'static,
+    ) -> Result<()> {
+        let native = CHAPTERS.iter().flat_map(|c| c.manifest.functions()).any(|f| f.name() == name);
+        if native || self.registered.contains(name) {
+            bail!(Value, "register_method: the name must be free, got `{name}`, which is taken");
+        }
+        let Some(engine) = Arc::get_mut(&mut self.engine) else {
+            bail!(
+                Value,
+                "register_method: `{name}` must be registered before the first script, got a host that has begun"
+            );
+        };
+        self.registered.insert(name.into());
+        method::register(
+            engine,
+            name,
+            Arc::new(move |given: &mut Given| Ok(Arc::new(make(given)?) as Arc<dyn Method>)),
+        );
+        Ok(())
     }
 
     pub fn session(&self) -> &Arc<Session> {
@@ -265,7 +301,7 @@ impl Host {
         let variables = scope.iter_raw().map(|(variable, ..)| variable).collect();
         let around = source::Around { variables, functions: self.session.own_functions(), ..source::Around::default() };
         let read = self.session.read(name, text, &around);
-        let parsed = self.engine.compile_with_scope(scope, read);
+        let parsed = self.engine().compile_with_scope(scope, read);
         let mut ast = parsed.map_err(|e| fault::from_script(e.into(), name, &self.session))?;
         ast.set_source(name);
         self.session.add_functions(&ast, true);
@@ -274,7 +310,7 @@ impl Host {
 
     /// Runs a parsed script, in the host's context, and returns its last value.
     pub fn run_in(&self, scope: &mut Scope, name: &str, ast: &AST) -> Result<Dynamic> {
-        let result = self.session.context().enter(|| self.engine.eval_ast_with_scope::<Dynamic>(scope, ast));
+        let result = self.session.context().enter(|| self.engine().eval_ast_with_scope::<Dynamic>(scope, ast));
         result.map_err(|e| fault::from_script(*e, name, &self.session))
     }
 

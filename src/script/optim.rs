@@ -62,6 +62,12 @@ impl OptimizerOptions {
             bail!(Value, "adamw: betas must be two numbers, got {}", self.betas.len());
         };
         let Self { rate, epsilon, weight_decay, check, .. } = self;
+        if rate.0.is_open() {
+            bail!(
+                Value, "adamw: the rate must know its length, got {}", rate.0;
+                hint: "write `cosine(rate, steps, warmup)` or `rate.over(steps, warmup)`"
+            );
+        }
         Ok(optimizers::OptimizerOptions { rate: rate.0, betas: [first, second], epsilon, weight_decay, check })
     }
 }
@@ -137,17 +143,26 @@ pub mod optim {
     pub type Ema = optimizers::Ema;
     pub type Optimizer = super::Optimizer;
 
-    /// The same learning rate at every step.
+    /// The same learning rate at every step, after a linear rise over `warmup` steps if that is given.
     ///
     /// ```rhai
-    /// constant_rate(1e-3).at(100)   //=> 0.001
+    /// constant_rate(1e-3).at(100)                        //=> 0.001
+    /// [constant_rate(1.0, 4).at(0), constant_rate(1.0, 4).at(9)]   //=> [0.25, 1.0]
     /// ```
     #[rhai_fn(return_raw)]
     pub fn constant_rate(rate: f64) -> RhaiResultOf<Schedule> {
         Ok(optimizers::constant_rate(rate)?)
     }
 
+    #[rhai_fn(name = "constant_rate", return_raw)]
+    pub fn constant_rate_warm(rate: f64, warmup: i64) -> RhaiResultOf<Schedule> {
+        let warmup = option::convert(warmup.into(), "constant_rate: warmup")?;
+        Ok(optimizers::constant_rate(rate)?.over(usize::MAX, warmup)?)
+    }
+
     /// A learning rate that rises over `warmup` steps and falls to 0 at `steps` along half a cosine.
+    ///
+    /// With the rate alone its length is open: `over` fills it in, as `stdlib/experiment` does.
     ///
     /// ```rhai
     /// let rate = cosine(1.0, 110, 10);
@@ -158,6 +173,25 @@ pub mod optim {
     pub fn cosine(rate: f64, steps: i64, warmup: i64) -> RhaiResultOf<Schedule> {
         let steps = option::convert(steps.into(), "cosine: steps")?;
         Ok(optimizers::cosine(rate, steps, option::convert(warmup.into(), "cosine: warmup")?)?)
+    }
+
+    #[rhai_fn(name = "cosine", return_raw)]
+    pub fn cosine_open(rate: f64) -> RhaiResultOf<Schedule> {
+        Ok(optimizers::open_cosine(rate)?)
+    }
+
+    /// The same schedule for a run of `steps` steps that begins with a rise over `warmup` of them; what it says itself stays.
+    ///
+    /// ```rhai
+    /// cosine(1.0).over(110, 10)            //=> cosine(1.0, 110, 10)
+    /// constant_rate(1.0).over(110, 10)     //=> constant_rate(1.0, 10)
+    /// cosine(1.0, 50, 5).over(110, 10)     //=> cosine(1.0, 50, 5)
+    /// adamw(param(tensor([1.0])), #{ rate: cosine(1.0) })   //=> error: the rate must know its length
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn over(schedule: Schedule, steps: i64, warmup: i64) -> RhaiResultOf<Schedule> {
+        let steps = option::convert(steps.into(), "over: steps")?;
+        Ok(schedule.over(steps, option::convert(warmup.into(), "over: warmup")?)?)
     }
 
     /// The learning rate of a step, counted from 0.

@@ -211,6 +211,9 @@ pub fn show(value: &Dynamic) -> String {
     if let Some(tensor) = value.read_lock::<Tensor>() {
         return crate::tensor::show::brief(&tensor);
     }
+    if let Some(rate) = value.read_lock::<crate::optim::Schedule>() {
+        return rate.to_string();
+    }
     if let Some(items) = value.read_lock::<Array>() {
         let shown: Vec<_> = items.iter().take(8).map(show).collect();
         return format!("[{}{}]", shown.join(", "), if items.len() > 8 { ", .." } else { "" });
@@ -260,6 +263,33 @@ pub struct Field {
     pub expected: String,
     pub default: String,
     pub meaning: String,
+}
+
+/// The object map that a script gives to a constructor of the program's own; what is not taken out of it is refused.
+pub struct Given<'a> {
+    function: &'a str,
+    map: Map,
+    known: Vec<&'static str>,
+}
+
+impl<'a> Given<'a> {
+    pub fn new(function: &'a str, map: Map) -> Self {
+        Self { function, map, known: vec![] }
+    }
+
+    /// One option, or its default: `given.take("group", || 8_usize)?`.
+    pub fn take<T: FromScript>(&mut self, key: &'static str, default: impl FnOnce() -> T) -> Result<T> {
+        self.known.push(key);
+        take(&mut self.map, self.function, key, default)
+    }
+
+    /// Refuses what is left.
+    pub fn finish(self) -> Result<()> {
+        match self.map.keys().next() {
+            Some(key) => Err(unknown(self.function, "option", key, self.known.into_iter())),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Takes one option out of the map, or its default.
@@ -330,6 +360,19 @@ macro_rules! options {
                     $( $field: $crate::script::option::take::<$type>(map, function, stringify!($field), || $default)?, )*
                     $( $part: <$others>::take(function, map)?, )*
                 })
+            }
+
+            /// Names and values of the options that are not their defaults.
+            #[allow(dead_code)] // most functions do not show their options
+            pub fn changed(&self) -> Vec<(&'static str, String)> {
+                use $crate::script::option::FromScript;
+                let defaults = Self::default();
+                let all = [$( (stringify!($field), self.$field.show(), defaults.$field.show()) ),*];
+                let own = all.into_iter().filter(|(_, value, usual)| value != usual).map(|(name, value, _)| (name, value));
+                #[allow(unused_mut)]
+                let mut changed: Vec<(&'static str, String)> = own.collect();
+                $( changed.extend(self.$part.changed()); )*
+                changed
             }
 
             /// The options as the manual shows them.

@@ -2,6 +2,7 @@
 
 use super::align::Cost;
 use super::flow::Trajectory;
+use crate::align::Terminal;
 use crate::error::{Error, Kind, Result};
 use crate::model::Flow;
 use crate::model::adapter::Targets;
@@ -37,11 +38,10 @@ pub fn direct(planner: &Planner, method: Method, policy: &Flow, x0: &Tensor, ste
 }
 
 /// Notes the cost of end states; they are not judged, their gradient is zero.
-pub fn judged(planner: &Planner, path: &Trajectory, cost: &Cost) -> Result<Tensor> {
+pub fn judged(planner: &Planner, path: &Trajectory, cost: &Cost) -> Result<Terminal> {
     planner.plan().reward = cost.work(planner.cpu);
     let last = path.path.last();
-    path.measured().reward = Some(last.flatten_from(1)?.sum(1)?.zeros_like()?);
-    Ok(last.zeros_like()?)
+    Ok(Terminal { gradient: last.zeros_like()?, reward: last.flatten_from(1)?.sum(1)?.zeros_like()? })
 }
 
 /// Notes an update by hand: the rollout is over, the adjoint would begin. The policy is taken to be what was rolled out.

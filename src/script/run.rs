@@ -179,6 +179,22 @@ pub mod run {
         Ok(settled)
     }
 
+    /// The settings of a recipe that shares some with others: the `shared` ones, changed and added to by its own.
+    ///
+    /// ```rhai
+    /// settings(#{ steps: 20, seed: 0 }, #{ steps: 4, order: 2 })   //=> #{"order": 2, "seed": 0, "steps": 4}
+    /// settings(#{ steps: 20 }, #{ steps: "many" })                 //=> error: settings: `steps` must be a value such as 20, got "many"
+    /// ```
+    #[rhai_fn(name = "settings", return_raw, volatile)]
+    pub fn shared_settings(context: NativeCallContext, shared: Map, own: Map) -> RhaiResultOf<Map> {
+        for (key, value) in &own {
+            if let Some(default) = shared.get(key) {
+                option::alike(&format!("settings: `{key}`"), default, value)?;
+            }
+        }
+        settings(context, shared.into_iter().chain(own).collect())
+    }
+
     /// Starts a run: makes its directory (`--out`, else `runs/<recipe>`) and writes down what it is made from.
     ///
     /// A `seed` in the settings seeds all of the run's random streams. A directory with checkpoints made under other settings

@@ -2,8 +2,7 @@
 
 use super::option::FromScript;
 use super::*;
-use crate::flow::{Draw, Dynamics, Euler, Gddim, Heun, Noise, Sde, Solver};
-use crate::tensor::Stream;
+use crate::flow::{Dynamics, Euler, Gddim, Heun, Noise, Sde, Solver};
 use crate::{bail, options, script_value};
 use std::fmt;
 
@@ -45,12 +44,6 @@ options! {
         /// In the last so many steps only, with Euler's steps before; () means in all.
         last: Option<usize> = None,
     }
-}
-
-/// Standard normal numbers from a stream, for the steps of a stochastic sampler.
-pub fn draws(stream: Option<Stream>) -> Option<Draw> {
-    let stream = stream?;
-    Some(Arc::new(move |_, x| stream.draw(|r| r.normal(x.dims(), x.dtype(), x.device()))))
 }
 
 /// What a step of a schedule does; `t` must leave room for the step.

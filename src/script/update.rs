@@ -1,30 +1,19 @@
-//! Chapter `update`: one update of each method.
+//! Chapter `update`: the methods with their choices.
 
-use super::align::{Cost, mean_control};
-use super::flow::{Trajectory, condition, watched};
+use super::align::Cost;
+use super::flow::{condition, watched};
+use super::method::{Batch, BatchOptions, Method, Update};
 use super::penalty::Penalty;
-use super::sampler::{Sampler, draws};
+use super::sampler::Sampler;
 use super::*;
 use crate::align::{
-    self as solver, AdjointIndex, Criterion, MatchingLoss, MatchingOptions, Norm, Recomputed, Reduction, Selection,
+    self as solver, AdjointIndex, Criterion, MatchingLoss, Norm, Reduction, Selection, Truncation, Units,
 };
-use crate::align::{Truncation, Units};
 use crate::flow::{Grid, RolloutOptions};
 use crate::model::{Flow, Velocity};
-use crate::run::plan::{Method, Planner};
+use crate::options;
+use crate::run::plan::Method as Planned;
 use crate::tensor::{Stream, Tensor};
-use crate::{bail, options};
-
-/// One update as scripts hold it.
-#[derive(Clone)]
-pub struct Update {
-    loss: Tensor,
-    reward: Tensor,
-    /// Of adjoint matching only.
-    path: Option<Trajectory>,
-    /// Active steps, where they change from update to update.
-    active: Option<usize>,
-}
 
 fn grid() -> Grid {
     super::flow::RolloutOptions::default().grid
@@ -41,7 +30,7 @@ options! {
         grid: Grid = grid(),
         /// How to step from one time to the next; with noise, the update is one of stochastic adjoint matching.
         solver: Sampler = euler(),
-        /// The random stream of a stochastic sampler and of `some_steps`.
+        /// The random stream of a stochastic sampler and of `some_steps`; () means the batch's.
         rng: Option<Stream> = None,
         /// The active steps.
         truncate: Truncation = Truncation::Full,
@@ -60,74 +49,60 @@ options! {
         /// Weight each step with its width in time.
         weighted: bool = false,
         /// The active steps that enter the loss.
-        matched: Selection = Selection::All,
+        loss_steps: Selection = Selection::All,
         /// The most that one sample counts at one step; () means no bound.
         clip: Option<f64> = None,
         /// Take the reward's gradient at the end of a last step of the base without noise.
         noise_free_end: bool = false,
-        /// What is rolled out, such as `guided(policy, 4)`; () means the policy. Another flow than the policy costs K forwards more.
-        rolled: Option<Flow> = None,
-        /// What carries the adjoint back, such as `guided(base, 4)`; () means the base. Another flow costs K forwards more.
-        carrying: Option<Flow> = None,
+        /// Classifier-free guidance and where it acts; a number is the scale, of what is rolled out alone.
+        guidance: Guidance = Guidance::default(),
+        /// What is rolled out, such as `policy.strength(0.5)`; () means the policy. Another flow than the policy costs K forwards more.
+        rollout_policy: Option<Flow> = None,
+        /// What carries the adjoint back; () means the base. Another flow costs K forwards more.
+        adjoint_model: Option<Flow> = None,
         /// Run the policy again in the loss's backward, at one active step after the other, instead of keeping the graphs of all: K
         /// forwards more, the memory of one step.
         recompute: bool = false,
     }
 }
 
-impl UpdateOptions {
-    /// Notes an update of a policy and its base.
-    fn planned(&self, planner: &Planner, [policy, base]: [&Flow; 2], x0: &Tensor, cost: &Cost) -> Result<Error> {
-        let steps = self.grid.steps();
-        let flows = plan::Flows {
-            rolled: self.rolled.as_ref().unwrap_or(policy),
-            policy,
-            carrying: self.carrying.as_ref().unwrap_or(base),
-            base,
-        };
-        Ok(plan::fused(planner, &flows, x0, [steps, self.truncate.active(steps)?], self.recompute, cost))
-    }
-
-    fn core(self, context: &NativeCallContext, policy: &Flow, base: &Flow) -> Result<MatchingOptions> {
-        let unless = |flow: Option<Flow>, own: &Flow| {
-            flow.filter(|flow| !flow.is(own)).map(|flow| Arc::new(flow) as Arc<dyn Velocity>)
-        };
-        let recompute = self.recompute.then(|| recomputed(policy)).transpose()?;
-        let steps = self.selected()?;
-        let (reduction, units, weighted, clip) = (self.reduction, self.units, self.weighted, self.clip);
-        Ok(MatchingOptions {
-            rollout: rolling(context, self.grid, self.solver, self.rng),
-            truncate: self.truncate,
-            regularizer: self.penalty.core().clone(),
-            norm: self.norm,
-            index: self.index,
-            criterion: self.criterion,
-            loss: MatchingLoss { reduction, units, weighted, clip, steps },
-            noise_free_end: self.noise_free_end,
-            rolled: unless(self.rolled, policy),
-            carrying: unless(self.carrying, base),
-            recompute,
-        })
-    }
-
-    /// The steps that enter the loss this time.
-    fn selected(&self) -> Result<Option<Vec<usize>>> {
-        if self.matched == Selection::All {
-            return Ok(None);
-        }
-        let n = self.grid.steps();
-        let window = n - self.truncate.active(n)?..n;
-        stream(&self.rng, "adjoint_matching: some_steps")?.draw(|r| self.matched.draw(window, r))
+options! {
+    /// Where an update of adjoint matching is guided.
+    pub struct GuidanceOptions {
+        /// 1 means none.
+        scale: f64 = 1.0,
+        /// Of what is rolled out.
+        rollout: bool = true,
+        /// Of the base that carries the adjoint.
+        adjoint: bool = false,
+        /// Of policy and base in the control that is matched.
+        control: bool = false,
     }
 }
 
-fn recomputed(policy: &Flow) -> Result<Recomputed> {
-    let variables: Vec<Tensor> = policy.params().into_iter().map(|(_, variable)| variable).collect();
-    if variables.is_empty() {
-        bail!(Type, "adjoint_matching: recompute needs a policy whose trained numbers it can name, got {policy}";
-            hint: "make the policy with base.lora(..) or base.trainable(), or leave recompute out");
+/// Guidance as scripts give it: a scale, or a map with the places too.
+#[derive(Clone, Copy, Default)]
+pub struct Guidance(solver::Guidance);
+
+impl option::FromScript for Guidance {
+    fn expected() -> String {
+        "a scale such as `4`, or `#{ scale: 4, rollout: true, adjoint: false, control: false }`".into()
     }
-    Ok(Recomputed { policy: Arc::new(policy.clone()), variables })
+    fn from_script(value: Dynamic) -> Option<Self> {
+        let chosen = match f64::from_script(value.clone()) {
+            Some(scale) => GuidanceOptions { scale, ..GuidanceOptions::default() },
+            None => GuidanceOptions::parse("guidance", Map::from_script(value)?).ok()?,
+        };
+        let GuidanceOptions { scale, rollout, adjoint, control } = chosen;
+        Some(Self(solver::Guidance { scale, rollout, adjoint, control }))
+    }
+    fn show(&self) -> String {
+        let solver::Guidance { scale, rollout, adjoint, control } = self.0;
+        match (rollout, adjoint, control) {
+            (true, false, false) => scale.show(),
+            _ => format!("#{{ scale: {scale:?}, rollout: {rollout}, adjoint: {adjoint}, control: {control} }}"),
+        }
+    }
 }
 
 options! {
@@ -141,7 +116,9 @@ options! {
         truncate: Truncation = Truncation::Last(1),
         /// Further ends per sample, from the last step at new noise (DRaFT-LV).
         low_variance: usize = 0,
-        /// The random stream of `low_variance` and of a stochastic sampler.
+        /// Scale of the policy's classifier-free guidance; 1 means none.
+        guidance: f64 = 1.0,
+        /// The random stream of `low_variance` and of a stochastic sampler; () means the batch's.
         rng: Option<Stream> = None,
     }
 }
@@ -155,40 +132,117 @@ options! {
         solver: Sampler = euler(),
         /// The last steps, of which one is drawn for each update.
         truncate: Truncation = Truncation::Last(5),
-        /// The random stream that the step is drawn from.
+        /// Scale of the policy's classifier-free guidance; 1 means none.
+        guidance: f64 = 1.0,
+        /// The random stream that the step is drawn from; () means the batch's.
         rng: Option<Stream> = None,
     }
 }
 
-fn rolling(context: &NativeCallContext, grid: Grid, solver: Sampler, rng: Option<Stream>) -> RolloutOptions {
-    let on_step = Some(watched(context));
-    RolloutOptions { solver: solver.0, draw: draws(rng), on_step, ..RolloutOptions::new(grid) }
-}
-
-/// The stream that a draw needs.
-fn stream<'a>(rng: &'a Option<Stream>, what: &str) -> Result<&'a Stream> {
-    let missing = || Error::new(Kind::Missing, format!("{what} needs a random stream, got none"));
-    rng.as_ref().ok_or_else(|| missing().hint("give one as `rng`, such as `rng: run.rng(\"steps\")`"))
-}
-
-impl From<solver::Direct> for Update {
-    fn from(direct: solver::Direct) -> Self {
-        Self { loss: direct.loss, reward: direct.reward, path: None, active: None }
+impl UpdateOptions {
+    fn method(self, context: &NativeCallContext) -> Method {
+        let (text, rng, plan) = (written("adjoint_matching", self.changed()), self.rng.clone(), self.clone());
+        let field = |flow: Option<Flow>| flow.map(|flow| Arc::new(flow) as Arc<dyn Velocity>);
+        let (reduction, units, weighted, clip) = (self.reduction, self.units, self.weighted, self.clip);
+        let core = solver::AdjointMatching {
+            rollout: rolling(context, self.grid, self.solver),
+            truncate: self.truncate,
+            regularizer: self.penalty.core().clone(),
+            norm: self.norm,
+            index: self.index,
+            criterion: self.criterion,
+            loss: MatchingLoss { reduction, units, weighted, clip, steps: None },
+            loss_steps: self.loss_steps,
+            noise_free_end: self.noise_free_end,
+            guidance: self.guidance.0,
+            rollout_policy: field(self.rollout_policy),
+            adjoint_model: field(self.adjoint_model),
+            recompute: self.recompute,
+        };
+        Method::new(Arc::new(core), text).drawing_from(rng).planned(move |planner, [policy, base], batch| {
+            let guidance = plan.guidance.0;
+            let guided = [guided(policy, guidance.scale)?, guided(base, guidance.scale)?];
+            let pick = |chosen: bool| if chosen { [&guided[0], &guided[1]] } else { [policy, base] };
+            let flows = plan::Flows {
+                rolled: plan.rollout_policy.as_ref().unwrap_or(pick(guidance.rollout)[0]),
+                policy: pick(guidance.control)[0],
+                carrying: plan.adjoint_model.as_ref().unwrap_or(pick(guidance.adjoint)[1]),
+                base: pick(guidance.control)[1],
+            };
+            let steps = plan.grid.steps();
+            let counts = [steps, plan.truncate.active(steps)?];
+            Ok(plan::fused(planner, &flows, &batch.x0, counts, plan.recompute, &batch.cost))
+        })
     }
 }
 
-/// One update of each method: its loss, for the optimizer, and what was measured on the way.
+impl DraftOptions {
+    fn method(self, context: &NativeCallContext) -> Method {
+        let (text, rng, plan) = (written("draft", self.changed()), self.rng.clone(), self.clone());
+        let core = solver::Draft {
+            rollout: rolling(context, self.grid, self.solver),
+            truncate: self.truncate,
+            renoised: self.low_variance,
+            guidance: self.guidance,
+        };
+        Method::new(Arc::new(core), text).drawing_from(rng).planned(move |planner, [policy, _], batch| {
+            let (steps, more) = (plan.grid.steps(), plan.low_variance);
+            let counts = [steps + more, plan.truncate.active(steps)? + more];
+            let policy = guided(policy, plan.guidance)?;
+            Ok(plan::direct(planner, Planned::Draft, &policy, &batch.x0, counts, &batch.cost))
+        })
+    }
+}
+
+impl ReflOptions {
+    fn method(self, context: &NativeCallContext) -> Method {
+        let (text, rng, plan) = (written("refl", self.changed()), self.rng.clone(), self.clone());
+        let core = solver::Refl {
+            rollout: rolling(context, self.grid, self.solver),
+            truncate: self.truncate,
+            guidance: self.guidance,
+        };
+        Method::new(Arc::new(core), text).drawing_from(rng).planned(move |planner, [policy, _], batch| {
+            let steps = plan.grid.steps();
+            // On average the step lies in the middle of the last K.
+            let counts = [steps - plan.truncate.active(steps)? / 2, 1];
+            let policy = guided(policy, plan.guidance)?;
+            Ok(plan::direct(planner, Planned::Refl, &policy, &batch.x0, counts, &batch.cost))
+        })
+    }
+}
+
+fn guided(flow: &Flow, scale: f64) -> Result<Flow> {
+    if scale == 1.0 { Ok(flow.clone()) } else { flow.guided(scale) }
+}
+
+fn rolling(context: &NativeCallContext, grid: Grid, solver: Sampler) -> RolloutOptions {
+    RolloutOptions { solver: solver.0, on_step: Some(watched(context)), ..RolloutOptions::new(grid) }
+}
+
+/// A method as a script writes it, with the choices that are not the usual ones.
+fn written(name: &str, changed: Vec<(&'static str, String)>) -> String {
+    let choices: Vec<String> =
+        changed.into_iter().filter(|(key, _)| *key != "rng").map(|(key, value)| format!("{key}: {value}")).collect();
+    if choices.is_empty() { format!("{name}(#{{}})") } else { format!("{name}(#{{ {} }})", choices.join(", ")) }
+}
+
+/// A batch that stands in a call.
+fn once(x0: Tensor, given: Dynamic, cost: Cost, function: &str) -> Result<Batch> {
+    Ok(Batch { x0, condition: condition(given, function)?, cost, options: BatchOptions::default() })
+}
+
+/// The methods: each with its choices alone is a value with `update`; with a policy, noise, condition and cost it is one update.
 #[allow(clippy::unwrap_used)] // in rhai's macro, for receivers it has checked
 #[export_module(manifest)]
 pub mod update {
     use super::*;
 
-    pub type Update = super::Update;
-
-    /// One update of truncated adjoint matching at its least cost: deterministic, or with a stochastic `solver` stochastic.
+    /// Truncated adjoint matching at its least cost: deterministic, or with a stochastic `solver` stochastic.
     ///
-    /// Gives `loss` for the optimizer, `reward`, `measured` for the log, and `path`, the trajectory. The numbers are those of `rollout`,
-    /// `terminal_gradient`, `lean_adjoint`, `control_target` and `matching_loss` in turn; the rollout's velocities and the
+    /// With options alone it is a method: `method.update(policy, base, batch)`. With a policy and what it starts from it is that update.
+    /// Gives `loss` for the optimizer, `reward`, `measured` for the log, `path`, the trajectory, and `adjoint`. The numbers are those of
+    /// `rollout`, `terminal`, `lean_adjoint`, `control_target` and `matching_loss` in turn; the rollout's velocities and the
     /// adjoint's base velocities are computed once.
     ///
     /// ```rhai
@@ -198,8 +252,9 @@ pub mod update {
     /// let cost = terminal_cost(|x| x.sum(1));
     /// let options = #{ grid: uniform(2), truncate: last(1) };
     /// let update = adjoint_matching(policy, base, tensor([[1.0]]), (), cost, options);
-    /// update.loss.item()               //=> 0.25
-    /// update.path.control_norm()       //=> 0.0
+    /// update.loss.item()                           //=> 0.25
+    /// control_norm(update.path, update.adjoint)    //=> 0.0
+    /// adjoint_matching(#{ truncate: last(3) })     //=> adjoint_matching(#{ truncate: last(3) })
     /// options.solver = sde(linear_decay());
     /// adjoint_matching(policy, base, tensor([[1.0]]), (), cost, options)   //=> error: needs a random stream
     /// ```
@@ -214,24 +269,19 @@ pub mod update {
         cost: Cost,
         options: Map,
     ) -> RhaiResultOf<Update> {
-        let condition = super::condition(condition, "adjoint_matching")?;
-        let options = UpdateOptions::parse("adjoint_matching", options)?;
-        if let Some(planner) = Session::of(&context).planner() {
-            return Err(options.planned(planner, [&policy, &base], &x0, &cost)?.into());
-        }
-        let adaptive = matches!(options.truncate, Truncation::Adaptive(_));
-        let options = options.core(&context, &policy, &base)?;
-        let cost = cost.of_states(&policy)?;
-        let update = solver::adjoint_matching(&policy, &base, &x0, &condition, &cost, &options)?;
-        let active = adaptive.then_some(update.path.window().len());
-        let (path, reward) = (Trajectory::new(policy, update.path), update.terminal.reward);
-        path.measured().reward = Some(reward.clone());
-        path.measured().base = Some((base, update.adjoint.base_velocities));
-        Ok(Update { loss: update.loss, reward, path: Some(path), active })
+        let method = UpdateOptions::parse("adjoint_matching", options)?.method(&context);
+        let batch = once(x0, condition, cost, "adjoint_matching")?;
+        Ok(method.run(&Session::of(&context), policy, &base, &batch)?)
     }
 
-    /// One update of DRaFT-K: the reward's own gradient through the last K steps of sampling (arXiv:2309.17400).
+    #[rhai_fn(name = "adjoint_matching", return_raw)]
+    pub fn adjoint_matching_method(context: NativeCallContext, options: Map) -> RhaiResultOf<Method> {
+        Ok(UpdateOptions::parse("adjoint_matching", options)?.method(&context))
+    }
+
+    /// DRaFT-K: the reward's own gradient through the last K steps of sampling (arXiv:2309.17400).
     ///
+    /// With options alone it is a method: `method.update(policy, base, batch)`. With a policy and what it starts from it is that update.
     /// The loss is the mean cost of the ends. With `low_variance: n`, K = 1, it is the mean over n ends more, from the last step at new noise.
     ///
     /// ```rhai
@@ -241,6 +291,7 @@ pub mod update {
     /// let update = draft(policy, tensor([[1.0]]), (), cost, #{ grid: uniform(2) });
     /// update.loss.item()                                             //=> 0.25
     /// gradients(update.loss, [shift])[0].to_array()                  //=> [0.5]
+    /// draft(#{ truncate: last(2) })                                  //=> draft(#{ truncate: last(2) })
     /// draft(policy, tensor([[1.0]]), (), terminal_cost(|x| x.detach().sum(1)), #{ grid: uniform(2) })   //=> error: must be differentiable
     /// ```
     #[rhai_fn(return_raw)]
@@ -252,22 +303,18 @@ pub mod update {
         cost: Cost,
         options: Map,
     ) -> RhaiResultOf<Update> {
-        let condition = super::condition(condition, "draft")?;
-        let options = DraftOptions::parse("draft", options)?;
-        let steps = options.grid.steps();
-        if let Some(planner) = Session::of(&context).planner() {
-            let (n, k) = (steps + options.low_variance, options.truncate.active(steps)? + options.low_variance);
-            return Err(plan::direct(planner, Method::Draft, &policy, &x0, [n, k], &cost).into());
-        }
-        let options = solver::DraftOptions {
-            rollout: rolling(&context, options.grid, options.solver, options.rng),
-            truncate: options.truncate,
-            renoised: options.low_variance,
-        };
-        Ok(solver::draft(&policy, &x0, &condition, &cost.of_states(&policy)?, &options)?.into())
+        let method = DraftOptions::parse("draft", options)?.method(&context);
+        Ok(method.run(&Session::of(&context), policy.clone(), &policy, &once(x0, condition, cost, "draft")?)?)
     }
 
-    /// One update of ReFL-K: the cost of the data that one velocity predicts, at a step drawn from the last K (arXiv:2304.05977).
+    #[rhai_fn(name = "draft", return_raw)]
+    pub fn draft_method(context: NativeCallContext, options: Map) -> RhaiResultOf<Method> {
+        Ok(DraftOptions::parse("draft", options)?.method(&context))
+    }
+
+    /// ReFL-K: the cost of the data that one velocity predicts, at a step drawn from the last K (arXiv:2304.05977).
+    ///
+    /// With options alone it is a method: `method.update(policy, base, batch)`. With a policy and what it starts from it is that update.
     ///
     /// ```rhai
     /// let shift = param(tensor([0.0]));
@@ -285,77 +332,12 @@ pub mod update {
         cost: Cost,
         options: Map,
     ) -> RhaiResultOf<Update> {
-        let condition = super::condition(condition, "refl")?;
-        let options = ReflOptions::parse("refl", options)?;
-        let steps = options.grid.steps();
-        let active = options.truncate.active(steps)?;
-        if let Some(planner) = Session::of(&context).planner() {
-            // On average the step lies in the middle of the last K.
-            return Err(plan::direct(planner, Method::Refl, &policy, &x0, [steps - active / 2, 1], &cost).into());
-        }
-        let m = steps - 1 - stream(&options.rng, "refl")?.draw(|r| r.integers(1, active))[0];
-        let rollout = rolling(&context, options.grid, options.solver, options.rng);
-        Ok(solver::refl(&policy, &x0, &condition, &cost.of_states(&policy)?, &rollout, m)?.into())
+        let method = ReflOptions::parse("refl", options)?.method(&context);
+        Ok(method.run(&Session::of(&context), policy.clone(), &policy, &once(x0, condition, cost, "refl")?)?)
     }
 
-    /// The loss of an update, for the optimizer.
-    ///
-    /// ```rhai
-    /// let base = velocity_field(|x, t, c| x);
-    /// let cost = terminal_cost(|x| x.sum(1));
-    /// let update = adjoint_matching(base, base, tensor([[1.0]]), (), cost, #{ grid: uniform(1) });
-    /// update.loss.item()   //=> 4.0
-    /// ```
-    #[rhai_fn(get = "loss", pure)]
-    pub fn loss(update: &mut Update) -> Tensor {
-        update.loss.clone()
-    }
-
-    /// The rewards `[batch]` that an update saw.
-    ///
-    /// ```rhai
-    /// let base = velocity_field(|x, t, c| x);
-    /// let cost = terminal_cost(|x| x.sum(1));
-    /// adjoint_matching(base, base, tensor([[1.0]]), (), cost, #{ grid: uniform(1) }).reward.to_array()   //=> [-2.0]
-    /// ```
-    #[rhai_fn(get = "reward", pure)]
-    pub fn reward(update: &mut Update) -> Tensor {
-        update.reward.clone()
-    }
-
-    /// What an update measured, for `run.log`: loss and reward; of adjoint matching the mean size of the control at the active steps too,
-    /// and their number where `adaptive` chooses it.
-    ///
-    /// ```rhai
-    /// let base = velocity_field(|x, t, c| x);
-    /// let cost = terminal_cost(|x| x.sum(1));
-    /// let update = adjoint_matching(base, base, tensor([[1.0]]), (), cost, #{ grid: uniform(1), truncate: adaptive(1) });
-    /// update.measured.keys()   //=> ["active", "control", "loss", "reward"]
-    /// ```
-    #[rhai_fn(get = "measured", pure, return_raw)]
-    pub fn measured(update: &mut Update) -> RhaiResultOf<Map> {
-        let mut map = Map::new();
-        map.insert("loss".into(), Dynamic::from(update.loss.constant()));
-        map.insert("reward".into(), Dynamic::from(update.reward.clone()));
-        if let Some(path) = &update.path {
-            map.insert("control".into(), mean_control(path)?.into());
-        }
-        if let Some(active) = update.active {
-            map.insert("active".into(), (active as i64).into());
-        }
-        Ok(map)
-    }
-
-    /// The trajectory of an update of adjoint matching, with its rewards and control; `()` for other methods.
-    ///
-    /// ```rhai
-    /// let base = velocity_field(|x, t, c| x);
-    /// let cost = terminal_cost(|x| x.sum(1));
-    /// let update = adjoint_matching(base, base, tensor([[1.0]]), (), cost, #{ grid: uniform(1) });
-    /// [update.path.last.item(), update.path.reward.item(), update.path.control_norm()]   //=> [2.0, -2.0, 0.0]
-    /// ```
-    #[rhai_fn(get = "path", pure)]
-    pub fn path(update: &mut Update) -> Dynamic {
-        update.path.clone().map_or(Dynamic::UNIT, Dynamic::from)
+    #[rhai_fn(name = "refl", return_raw)]
+    pub fn refl_method(context: NativeCallContext, options: Map) -> RhaiResultOf<Method> {
+        Ok(ReflOptions::parse("refl", options)?.method(&context))
     }
 }

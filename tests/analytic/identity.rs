@@ -1,10 +1,10 @@
 //! Identities between methods, and the count of forwards.
 
-use super::toy::{Counted, Mlp, golden, load, numbers, relative, reward};
+use crate::toy::{Counted, Mlp, adjoint_matching, draft, golden, load, numbers, relative, reward};
 use amscript::align::{
-    Adaptive, AdjointIndex, DraftOptions, MatchingLoss, MatchingOptions, Norm, Reduction, Regularizer, RewardCost,
-    TerminalCost, Truncation, adjoint_matching, control_intensity, control_mass, control_target, draft, lean_adjoint,
-    matching_loss, refl, terminal_gradient,
+    self, Adaptive, AdjointIndex, AdjointMatching, Batch, Draft, MatchingLoss, MethodState, Norm, Reduction, Refl,
+    Regularizer, RewardCost, TerminalCost, Truncation, control_intensity, control_mass, control_target, lean_adjoint,
+    matching_loss, terminal_gradient,
 };
 use amscript::flow::{Grid, RolloutOptions, rollout, uniform};
 use amscript::model::{Condition, Velocity};
@@ -28,8 +28,8 @@ fn cost(scale: f64) -> RewardCost {
     reward(&load("adjoint/expected.safetensors")["in.reward_c"], scale)
 }
 
-fn options(k: usize) -> MatchingOptions {
-    MatchingOptions { truncate: Truncation::Last(k), ..MatchingOptions::new(uniform(STEPS).unwrap()) }
+fn options(k: usize) -> AdjointMatching {
+    AdjointMatching { truncate: Truncation::Last(k), ..AdjointMatching::new(uniform(STEPS).unwrap()) }
 }
 
 #[test]
@@ -43,7 +43,7 @@ fn the_fused_update_equals_the_separate_functions_to_the_bit() {
             ..Default::default()
         };
         let options =
-            MatchingOptions { index, regularizer: Regularizer::power(p).unwrap(), loss: loss.clone(), ..options(k) };
+            AdjointMatching { index, regularizer: Regularizer::power(p).unwrap(), loss: loss.clone(), ..options(k) };
         let fused = adjoint_matching(&tuned, &base, &start(), &condition, &cost(5.0), &options).unwrap();
 
         let path =
@@ -53,8 +53,8 @@ fn the_fused_update_equals_the_separate_functions_to_the_bit() {
         let targets = control_target(&adjoint, &options.regularizer, Norm::Sample).unwrap();
         let separate = matching_loss(&tuned, &base, &path, &targets, &loss).unwrap();
 
-        assert_eq!(numbers(&fused.loss), numbers(&separate));
-        let fused = gradients(&fused.loss, &tuned.params()).unwrap();
+        assert_eq!(numbers(&fused.losses[0]), numbers(&separate));
+        let fused = gradients(&fused.losses[0], &tuned.params()).unwrap();
         let separate = gradients(&separate, &tuned.params()).unwrap();
         assert!(fused.iter().zip(&separate).all(|(a, b)| numbers(a) == numbers(b)));
     }
@@ -66,10 +66,10 @@ fn an_update_costs_n_policy_and_k_base_forwards() {
     for index in [AdjointIndex::Same, AdjointIndex::Next] {
         for k in [1, 3, STEPS] {
             let (policy, frozen) = (Counted::new(&tuned), Counted::new(&base));
-            let options = MatchingOptions { index, ..options(k) };
+            let options = AdjointMatching { index, ..options(k) };
             let update =
                 adjoint_matching(&policy, &frozen, &start(), &Condition::default(), &cost(5.0), &options).unwrap();
-            gradients(&update.loss, &tuned.params()).unwrap();
+            gradients(&update.losses[0], &tuned.params()).unwrap();
             assert_eq!((policy.calls(), frozen.calls()), (STEPS, k));
         }
     }
@@ -82,13 +82,13 @@ fn matching_the_next_adjoint_at_the_base_is_draft() {
     let (policy, _) = networks();
     let condition = Condition::default();
     for k in [1, 3, STEPS] {
-        let options = MatchingOptions { index: AdjointIndex::Next, ..options(k) };
+        let options = AdjointMatching { index: AdjointIndex::Next, ..options(k) };
         let update = adjoint_matching(&policy, &base, &start(), &condition, &cost(5.0), &options).unwrap();
-        let matched = gradients(&(update.loss * 0.5).unwrap(), &policy.params()).unwrap();
+        let matched = gradients(&(&update.losses[0] * 0.5).unwrap(), &policy.params()).unwrap();
 
-        let draft_options = DraftOptions { rollout: options.rollout.clone(), truncate: options.truncate, renoised: 0 };
+        let draft_options = Draft { truncate: options.truncate, ..Draft::new(uniform(STEPS).unwrap()) };
         let direct = draft(&policy, &start(), &condition, &cost(5.0), &draft_options).unwrap();
-        let direct = gradients(&(direct.loss * STEPS as f64).unwrap(), &policy.params()).unwrap();
+        let direct = gradients(&(&direct.losses[0] * STEPS as f64).unwrap(), &policy.params()).unwrap();
         for (a, b) in matched.iter().zip(&direct) {
             assert!(relative(a, b) < 1e-12, "K = {k}: {}", relative(a, b));
         }
@@ -99,8 +99,8 @@ fn matching_the_next_adjoint_at_the_base_is_draft() {
 fn no_reward_means_no_gradient() {
     let ((base, _), (policy, _)) = (networks(), networks());
     let update = adjoint_matching(&policy, &base, &start(), &Condition::default(), &cost(0.0), &options(3)).unwrap();
-    assert_eq!(numbers(&update.loss), [0.0]);
-    for gradient in gradients(&update.loss, &policy.params()).unwrap() {
+    assert_eq!(numbers(&update.losses[0]), [0.0]);
+    for gradient in gradients(&update.losses[0], &policy.params()).unwrap() {
         assert!(numbers(&gradient).iter().all(|g| *g == 0.0));
     }
 }
@@ -110,14 +110,15 @@ fn order_two_is_plain_adjoint_matching() {
     let (base, tuned) = networks();
     let options = options(4);
     let update = adjoint_matching(&tuned, &base, &start(), &Condition::default(), &cost(5.0), &options).unwrap();
-    let targets = control_target(&update.adjoint, &options.regularizer, Norm::Sample).unwrap();
-    for (u, a) in targets.iter().zip(&update.adjoint.values) {
+    let adjoint = update.trace.unwrap().adjoint.unwrap();
+    let targets = control_target(&adjoint, &options.regularizer, Norm::Sample).unwrap();
+    for (u, a) in targets.iter().zip(&adjoint.values) {
         assert_eq!(numbers(u), numbers(&a.neg().unwrap()));
     }
     let closure = Regularizer::Penalty(Arc::new(|r: &Tensor| Ok((r.sqr()? * 0.5)?)));
-    let options = MatchingOptions { regularizer: closure, ..options };
+    let options = AdjointMatching { regularizer: closure, ..options };
     let other = adjoint_matching(&tuned, &base, &start(), &Condition::default(), &cost(5.0), &options).unwrap();
-    assert!(relative(&other.loss.reshape(1).unwrap(), &update.loss.reshape(1).unwrap()) < 1e-12);
+    assert!(relative(&other.losses[0].reshape(1).unwrap(), &update.losses[0].reshape(1).unwrap()) < 1e-12);
 }
 
 #[test]
@@ -190,10 +191,9 @@ fn draft_is_the_unrolled_gradient_of_the_golden_case() {
     for name in ["uniform", "nonuniform"] {
         let grid = Grid::new(numbers(&expected[&format!("in.grid.{name}")])).unwrap();
         for k in [1, 3, 10] {
-            let rollout = RolloutOptions::new(grid.clone());
-            let options = DraftOptions { rollout, truncate: Truncation::Last(k), renoised: 0 };
+            let options = Draft { truncate: Truncation::Last(k), ..Draft::new(grid.clone()) };
             let update = draft(&base, &start(), &Condition::default(), &cost(3.0), &options).unwrap();
-            let gradient = flat(gradients(&update.loss, &base.params()).unwrap());
+            let gradient = flat(gradients(&update.losses[0], &base.params()).unwrap());
             let error = relative(&gradient, &expected[&format!("out.ode.{name}.direct_grad.K{k}")]);
             assert!(error < 1e-10, "{name} K = {k}: {error:e}");
         }
@@ -205,16 +205,18 @@ fn refl_at_the_last_step_is_draft_and_predicts_the_data_before() {
     let (base, _) = networks();
     let condition = Condition::default();
     let rollout = RolloutOptions::new(uniform(STEPS).unwrap());
-    let options = DraftOptions { rollout: rollout.clone(), truncate: Truncation::Last(1), renoised: 0 };
+    let options = Draft::new(uniform(STEPS).unwrap());
+    let refl = Refl::new(uniform(STEPS).unwrap());
+    let batch = Batch::new(&start(), &condition, cost(3.0));
     let direct = draft(&base, &start(), &condition, &cost(3.0), &options).unwrap();
-    let last = refl(&base, &start(), &condition, &cost(3.0), &rollout, STEPS - 1).unwrap();
-    assert!(relative(&last.loss, &direct.loss) < 1e-14);
+    let last = refl.at(&base, &batch, STEPS - 1).unwrap();
+    assert!(relative(&last.losses[0], &direct.losses[0]) < 1e-14);
     let m = 5;
     let path = amscript::flow::rollout(&base, &start(), &condition, &rollout).unwrap();
     let (x, t) = (path.state(m).unwrap(), path.grid.times()[m]);
     let predicted = (x + (&path.velocities[m] * (1.0 - t)).unwrap()).unwrap();
     let reward = TerminalCost::evaluate(&cost(3.0), &predicted).unwrap();
-    let early = refl(&base, &start(), &condition, &cost(3.0), &rollout, m).unwrap();
+    let early = refl.at(&base, &batch, m).unwrap();
     assert!(relative(&early.reward, &reward) < 1e-14);
 }
 
@@ -230,9 +232,9 @@ fn draft_with_noise_drawn_again_averages_ends() {
     let noise = ((before - (&end * t).unwrap()).unwrap() / (1.0 - t)).unwrap();
     let rollout = RolloutOptions { draw: Some(Arc::new(move |_, _: &Tensor| Ok(noise.clone()))), ..plain };
     let update = |renoised| {
-        let options = DraftOptions { rollout: rollout.clone(), truncate: Truncation::Last(1), renoised };
+        let options = Draft { rollout: rollout.clone(), renoised, ..Draft::new(uniform(STEPS).unwrap()) };
         let update = draft(&base, &start(), &condition, &cost(3.0), &options).unwrap();
-        gradients(&update.loss, &base.params()).unwrap()
+        gradients(&update.losses[0], &base.params()).unwrap()
     };
     for (a, b) in update(2).iter().zip(&update(0)) {
         assert!(relative(a, b) < 1e-12);
@@ -243,10 +245,10 @@ fn draft_with_noise_drawn_again_averages_ends() {
 fn steps_and_clipping_choose_what_enters_the_loss() {
     let (base, tuned) = networks();
     let loss_of = |loss: MatchingLoss| {
-        let options = MatchingOptions { loss, ..options(4) };
+        let options = AdjointMatching { loss, ..options(4) };
         let update = adjoint_matching(&tuned, &base, &start(), &Condition::default(), &cost(5.0), &options).unwrap();
-        let gradient = gradients(&update.loss, &tuned.params()).unwrap();
-        (numbers(&update.loss)[0], gradient, update.path.velocities.len())
+        let gradient = gradients(&update.losses[0], &tuned.params()).unwrap();
+        (numbers(&update.losses[0])[0], gradient, update.trace.unwrap().path.velocities.len())
     };
     let one = |k: usize| loss_of(MatchingLoss { steps: Some(vec![k]), ..Default::default() });
     let (whole, gradient, kept) = loss_of(MatchingLoss::default());
@@ -268,15 +270,18 @@ fn steps_and_clipping_choose_what_enters_the_loss() {
 #[test]
 fn adaptive_truncation_is_the_fixed_one_it_finds() {
     let (base, tuned) = networks();
-    let update = |truncate: Truncation| {
-        let options = MatchingOptions { truncate, ..options(1) };
-        let update = adjoint_matching(&tuned, &base, &start(), &Condition::default(), &cost(5.0), &options).unwrap();
-        (numbers(&update.loss), update.path.window().len(), update.adjoint)
+    let mut state = MethodState::default();
+    let mut update = |truncate: Truncation| {
+        let (options, batch) =
+            (AdjointMatching { truncate, ..options(1) }, Batch::new(&start(), &Condition::default(), cost(5.0)));
+        let update = align::update(&options, &tuned, &base, &batch, &mut state).unwrap();
+        let trace = update.trace.unwrap();
+        (numbers(&update.losses[0]), trace.path.window().len(), trace.adjoint.unwrap())
     };
     let (_, _, whole) = update(Truncation::Full);
     let masses = control_mass(&whole, &Regularizer::quadratic(), Norm::Sample).unwrap();
     let adaptive = Truncation::Adaptive(Adaptive::new(0.4, 100).unwrap());
-    let (first, k, _) = update(adaptive.clone());
+    let (first, k, _) = update(adaptive);
     assert!(masses[STEPS - k..].iter().sum::<f64>() >= 0.4 * masses.iter().sum::<f64>());
     assert!(masses[STEPS - k + 1..].iter().sum::<f64>() < 0.4 * masses.iter().sum::<f64>());
     assert!(k > 1 && k < STEPS, "{k}");

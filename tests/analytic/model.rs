@@ -1,9 +1,10 @@
 //! The solver on the golden pipeline's FLUX.2 with LoRA, in f32.
 
-use super::toy::Counted;
+use crate::toy::{Counted, adjoint_matching};
+use amscript::Result;
 use amscript::align::{
-    MatchingOptions, Norm, Recomputed, RewardCost, Truncation, adjoint_matching, control_target, lean_adjoint,
-    matching_loss, terminal_gradient,
+    AdjointMatching, Guidance, Norm, RewardCost, Truncation, control_target, lean_adjoint, matching_loss,
+    terminal_gradient,
 };
 use amscript::flow::{RolloutOptions, klein_grid, rollout};
 use amscript::model::adapter::Targets;
@@ -39,8 +40,8 @@ impl Case {
         RewardCost::new(move |x| Ok(base.decode(x)?.flatten_from(1)?.mean(1)?), scale).unwrap()
     }
 
-    fn options(k: usize) -> MatchingOptions {
-        MatchingOptions { truncate: Truncation::Last(k), ..MatchingOptions::new(klein_grid(STEPS, 16).unwrap()) }
+    fn options(k: usize) -> AdjointMatching {
+        AdjointMatching { truncate: Truncation::Last(k), ..AdjointMatching::new(klein_grid(STEPS, 16).unwrap()) }
     }
 
     fn optimizer(&self) -> AdamW {
@@ -56,8 +57,8 @@ impl Case {
             let options = Self::options(2);
             let update =
                 adjoint_matching(&self.policy, &self.base, &self.x0, &self.condition, &high, &options).unwrap();
-            optimizer.step(&update.loss, Some(1.0)).unwrap();
-            update.terminal.reward.mean_all().unwrap().to_scalar().unwrap()
+            optimizer.step(&update.losses[0], Some(1.0)).unwrap();
+            update.reward.mean_all().unwrap().to_scalar().unwrap()
         };
         (0..n).map(step).collect()
     }
@@ -107,10 +108,23 @@ fn fused_and_separate_updates_agree_to_the_bit() {
     assert_eq!((counted.calls(), frozen.calls()), (STEPS, 2));
 
     let separate = case.separate([policy, policy], [base, base]);
-    assert_eq!(values(&fused.loss), values(&separate));
+    assert_eq!(values(&fused.losses[0]), values(&separate));
     let wanted: Vec<Tensor> = policy.params().into_iter().map(|(_, t)| t).collect();
-    let both = gradients(&fused.loss, &wanted).unwrap().into_iter().zip(gradients(&separate, &wanted).unwrap());
+    let both = gradients(&fused.losses[0], &wanted).unwrap().into_iter().zip(gradients(&separate, &wanted).unwrap());
     both.for_each(|(a, b)| assert_eq!(values(&a), values(&b)));
+}
+
+/// A counted policy that can name its variables.
+struct Held(Arc<Counted<'static>>, Vec<Tensor>);
+
+impl Velocity for Held {
+    fn velocity(&self, x: &Tensor, t: &Tensor, condition: &Condition) -> Result<Tensor> {
+        self.0.velocity(x, t, condition)
+    }
+
+    fn rerun(&self) -> Option<(Arc<dyn Velocity>, Vec<Tensor>)> {
+        Some((self.0.clone(), self.1.clone()))
+    }
 }
 
 /// The policy runs again in the backward, K times: the same loss to the bit, the same gradients.
@@ -123,17 +137,17 @@ fn a_policy_that_runs_again_takes_the_same_update() {
     let guided: Arc<dyn Velocity> = Arc::new(policy.guided(3.0).unwrap());
     for (rolled, calls) in [(None, [STEPS, STEPS + 3]), (Some(guided), [3, 6])] {
         let counted = Arc::new(Counted::new(Box::leak(Box::new(policy.clone()))));
-        let kept = MatchingOptions { rolled, ..Case::options(3) };
-        let again = Recomputed { policy: counted.clone(), variables: wanted.clone() };
-        let again = MatchingOptions { recompute: Some(again), ..kept.clone() };
-        let update = |options| adjoint_matching(&*counted, base, x0, condition, &case.cost(300.0), options).unwrap();
+        let kept = AdjointMatching { rollout_policy: rolled, ..Case::options(3) };
+        let again = AdjointMatching { recompute: true, ..kept.clone() };
+        let held = Held(counted.clone(), wanted.clone());
+        let update = |options| adjoint_matching(&held, base, x0, condition, &case.cost(300.0), options).unwrap();
         let expected = update(&kept);
         let before = counted.calls();
-        let loss = update(&again).loss;
+        let loss = update(&again).losses.remove(0);
         let after_rollout = counted.calls();
-        let gradients = [gradients(&expected.loss, &wanted).unwrap(), gradients(&loss, &wanted).unwrap()];
+        let gradients = [gradients(&expected.losses[0], &wanted).unwrap(), gradients(&loss, &wanted).unwrap()];
         assert_eq!([after_rollout - before, counted.calls() - before], calls);
-        assert_eq!(values(&loss), values(&expected.loss));
+        assert_eq!(values(&loss), values(&expected.losses[0]));
         // A factor that two layers share is summed in another order.
         gradients[0]
             .iter()
@@ -155,19 +169,16 @@ fn guidance_is_chosen_in_three_places() {
     {
         let pick = |guided: bool| if guided { [&guided_policy, &guided_base] } else { [policy, base] };
         let ([rolled, _], [_, carrying], [p, b]) = (pick(in_rollout), pick(in_adjoint), pick(in_control));
-        let field = |flow: &Flow| Some(Arc::new(flow.clone()) as Arc<dyn Velocity>);
-        let options = MatchingOptions {
-            rolled: field(rolled).filter(|_| in_rollout != in_control),
-            carrying: field(carrying).filter(|_| in_adjoint != in_control),
-            ..Case::options(2)
-        };
-        let fused = adjoint_matching(p, b, x0, condition, &case.cost(300.0), &options).unwrap();
+        let guidance = Guidance { scale: 3.0, rollout: in_rollout, adjoint: in_adjoint, control: in_control };
+        let options = AdjointMatching { guidance, ..Case::options(2) };
+        let fused = adjoint_matching(policy, base, x0, condition, &case.cost(300.0), &options).unwrap();
         let separate = case.separate([rolled, p], [carrying, b]);
-        assert_eq!(values(&fused.loss), values(&separate));
+        assert_eq!(values(&fused.losses[0]), values(&separate));
         let wanted: Vec<Tensor> = policy.params().into_iter().map(|(_, t)| t).collect();
-        let both = gradients(&fused.loss, &wanted).unwrap().into_iter().zip(gradients(&separate, &wanted).unwrap());
+        let both =
+            gradients(&fused.losses[0], &wanted).unwrap().into_iter().zip(gradients(&separate, &wanted).unwrap());
         both.for_each(|(a, b)| assert_eq!(values(&a), values(&b)));
-        losses.push(values(&fused.loss)[0]);
+        losses.push(values(&fused.losses[0])[0]);
     }
     losses.sort_by(f32::total_cmp);
     assert!(losses.windows(2).all(|pair| pair[0] < pair[1]), "{losses:?}");
@@ -178,9 +189,12 @@ fn fresh_adapters_change_nothing_and_learn_from_their_second_factor_first() {
     let case = Case::new();
     let Case { base, policy, condition, x0 } = &case;
     let update = |scale| adjoint_matching(policy, base, x0, condition, &case.cost(scale), &Case::options(3)).unwrap();
-    assert_eq!(values(&update(0.0).loss), [0.0]);
-    for (name, gradient) in
-        policy.params().iter().zip(case.optimizer().gradients(&update(9.0).loss).unwrap()).map(|((n, _), g)| (n, g))
+    assert_eq!(values(&update(0.0).losses[0]), [0.0]);
+    for (name, gradient) in policy
+        .params()
+        .iter()
+        .zip(case.optimizer().gradients(&update(9.0).losses[0]).unwrap())
+        .map(|((n, _), g)| (n, g))
     {
         let zero = values(&gradient).iter().all(|g| *g == 0.0);
         assert_eq!(zero, name.ends_with("lora_A.weight"), "{name}");

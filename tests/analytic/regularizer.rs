@@ -1,10 +1,9 @@
 //! A penalty that is not quadratic, under noise, where the adjoint of a state is random: the discrete problem by dynamic
 //! programming, at whose control Fenchel's condition holds on average and the squared distance is not smallest.
 
-use super::toy::{Gaussian, numbers};
+use crate::toy::{Gaussian, adjoint_matching, numbers};
 use amscript::align::{
-    AdjointIndex, Criterion, MatchingOptions, Regularizer, RewardCost, adjoint_matching, lean_adjoint,
-    terminal_gradient,
+    AdjointIndex, AdjointMatching, Criterion, Regularizer, RewardCost, lean_adjoint, terminal_gradient,
 };
 use amscript::flow::{Draw, Dynamics, Noise, RolloutOptions, Sde, Solver, rollout, uniform};
 use amscript::model::{Condition, Velocity};
@@ -133,12 +132,12 @@ fn only_fenchels_loss_has_its_least_mean_at_the_optimum() {
     let policy = policy();
     let mut rng = Rng::new(2);
     let mut of = |criterion: Criterion| {
-        let options = MatchingOptions {
+        let options = AdjointMatching {
             rollout: noisy(3),
             regularizer: Regularizer::power(4.0).unwrap(),
             index: AdjointIndex::Next,
             criterion,
-            ..MatchingOptions::new(uniform(STEPS).unwrap())
+            ..AdjointMatching::new(uniform(STEPS).unwrap())
         };
         let slopes: Vec<Vec<f64>> = (0..40)
             .map(|_| {
@@ -147,7 +146,7 @@ fn only_fenchels_loss_has_its_least_mean_at_the_optimum() {
                 let x0 = (x0 - 1.5).unwrap();
                 let cost = cost();
                 let update = adjoint_matching(&policy, &BASE, &x0, &Condition::default(), &cost, &options).unwrap();
-                numbers(&gradients(&update.loss, &[policy.shift.clone()]).unwrap()[0])
+                numbers(&gradients(&update.losses[0], &[policy.shift.clone()]).unwrap()[0])
             })
             .collect();
         (0..STEPS).map(|k| errors(&slopes.iter().map(|g| g[k]).collect::<Vec<_>>())).collect::<Vec<_>>()

@@ -1,7 +1,7 @@
 //! Small fields, costs and comparisons that the solver's tests share.
 
 use amscript::Result;
-use amscript::align::RewardCost;
+use amscript::align::{self, AdjointMatching, Batch, Draft, Method, MethodState, RewardCost, Update};
 use amscript::model::{Condition, Velocity};
 use amscript::tensor::sample::{spread, sum_per_sample};
 use amscript::tensor::{Device, Tensor};
@@ -24,6 +24,38 @@ pub fn relative(got: &Tensor, expected: &Tensor) -> f64 {
 
 pub fn numbers(x: &Tensor) -> Vec<f64> {
     x.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// One update of a method that keeps nothing.
+pub fn update(
+    method: &dyn Method,
+    [policy, base]: [&dyn Velocity; 2],
+    x0: &Tensor,
+    condition: &Condition,
+    cost: &RewardCost,
+) -> Result<Update> {
+    align::update(method, policy, base, &Batch::new(x0, condition, cost.clone()), &mut MethodState::default())
+}
+
+pub fn adjoint_matching(
+    policy: &dyn Velocity,
+    base: &dyn Velocity,
+    x0: &Tensor,
+    condition: &Condition,
+    cost: &RewardCost,
+    method: &AdjointMatching,
+) -> Result<Update> {
+    update(method, [policy, base], x0, condition, cost)
+}
+
+pub fn draft(
+    policy: &dyn Velocity,
+    x0: &Tensor,
+    condition: &Condition,
+    cost: &RewardCost,
+    method: &Draft,
+) -> Result<Update> {
+    update(method, [policy, policy], x0, condition, cost)
 }
 
 /// The golden case's network: Linear, tanh, Linear, tanh, Linear on `[x, t]`.

@@ -207,6 +207,7 @@ fn refused(field: &Field, came: &str) -> bool {
         "a count (an integer, 0 or more)" => came.parse::<u64>().is_err(),
         "a value" => false,
         "a rate such as `1e-3` or `cosine(1e-3, 200, 10)`" => text || truth,
+        scale if scale.starts_with("a scale such as `4`") => text || truth,
         // arrays, maps, closures and handles
         _ => true,
     }

@@ -9,16 +9,21 @@ use rhai::{Expr, FnCallExpr, Position};
 #[derive(Default)]
 pub(super) struct Settings {
     declared: Vec<(String, Position)>,
+    /// Those that a module shares, which `module::settings(#{ .. })` adds to.
+    shared: Vec<String>,
     /// They are handed on, or read by names that the script makes up, so that nothing can be called unused.
     escaped: bool,
 }
 
 impl<'a> Walker<'a> {
-    /// Notes the keys where a value is `settings(#{ .. })`.
+    /// Notes the keys where a value is `settings(#{ .. })`, or `experiment::settings(#{ .. })` with those of the module.
     pub fn declares_settings(&mut self, value: &'a Expr) -> bool {
         let Expr::FnCall(call, _) = value else { return false };
         let ("settings", [Expr::Map(x, _)]) = (call.name.as_str(), &call.args[..]) else { return false };
         self.settings.declared = x.0.iter().map(|(key, _)| (key.name.to_string(), key.pos)).collect();
+        let module = call.is_qualified().then(|| self.imports.get(call.namespace.root()).cloned().flatten()).flatten();
+        let shared = module.and_then(|name| self.modules.get(&name));
+        self.settings.shared = shared.map_or(vec![], |module| module.facts.keys.iter().cloned().collect());
         true
     }
 
@@ -36,7 +41,8 @@ impl<'a> Walker<'a> {
             return self.settings.escaped = true;
         };
         let (name, variable) = (x.2.to_string(), self.scope[i].name.clone());
-        let declared = self.settings.declared.iter().map(|(key, _)| key.as_str());
+        let shared = self.settings.shared.iter().map(String::as_str);
+        let declared = self.settings.declared.iter().map(|(key, _)| key.as_str()).chain(shared);
         let facts = self.facts();
         let added = facts.keys.contains(&name) || facts.strings.contains(&name) || facts.assigned.contains(&variable);
         if !declared.clone().any(|key| key == name) && !added {

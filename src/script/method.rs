@@ -1,0 +1,456 @@
+//! Chapter `method`: what an update starts from, the update of any method, and what it found.
+
+use super::align::{Cost, mean_control};
+use super::flow::{Trajectory, condition};
+use super::*;
+use crate::align as solver;
+use crate::model::{Condition, Flow};
+use crate::run::plan::Planner;
+use crate::tensor::{Stream, Tensor};
+use crate::{bail, options, script_value};
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+script_value!(Method, "a method such as `adjoint_matching(#{ truncate: last(3) })`");
+script_value!(MethodState, "a method's state, from `method_state()`");
+
+/// What one update starts from, as scripts hold it.
+#[derive(Clone)]
+pub struct Batch {
+    pub x0: Tensor,
+    pub condition: Condition,
+    pub cost: Cost,
+    pub options: BatchOptions,
+}
+
+options! {
+    /// What a batch has beside noise, condition and cost.
+    pub struct BatchOptions {
+        /// How many samples each prompt has; they follow one another.
+        per_prompt: usize = 1,
+        /// What the update draws from: a stochastic sampler's noise, the steps that it chooses.
+        rng: Option<Stream> = None,
+        /// What the method keeps from one update of a run to the next, which is changed; () means nothing.
+        state: Option<MethodState> = None,
+    }
+}
+
+/// What a method keeps from one update of a run to the next; clones share it.
+#[derive(Clone, Default)]
+pub struct MethodState(Arc<Mutex<solver::MethodState>>);
+
+impl MethodState {
+    pub fn lock(&self) -> MutexGuard<'_, solver::MethodState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Display for MethodState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.lock();
+        write!(f, "method_state({} numbers, {} tensors)", state.numbers.len(), state.tensors.len())
+    }
+}
+
+/// What an update of a policy and its base from a batch would take; the value says that the plan is complete.
+type Plan = dyn Fn(&Planner, [&Flow; 2], &Batch) -> Result<Error> + Send + Sync;
+
+/// A method with its choices, as scripts hold it.
+#[derive(Clone)]
+pub struct Method {
+    core: Arc<dyn solver::Method>,
+    /// As a script writes it: a run with other choices is another run.
+    text: String,
+    /// A stream of its own, before the batch's.
+    rng: Option<Stream>,
+    plan: Option<Arc<Plan>>,
+}
+
+impl Method {
+    pub fn new(core: Arc<dyn solver::Method>, text: String) -> Self {
+        Self { core, text, rng: None, plan: None }
+    }
+
+    /// The same method with a random stream of its own.
+    pub fn drawing_from(self, rng: Option<Stream>) -> Self {
+        Self { rng, ..self }
+    }
+
+    /// The same method, that can say what an update takes.
+    pub fn planned(self, plan: impl Fn(&Planner, [&Flow; 2], &Batch) -> Result<Error> + Send + Sync + 'static) -> Self {
+        Self { plan: Some(Arc::new(plan)), ..self }
+    }
+
+    /// One update of a policy.
+    pub fn run(&self, session: &Session, policy: Flow, base: &Flow, batch: &Batch) -> Result<Update> {
+        if let Some(planner) = session.planner() {
+            return match &self.plan {
+                Some(plan) => Err(plan(planner, [&policy, base], batch)?),
+                None => {
+                    bail!(Value, "--plan: an update must be one whose work is known, got one of {}", self.core.name())
+                }
+            };
+        }
+        let given = solver::Batch {
+            x0: batch.x0.clone(),
+            condition: batch.condition.clone(),
+            cost: Arc::new(batch.cost.of_states(&policy)?),
+            per_prompt: batch.options.per_prompt,
+            rng: self.rng.clone().or_else(|| batch.options.rng.clone()),
+        };
+        let shared = batch.options.state.clone().unwrap_or_default();
+        // Closures of the script run within, and may ask for the state.
+        let mut state = shared.lock().clone();
+        let update = solver::update(&*self.core, &policy, base, &given, &mut state)?;
+        *shared.lock() = state;
+        Ok(Update { update, policy })
+    }
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// One update as scripts hold it.
+#[derive(Clone)]
+pub struct Update {
+    update: solver::Update,
+    policy: Flow,
+}
+
+fn map_of<T>(entries: impl IntoIterator<Item = (String, T)>, value: impl Fn(T) -> Dynamic) -> Map {
+    entries.into_iter().map(|(name, v)| (name.into(), value(v))).collect()
+}
+
+/// What makes a method of a script's choices.
+pub(super) type Constructor = dyn Fn(&mut Given) -> Result<Arc<dyn solver::Method>> + Send + Sync;
+
+/// Makes `name(#{ .. })` and `name()` give the method that a constructor makes.
+pub(super) fn register(engine: &mut Engine, name: &str, make: Arc<Constructor>) {
+    let function = name.to_string();
+    let construct = move |choices: Map| -> RhaiResultOf<Method> {
+        let shown = Dynamic::from(choices.clone()).to_string();
+        let mut given = Given::new(&function, choices);
+        let core = make(&mut given)?;
+        given.finish()?;
+        Ok(Method::new(core, format!("{function}({shown})")))
+    };
+    let plain = construct.clone();
+    engine.register_fn(name, construct);
+    engine.register_fn(name, move || plain(Map::new()));
+}
+
+/// Batches, the update of any method, what it found, and what a run keeps of a method.
+#[allow(clippy::unwrap_used)] // in rhai's macro, for receivers it has checked
+#[export_module(manifest)]
+pub mod method {
+    use super::*;
+
+    pub type Batch = super::Batch;
+    pub type Method = super::Method;
+    pub type MethodState = super::MethodState;
+    pub type Update = super::Update;
+
+    /// What one update starts from: noise, a condition from `encode` or `()`, and the cost of what comes of them.
+    ///
+    /// ```rhai
+    /// let b = batch(tensor([[1.0], [2.0]]), (), terminal_cost(|x| x.sum(1)), #{ per_prompt: 2 });
+    /// [b.x0.shape, b.per_prompt]   //=> [[2, 1], 2]
+    /// batch(tensor([[1.0]]), (), terminal_cost(|x| x.sum(1)), #{ groups: 2 })   //=> error: unknown option `groups`
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn batch(x0: Tensor, condition: Dynamic, cost: Cost, options: Map) -> RhaiResultOf<Batch> {
+        let condition = super::condition(condition, "batch")?;
+        Ok(Batch { x0, condition, cost, options: BatchOptions::parse("batch", options)? })
+    }
+
+    /// The noise `[batch, ..]` that a batch starts from.
+    ///
+    /// ```rhai
+    /// batch(tensor([[1.0]]), (), terminal_cost(|x| x.sum(1))).x0.item()   //=> 1.0
+    /// ```
+    #[rhai_fn(get = "x0", pure)]
+    pub fn x0(batch: &mut Batch) -> Tensor {
+        batch.x0.clone()
+    }
+
+    /// The condition of a batch, a row for each sample.
+    ///
+    /// ```rhai
+    /// let c = flow("tiny/sit").encode([3, 7]);
+    /// batch(zeros([2, 4, 8, 8]), c, terminal_cost(|x| x.mean([1, 2, 3]))).condition.labels   //=> [3, 7]
+    /// ```
+    #[rhai_fn(get = "condition", pure)]
+    pub fn condition_of(batch: &mut Batch) -> Condition {
+        batch.condition.clone()
+    }
+
+    /// The cost of a batch.
+    ///
+    /// ```rhai
+    /// batch(tensor([[1.0]]), (), terminal_cost(|x| 3 * x.sum(1))).cost.of(tensor([[2.0]])).item()   //=> 6.0
+    /// ```
+    #[rhai_fn(get = "cost", pure)]
+    pub fn cost(batch: &mut Batch) -> Cost {
+        batch.cost.clone()
+    }
+
+    /// How many samples each prompt of a batch has.
+    ///
+    /// ```rhai
+    /// batch(tensor([[1.0]]), (), terminal_cost(|x| x.sum(1))).per_prompt   //=> 1
+    /// ```
+    #[rhai_fn(get = "per_prompt", pure)]
+    pub fn per_prompt(batch: &mut Batch) -> i64 {
+        batch.options.per_prompt as i64
+    }
+
+    /// What a method keeps from one update of a run to the next, empty at first; updates change what the batch names as its `state`.
+    ///
+    /// ```rhai
+    /// let base = velocity_field(|x, t, c| x);
+    /// let method = adjoint_matching(#{ grid: uniform(10), truncate: adaptive(0.5) });
+    /// let b = batch(tensor([[1.0]]), (), terminal_cost(|x| x.sum(1)), #{ state: method_state() });
+    /// [method.update(base, base, b).adjoint.first, method.update(base, base, b).adjoint.first]   //=> [3, 3]
+    /// ```
+    pub fn method_state() -> MethodState {
+        MethodState::default()
+    }
+
+    /// What a method has kept, for a checkpoint.
+    ///
+    /// ```rhai
+    /// method_state().state()   //=> #{"numbers": #{}, "tensors": #{}}
+    /// ```
+    #[rhai_fn(name = "state")]
+    pub fn state(state: MethodState) -> Map {
+        let state = state.lock().clone();
+        let numbers = map_of(state.numbers, Dynamic::from).into();
+        [("numbers".into(), numbers), ("tensors".into(), map_of(state.tensors, Dynamic::from).into())].into()
+    }
+
+    /// Takes up what `state` gave.
+    ///
+    /// ```rhai
+    /// let kept = method_state();
+    /// kept.load_state(#{ numbers: #{ updates: 7, active: 4 }, tensors: #{} });
+    /// kept.state().numbers         //=> #{"active": 4.0, "updates": 7.0}
+    /// kept.load_state(#{})         //=> error: `numbers`: expected an object map
+    /// ```
+    #[rhai_fn(name = "load_state", return_raw)]
+    pub fn load_state(state: MethodState, saved: Map) -> RhaiResultOf<()> {
+        let part = |name: &str| -> Result<Map> {
+            option::convert(saved.get(name).cloned().unwrap_or_default(), &format!("load_state: `{name}`"))
+        };
+        fn typed<T: option::FromScript>(part: Map) -> Result<std::collections::BTreeMap<String, T>> {
+            let entry = |(name, v): (_, Dynamic)| Ok((format!("{name}"), option::convert(v, "load_state")?));
+            part.into_iter().map(entry).collect()
+        }
+        *state.lock() = solver::MethodState { numbers: typed(part("numbers")?)?, tensors: typed(part("tensors")?)? };
+        Ok(())
+    }
+
+    /// One update of a method: the losses of a batch, for the optimizer, and what was measured on the way.
+    ///
+    /// What the batch lacks for the method is an error before anything is computed.
+    ///
+    /// ```rhai
+    /// let shift = param(tensor([0.0]));
+    /// let base = velocity_field(|x, t, c| -x);
+    /// let policy = velocity_field(|x, t, c| -x + shift);
+    /// let b = batch(tensor([[1.0]]), (), terminal_cost(|x| x.sum(1)));
+    /// let method = adjoint_matching(#{ grid: uniform(2), truncate: last(1) });
+    /// method.update(policy, base, b).loss.item()                             //=> 0.25
+    /// draft(#{ grid: uniform(2) }).update(policy, base, b).loss.item()       //=> 0.25
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn update(
+        context: NativeCallContext,
+        method: Method,
+        policy: Flow,
+        base: Flow,
+        batch: Batch,
+    ) -> RhaiResultOf<Update> {
+        Ok(method.run(&Session::of(&context), policy, &base, &batch)?)
+    }
+
+    /// The loss of an update, for the optimizer: the sum of its `losses`.
+    ///
+    /// ```rhai
+    /// let base = velocity_field(|x, t, c| x);
+    /// let cost = terminal_cost(|x| x.sum(1));
+    /// let update = adjoint_matching(base, base, tensor([[1.0]]), (), cost, #{ grid: uniform(1) });
+    /// [update.loss.item(), update.losses.len()]   //=> [4.0, 1]
+    /// ```
+    #[rhai_fn(get = "loss", pure, return_raw)]
+    pub fn loss(update: &mut Update) -> RhaiResultOf<Tensor> {
+        Ok(update.update.loss()?)
+    }
+
+    /// The losses of an update, one scalar or more.
+    ///
+    /// ```rhai
+    /// let base = velocity_field(|x, t, c| x);
+    /// let b = batch(tensor([[1.0]]), (), terminal_cost(|x| x.sum(1)));
+    /// adjoint_matching(#{ grid: uniform(1) }).update(base, base, b).losses.map(|loss| loss.item())   //=> [4.0]
+    /// ```
+    #[rhai_fn(get = "losses", pure)]
+    pub fn losses(update: &mut Update) -> Array {
+        update.update.losses.iter().cloned().map(Dynamic::from).collect()
+    }
+
+    /// The rewards `[batch]` that an update saw.
+    ///
+    /// ```rhai
+    /// let base = velocity_field(|x, t, c| x);
+    /// let b = batch(tensor([[1.0]]), (), terminal_cost(|x| x.sum(1)));
+    /// adjoint_matching(#{ grid: uniform(1) }).update(base, base, b).reward.to_array()   //=> [-2.0]
+    /// ```
+    #[rhai_fn(get = "reward", pure)]
+    pub fn reward(update: &mut Update) -> Tensor {
+        update.update.reward.clone()
+    }
+
+    /// What an update measured, for `run.log`: loss and reward; of adjoint matching the mean size of the control at the active steps too,
+    /// and their number where `adaptive` chooses it.
+    ///
+    /// ```rhai
+    /// let base = velocity_field(|x, t, c| x);
+    /// let b = batch(tensor([[1.0]]), (), terminal_cost(|x| x.sum(1)));
+    /// let update = adjoint_matching(#{ grid: uniform(1), truncate: adaptive(1) }).update(base, base, b);
+    /// update.measured.keys()   //=> ["active", "control", "loss", "reward"]
+    /// ```
+    #[rhai_fn(get = "measured", pure, return_raw)]
+    pub fn measured(update: &mut Update) -> RhaiResultOf<Map> {
+        let found = &update.update;
+        let mut map = map_of(found.measured.clone(), Dynamic::from);
+        map.insert("loss".into(), Dynamic::from(found.loss()?.constant()));
+        map.insert("reward".into(), Dynamic::from(found.reward.clone()));
+        if let Some(solver::Trace { path, adjoint: Some(adjoint), .. }) = &found.trace {
+            map.insert("control".into(), mean_control(path, adjoint)?.into());
+        }
+        Ok(map)
+    }
+
+    /// The trajectory of an update of adjoint matching; `()` for methods that leave none.
+    ///
+    /// ```rhai
+    /// let base = velocity_field(|x, t, c| x);
+    /// let b = batch(tensor([[1.0]]), (), terminal_cost(|x| x.sum(1)));
+    /// let update = adjoint_matching(#{ grid: uniform(1) }).update(base, base, b);
+    /// [update.path.last.item(), control_norm(update.path, update.adjoint)]   //=> [2.0, 0.0]
+    /// ```
+    #[rhai_fn(get = "path", pure)]
+    pub fn path(update: &mut Update) -> Dynamic {
+        let path = |trace: &solver::Trace| Trajectory { flow: update.policy.clone(), path: trace.path.clone() };
+        update.update.trace.as_ref().map_or(Dynamic::UNIT, |trace| Dynamic::from(path(trace)))
+    }
+
+    /// The adjoint of an update of adjoint matching; `()` for methods that have none.
+    ///
+    /// ```rhai
+    /// let base = velocity_field(|x, t, c| x);
+    /// let b = batch(tensor([[1.0]]), (), terminal_cost(|x| x.sum(1)));
+    /// adjoint_matching(#{ grid: uniform(1) }).update(base, base, b).adjoint.values[0].item()   //=> 2.0
+    /// ```
+    #[rhai_fn(get = "adjoint", pure)]
+    pub fn adjoint(update: &mut Update) -> Dynamic {
+        let adjoint = update.update.trace.as_ref().and_then(|trace| trace.adjoint.clone());
+        adjoint.map_or(Dynamic::UNIT, Dynamic::from)
+    }
+
+    #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
+    pub fn show_method(method: &mut Method) -> String {
+        method.to_string()
+    }
+
+    #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
+    pub fn show_state(state: &mut MethodState) -> String {
+        state.to_string()
+    }
+
+    #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
+    pub fn show_batch(batch: &mut Batch) -> String {
+        format!("batch(noise {:?}, {} per prompt)", batch.x0.dims(), batch.options.per_prompt)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Host, Request};
+    use super::*;
+    use crate::align::Needs;
+    use crate::model::Velocity;
+
+    /// The spread of rewards about a level that it keeps, in groups.
+    struct Spread {
+        weight: f64,
+    }
+
+    impl solver::Method for Spread {
+        fn name(&self) -> &str {
+            "spread"
+        }
+
+        fn needs(&self) -> Needs {
+            Needs { gradient: false, groups: true }
+        }
+
+        fn update(
+            &self,
+            policy: &dyn Velocity,
+            _: &dyn Velocity,
+            batch: &solver::Batch,
+            state: &mut solver::MethodState,
+        ) -> Result<solver::Update> {
+            let t = crate::flow::time_tensor(0.0, &batch.x0)?;
+            let x1 = (&batch.x0 + policy.velocity(&batch.x0, &t, &batch.condition)?)?;
+            let reward = solver::rewards(&*batch.cost, &x1, "spread")?;
+            let level = state.number("level");
+            state.numbers.insert("level".into(), level + 1.0);
+            Ok(solver::Update::new(((&reward - level)?.sqr()?.mean_all()? * self.weight)?, &reward))
+        }
+    }
+
+    fn host() -> Host {
+        let mut host = Host::new(Session::new(Request::default(), Box::new(|_| ())));
+        let make = |given: &mut Given| Ok(Spread { weight: given.take("weight", || 1.0)? });
+        host.register_method("spread", make).unwrap();
+        let again = host.register_method("spread", make).unwrap_err();
+        assert_eq!(again.message, "register_method: the name must be free, got `spread`, which is taken");
+        assert!(host.register_method("draft", make).is_err());
+        host
+    }
+
+    #[test]
+    fn a_method_of_the_program_is_one_of_scripts() {
+        let text = "let f = velocity_field(|x, t, c| x);
+            let cost = terminal_cost(|x| -x.sum(1).constant());
+            let kept = method_state();
+            let b = batch(tensor([[1.0], [2.0]]), (), cost, #{ per_prompt: 2, state: kept });
+            let method = spread(#{ weight: 2 });
+            let losses = [method.update(f, f, b).loss.item(), method.update(f, f, b).loss.item(), spread().update(f, f, b).losses.len()];
+            losses + [kept.state().numbers.level, method.to_string()]";
+        let found = host().run("test", text).map(|value| option::show(&value));
+        assert_eq!(found.unwrap(), "[20.0, 10.0, 1, 3.0, \"spread(#{\"weight\": 2})\"]");
+    }
+
+    #[test]
+    fn its_choices_and_its_batch_are_checked() {
+        let message = |text: &str| host().run("test", text).map(|_| ()).unwrap_err().message;
+        assert_eq!(message("spread(#{ wait: 3 })"), "spread: unknown option `wait`; did you mean `weight`?");
+        let lone = "let f = velocity_field(|x, t, c| x);
+            spread().update(f, f, batch(tensor([[1.0]]), (), terminal_cost(|x| x.sum(1))))";
+        assert_eq!(message(lone), "spread: there must be several samples of each prompt, got 1");
+    }
+
+    #[test]
+    fn it_is_registered_before_the_first_script() {
+        let mut host = host();
+        assert!(host.run("test", "1").is_ok());
+        let late = host.register_method("late", |_: &mut Given| Ok(Spread { weight: 1.0 })).unwrap_err();
+        assert!(late.message.contains("before the first script"), "{late}");
+    }
+}
