@@ -6,11 +6,11 @@
 
 use amscript::Result;
 use amscript::align::{DraftOptions, MatchingOptions, RewardCost, Truncation, adjoint_matching, draft, refl};
-use amscript::flow::{RolloutOptions, uniform};
+use amscript::flow::{Condition, RolloutOptions, Velocity, uniform};
 use amscript::model::estimate::{self, Ops};
 use amscript::model::flux2::{Config, Transformer};
 use amscript::model::latents::Latents;
-use amscript::model::{Condition, Velocity, vae};
+use amscript::model::vae;
 use amscript::nn::weights::Weights;
 use amscript::optim::{AdamW, OptimizerOptions, Params};
 use amscript::tensor::grad::composed;

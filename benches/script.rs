@@ -9,7 +9,7 @@ use amscript::data::prompts::Prompts;
 use amscript::flow::uniform;
 use amscript::model::adapter::Targets;
 use amscript::model::open::{Choices, open};
-use amscript::model::source::Sources;
+use amscript::nn::source::Sources;
 use amscript::optim::{AdamW, OptimizerOptions, Params, constant_rate};
 use amscript::reward::trunk::Shelf;
 use amscript::script::session::Request;

@@ -3,11 +3,11 @@
 
 use amscript::align::{DraftOptions, Truncation};
 use amscript::align::{MatchingOptions, RewardCost, TerminalCost, adjoint_matching, draft, refl};
-use amscript::flow::{RolloutOptions, uniform};
+use amscript::flow::{RolloutOptions, Velocity, uniform};
 use amscript::model::adapter::Targets;
 use amscript::model::open::{Choices, open};
-use amscript::model::source::Sources;
-use amscript::model::{Flow, Velocity};
+use amscript::nn::source::Sources;
+use amscript::model::Flow;
 use amscript::reward::trunk::Shelf;
 use amscript::reward::{self, Judge};
 use amscript::tensor::check::{as_on_a_device, reads};
@@ -27,7 +27,7 @@ fn models() -> [Flow; 2] {
     ["tiny/flux2", "tiny/sit"].map(|name| open(name, &Sources::default(), &Choices::default(), &Device::Cpu).unwrap())
 }
 
-fn condition(flow: &Flow) -> amscript::model::Condition {
+fn condition(flow: &Flow) -> amscript::flow::Condition {
     match flow.classes().is_empty() {
         true => flow.encode(&["a red ring".to_string()]).unwrap(),
         false => flow.encode_labels(&[3]).unwrap(),

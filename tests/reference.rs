@@ -4,13 +4,13 @@
 //! every figure of the transformer below is under 5e-6.
 #![allow(clippy::unwrap_used)]
 
-use amscript::flow::{RolloutOptions, klein_grid, rollout};
+use amscript::flow::{Condition, RolloutOptions, Velocity, klein_grid, rollout};
 use amscript::model::adapter::Targets;
 use amscript::model::flux2::Transformer;
 use amscript::model::latents::Latents;
 use amscript::model::open::{Choices, open};
-use amscript::model::source::{Component, Folder, Sources};
-use amscript::model::{Condition, Flow, Velocity};
+use amscript::nn::source::{Component, Folder, Sources};
+use amscript::model::Flow;
 use amscript::nn::weights::Weights;
 use amscript::tensor::grad::{gradients, pullback, vjp};
 use amscript::tensor::{DType, Device, Tensor};

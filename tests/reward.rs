@@ -1,7 +1,7 @@
 //! Rewards against their reference libraries: features, scores and gradients to the pixels, from files in the published layouts.
 #![allow(clippy::unwrap_used)]
 
-use amscript::model::source::{Folder, Sources};
+use amscript::nn::source::{Folder, Sources};
 use amscript::reward::trunk::Shelf;
 use amscript::reward::{Judge, open};
 use amscript::tensor::grad::value_and_grad;

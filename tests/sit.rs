@@ -1,14 +1,14 @@
 //! The golden case `sit`: a tiny SiT in three files, and Stable Diffusion's autoencoder, against the original code and diffusers.
 #![allow(clippy::unwrap_used)]
 
-use amscript::flow::{RolloutOptions, rollout, uniform};
+use amscript::flow::{Condition, RolloutOptions, Velocity, rollout, uniform};
 use amscript::model::adapter::Targets;
 use amscript::model::labelled::{Sit, sentences};
 use amscript::model::latents::Latents;
 use amscript::model::open::{Choices, open};
 use amscript::model::sit::{Config, Transformer, random};
-use amscript::model::source::{Component, Folder, Sources};
-use amscript::model::{Condition, Family, Flow, Velocity};
+use amscript::nn::source::{Component, Folder, Sources};
+use amscript::model::{Family, Flow};
 use amscript::nn::weights::{Init, Weights};
 use amscript::tensor::grad::{gradients, pullback, vjp};
 use amscript::tensor::{DType, Device, Rng, Tensor};

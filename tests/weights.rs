@@ -3,8 +3,9 @@
 
 use amscript::Result;
 use amscript::model::open::{Choices, open};
-use amscript::model::source::Sources;
-use amscript::model::{Flow, Velocity};
+use amscript::nn::source::Sources;
+use amscript::flow::Velocity;
+use amscript::model::Flow;
 use amscript::nn::archive;
 use amscript::tensor::{DType, Device, Tensor};
 use std::collections::BTreeMap;

@@ -3,8 +3,7 @@
 use super::cost::TerminalCost;
 use super::draft::{Direct, judged};
 use crate::error::Result;
-use crate::flow::{RolloutOptions, Walk};
-use crate::model::{Condition, Velocity};
+use crate::flow::{Condition, RolloutOptions, Velocity, Walk};
 use crate::profile::phase;
 use crate::tensor::check::together;
 use crate::tensor::grad::composed;

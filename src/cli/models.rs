@@ -3,8 +3,8 @@
 use super::{ModelsArgs, fault, quantity};
 use crate::bail;
 use crate::error::Result;
-use crate::model::inventory::{self, File, Model, Place};
-use crate::model::source::Sources;
+use crate::nn::inventory::{self, File, Model, Place};
+use crate::nn::source::Sources;
 use crate::progress::Progress;
 use comfy_table::{CellAlignment, Table, presets};
 use std::process::ExitCode;

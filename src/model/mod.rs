@@ -3,26 +3,22 @@
 //! Conventions of one model (time direction, sign, token order) are converted in that model's file and nowhere else.
 
 pub mod adapter;
-pub mod clip_text;
 pub mod estimate;
 pub mod flux2;
 pub mod flux2_names;
 mod guidance;
-pub mod inventory;
 pub mod klein;
 pub mod labelled;
 pub mod latents;
 pub mod open;
 pub mod qwen3;
 pub mod sit;
-pub mod source;
 pub mod text;
-pub mod tokenizer;
 pub mod vae;
 
 use self::latents::Latents;
 use crate::bail;
-use crate::data::write_whole;
+use crate::nn::files::write_whole;
 use crate::error::{Error, Kind, Result};
 use crate::nn::lora::Alias;
 use crate::nn::weights::Weights;

@@ -1,13 +1,13 @@
 //! Prompts to embeddings: chat template, tokenizer, chosen hidden states of a Qwen3 (FLUX.2-Klein's text encoder).
 
 use crate::bail;
-use crate::data::write_whole;
+use crate::nn::files::write_whole;
 use crate::error::{Error, Kind, Result};
-use crate::model::Condition;
+use crate::flow::Condition;
 use crate::model::estimate::{Part, qwen3};
 use crate::model::qwen3::{Config, Qwen3, RopeParameters};
-use crate::model::source::Folder;
-use crate::model::tokenizer::Tokenizer;
+use crate::nn::source::Folder;
+use crate::nn::tokenizer::Tokenizer;
 use crate::nn::weights::Weights;
 use crate::progress::Progress;
 use crate::tensor::{D, DType, Device, Rng, Tensor};

@@ -1,10 +1,10 @@
 //! The LAION aesthetic predictor, version 2: a linear head on the unit image features of CLIP ViT-L/14. Prompts play no part.
 
 use crate::bail;
-use crate::data::write_whole;
+use crate::nn::files::write_whole;
 use crate::error::{Error, Kind, Result};
 use crate::model::estimate::{Cost, Part};
-use crate::model::source::Folder;
+use crate::nn::source::Folder;
 use crate::nn::weights::Weights;
 use crate::reward::head::Head;
 use crate::reward::trunk::Trunk;

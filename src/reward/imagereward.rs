@@ -1,11 +1,11 @@
 //! ImageReward (arXiv:2304.05977): a BERT reads the prompt and looks at the image in every layer; a linear head judges its first state.
 
 use crate::bail;
-use crate::data::write_whole;
+use crate::nn::files::write_whole;
 use crate::error::{Error, Kind, Result, warn_once};
 use crate::model::estimate::{self, Cost, Ops, Part};
-use crate::model::source::{Folder, Sources};
-use crate::model::tokenizer::Tokenizer;
+use crate::nn::source::{Folder, Sources};
+use crate::nn::tokenizer::Tokenizer;
 use crate::nn::bert::{self, Bert};
 use crate::nn::preprocess::Preprocess;
 use crate::nn::vit::{Activation, Sizes, TIMM, Vit};

@@ -2,7 +2,7 @@
 
 use crate::bail;
 use crate::error::Result;
-use crate::model::source::{Folder, Sources};
+use crate::nn::source::{Folder, Sources};
 use crate::reward::aesthetic::{self, Aesthetic};
 use crate::reward::imagereward::ImageReward;
 use crate::reward::similarity::{self, Similarity};

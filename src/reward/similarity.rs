@@ -151,7 +151,7 @@ impl Reward for Similarity {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::source::{Folder, Sources};
+    use crate::nn::source::{Folder, Sources};
     use crate::nn::clip_config::{Config, Layout};
     use crate::nn::vit::{Activation, Sizes};
     use crate::reward::trunk::Shelf;

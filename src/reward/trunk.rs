@@ -1,12 +1,12 @@
 //! A CLIP with what it needs to judge: weights, tokenizer, preprocessing, and text features that are kept by prompt.
 
 use crate::bail;
-use crate::data::write_whole;
+use crate::nn::files::write_whole;
 use crate::error::{Error, Kind, Result};
-use crate::model::clip_text::clean;
+use crate::nn::clip_text::clean;
 use crate::model::estimate::{self, Cost, Ops, Part};
-use crate::model::source::Folder;
-use crate::model::tokenizer::Tokenizer;
+use crate::nn::source::Folder;
+use crate::nn::tokenizer::Tokenizer;
 use crate::nn::clip::{Clip, unit};
 use crate::nn::clip_config::{Config, Layout};
 use crate::nn::preprocess::Preprocess;

@@ -3,7 +3,7 @@
 use super::Session;
 use crate::bail;
 use crate::error::{Error, Kind, Result};
-use crate::model::source::Sources;
+use crate::nn::source::Sources;
 use std::path::{Component, Path, PathBuf};
 
 impl Session {

@@ -2,8 +2,8 @@
 
 use super::sampler::{Sampler, draws};
 use super::*;
-use crate::flow::{Euler, OnStep, interpolant, time_tensor};
-use crate::model::{Condition, Flow, Velocity};
+use crate::flow::{Condition, Euler, OnStep, Velocity, interpolant, time_tensor};
+use crate::model::Flow;
 use crate::tensor::{Stream, Tensor};
 use crate::{align, bail, options, script_value};
 use std::sync::{Mutex, MutexGuard, PoisonError};

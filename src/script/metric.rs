@@ -6,7 +6,7 @@ use crate::metric::lpips::{Lpips, Net};
 use crate::metric::neighbours::{self, Manifold};
 use crate::metric::pairwise::{self as pairs, Distance as Measure};
 use crate::metric::{Estimate, ssim::Ssim};
-use crate::model::source::{Folder, Sources};
+use crate::nn::source::{Folder, Sources};
 use crate::nn::archive::Archive;
 use crate::optim::Params;
 use crate::tensor::{DType, Rng, Tensor, show};

@@ -3,8 +3,9 @@
 use super::*;
 use crate::model::latents::{Latents, patchify};
 use crate::model::open::{Choices, open};
-use crate::model::source::{Folder, Sources};
-use crate::model::{Condition, Flow, Velocity};
+use crate::nn::source::{Folder, Sources};
+use crate::flow::{Condition, Velocity};
+use crate::model::Flow;
 use crate::nn::weights::Weights;
 use crate::optim::Params;
 use crate::options;
@@ -136,7 +137,7 @@ impl Autoencoder {
         std::fs::create_dir_all(folder).map_err(refused)?;
         self.weights.save(&folder.join("diffusion_pytorch_model.safetensors"), dtype)?;
         let text = format!("{:#}\n", self.config);
-        crate::data::write_whole(&folder.join("config.json"), text.as_bytes()).map_err(refused)
+        crate::nn::files::write_whole(&folder.join("config.json"), text.as_bytes()).map_err(refused)
     }
 }
 
@@ -231,7 +232,7 @@ pub mod model {
     use super::*;
 
     pub type Flow = crate::model::Flow;
-    pub type Condition = crate::model::Condition;
+    pub type Condition = crate::flow::Condition;
     pub type Autoencoder = super::Autoencoder;
 
     /// A flow model by name or path.

@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::data::Prompts;
-use crate::model::Condition;
+use crate::flow::Condition;
 use crate::model::estimate::Part;
-use crate::model::source::{Folder, Sources};
+use crate::nn::source::{Folder, Sources};
 use crate::nn::bert;
 use crate::nn::clip_config::{Config, Layout};
 use crate::nn::vit::{Activation, Sizes};

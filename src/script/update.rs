@@ -9,8 +9,8 @@ use crate::align::{
     self as solver, AdjointIndex, Criterion, MatchingLoss, MatchingOptions, Norm, Recomputed, Reduction, Selection,
 };
 use crate::align::{Truncation, Units};
-use crate::flow::{Grid, RolloutOptions};
-use crate::model::{Flow, Velocity};
+use crate::flow::{Grid, RolloutOptions, Velocity};
+use crate::model::Flow;
 use crate::run::plan::{Method, Planner};
 use crate::tensor::{Stream, Tensor};
 use crate::{bail, options};

@@ -6,8 +6,7 @@ use amscript::align::{
     AdjointIndex, Criterion, MatchingOptions, Regularizer, RewardCost, adjoint_matching, lean_adjoint,
     terminal_gradient,
 };
-use amscript::flow::{Draw, Dynamics, Noise, RolloutOptions, Sde, Solver, rollout, uniform};
-use amscript::model::{Condition, Velocity};
+use amscript::flow::{Condition, Draw, Dynamics, Noise, RolloutOptions, Sde, Solver, Velocity, rollout, uniform};
 use amscript::tensor::grad::gradients;
 use amscript::tensor::{DType, Device, Rng, Tensor};
 use candle_core::Var;

@@ -2,7 +2,7 @@
 
 use amscript::Result;
 use amscript::align::RewardCost;
-use amscript::model::{Condition, Velocity};
+use amscript::flow::{Condition, Velocity};
 use amscript::tensor::sample::{spread, sum_per_sample};
 use amscript::tensor::{Device, Tensor};
 use candle_core::Var;

@@ -10,7 +10,7 @@ pub mod workspace;
 
 use super::{PromptArgs, fault, run};
 use crate::error::{Error, Kind, Result, show_warnings_with};
-use crate::model::source::Sources;
+use crate::nn::source::Sources;
 use crate::run::progress::above_bar;
 use crate::screen::{Colours, Plot, Screen};
 use crate::script::{Host, Session};

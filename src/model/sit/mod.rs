@@ -3,7 +3,7 @@
 use super::estimate::{self, Ops, Part, Work};
 use super::latents::Latents;
 use super::sit::{self, Config, Transformer};
-use super::source::Folder;
+use crate::nn::source::Folder;
 use super::{Condition, Family, Velocity};
 use crate::bail;
 use crate::data::class::{class_names, prompts_of};

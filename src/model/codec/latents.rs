@@ -1,7 +1,7 @@
 //! Latents that a flow moves in: an autoencoder, and how its raw latents are brought to unit size.
 
 use super::estimate::{Cost, Ops, Part, decoder};
-use super::source::Component;
+use crate::nn::source::Component;
 use super::vae::{self, Autoencoder};
 use crate::bail;
 use crate::error::Result;

@@ -7,7 +7,7 @@ use super::klein::{Defaults, Klein};
 use super::labelled::{Sit, sentences, weights_file};
 use super::latents::Latents;
 use super::sit;
-use super::source::{Component, Folder, Sources};
+use crate::nn::source::{Component, Folder, Sources};
 use super::text::TextEncoder;
 use crate::bail;
 use crate::error::{Error, Kind, Result};
