@@ -7,10 +7,11 @@
 use amscript::Result;
 use amscript::align::{DraftOptions, MatchingOptions, RewardCost, Truncation, adjoint_matching, draft, refl};
 use amscript::flow::{Condition, RolloutOptions, Velocity, uniform};
-use amscript::model::estimate::{self, Ops};
-use amscript::model::flux2::{Config, Transformer};
-use amscript::model::latents::Latents;
-use amscript::model::vae;
+use amscript::model::codec::latents::Latents;
+use amscript::model::codec::vae;
+use amscript::model::estimate;
+use amscript::model::flux2::network::{Config, Transformer};
+use amscript::nn::cost::Ops;
 use amscript::nn::weights::Weights;
 use amscript::optim::{AdamW, OptimizerOptions, Params};
 use amscript::tensor::grad::composed;
@@ -28,7 +29,7 @@ struct Field {
 
 impl Velocity for Field {
     fn velocity(&self, x: &Tensor, t: &Tensor, condition: &Condition) -> Result<Tensor> {
-        let text = condition.embeddings.as_ref().expect("the bench gives embeddings");
+        let text = condition.need(Condition::EMBEDDINGS)?;
         self.network.velocity(x, t, text)
     }
 
@@ -117,13 +118,13 @@ impl Bench {
             composed(&[&images], |i| Ok(i[0].to_dtype(DType::F32)?.flatten_from(1)?.mean(1)?))
         };
         let text = [batch, sizes.tokens, sizes.transformer.joint_attention_dim];
-        let embeddings = Some(Tensor::randn(0f32, 1.0, &text[..], device)?.to_dtype(dtype)?);
+        let embeddings = Tensor::randn(0f32, 1.0, &text[..], device)?.to_dtype(dtype)?;
         let latent = [batch, sizes.transformer.in_channels, sizes.side, sizes.side];
         Ok(Self {
             base,
             policy: field(&adapted, Some(frozen))?,
             optimizer,
-            condition: Condition { embeddings, ..Default::default() },
+            condition: Condition::default().with(Condition::EMBEDDINGS, embeddings),
             x0: Tensor::randn(0f32, 1.0, &latent[..], device)?,
             cost: RewardCost::new(brightness, 100.0)?,
             steps,

@@ -5,9 +5,9 @@ use amscript::align::{DraftOptions, Truncation};
 use amscript::align::{MatchingOptions, RewardCost, TerminalCost, adjoint_matching, draft, refl};
 use amscript::flow::{RolloutOptions, Velocity, uniform};
 use amscript::model::adapter::Targets;
-use amscript::model::open::{Choices, open};
+use amscript::model::{Choices, Flow, open};
+use amscript::nn::opener::Found;
 use amscript::nn::source::Sources;
-use amscript::model::Flow;
 use amscript::reward::trunk::Shelf;
 use amscript::reward::{self, Judge};
 use amscript::tensor::check::{as_on_a_device, reads};
@@ -19,8 +19,8 @@ const REWARDS: [&str; 5] = ["tiny/hpsv2", "tiny/pickscore", "tiny/clip", "tiny/a
 
 fn judge(name: &str) -> Judge {
     let sources = Sources::default();
-    let folder = sources.find(name).unwrap();
-    reward::open::open(name, &folder, Default::default(), &Shelf::default(), &sources, &Device::Cpu).unwrap()
+    let found = Found::in_folder(name, sources.find(name).unwrap());
+    reward::open::open(&found, &Default::default(), &Shelf::default(), &sources, &Device::Cpu).unwrap()
 }
 
 fn models() -> [Flow; 2] {

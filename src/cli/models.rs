@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::nn::inventory::{self, File, Model, Place};
 use crate::nn::source::Sources;
 use crate::progress::Progress;
+use crate::script::registry::Registry;
 use comfy_table::{CellAlignment, Table, presets};
 use std::process::ExitCode;
 
@@ -27,7 +28,7 @@ fn listing(arguments: &ModelsArgs) -> Result<String> {
     if let Some(models) = arguments.models.as_ref().filter(|m| !m.is_dir()) {
         bail!(Missing, "--models: expected a folder, got \"{}\"", models.display());
     }
-    let sources = Sources::new(arguments.models.as_deref());
+    let sources = Registry::default().publishing(Sources::new(arguments.models.as_deref()));
     let mut models = match &arguments.name {
         Some(name) => vec![inventory::model(&sources, name)?],
         None => inventory::models(&sources),

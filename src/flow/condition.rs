@@ -50,7 +50,11 @@ impl Condition {
     /// Samples it speaks of; none where nothing says.
     pub fn samples(&self) -> Option<usize> {
         let text = Some(self.text.len()).filter(|n| *n > 0);
-        text.or(self.labels.as_ref().map(Vec::len)).or(self.tensors.values().next().and_then(|t| t.dims().first().copied()))
+        text.or(self.labels.as_ref().map(Vec::len)).or(self
+            .tensors
+            .values()
+            .next()
+            .and_then(|t| t.dims().first().copied()))
     }
 
     /// The condition of these samples, in this order; a sample may be there several times.
@@ -81,8 +85,12 @@ impl Condition {
             (c.text.is_empty(), c.labels.is_none(), c.tensors.keys().cloned().collect())
         };
         if kinds(self) != kinds(next) {
-            bail!(Value, "condition: expected two that hold the same tensors, labels and text, got {:?} and {:?}",
-                self.tensors.keys(), next.tensors.keys());
+            bail!(
+                Value,
+                "condition: expected two that hold the same tensors, labels and text, got {:?} and {:?}",
+                self.tensors.keys(),
+                next.tensors.keys()
+            );
         }
         let joined = self.tensors.iter().zip(next.tensors.values());
         let tensors = joined.map(|((name, a), b)| Ok((name.clone(), op::cat(&[a, b], 0)?)));

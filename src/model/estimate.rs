@@ -1,7 +1,9 @@
 //! What the flow models cost, in closed form from their sizes; see [`crate::nn::cost`].
 
 use super::codec::vae;
-use super::{flux2, qwen3, sit};
+use super::flux2::network as flux2;
+use super::qwen3;
+use super::sit::network as sit;
 use crate::nn::cost::{Cost, Ops, product};
 use crate::tensor::op::{CACHED, WIDE};
 

@@ -2,9 +2,9 @@
 
 use super::source::{Folder, Sources};
 use crate::bail;
-use crate::nn::digest;
 use crate::error::{Error, Kind, Result};
 use crate::nn::archive::Archive;
+use crate::nn::digest;
 use crate::tensor::DType;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};

@@ -32,6 +32,11 @@ pub struct Field {
     pub about: &'static str,
 }
 
+/// An option, its kind of value, and a sentence for the manual.
+pub const fn field(name: &'static str, takes: Takes, about: &'static str) -> Field {
+    Field { name, takes, about }
+}
+
 /// What an option takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Takes {
@@ -93,6 +98,11 @@ impl Found {
         Ok(Self { name: name.into(), folder, weights, tensors, sizes: None })
     }
 
+    /// A folder that the user called `name`.
+    pub fn in_folder(name: &str, folder: Folder) -> Self {
+        Self { name: name.into(), folder: Some(folder), ..Self::default() }
+    }
+
     /// Whether the folder has this file or folder.
     pub fn has(&self, name: &str) -> bool {
         self.folder.as_ref().is_some_and(|folder| folder.has(name))
@@ -139,7 +149,12 @@ pub struct Table<F> {
 }
 
 impl<F: Copy> Table<F> {
-    pub fn new(function: &'static str, option: &'static str, common: &'static [&'static str], known: &[Opener<F>]) -> Self {
+    pub fn new(
+        function: &'static str,
+        option: &'static str,
+        common: &'static [&'static str],
+        known: &[Opener<F>],
+    ) -> Self {
         Self { function, option, common, openers: known.to_vec() }
     }
 
@@ -153,7 +168,9 @@ impl<F: Copy> Table<F> {
         if self.openers.iter().any(|known| known.name == name) {
             bail!(Value, "{verb}: expected a new name, got `{name}`, which is there already");
         }
-        if let Some((short, _)) = opener.repositories.iter().find(|(short, _)| self.published().any(|(s, _)| s == *short)) {
+        if let Some((short, _)) =
+            opener.repositories.iter().find(|(short, _)| self.published().any(|(s, _)| s == *short))
+        {
             bail!(Value, "{verb}: {name}: expected new names of models, got `{short}`, which is there already");
         }
         for field in opener.options {
@@ -161,7 +178,13 @@ impl<F: Copy> Table<F> {
                 bail!(Value, "{verb}: {name}: expected options of its own, got `{}`, which all take", field.name);
             }
             if let Some(known) = self.field(field.name).filter(|known| known.takes != field.takes) {
-                bail!(Value, "{verb}: {name}: option `{}` takes {:?} elsewhere, got {:?}", field.name, known.takes, field.takes);
+                bail!(
+                    Value,
+                    "{verb}: {name}: option `{}` takes {:?} elsewhere, got {:?}",
+                    field.name,
+                    known.takes,
+                    field.takes
+                );
             }
         }
         self.openers.push(opener);

@@ -1,9 +1,9 @@
 //! Where models are: a name or path becomes a `Folder` on disk, in the Hugging Face cache, or embedded in the binary.
 
 use crate::bail;
-use crate::nn::digest;
 use crate::error::{Error, Kind, Result, nearest};
 use crate::nn::archive::Archive;
+use crate::nn::digest;
 use crate::nn::weights::Weights;
 use crate::progress::Progress;
 use crate::tensor::{DType, Device};
@@ -271,7 +271,8 @@ impl Sources {
 
     /// The folder of a model by name: short (see [`Sources::publishing`]), a repository such as `org/name`, or a tiny model.
     pub fn named(&self, name: &str) -> Result<Folder> {
-        let repository = self.published.iter().find(|(short, _)| *short == name).map_or(name, |(_, repository)| repository);
+        let repository =
+            self.published.iter().find(|(short, _)| *short == name).map_or(name, |(_, repository)| repository);
         let found = plain(name)
             .then(|| self.folders.iter().find_map(|folder| in_folder(folder, name, repository)))
             .flatten()

@@ -1,7 +1,7 @@
 //! What a run was made from, as JSON: versions, recipe, settings, seed, and hashes of what it wrote.
 
-use crate::nn::digest;
 use crate::error::{Error, Kind, Result};
+use crate::nn::digest;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 

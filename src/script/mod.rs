@@ -52,6 +52,7 @@ mod plan;
 pub mod plot;
 pub mod random;
 pub mod reduction;
+pub mod registry;
 pub mod result;
 pub mod reward;
 pub mod run;

@@ -1,11 +1,13 @@
 //! Chapter `model`: flow models, their conditions, and the autoencoders below them.
 
 use super::*;
-use crate::model::latents::{Latents, patchify};
-use crate::model::open::{Choices, open};
-use crate::nn::source::{Folder, Sources};
 use crate::flow::{Condition, Velocity};
 use crate::model::Flow;
+use crate::model::codec::latents::{Latents, patchify};
+use crate::model::families::{Choices, families, open_of};
+use crate::nn::cost::Part;
+use crate::nn::module::Module;
+use crate::nn::source::Folder;
 use crate::nn::weights::Weights;
 use crate::optim::Params;
 use crate::options;
@@ -15,67 +17,31 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 options! {
-    /// How to open a model.
-    pub struct FlowOptions {
+    /// How to open a model; what else a family can be told is in the table of families.
+    pub struct OpenOptions {
+        /// The family, where what lies there does not tell: `flux2`, `sit`, or one that a program registered.
+        family: Option<String> = None,
         /// The type weights are held in, such as `bf16()`; () means f32, or bf16 above a billion numbers.
         dtype: Option<DType> = None,
         /// The type the transformer computes in; () means that of the weights, on the CPU f32 for half precision.
         compute: Option<DType> = None,
         /// Blocks run again in the backward instead of keeping what they computed; () means: above a billion numbers.
         recompute: Option<bool> = None,
-        /// Image side in pixels, or `[height, width]`; () means the model's.
-        size: Option<Dynamic> = None,
         /// File or folder of the network's weights, when they are not in the model's folder.
         weights: Option<String> = None,
-        /// Name, folder or file of the autoencoder, for weights that have none beside them; () means the published one.
-        vae: Option<String> = None,
-        /// Folder of the text encoder, likewise.
-        text_encoder: Option<String> = None,
-        /// Folder of the tokenizer, likewise.
-        tokenizer: Option<String> = None,
-        /// Tokens that a prompt is padded or cut to; () means the recorded or published value, as below.
-        max_sequence_length: Option<usize> = None,
-        /// The text encoder's hidden states that make the features.
-        text_encoder_out_layers: Option<Vec<usize>> = None,
-        /// Attention heads of a transformer in a single file.
-        num_heads: Option<usize> = None,
-        /// Dimensions of a head that rotate along each axis.
-        axes_dims_rope: Option<Vec<usize>> = None,
-        /// Base of the rotation's frequencies.
-        rope_theta: Option<f64> = None,
-        /// Groups of the group norms of an autoencoder in a single file.
-        norm_num_groups: Option<usize> = None,
         /// Sizes of a new, random transformer (the keys of its `config.json`) instead of the stored one.
         transformer: Option<Map> = None,
-        /// All matrices of a new transformer are normal with this deviation; () means as training begins, with a zero output.
-        deviation: Option<f64> = None,
-        /// The sentences of the classes, by label, that rewards judge by; () means those of `classes.txt` beside the weights.
-        classes: Option<Vec<String>> = None,
-        /// Guidance of a class-conditional model acts on this many channels, 3 in SiT's own code; () means all.
-        guide_channels: Option<usize> = None,
         /// A LoRA file to apply, frozen.
         lora: Option<String> = None,
     }
 }
 
+/// The options of `flow`, for the manual.
+pub struct FlowOptions;
+
 impl FlowOptions {
-    /// The given ones among those that a file may record, by their name there.
-    fn settings(&self) -> Result<serde_json::Map<String, serde_json::Value>> {
-        let sides = |size: Dynamic| match usize::from_script(size.clone()) {
-            Some(side) => Ok(serde_json::json!(side)),
-            None => Ok::<_, Error>(serde_json::json!(option::convert::<Vec<usize>>(size, "flow: option `size`")?)),
-        };
-        let size = self.size.clone().filter(|size| !size.is_unit()).map(sides).transpose()?;
-        let given = [
-            ("size", size),
-            ("max_sequence_length", self.max_sequence_length.map(|v| serde_json::json!(v))),
-            ("text_encoder_out_layers", self.text_encoder_out_layers.as_ref().map(|v| serde_json::json!(v))),
-            ("num_heads", self.num_heads.map(|v| serde_json::json!(v))),
-            ("axes_dims_rope", self.axes_dims_rope.as_ref().map(|v| serde_json::json!(v))),
-            ("rope_theta", self.rope_theta.map(|v| serde_json::json!(v))),
-            ("norm_num_groups", self.norm_num_groups.map(|v| serde_json::json!(v))),
-        ];
-        Ok(given.into_iter().filter_map(|(name, value)| Some((name.to_string(), value?))).collect())
+    pub fn fields() -> Vec<option::Field> {
+        registry::fields(OpenOptions::fields(), &families())
     }
 }
 
@@ -131,6 +97,23 @@ impl Autoencoder {
         })?;
         Self::new(self.config.clone(), weights)
     }
+}
+
+impl Module for Autoencoder {
+    type Trained = Self;
+
+    /// All but the statistics of the latents.
+    fn trainable(&self) -> Result<Self> {
+        Self::new(self.config.clone(), self.weights.trainable(|name| !name.starts_with("bn."))?)
+    }
+
+    fn params(&self) -> Vec<(String, Tensor)> {
+        self.weights.params()
+    }
+
+    fn parts(&self) -> Result<Vec<Part>> {
+        Ok(vec![self.latents.part()])
+    }
 
     fn save(&self, folder: &Path, dtype: Option<DType>) -> Result<()> {
         let refused = |e: std::io::Error| Error::new(Kind::File, format!("save: {}: {e}", folder.display()));
@@ -158,31 +141,25 @@ fn parse_config<T: DeserializeOwned>(place: &str, value: serde_json::Value) -> R
     serde_json::from_value(value).map_err(|e| Error::new(Kind::Option, format!("{place}: config: {e}")))
 }
 
-fn open_flow(context: &NativeCallContext, name: &str, options: FlowOptions) -> Result<Flow> {
+fn open_flow(context: &NativeCallContext, name: &str, options: Map) -> Result<Flow> {
     let session = Session::of(context);
+    let families = session.registry().families.clone();
+    let (common, own) = registry::split(options, &OpenOptions::fields(), &families, "flow", &session)?;
+    let options = OpenOptions::parse("flow", common)?;
     let seed = session.request().seed.unwrap_or(0);
-    let fresh =
-        options.transformer.as_ref().map(|map| json(map, "flow: transformer")).transpose()?.map(|sizes| (sizes, seed));
-    let path = |option: &str, path: &Option<String>| {
-        path.as_ref().map(|path| readable(context, path, &format!("flow: option `{option}`"))).transpose()
-    };
+    let sizes = options.transformer.as_ref().map(|map| json(map, "flow: transformer")).transpose()?;
+    let weights = options.weights.map(|path| readable(context, &path, "flow: option `weights`")).transpose()?;
     let choices = Choices {
-        fresh,
-        deviation: options.deviation,
+        family: options.family,
+        fresh: sizes.map(|sizes| (sizes, seed)),
         dtype: options.dtype,
         compute: options.compute,
         recompute: options.recompute,
-        weights: path("weights", &options.weights)?,
-        text_encoder: path("text_encoder", &options.text_encoder)?,
-        tokenizer: path("tokenizer", &options.tokenizer)?,
-        settings: options.settings()?,
-        vae: options.vae,
-        classes: options.classes,
-        guide_channels: options.guide_channels,
+        weights,
+        options: own,
         hollow: session.planner().is_some(),
     };
-    let sources = Sources::new(session.request().models.as_deref());
-    let flow = open(name, &sources, &choices, session.device())?;
+    let flow = open_of(&families, name, &session.sources(), &choices, session.device())?;
     if let Some(planner) = session.planner() {
         planner.plan().parts.extend(flow.parts()?);
     }
@@ -248,7 +225,7 @@ pub mod model {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn flow(context: NativeCallContext, name: &str, options: Map) -> RhaiResultOf<Flow> {
-        Ok(open_flow(&context, name, FlowOptions::parse("flow", options)?)?)
+        Ok(open_flow(&context, name, options)?)
     }
 
     #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
@@ -311,15 +288,31 @@ pub mod model {
             )
             .into());
         }
-        Ok(Condition { embeddings: Some(embeddings), ..Default::default() })
+        Ok(Condition::default().with(Condition::EMBEDDINGS, embeddings))
+    }
+
+    /// A condition of named tensors `[batch, ..]`, for families that read others than prompt embeddings.
+    ///
+    /// ```rhai
+    /// condition(#{ embeddings: zeros([2, 24, 8]), pooled: zeros([2, 8]) })   //=> condition(embeddings [2, 24, 8], pooled [2, 8])
+    /// condition(#{ pooled: 3 })   //=> error: condition: `pooled`: expected a tensor
+    /// ```
+    #[rhai_fn(name = "condition", return_raw)]
+    pub fn condition_of(tensors: Map) -> RhaiResultOf<Condition> {
+        let tensor = |(name, value)| {
+            let place = format!("condition: `{name}`");
+            Ok::<_, Error>((String::from(name), option::convert::<Tensor>(value, &place)?))
+        };
+        let tensors = tensors.into_iter().map(tensor).collect::<Result<_>>()?;
+        Ok(Condition { tensors, ..Condition::default() })
     }
 
     #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
     pub fn show_condition(condition: &mut Condition) -> String {
-        match (&condition.embeddings, condition.text.first()) {
-            (_, Some(first)) => format!("condition({} prompts, {first:?}, ..)", condition.text.len()),
-            (Some(e), None) => format!("condition({:?})", e.dims()),
-            (None, None) => "condition()".into(),
+        let tensors: Vec<_> = condition.tensors.iter().map(|(name, t)| format!("{name} {:?}", t.dims())).collect();
+        match condition.text.first() {
+            Some(first) => format!("condition({} prompts, {first:?}, ..)", condition.text.len()),
+            None => format!("condition({})", tensors.join(", ")),
         }
     }
 
@@ -352,7 +345,7 @@ pub mod model {
     /// ```
     #[rhai_fn(get = "ids", pure)]
     pub fn condition_ids(condition: &mut Condition) -> Dynamic {
-        condition.ids.clone().map_or(Dynamic::UNIT, Dynamic::from)
+        condition.get(Condition::IDS).cloned().map_or(Dynamic::UNIT, Dynamic::from)
     }
 
     /// The embeddings `[batch, tokens, features]` of a condition, or ().
@@ -362,7 +355,75 @@ pub mod model {
     /// ```
     #[rhai_fn(get = "embeddings", pure)]
     pub fn condition_embeddings(condition: &mut Condition) -> Dynamic {
-        condition.embeddings.clone().map_or(Dynamic::UNIT, Dynamic::from)
+        condition.get(Condition::EMBEDDINGS).cloned().map_or(Dynamic::UNIT, Dynamic::from)
+    }
+
+    /// The tensors of a condition by name, each `[batch, ..]`: what the network of a family reads.
+    ///
+    /// ```rhai
+    /// condition(zeros([1, 4, 2])).tensors.keys()                    //=> ["embeddings"]
+    /// flow("tiny/flux2").encode("a small red ring").tensors.keys()  //=> ["embeddings", "ids"]
+    /// ```
+    #[rhai_fn(get = "tensors", pure)]
+    pub fn condition_tensors(condition: &mut Condition) -> Map {
+        condition.tensors.iter().map(|(name, tensor)| (name.into(), Dynamic::from(tensor.clone()))).collect()
+    }
+
+    /// A tensor of a condition by name, or ().
+    ///
+    /// ```rhai
+    /// condition(#{ pooled: zeros([2, 8]) })["pooled"].shape   //=> [2, 8]
+    /// condition(#{ pooled: zeros([2, 8]) })["ids"]            //=> ()
+    /// ```
+    #[rhai_fn(index_get, pure)]
+    pub fn condition_tensor(condition: &mut Condition, name: &str) -> Dynamic {
+        condition.get(name).cloned().map_or(Dynamic::UNIT, Dynamic::from)
+    }
+
+    /// The condition of some samples, by their places; one may come several times.
+    ///
+    /// ```rhai
+    /// flow("tiny/sit").encode([3, 7, 9]).rows([2, 0, 0]).labels   //=> [9, 3, 3]
+    /// flow("tiny/sit").encode([3, 7, 9]).rows([3])                //=> error: rows must be below 3, got 3
+    /// ```
+    #[rhai_fn(name = "rows", return_raw)]
+    pub fn condition_rows(condition: Condition, rows: Array) -> RhaiResultOf<Condition> {
+        let rows: Vec<usize> = option::list(rows, "rows")?;
+        Ok(condition.rows(&rows.into_iter().map(|row| row as u32).collect::<Vec<_>>())?)
+    }
+
+    /// The condition with each sample `times` in a row: groups of samples for the same prompt.
+    ///
+    /// ```rhai
+    /// flow("tiny/sit").encode([3, 7]).repeat(2).labels   //=> [3, 3, 7, 7]
+    /// ```
+    #[rhai_fn(name = "repeat", return_raw)]
+    pub fn condition_repeat(condition: Condition, times: i64) -> RhaiResultOf<Condition> {
+        Ok(condition.repeat(option::convert(times.into(), "repeat: times")?)?)
+    }
+
+    /// One condition behind another that holds the same things.
+    ///
+    /// ```rhai
+    /// (flow("tiny/sit").encode([3]) + flow("tiny/sit").encode([7])).labels   //=> [3, 7]
+    /// ```
+    #[rhai_fn(name = "+", return_raw)]
+    pub fn condition_cat(a: Condition, b: Condition) -> RhaiResultOf<Condition> {
+        Ok(a.cat(&b)?)
+    }
+
+    /// How a model is sampled unless told otherwise: `steps`, and the scale of the `guidance`.
+    ///
+    /// ```rhai
+    /// flow("tiny/flux2").defaults   //=> #{"guidance": 1.0, "steps": 20}
+    /// ```
+    #[rhai_fn(get = "defaults", pure)]
+    pub fn defaults(flow: &mut Flow) -> Map {
+        let defaults = flow.defaults();
+        Map::from([
+            ("steps".into(), Dynamic::from(defaults.steps as i64)),
+            ("guidance".into(), Dynamic::from(defaults.guidance)),
+        ])
     }
 
     /// Images `[batch, 3, height, width]` in [0, 1] of latents.
@@ -409,13 +470,10 @@ pub mod model {
     pub fn noise_of_size(flow: Flow, n: i64, rng: crate::tensor::Stream, size: Dynamic) -> RhaiResultOf<Tensor> {
         let n: usize = option::convert(n.into(), "noise: n")?;
         let sides = match usize::from_script(size.clone()) {
-            Some(side) => vec![side; 2],
+            Some(side) => vec![side],
             None => option::convert::<Vec<usize>>(size, "noise: size")?,
         };
-        let Ok(sides) = <[usize; 2]>::try_from(sides) else {
-            return Err(Error::new(Kind::Value, "noise: size: expected a side or [height, width]").into());
-        };
-        Ok(rng.draw(|rng| flow.noise(n, Some(sides), rng))?)
+        Ok(rng.draw(|rng| flow.noise(n, Some(&sides), rng))?)
     }
 
     /// Frees the weights of the text encoder. Prompts that were encoded before stay at hand; a new one reads the weights again.
@@ -486,7 +544,7 @@ pub mod model {
     /// ```
     #[rhai_fn(volatile)]
     pub fn models(context: NativeCallContext) -> Map {
-        let known = Sources::new(Session::of(&context).request().models.as_deref()).known();
+        let known = Session::of(&context).sources().known();
         known.into_iter().map(|(name, place)| (name.into(), place.into())).collect()
     }
 
@@ -522,14 +580,13 @@ pub mod model {
     /// The same autoencoder with every weight trainable; the normalisation statistics stay fixed.
     #[rhai_fn(name = "trainable", return_raw)]
     pub fn trainable_autoencoder(autoencoder: Autoencoder) -> RhaiResultOf<Autoencoder> {
-        let weights = autoencoder.weights.trainable(|name| !name.starts_with("bn."))?;
-        Ok(Autoencoder::new(autoencoder.config, weights)?)
+        Ok(autoencoder.trainable()?)
     }
 
     /// The trainable tensors of an autoencoder, for an optimizer.
     #[rhai_fn(name = "params", return_raw)]
     pub fn params_of_autoencoder(autoencoder: Autoencoder) -> RhaiResultOf<Params> {
-        Ok(Params::new(autoencoder.weights.params())?)
+        Ok(Params::new(autoencoder.params())?)
     }
 
     /// Mean and log-variance `[batch, c, h, w]` of the raw latents of images in [0, 1], as an array of the two.

@@ -5,6 +5,7 @@ use super::flow::Trajectory;
 use crate::error::{Error, Kind, Result};
 use crate::model::Flow;
 use crate::model::adapter::Targets;
+use crate::nn::module::Module as _;
 use crate::run::plan::{Method, Passes, Planner, Update};
 use crate::tensor::{Rng, Tensor};
 

@@ -11,6 +11,7 @@ use crate::align::{
 use crate::align::{Truncation, Units};
 use crate::flow::{Grid, RolloutOptions, Velocity};
 use crate::model::Flow;
+use crate::nn::module::Module as _;
 use crate::run::plan::{Method, Planner};
 use crate::tensor::{Stream, Tensor};
 use crate::{bail, options};

@@ -7,9 +7,9 @@ use amscript::align::{
 };
 use amscript::flow::{Condition, RolloutOptions, Velocity, klein_grid, rollout};
 use amscript::model::adapter::Targets;
-use amscript::model::open::{Choices, open};
+use amscript::model::{Choices, Flow, open};
+use amscript::nn::module::Module;
 use amscript::nn::source::Sources;
-use amscript::model::Flow;
 use amscript::optim::{AdamW, OptimizerOptions, Params, constant_rate};
 use amscript::tensor::grad::gradients;
 use amscript::tensor::{Device, Rng, Tensor};

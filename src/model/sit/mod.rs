@@ -1,43 +1,131 @@
-//! SiT as a family: class labels to images, with a Stable Diffusion autoencoder.
+//! SiT: class labels to images, with a Stable Diffusion autoencoder.
 
-use super::estimate::{self, Ops, Part, Work};
-use super::latents::Latents;
-use super::sit::{self, Config, Transformer};
-use crate::nn::source::Folder;
-use super::{Condition, Family, Velocity};
+pub mod network;
+
+use super::codec::{self, ImageCodec};
+use super::estimate::{self, Work};
+use super::families::{Opener, Opening};
+use super::parts::{self, Conditioner, Defaults, Names, Parts, Planned};
 use crate::bail;
 use crate::data::class::{class_names, prompts_of};
 use crate::error::{Result, nearest};
+use crate::flow::{Condition, Velocity};
+use crate::nn::archive::Archive;
+use crate::nn::cost::Ops;
+use crate::nn::opener::{Field, Found, Takes, field};
+use crate::nn::source::{Component, Folder};
 use crate::nn::weights::Weights;
-use crate::tensor::{Tensor, op};
+use crate::tensor::{DType, Tensor};
+use network::{Config, Transformer};
+use serde_json::json;
 use std::sync::Arc;
 
-/// The parts around the network.
-pub struct Sit {
-    name: String,
-    config: Config,
-    latents: Latents,
-    /// One sentence per class, which rewards judge by.
-    classes: Vec<String>,
-    guide_channels: Option<usize>,
-    recompute: bool,
+/// SiT in the table of families.
+pub const OPENER: Opener =
+    Opener { name: "sit", repositories: &[("sit", "nyu-visionx/SiT-collections")], recognises, options: OPTIONS, open };
+
+const OPTIONS: &[Field] = &[
+    codec::VAE,
+    parts::NUM_HEADS,
+    codec::NORM_NUM_GROUPS,
+    field(
+        "classes",
+        Takes::Texts,
+        "The sentences of the classes, by label, that rewards judge by; () means those of `classes.txt` beside the weights.",
+    ),
+    field("guide_channels", Takes::Count, "Guidance acts on this many channels, 3 in SiT's own code; () means all."),
+];
+
+/// The autoencoder that the published models were trained with.
+const PUBLISHED_VAE: &str = "stabilityai/sd-vae-ft-ema";
+
+const NAMES: Names = Names {
+    lora_target: network::lora_target,
+    block_linear: network::lora_target,
+    trained: network::trained,
+    ..Names::USUAL
+};
+
+/// By the sizes of a new transformer, or by the label's embedding in the file of weights; one that cannot be read is refused later.
+fn recognises(found: &Found) -> bool {
+    if found.is_told() {
+        return found.sizes_have("num_classes") || found.holds("y_embedder");
+    }
+    let Some(folder) = found.folder.as_ref().filter(|_| !found.has("model_index.json") && !found.has("transformer"))
+    else {
+        return false;
+    };
+    let embeds = |archive: Archive| archive.entries().keys().any(|name| name.contains("y_embedder"));
+    match weights_file(folder) {
+        Ok(Some(file)) => folder.archive(&file).map_or(true, embeds),
+        Ok(None) => false,
+        Err(_) => true,
+    }
 }
 
-impl Sit {
-    /// `classes`: one sentence per class, by label; `recompute`: see [`Transformer::new`].
-    pub fn new(name: &str, config: Config, latents: Latents, classes: Vec<String>, recompute: bool) -> Result<Self> {
-        latents.serve(name, config.in_channels)?;
-        if classes.len() != config.num_classes {
-            bail!(Value, "{name}: expected {} sentences, one per class, got {}", config.num_classes, classes.len());
+fn open(opening: &Opening) -> Result<(Parts, Weights)> {
+    let (name, home, choices) = (opening.name, opening.found.home()?, opening.choices);
+    let (config, weights) = match opening.fresh::<Config>()? {
+        Some((config, rng)) => {
+            let dtype = choices.dtype.unwrap_or(DType::F32);
+            let weights = match choices.hollow {
+                true => Weights::outline(dtype),
+                false => network::random(&config, &rng, dtype, opening.device)?,
+            };
+            (config, weights)
         }
-        let latents = latents.recomputing(recompute);
-        Ok(Self { name: name.to_string(), config, latents, classes, guide_channels: None, recompute })
+        None => stored(opening)?,
+    };
+    let vae = match opening.option::<String>("vae")? {
+        Some(vae) => codec::named(&vae, opening.sources),
+        None if home.has("vae") => home.sub("vae").map(Component::Folder),
+        None => opening.sources.named(PUBLISHED_VAE).map(Component::Folder),
+    };
+    let vae = vae.map_err(|e| e.within(format!("{name}: autoencoder")))?;
+    let sentences = opening.option("classes")?.map_or_else(|| sentences(home, config.num_classes), Ok)?;
+    if sentences.len() != config.num_classes {
+        bail!(Value, "{name}: expected {} sentences, one per class, got {}", config.num_classes, sentences.len());
     }
+    let weights = opening.held(weights);
+    let recompute = opening.recompute(&weights);
+    let latents = codec::open(&vae, opening.option("norm_num_groups")?, choices.hollow, opening.device)?;
+    latents.serve(name, config.in_channels)?;
+    let latents = latents.recomputing(recompute);
+    let size = [config.input_size * latents.pixels(); 2];
+    let codec = Arc::new(ImageCodec::new(name, latents, size)?);
+    let (config_json, planned) = (json!(config), planned(config.clone(), &codec, recompute));
+    let parts = Parts {
+        network: Box::new(move |weights| {
+            Ok(Arc::new(Network(weights.build(|w| Transformer::new(&config, w, recompute))?)))
+        }),
+        prompts: Arc::new(Classes { sentences }),
+        codec,
+        names: NAMES,
+        config: config_json,
+        defaults: Defaults::default(),
+        guide_channels: opening.option("guide_channels")?,
+        planned: Some(planned),
+    };
+    Ok((parts, weights))
+}
 
-    /// The same with guidance on the first `n` channels only, 3 in the original code; none: on all.
-    pub fn guiding(self, n: Option<usize>) -> Self {
-        Self { guide_channels: n, ..self }
-    }
+/// The weights of a SiT, all used and none missing, and its sizes: from its config, else from the tensors.
+fn stored(opening: &Opening) -> Result<(Config, Weights)> {
+    let (home, choices) = (opening.found.home()?, opening.choices);
+    let archive = match &opening.found.weights {
+        Some(file) => Archive::open(file)?,
+        None => match weights_file(home)? {
+            Some(file) => home.archive(&file)?,
+            None => bail!(Missing, "{}: expected the weights of a SiT, got none", home.origin()),
+        },
+    };
+    let archives = vec![archive];
+    let dtype = choices.dtype.unwrap_or_else(|| Weights::usual_dtype(&archives));
+    let weights = Weights::open(archives, dtype, opening.device)?.computing(choices.compute);
+    let heads = opening.option("num_heads")?;
+    let config = if home.has("config.json") { home.json("config.json")? } else { Config::of(&weights, heads)? };
+    weights.verify(|w| Transformer::new(&config, w, false))?;
+    Ok((config, weights))
 }
 
 /// The sentences of `classes.txt`, one per line; without that file, those of ImageNet for its number of classes.
@@ -63,21 +151,18 @@ impl Velocity for Network {
     }
 }
 
-impl Family for Sit {
-    fn name(&self) -> &str {
-        &self.name
-    }
+/// Class labels, and the sentence of each class, which rewards judge by.
+struct Classes {
+    sentences: Vec<String>,
+}
 
-    fn network(&self, weights: &Weights) -> Result<Arc<dyn Velocity>> {
-        Ok(Arc::new(Network(weights.build(|w| Transformer::new(&self.config, w, self.recompute))?)))
-    }
-
+impl Conditioner for Classes {
     /// The classes whose sentences these are.
     fn encode(&self, prompts: &[String]) -> Result<Condition> {
-        let label = |prompt: &String| match self.classes.iter().position(|class| class == prompt) {
+        let label = |prompt: &String| match self.sentences.iter().position(|class| class == prompt) {
             Some(label) => Ok(label as u32),
             None => {
-                let near = nearest(prompt, self.classes.iter().map(String::as_str)).unwrap_or("a label");
+                let near = nearest(prompt, self.sentences.iter().map(String::as_str)).unwrap_or("a label");
                 bail!(Value, "encode: expected labels or the sentence of a class, got `{prompt}`"; hint: "the nearest is `{near}`")
             }
         };
@@ -85,8 +170,8 @@ impl Family for Sit {
     }
 
     fn encode_labels(&self, labels: &[u32]) -> Result<Condition> {
-        let null = self.config.num_classes;
-        let text = |label: &u32| match self.classes.get(*label as usize) {
+        let null = self.sentences.len();
+        let text = |label: &u32| match self.sentences.get(*label as usize) {
             Some(sentence) => Ok(sentence.clone()),
             None if *label as usize == null => Ok(String::new()),
             None => bail!(Value, "encode: labels must be below {null}, or {null} for the null class, got {label}"),
@@ -100,67 +185,29 @@ impl Family for Sit {
 
     /// The null class.
     fn unconditional(&self, rows: usize) -> Result<Condition> {
-        self.encode_labels(&vec![self.config.num_classes as u32; rows])
-    }
-
-    /// Channels that guidance leaves out keep the conditional velocity.
-    fn guide(&self, conditional: &Tensor, unconditional: &Tensor, scale: f64) -> Result<Tensor> {
-        let channels = self.config.in_channels;
-        let guided = self.guide_channels.unwrap_or(channels).min(channels);
-        let first = |v: &Tensor| op::narrow(v, 1, 0, guided);
-        let out = op::combine((&first(conditional)?, scale), (&first(unconditional)?, 1.0 - scale))?;
-        op::cat(&[&out, &op::narrow(conditional, 1, guided, channels - guided)?], 1)
+        self.encode_labels(&vec![self.sentences.len() as u32; rows])
     }
 
     fn classes(&self) -> &[String] {
-        &self.classes
+        &self.sentences
     }
+}
 
-    fn latents(&self) -> &Latents {
-        &self.latents
-    }
-
-    fn latent_shape(&self) -> [usize; 3] {
-        [self.config.in_channels, self.config.input_size, self.config.input_size]
-    }
-
-    fn parts(&self) -> Result<Vec<Part>> {
-        Ok(vec![self.latents.part()])
-    }
-
-    fn work(&self, weights: &Weights, h: usize, w: usize, cpu: bool) -> Work {
-        let ops = Ops { dtype: weights.compute_on(cpu), cpu };
-        let decode = self.latents.work(h, w, cpu);
-        let network = estimate::sit(&self.config, ops);
-        Work { network, recompute: self.recompute, passes: 1.0, decode, ..Work::default() }
-    }
-
-    fn lora_target(&self, module: &str) -> bool {
-        sit::lora_target(module)
-    }
-
-    fn trained(&self, name: &str) -> bool {
-        sit::trained(name)
-    }
-
-    fn component(&self) -> &str {
-        "transformer"
-    }
-
-    fn file(&self) -> &str {
-        "model.safetensors"
-    }
-
-    fn config(&self) -> serde_json::Value {
-        serde_json::json!(self.config)
-    }
+fn planned(config: Config, codec: &Arc<ImageCodec>, recompute: bool) -> Planned {
+    let (parts, codec) = (vec![codec.latents.part()], codec.clone());
+    let work = move |weights: &Weights, dims: &[usize], cpu: bool| {
+        let &[.., h, w] = dims else { return Work::default() };
+        let network = estimate::sit(&config, Ops { dtype: weights.compute_on(cpu), cpu });
+        Work { network, recompute, passes: 1.0, decode: codec.latents.work(h, w, cpu), ..Work::default() }
+    };
+    Planned { parts, work: Box::new(work) }
 }
 
 /// Files of weights by preference, where a folder holds several.
 const PREFERRED: [&str; 3] = ["model.safetensors", "SiT-XL-2-256.pt", "SiT-XL-2-256x256.pt"];
 
 /// The file of weights in a folder, if there is one.
-pub fn weights_file(folder: &Folder) -> Result<Option<String>> {
+fn weights_file(folder: &Folder) -> Result<Option<String>> {
     let ends = [".safetensors", ".pt"];
     let names: Vec<String> = folder.names().into_iter().filter(|n| ends.iter().any(|end| n.ends_with(end))).collect();
     if let Some(name) = PREFERRED.iter().find(|name| names.iter().any(|n| n == *name)) {
