@@ -275,3 +275,78 @@ impl Sources {
         Ok((Found::new(name, folder, weights.map(Path::to_path_buf).or(file))?, missing))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn kind(name: &'static str, options: &'static [Field]) -> Opener<fn()> {
+        Opener {
+            name,
+            repositories: &[],
+            recognises: |found| found.any(|file| file.ends_with(".pt")),
+            options,
+            open: || (),
+        }
+    }
+
+    fn table() -> Table<fn()> {
+        const KNOWN: &[Opener<fn()>] = &[Opener {
+            repositories: &[("short", "org/name")],
+            ..kind("first", &[field("width", Takes::Count, "A width."), field("scale", Takes::Number, "A scale.")])
+        }];
+        Table::new("open", "kind", &["weights"], KNOWN)
+    }
+
+    fn refused<T>(result: Result<T>) -> String {
+        result.err().unwrap().to_string()
+    }
+
+    #[test]
+    fn what_clashes_is_refused_at_registration() {
+        let register = |opener| refused(table().register(opener));
+        assert_eq!(register(kind("", &[])), "register_kind: expected a name, got none");
+        assert_eq!(
+            register(kind("first", &[])),
+            "register_kind: expected a new name, got `first`, which is there already"
+        );
+        let published = Opener { repositories: &[("short", "other/name")], ..kind("second", &[]) };
+        assert!(register(published).contains("expected new names of models, got `short`"));
+        let common = kind("second", &[field("weights", Takes::Text, "")]);
+        assert!(register(common).ends_with("expected options of its own, got `weights`, which all take"));
+        let other = kind("second", &[field("scale", Takes::Text, "")]);
+        assert_eq!(register(other), "register_kind: second: option `scale` takes Number elsewhere, got Text");
+    }
+
+    #[test]
+    fn one_kind_is_chosen_by_name_or_by_what_lies_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let found = || Found::in_folder("here", Folder::disk(folder.path()));
+        let mut table = table();
+        table.register(kind("second", &[field("scale", Takes::Number, "A scale.")])).unwrap();
+        let none = Given::default();
+        let nothing = refused(table.choose(None, &found(), &none));
+        assert!(
+            nothing.starts_with("open: expected one of first, second in ") && nothing.contains("got nothing"),
+            "{nothing}"
+        );
+        std::fs::write(folder.path().join("a.pt"), "").unwrap();
+        let several = refused(table.choose(None, &found(), &none));
+        assert_eq!(several, "open: `here` may be first and second\nhint: say which with `kind: name`");
+        assert_eq!(table.choose(Some("second"), &found(), &none).unwrap().name, "second");
+        assert_eq!(
+            refused(table.choose(Some("third"), &found(), &none)),
+            "open: expected one of first, second for `kind`, got `third`"
+        );
+        let width = Given::from([("width", 3.into())]);
+        let foreign = refused(table.choose(Some("second"), &found(), &width));
+        assert_eq!(foreign, "open: kind `second` has no option `width`\nhint: it has scale, weights");
+        assert_eq!(table.choose(Some("first"), &found(), &width).unwrap().name, "first");
+        let fields: Vec<_> = table.fields().into_iter().map(|(field, kinds)| (field.name, kinds.len())).collect();
+        assert_eq!(fields, [("width", 1), ("scale", 2)]);
+        assert_eq!(
+            refused(width.get::<String>("width")),
+            "option `width`: invalid type: integer `3`, expected a string"
+        );
+    }
+}
