@@ -312,10 +312,15 @@ mod tests {
         );
         let published = Opener { repositories: &[("short", "other/name")], ..kind("second", &[]) };
         assert!(register(published).contains("expected new names of models, got `short`"));
-        let common = kind("second", &[field("weights", Takes::Text, "")]);
-        assert!(register(common).ends_with("expected options of its own, got `weights`, which all take"));
-        let other = kind("second", &[field("scale", Takes::Text, "")]);
-        assert_eq!(register(other), "register_kind: second: option `scale` takes Number elsewhere, got Text");
+        const COMMON: &[Field] = &[field("weights", Takes::Text, "")];
+        assert!(
+            register(kind("second", COMMON)).ends_with("expected options of its own, got `weights`, which all take")
+        );
+        const OTHER: &[Field] = &[field("scale", Takes::Text, "")];
+        assert_eq!(
+            register(kind("second", OTHER)),
+            "register_kind: second: option `scale` takes Number elsewhere, got Text"
+        );
     }
 
     #[test]
@@ -323,7 +328,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let found = || Found::in_folder("here", Folder::disk(folder.path()));
         let mut table = table();
-        table.register(kind("second", &[field("scale", Takes::Number, "A scale.")])).unwrap();
+        const SCALE: &[Field] = &[field("scale", Takes::Number, "A scale.")];
+        table.register(kind("second", SCALE)).unwrap();
         let none = Given::default();
         let nothing = refused(table.choose(None, &found(), &none));
         assert!(

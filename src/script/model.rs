@@ -1,20 +1,14 @@
-//! Chapter `model`: flow models, their conditions, and the autoencoders below them.
+//! Chapter `model`: flow models, opened, asked, saved.
 
 use super::*;
 use crate::flow::{Condition, Velocity};
 use crate::model::Flow;
-use crate::model::codec::latents::{Latents, patchify};
 use crate::model::families::{Choices, families, open_of};
-use crate::nn::cost::Part;
 use crate::nn::module::Module;
-use crate::nn::source::Folder;
-use crate::nn::weights::Weights;
 use crate::optim::Params;
 use crate::options;
 use crate::tensor::{DType, Tensor};
-use serde::de::DeserializeOwned;
-use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 options! {
     /// How to open a model; what else a family can be told is in the table of families.
@@ -53,92 +47,11 @@ options! {
     }
 }
 
-/// An autoencoder as scripts hold it: its weights, and the network built from them.
-#[derive(Clone)]
-pub struct Autoencoder {
-    config: serde_json::Value,
-    weights: Weights,
-    latents: Arc<Latents>,
-}
-
-impl Autoencoder {
-    fn new(config: serde_json::Value, weights: Weights) -> Result<Self> {
-        let latents = Latents::new(&parse_config("autoencoder", config.clone())?, &weights)?;
-        Ok(Self { config, weights, latents: Arc::new(latents) })
-    }
-
-    fn random(config: Map, rng: &crate::tensor::Rng, session: &Session) -> Result<Self> {
-        Self::new(json(&config, "autoencoder")?, Weights::random(rng, DType::F32, session.device()))
-    }
-
-    fn open(folder: &Folder, session: &Session) -> Result<Self> {
-        let weights = folder.weights("diffusion_pytorch_model", DType::F32, session.device())?;
-        let opened = Self::new(folder.json("config.json")?, weights)?;
-        opened.weights.finish()?;
-        Ok(opened)
-    }
-
-    /// The same network, its latents brought to unit size by raw ones `[n, c, h, w]`.
-    fn normalised(&self, raw: &Tensor) -> Result<Self> {
-        if self.latents.config.class_name == "AutoencoderKL" {
-            let variance = raw.flatten_all()?.var(0)?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
-            let mut config = self.config.clone();
-            config["scaling_factor"] = serde_json::json!(variance.sqrt().recip());
-            return Self::new(config, self.weights.map(|_, tensor| Ok(tensor.detach()))?);
-        }
-        let patches = patchify(raw)?.transpose(0, 1)?.flatten_from(1)?; // [4 c, n h w / 4]
-        let (mean, variance) = (patches.mean(1)?, patches.var(1)?);
-        let weights = self.weights.map(|name, tensor| {
-            Ok(match name {
-                "bn.running_mean" => mean.clone(),
-                "bn.running_var" => variance.clone(),
-                _ => tensor.detach(),
-            })
-        })?;
-        Self::new(self.config.clone(), weights)
-    }
-}
-
-impl Module for Autoencoder {
-    type Trained = Self;
-
-    /// All but the statistics of the latents.
-    fn trainable(&self) -> Result<Self> {
-        Self::new(self.config.clone(), self.weights.trainable(|name| !name.starts_with("bn."))?)
-    }
-
-    fn params(&self) -> Vec<(String, Tensor)> {
-        self.weights.params()
-    }
-
-    fn parts(&self) -> Result<Vec<Part>> {
-        Ok(vec![self.latents.part()])
-    }
-
-    fn save(&self, folder: &Path, dtype: Option<DType>) -> Result<()> {
-        let refused = |e: std::io::Error| Error::new(Kind::File, format!("save: {}: {e}", folder.display()));
-        std::fs::create_dir_all(folder).map_err(refused)?;
-        self.weights.save(&folder.join("diffusion_pytorch_model.safetensors"), dtype)?;
-        let text = format!("{:#}\n", self.config);
-        crate::nn::files::write_whole(&folder.join("config.json"), text.as_bytes()).map_err(refused)
-    }
-}
-
-impl fmt::Display for Autoencoder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "autoencoder({} latent channels, {} pixels)", self.latents.channels(), self.latents.pixels())
-    }
-}
-
 /// An object map as JSON.
-fn json(map: &Map, place: &str) -> Result<serde_json::Value> {
+pub fn json(map: &Map, place: &str) -> Result<serde_json::Value> {
     rhai::format_map_as_json(map)
         .parse()
         .map_err(|e| Error::new(Kind::Option, format!("{place}: expected numbers, text, arrays and maps, got {e}")))
-}
-
-fn parse_config<T: DeserializeOwned>(place: &str, value: serde_json::Value) -> Result<T> {
-    serde_json::from_value(value).map_err(|e| Error::new(Kind::Option, format!("{place}: config: {e}")))
 }
 
 fn open_flow(context: &NativeCallContext, name: &str, options: Map) -> Result<Flow> {
@@ -169,11 +82,11 @@ fn open_flow(context: &NativeCallContext, name: &str, options: Map) -> Result<Fl
     }
 }
 
-fn readable(context: &NativeCallContext, path: &str, place: &str) -> Result<PathBuf> {
+pub fn readable(context: &NativeCallContext, path: &str, place: &str) -> Result<PathBuf> {
     Session::of(context).readable(path).map_err(|e| e.within(place))
 }
 
-fn writable(context: &NativeCallContext, path: &str, place: &str) -> Result<PathBuf> {
+pub fn writable(context: &NativeCallContext, path: &str, place: &str) -> Result<PathBuf> {
     Session::of(context).writable(path).map_err(|e| e.within(place))
 }
 
@@ -203,14 +116,12 @@ fn labels(given: &Dynamic) -> Result<Option<Vec<u32>>> {
 
 use option::FromScript;
 
-/// Flow models (`flow(name)`), what they are conditioned on, and autoencoders.
+/// Flow models (`flow(name)`): what they are asked and give.
 #[export_module(manifest)]
 pub mod model {
     use super::*;
 
     pub type Flow = crate::model::Flow;
-    pub type Condition = crate::flow::Condition;
-    pub type Autoencoder = super::Autoencoder;
 
     /// A flow model by name or path.
     ///
@@ -272,144 +183,6 @@ pub mod model {
     #[rhai_fn(get = "classes", pure)]
     pub fn classes(flow: &mut Flow) -> Array {
         flow.classes().iter().cloned().map(Dynamic::from).collect()
-    }
-
-    /// A condition from prompt embeddings `[batch, tokens, features]`.
-    ///
-    /// ```rhai
-    /// condition(zeros([2, 24, 144])).embeddings.shape   //=> [2, 24, 144]
-    /// ```
-    #[rhai_fn(return_raw)]
-    pub fn condition(embeddings: Tensor) -> RhaiResultOf<Condition> {
-        if embeddings.rank() != 3 {
-            return Err(Error::new(
-                Kind::Shape,
-                format!("condition: expected embeddings [batch, tokens, features], got {:?}", embeddings.dims()),
-            )
-            .into());
-        }
-        Ok(Condition::default().with(Condition::EMBEDDINGS, embeddings))
-    }
-
-    /// A condition of named tensors `[batch, ..]`, for families that read others than prompt embeddings.
-    ///
-    /// ```rhai
-    /// condition(#{ embeddings: zeros([2, 24, 8]), pooled: zeros([2, 8]) })   //=> condition(embeddings [2, 24, 8], pooled [2, 8])
-    /// condition(#{ pooled: 3 })   //=> error: condition: `pooled`: expected a tensor
-    /// ```
-    #[rhai_fn(name = "condition", return_raw)]
-    pub fn condition_of(tensors: Map) -> RhaiResultOf<Condition> {
-        let tensor = |(name, value)| {
-            let place = format!("condition: `{name}`");
-            Ok::<_, Error>((String::from(name), option::convert::<Tensor>(value, &place)?))
-        };
-        let tensors = tensors.into_iter().map(tensor).collect::<Result<_>>()?;
-        Ok(Condition { tensors, ..Condition::default() })
-    }
-
-    #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
-    pub fn show_condition(condition: &mut Condition) -> String {
-        let tensors: Vec<_> = condition.tensors.iter().map(|(name, t)| format!("{name} {:?}", t.dims())).collect();
-        match condition.text.first() {
-            Some(first) => format!("condition({} prompts, {first:?}, ..)", condition.text.len()),
-            None => format!("condition({})", tensors.join(", ")),
-        }
-    }
-
-    /// The prompts of a condition.
-    ///
-    /// ```rhai
-    /// condition(zeros([1, 4, 2])).text   //=> []
-    /// ```
-    #[rhai_fn(get = "text", pure)]
-    pub fn condition_text(condition: &mut Condition) -> Array {
-        condition.text.iter().map(|t| Dynamic::from(t.clone())).collect()
-    }
-
-    /// The class labels of a condition, or ().
-    ///
-    /// ```rhai
-    /// flow("tiny/sit").encode(tensor([3, 7])).labels   //=> [3, 7]
-    /// condition(zeros([1, 4, 2])).labels               //=> ()
-    /// ```
-    #[rhai_fn(get = "labels", pure)]
-    pub fn condition_labels(condition: &mut Condition) -> Dynamic {
-        let array = |labels: &Vec<u32>| labels.iter().map(|label| Dynamic::from(*label as i64)).collect::<Array>();
-        condition.labels.as_ref().map_or(Dynamic::UNIT, |labels| array(labels).into())
-    }
-
-    /// The token ids `[batch, tokens]` of a condition, or ().
-    ///
-    /// ```rhai
-    /// condition(zeros([1, 4, 2])).ids   //=> ()
-    /// ```
-    #[rhai_fn(get = "ids", pure)]
-    pub fn condition_ids(condition: &mut Condition) -> Dynamic {
-        condition.get(Condition::IDS).cloned().map_or(Dynamic::UNIT, Dynamic::from)
-    }
-
-    /// The embeddings `[batch, tokens, features]` of a condition, or ().
-    ///
-    /// ```rhai
-    /// condition(zeros([1, 4, 2])).embeddings.shape   //=> [1, 4, 2]
-    /// ```
-    #[rhai_fn(get = "embeddings", pure)]
-    pub fn condition_embeddings(condition: &mut Condition) -> Dynamic {
-        condition.get(Condition::EMBEDDINGS).cloned().map_or(Dynamic::UNIT, Dynamic::from)
-    }
-
-    /// The tensors of a condition by name, each `[batch, ..]`: what the network of a family reads.
-    ///
-    /// ```rhai
-    /// condition(zeros([1, 4, 2])).tensors.keys()                    //=> ["embeddings"]
-    /// flow("tiny/flux2").encode("a small red ring").tensors.keys()  //=> ["embeddings", "ids"]
-    /// ```
-    #[rhai_fn(get = "tensors", pure)]
-    pub fn condition_tensors(condition: &mut Condition) -> Map {
-        condition.tensors.iter().map(|(name, tensor)| (name.into(), Dynamic::from(tensor.clone()))).collect()
-    }
-
-    /// A tensor of a condition by name, or ().
-    ///
-    /// ```rhai
-    /// condition(#{ pooled: zeros([2, 8]) })["pooled"].shape   //=> [2, 8]
-    /// condition(#{ pooled: zeros([2, 8]) })["ids"]            //=> ()
-    /// ```
-    #[rhai_fn(index_get, pure)]
-    pub fn condition_tensor(condition: &mut Condition, name: &str) -> Dynamic {
-        condition.get(name).cloned().map_or(Dynamic::UNIT, Dynamic::from)
-    }
-
-    /// The condition of some samples, by their places; one may come several times.
-    ///
-    /// ```rhai
-    /// flow("tiny/sit").encode([3, 7, 9]).rows([2, 0, 0]).labels   //=> [9, 3, 3]
-    /// flow("tiny/sit").encode([3, 7, 9]).rows([3])                //=> error: rows must be below 3, got 3
-    /// ```
-    #[rhai_fn(name = "rows", return_raw)]
-    pub fn condition_rows(condition: Condition, rows: Array) -> RhaiResultOf<Condition> {
-        let rows: Vec<usize> = option::list(rows, "rows")?;
-        Ok(condition.rows(&rows.into_iter().map(|row| row as u32).collect::<Vec<_>>())?)
-    }
-
-    /// The condition with each sample `times` in a row: groups of samples for the same prompt.
-    ///
-    /// ```rhai
-    /// flow("tiny/sit").encode([3, 7]).repeat(2).labels   //=> [3, 3, 7, 7]
-    /// ```
-    #[rhai_fn(name = "repeat", return_raw)]
-    pub fn condition_repeat(condition: Condition, times: i64) -> RhaiResultOf<Condition> {
-        Ok(condition.repeat(option::convert(times.into(), "repeat: times")?)?)
-    }
-
-    /// One condition behind another that holds the same things.
-    ///
-    /// ```rhai
-    /// (flow("tiny/sit").encode([3]) + flow("tiny/sit").encode([7])).labels   //=> [3, 7]
-    /// ```
-    #[rhai_fn(name = "+", return_raw)]
-    pub fn condition_cat(a: Condition, b: Condition) -> RhaiResultOf<Condition> {
-        Ok(a.cat(&b)?)
     }
 
     /// How a model is sampled unless told otherwise: `steps`, and the scale of the `guidance`.
@@ -546,92 +319,5 @@ pub mod model {
     pub fn models(context: NativeCallContext) -> Map {
         let known = Session::of(&context).sources().known();
         known.into_iter().map(|(name, place)| (name.into(), place.into())).collect()
-    }
-
-    /// A new autoencoder of the given sizes (the keys of `vae/config.json`), with random weights.
-    ///
-    /// ```rhai
-    /// autoencoder(#{ block_out_channels: [8, 8], layers_per_block: 1, latent_channels: 2, norm_num_groups: 4 }, rng(0))   //=> autoencoder(8 latent channels, 4 pixels)
-    /// ```
-    #[rhai_fn(name = "autoencoder", return_raw)]
-    pub fn autoencoder_random(
-        context: NativeCallContext,
-        config: Map,
-        rng: crate::tensor::Stream,
-    ) -> RhaiResultOf<Autoencoder> {
-        Ok(rng.draw(|rng| super::Autoencoder::random(config, rng, &Session::of(&context)))?)
-    }
-
-    /// An autoencoder from a `vae` folder.
-    ///
-    /// ```rhai
-    /// autoencoder("nowhere")   //=> error: nowhere
-    /// ```
-    #[rhai_fn(name = "autoencoder", return_raw)]
-    pub fn autoencoder_open(context: NativeCallContext, folder: &str) -> RhaiResultOf<Autoencoder> {
-        Ok(Autoencoder::open(&Folder::disk(readable(&context, folder, "autoencoder")?), &Session::of(&context))?)
-    }
-
-    #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
-    pub fn show_autoencoder(autoencoder: &mut Autoencoder) -> String {
-        autoencoder.to_string()
-    }
-
-    /// The same autoencoder with every weight trainable; the normalisation statistics stay fixed.
-    #[rhai_fn(name = "trainable", return_raw)]
-    pub fn trainable_autoencoder(autoencoder: Autoencoder) -> RhaiResultOf<Autoencoder> {
-        Ok(autoencoder.trainable()?)
-    }
-
-    /// The trainable tensors of an autoencoder, for an optimizer.
-    #[rhai_fn(name = "params", return_raw)]
-    pub fn params_of_autoencoder(autoencoder: Autoencoder) -> RhaiResultOf<Params> {
-        Ok(Params::new(autoencoder.params())?)
-    }
-
-    /// Mean and log-variance `[batch, c, h, w]` of the raw latents of images in [0, 1], as an array of the two.
-    ///
-    /// ```rhai
-    /// let small = autoencoder(#{ block_out_channels: [8, 8], layers_per_block: 1, latent_channels: 2, norm_num_groups: 4 }, rng(0));
-    /// small.moments(full([1, 3, 8, 8], 0.5))[0].shape   //=> [1, 2, 4, 4]
-    /// ```
-    #[rhai_fn(return_raw)]
-    pub fn moments(autoencoder: Autoencoder, images: Tensor) -> RhaiResultOf<Array> {
-        let (mean, log_variance) = autoencoder.latents.moments(&images)?;
-        Ok(vec![Dynamic::from(mean), Dynamic::from(log_variance)])
-    }
-
-    /// Images, nominally in [0, 1] and not clamped, of raw latents.
-    ///
-    /// ```rhai
-    /// let small = autoencoder(#{ block_out_channels: [8, 8], layers_per_block: 1, latent_channels: 2, norm_num_groups: 4 }, rng(0));
-    /// small.reconstruct(zeros([1, 2, 4, 4])).shape   //=> [1, 3, 8, 8]
-    /// ```
-    #[rhai_fn(return_raw)]
-    pub fn reconstruct(autoencoder: Autoencoder, raw: Tensor) -> RhaiResultOf<Tensor> {
-        Ok(autoencoder.latents.reconstruct(&raw)?)
-    }
-
-    /// The same autoencoder, its latents normalised by the statistics of these raw ones `[n, c, h, w]`.
-    ///
-    /// ```rhai
-    /// let small = autoencoder(#{ block_out_channels: [8, 8], layers_per_block: 1, latent_channels: 2, norm_num_groups: 4 }, rng(0));
-    /// small.normalised(rng(1).normal([2, 2, 4, 4]))   //=> autoencoder(8 latent channels, 4 pixels)
-    /// ```
-    #[rhai_fn(return_raw)]
-    pub fn normalised(autoencoder: Autoencoder, raw: Tensor) -> RhaiResultOf<Autoencoder> {
-        Ok(autoencoder.normalised(&raw)?)
-    }
-
-    /// Writes an autoencoder as a `vae` folder.
-    #[rhai_fn(name = "save", return_raw, volatile)]
-    pub fn save_autoencoder(
-        context: NativeCallContext,
-        autoencoder: Autoencoder,
-        folder: &str,
-        options: Map,
-    ) -> RhaiResultOf<()> {
-        let dtype = SaveOptions::parse("save", options)?.dtype;
-        Ok(autoencoder.save(&writable(&context, folder, "save")?, dtype)?)
     }
 }
