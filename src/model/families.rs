@@ -26,7 +26,7 @@ pub const FAMILIES: &[Opener] = &[flux2::OPENER, sit::OPENER];
 /// The table with the built-in families.
 pub fn families() -> Families {
     const COMMON: &[&str] = &["family", "dtype", "compute", "recompute", "weights", "transformer", "lora"];
-    Table::new("flow", "family", COMMON, FAMILIES)
+    Table::new("family", "flow", "family", COMMON, FAMILIES)
 }
 
 /// What can be chosen when a model is opened.
@@ -94,7 +94,10 @@ pub fn open(name: &str, sources: &Sources, choices: &Choices, device: &Device) -
 pub fn open_of(families: &Families, name: &str, sources: &Sources, choices: &Choices, device: &Device) -> Result<Flow> {
     let sources = &sources.clone().publishing(families.published());
     let (found, missing) = sources.lead(name, choices.weights.as_deref())?;
-    let found = &Found { sizes: choices.fresh.as_ref().map(|(sizes, _)| sizes.clone()), ..found };
+    let found = &match &choices.fresh {
+        Some((sizes, _)) => Found { sizes: Some(sizes.clone()), tensors: Default::default(), ..found },
+        None => found,
+    };
     let chosen = families.choose(choices.family.as_deref(), found, &choices.options);
     let opener = match (chosen, missing) {
         (Err(error), Some(missing)) if error.kind == Kind::Missing => return Err(missing),

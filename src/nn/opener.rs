@@ -140,6 +140,8 @@ impl Found {
 /// The kinds of one thing that are known: those built in, then those that a program registered.
 #[derive(Clone, Debug)]
 pub struct Table<F> {
+    /// What they are: `family` or `reward`.
+    what: &'static str,
     /// The script function that opens them, and its option that names a kind.
     function: &'static str,
     option: &'static str,
@@ -150,18 +152,19 @@ pub struct Table<F> {
 
 impl<F: Copy> Table<F> {
     pub fn new(
+        what: &'static str,
         function: &'static str,
         option: &'static str,
         common: &'static [&'static str],
         known: &[Opener<F>],
     ) -> Self {
-        Self { function, option, common, openers: known.to_vec() }
+        Self { what, function, option, common, openers: known.to_vec() }
     }
 
     /// Adds a kind. Its name and the short names of its models must be new; an option must mean to scripts what it means in other
     /// kinds.
     pub fn register(&mut self, opener: Opener<F>) -> Result<()> {
-        let (verb, name) = (format!("register_{}", self.option), opener.name);
+        let (verb, name) = (format!("register_{}", self.what), opener.name);
         if name.is_empty() {
             bail!(Value, "{verb}: expected a name, got none");
         }
@@ -189,6 +192,11 @@ impl<F: Copy> Table<F> {
         }
         self.openers.push(opener);
         Ok(())
+    }
+
+    /// Options that all kinds take.
+    pub fn common(&self) -> &'static [&'static str] {
+        self.common
     }
 
     pub fn names(&self) -> Vec<&'static str> {
@@ -235,7 +243,7 @@ impl<F: Copy> Table<F> {
             Some(key) => {
                 let near = nearest(key, known()).map_or(String::new(), |near| format!("; did you mean `{near}`?"));
                 let has = known().chain(self.common.iter().copied()).collect::<Vec<_>>().join(", ");
-                bail!(Option, "{}: {} `{}` has no option `{key}`{near}", self.function, self.option, opener.name; hint: "it has {has}")
+                bail!(Option, "{}: {} `{}` has no option `{key}`{near}", self.function, self.what, opener.name; hint: "it has {has}")
             }
         }
     }
@@ -295,7 +303,7 @@ mod tests {
             repositories: &[("short", "org/name")],
             ..kind("first", &[field("width", Takes::Count, "A width."), field("scale", Takes::Number, "A scale.")])
         }];
-        Table::new("open", "kind", &["weights"], KNOWN)
+        Table::new("thing", "open", "kind", &["weights"], KNOWN)
     }
 
     fn refused<T>(result: Result<T>) -> String {
@@ -305,10 +313,10 @@ mod tests {
     #[test]
     fn what_clashes_is_refused_at_registration() {
         let register = |opener| refused(table().register(opener));
-        assert_eq!(register(kind("", &[])), "register_kind: expected a name, got none");
+        assert_eq!(register(kind("", &[])), "register_thing: expected a name, got none");
         assert_eq!(
             register(kind("first", &[])),
-            "register_kind: expected a new name, got `first`, which is there already"
+            "register_thing: expected a new name, got `first`, which is there already"
         );
         let published = Opener { repositories: &[("short", "other/name")], ..kind("second", &[]) };
         assert!(register(published).contains("expected new names of models, got `short`"));
@@ -319,7 +327,7 @@ mod tests {
         const OTHER: &[Field] = &[field("scale", Takes::Text, "")];
         assert_eq!(
             register(kind("second", OTHER)),
-            "register_kind: second: option `scale` takes Number elsewhere, got Text"
+            "register_thing: second: option `scale` takes Number elsewhere, got Text"
         );
     }
 
@@ -346,7 +354,7 @@ mod tests {
         );
         let width = Given::from([("width", 3.into())]);
         let foreign = refused(table.choose(Some("second"), &found(), &width));
-        assert_eq!(foreign, "open: kind `second` has no option `width`\nhint: it has scale, weights");
+        assert_eq!(foreign, "open: thing `second` has no option `width`\nhint: it has scale, weights");
         assert_eq!(table.choose(Some("first"), &found(), &width).unwrap().name, "first");
         let fields: Vec<_> = table.fields().into_iter().map(|(field, kinds)| (field.name, kinds.len())).collect();
         assert_eq!(fields, [("width", 1), ("scale", 2)]);

@@ -25,7 +25,7 @@ pub const REWARDS: &[Opener] =
 
 /// The table with the built-in rewards.
 pub fn rewards() -> Rewards {
-    Table::new("reward", "kind", &["kind", "weights"], REWARDS)
+    Table::new("reward", "reward", "kind", &["kind", "weights"], REWARDS)
 }
 
 pub(super) const TOKENIZER: Field = field(

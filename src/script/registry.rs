@@ -133,3 +133,33 @@ fn expected(takes: Takes) -> String {
         Takes::Texts => Vec::<String>::expected(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::script::{model::OpenOptions, reward::PlaceOptions};
+
+    /// The tables refuse a registered option that would hide one that all take.
+    #[test]
+    fn options_that_all_take_are_those_of_the_manual() {
+        let names = |fields: Vec<Field>| fields.iter().map(|field| field.name).collect::<Vec<_>>();
+        let Registry { families, rewards } = Registry::default();
+        assert_eq!(names(OpenOptions::fields()), families.common());
+        assert_eq!(names(PlaceOptions::fields()), rewards.common());
+        let all = names(fields(PlaceOptions::fields(), &rewards));
+        let listed = [
+            "kind",
+            "weights",
+            "version",
+            "tokenizer",
+            "resize",
+            "antialias",
+            "crop",
+            "scale",
+            "prefix",
+            "positive",
+            "clip",
+        ];
+        assert_eq!(all, listed);
+    }
+}
