@@ -28,7 +28,7 @@ struct Field {
 
 impl Velocity for Field {
     fn velocity(&self, x: &Tensor, t: &Tensor, condition: &Condition) -> Result<Tensor> {
-        let text = condition.embeddings.as_ref().expect("the bench gives embeddings");
+        let text = condition.need(Condition::EMBEDDINGS)?;
         self.network.velocity(x, t, text)
     }
 
@@ -115,7 +115,7 @@ impl Bench {
             composed(&[&images], |i| Ok(i[0].to_dtype(DType::F32)?.flatten_from(1)?.mean(1)?))
         };
         let text = [batch, sizes.tokens, sizes.transformer.joint_attention_dim];
-        let embeddings = Some(Tensor::randn(0f32, 1.0, &text[..], device)?.to_dtype(dtype)?);
+        let embeddings = Tensor::randn(0f32, 1.0, &text[..], device)?.to_dtype(dtype)?;
         let latent = [batch, sizes.transformer.in_channels, sizes.side, sizes.side];
         Ok(Self {
             base,

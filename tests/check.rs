@@ -6,6 +6,8 @@ use std::process::{Command, Output};
 
 #[path = "../examples/embed.rs"]
 mod embed;
+#[path = "../examples/extend.rs"]
+mod extend;
 
 fn amscript(folder: &Path, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_amscript")).current_dir(folder).args(arguments).output().unwrap()
@@ -212,4 +214,25 @@ fn every_example_runs() {
         assert!(text(&output.stdout).contains(wanted), "{name}: {}", text(&output.stderr));
     }
     embed::main().unwrap();
+}
+
+/// A program's own family and reward are aligned by a script; what it registers twice, or lacks, is named.
+#[test]
+fn a_program_adds_its_own_family_and_reward() {
+    use amscript::script::{Host, Request, Session};
+    let host = || Host::new(Session::new(Request::default(), Box::new(|_| ())));
+    let own = host();
+    let [before, after] = extend::run(&own).unwrap();
+    assert!(after > before + 0.1, "{before} before, {after} after");
+    let refused = |script: &str| own.run("script", script).err().unwrap().message;
+    let twice = own.register_family(extend::FAMILY).err().unwrap().message;
+    assert_eq!(twice, "register_family: expected a new name, got `colours`, which is there already");
+    let built_in = amscript::reward::Opener { name: "hpsv2", ..extend::REWARD };
+    let twice = own.register_reward(built_in).err().unwrap().message;
+    assert_eq!(twice, "register_reward: expected a new name, got `hpsv2`, which is there already");
+    assert!(refused("flow(\"colours\", #{ classes: [\"a\"] })").contains("family `colours` has no option `classes`"));
+    assert!(refused("flow(\"colours\").encode([3])").contains("takes prompts, got 1 labels"));
+    // another host knows nothing of it
+    let other = host().run("script", "flow(\"colours\")").err().unwrap().message;
+    assert!(other.starts_with("expected a model folder or name, got `colours`"), "{other}");
 }

@@ -4,9 +4,9 @@
 use amscript::align::{self, AdjointMatching, Batch, Draft, Method, MethodState, Refl, RewardCost, Truncation};
 use amscript::flow::uniform;
 use amscript::model::adapter::Targets;
-use amscript::model::open::{Choices, open};
-use amscript::model::source::Sources;
-use amscript::model::{Flow, Velocity};
+use amscript::model::{Choices, Flow, open};
+use amscript::nn::opener::Found;
+use amscript::nn::source::Sources;
 use amscript::reward::trunk::Shelf;
 use amscript::reward::{self, Judge};
 use amscript::tensor::check::{as_on_a_device, reads};
@@ -17,15 +17,15 @@ const REWARDS: [&str; 5] = ["tiny/hpsv2", "tiny/pickscore", "tiny/clip", "tiny/a
 
 fn judge(name: &str) -> Judge {
     let sources = Sources::default();
-    let folder = sources.find(name).unwrap();
-    reward::open::open(name, &folder, Default::default(), &Shelf::default(), &sources, &Device::Cpu).unwrap()
+    let found = Found::in_folder(name, sources.find(name).unwrap());
+    reward::open::open(&found, &Default::default(), &Shelf::default(), &sources, &Device::Cpu).unwrap()
 }
 
 fn models() -> [Flow; 2] {
     ["tiny/flux2", "tiny/sit"].map(|name| open(name, &Sources::default(), &Choices::default(), &Device::Cpu).unwrap())
 }
 
-fn condition(flow: &Flow) -> amscript::model::Condition {
+fn condition(flow: &Flow) -> amscript::flow::Condition {
     match flow.classes().is_empty() {
         true => flow.encode(&["a red ring".to_string()]).unwrap(),
         false => flow.encode_labels(&[3]).unwrap(),

@@ -1,13 +1,14 @@
 //! LoRA files, strength and merging on the golden FLUX.2; the case `flux2_lora` is what diffusers and peft make of them.
 
+use amscript::flow::{Condition, Velocity};
 use amscript::model::adapter::Targets;
-use amscript::model::flux2::Transformer;
-use amscript::model::flux2_names::{alias, block_linear, lora_target};
-use amscript::model::open::{Choices, open};
-use amscript::model::source::Sources;
-use amscript::model::{Condition, Flow, Velocity};
+use amscript::model::flux2::names::{alias, block_linear, lora_target};
+use amscript::model::flux2::network::Transformer;
+use amscript::model::{Choices, Flow, open};
 use amscript::nn::archive;
 use amscript::nn::lora::Form;
+use amscript::nn::module::Module;
+use amscript::nn::source::Sources;
 use amscript::nn::weights::Weights;
 use amscript::tensor::grad::{gradients, vjp};
 use amscript::tensor::{DType, Device, Rng, Tensor};
@@ -45,7 +46,7 @@ impl Case {
     }
 
     fn condition(&self) -> Condition {
-        Condition { embeddings: Some(self.golden["in.text"].clone()), ..Condition::default() }
+        Condition::default().with(Condition::EMBEDDINGS, self.golden["in.text"].clone())
     }
 
     /// `[batch, channels, 4, 6]` of the packed golden latents.
@@ -403,7 +404,7 @@ fn strength_is_live_and_may_depend_on_time() {
 
 #[test]
 fn sit_keeps_its_own_names() {
-    let choices = Choices { vae: Some("tests/golden/sit/vae".into()), ..Choices::default() };
+    let choices = Choices { options: [("vae", "tests/golden/sit/vae".into())].into(), ..Choices::default() };
     let base = open("tests/golden/sit/sit.safetensors", &Sources::default(), &choices, &Device::Cpu).unwrap();
     let g = amscript::tensor::file::load("tests/golden/sit/expected.safetensors", &Device::Cpu).unwrap();
     let (x, t) = (&g["in.x"], &g["in.t"]);

@@ -3,13 +3,13 @@
 //! torch's exp is a last place off in two of the 128 frequencies of the time embedding, whose angles reach 1000. With its values
 //! every figure of the transformer below is under 5e-6.
 
-use amscript::flow::{RolloutOptions, klein_grid, rollout};
+use amscript::flow::{Condition, RolloutOptions, Velocity, klein_grid, rollout};
 use amscript::model::adapter::Targets;
-use amscript::model::flux2::Transformer;
-use amscript::model::latents::Latents;
-use amscript::model::open::{Choices, open};
-use amscript::model::source::{Component, Folder, Sources};
-use amscript::model::{Condition, Flow, Velocity};
+use amscript::model::codec::latents::Latents;
+use amscript::model::flux2::network::Transformer;
+use amscript::model::{Choices, Flow, open};
+use amscript::nn::module::Module;
+use amscript::nn::source::{Component, Folder, Sources};
 use amscript::nn::weights::Weights;
 use amscript::tensor::grad::{gradients, pullback, vjp};
 use amscript::tensor::{DType, Device, Tensor};
@@ -149,12 +149,12 @@ fn four_step_sample_with_guidance() {
 
 fn single_files(choices: Choices) -> Choices {
     let file = |name: &str| format!("tests/golden/flux2/{name}.safetensors");
-    Choices { weights: Some(file("flux2_bfl").into()), vae: Some(file("ae")), ..choices }
+    Choices { weights: Some(file("flux2_bfl").into()), options: [("vae", file("ae").into())].into(), ..choices }
 }
 
 fn golden_velocity(flow: &Flow) -> Tensor {
     let g = expected();
-    let condition = Condition { embeddings: Some(g["in.text"].clone()), ..Condition::default() };
+    let condition = Condition::default().with(Condition::EMBEDDINGS, g["in.text"].clone());
     let v = flow.velocity(&g["in.x"], &flipped(&g["in.t"]), &condition).unwrap();
     v.constant().neg().unwrap()
 }
@@ -192,7 +192,7 @@ fn half_precision_weights_and_compute() {
 #[test]
 fn recomputed_blocks_give_the_same_gradients() {
     let g = expected();
-    let condition = Condition { embeddings: Some(g["in.text"].clone()), ..Condition::default() };
+    let condition = Condition::default().with(Condition::EMBEDDINGS, g["in.text"].clone());
     let rng = amscript::tensor::Rng::new(3);
     let products = |recompute| {
         let base = opened(&Choices { recompute: Some(recompute), ..Choices::default() });

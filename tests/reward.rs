@@ -1,8 +1,10 @@
 //! Rewards against their reference libraries: features, scores and gradients to the pixels, from files in the published layouts.
 
-use amscript::model::source::{Folder, Sources};
+use amscript::nn::opener::Found;
+use amscript::nn::source::{Folder, Sources};
+use amscript::reward::Judge;
+use amscript::reward::open::{Choices, open};
 use amscript::reward::trunk::Shelf;
-use amscript::reward::{Judge, open};
 use amscript::tensor::grad::value_and_grad;
 use amscript::tensor::{DType, Device, Tensor};
 use std::collections::HashMap;
@@ -22,9 +24,11 @@ fn prompts(case: &str) -> Vec<String> {
     case["prompts"].as_array().unwrap().iter().map(|p| p.as_str().unwrap().to_string()).collect()
 }
 
-fn judge(place: &str, options: open::Options) -> Judge {
-    let folder = Folder::disk(golden(place));
-    open::open(place, &folder, options, &Shelf::default(), &Sources::default(), &Device::Cpu).unwrap()
+fn judge<const N: usize>(place: &str, weights: Option<&str>, options: [(&str, serde_json::Value); N]) -> Judge {
+    let found = Found::in_folder(place, Folder::disk(golden(place)));
+    let found = Found { weights: weights.map(PathBuf::from), ..found };
+    let choices = Choices { options: options.into(), ..Choices::default() };
+    open(&found, &choices, &Shelf::default(), &Sources::default(), &Device::Cpu).unwrap()
 }
 
 fn largest(t: &Tensor) -> f64 {
@@ -61,9 +65,7 @@ fn check(judge: &Judge, case: &str, prefix: &str, score: &str, gradient: &str, t
 
 #[test]
 fn hpsv2() {
-    let mut options = open::Options::default();
-    options.trunk.weights = Some("HPS_tiny_compressed.pt".into());
-    let judge = judge("clip_openclip", options);
+    let judge = judge("clip_openclip", Some("HPS_tiny_compressed.pt"), []);
     check(&judge, "clip_openclip", "", "out.score", "out.score_grad", 1e-5);
     assert!(judge.details().ends_with("bicubic, antialias, shorter side to 28, centre crop"), "{}", judge.details());
 }
@@ -73,10 +75,10 @@ fn hpsv2_has_its_sizes_from_the_tensors_where_no_config_lies_beside_them() {
     let folder = tempfile::tempdir().unwrap();
     let from = golden("clip_openclip/HPS_tiny_compressed.pt");
     std::fs::copy(from, folder.path().join("HPS_v2.1_compressed.pt")).unwrap();
+    let found = Found::in_folder("here", Folder::disk(folder.path()));
     let open = |version: &str| {
-        let options = open::Options { version: Some(version.into()), ..Default::default() };
-        let place = Folder::disk(folder.path());
-        open::open("here", &place, options, &Shelf::default(), &Sources::default(), &Device::Cpu)
+        let choices = Choices { options: [("version", version.into())].into(), ..Choices::default() };
+        open(&found, &choices, &Shelf::default(), &Sources::default(), &Device::Cpu)
     };
     // heads are as published, 64 wide, which does not fit this width of 32
     let error = open("v2.1").err().unwrap();
@@ -87,20 +89,18 @@ fn hpsv2_has_its_sizes_from_the_tensors_where_no_config_lies_beside_them() {
 
 #[test]
 fn pickscore() {
-    let judge = judge("clip_hf/pickscore", open::Options::default());
+    let judge = judge("clip_hf/pickscore", None, []);
     assert!(judge.describe().starts_with("pickscore"), "{}", judge.describe());
     check(&judge, "clip_hf", "pickscore.", "out.pickscore.score", "out.pickscore.grad", 1e-4);
 }
 
 #[test]
 fn clipscore() {
-    let plain = judge("clip_hf/clipscore", open::Options::default());
+    let plain = judge("clip_hf/clipscore", None, []);
     check(&plain, "clip_hf", "clipscore.", "out.clipscore.cosine", "out.clipscore.grad", 1e-5);
     let (golden, prompts) = (expected("clip_hf"), prompts("clip_hf"));
     for (scale, positive, name) in [(2.5, true, "score_2.5"), (100.0, false, "score_100")] {
-        let mut options = open::Options::default();
-        (options.similarity.scale, options.similarity.positive) = (Some(scale), positive);
-        let judge = judge("clip_hf/clipscore", options);
+        let judge = judge("clip_hf/clipscore", None, [("scale", scale.into()), ("positive", positive.into())]);
         for i in 0..3 {
             let score = judge.score(&golden[&format!("in.image.{i}")], &prompts[i..=i]).unwrap();
             assert_near(name, &score, &golden[&format!("out.clipscore.{name}")].narrow(0, i, 1).unwrap(), 1e-4);
@@ -110,9 +110,8 @@ fn clipscore() {
 
 #[test]
 fn a_prefix_stands_before_each_prompt() {
-    let mut options = open::Options::default();
-    options.similarity.prefix = "A photo depicts ".into();
-    let (behind, plain) = (judge("clip_hf/clipscore", options), judge("clip_hf/clipscore", open::Options::default()));
+    let behind = judge("clip_hf/clipscore", None, [("prefix", "A photo depicts ".into())]);
+    let (behind, plain) = (behind, judge("clip_hf/clipscore", None, []));
     let image = &expected("clip_hf")["in.image.0"];
     let score =
         |judge: &Judge, prompt: &str| judge.score(image, &[prompt.to_string()]).unwrap().to_vec1::<f32>().unwrap();

@@ -1,13 +1,12 @@
 //! The golden case `sit`: a tiny SiT in three files, and Stable Diffusion's autoencoder, against the original code and diffusers.
 
-use amscript::flow::{RolloutOptions, rollout, uniform};
+use amscript::flow::{Condition, RolloutOptions, Velocity, rollout, uniform};
 use amscript::model::adapter::Targets;
-use amscript::model::labelled::{Sit, sentences};
-use amscript::model::latents::Latents;
-use amscript::model::open::{Choices, open};
-use amscript::model::sit::{Config, Transformer, random};
-use amscript::model::source::{Component, Folder, Sources};
-use amscript::model::{Condition, Family, Flow, Velocity};
+use amscript::model::codec::latents::Latents;
+use amscript::model::sit::network::{Config, Transformer, random};
+use amscript::model::{Choices, Flow, open};
+use amscript::nn::module::Module;
+use amscript::nn::source::{Component, Folder, Sources};
 use amscript::nn::weights::{Init, Weights};
 use amscript::tensor::grad::{gradients, pullback, vjp};
 use amscript::tensor::{DType, Device, Rng, Tensor};
@@ -45,8 +44,15 @@ fn close(name: &str, got: &Tensor) {
     assert!(error <= allowed, "{name}: {error:e} where {allowed:e} is allowed");
 }
 
+fn with_vae() -> Choices {
+    Choices { options: [("vae", format!("{FOLDER}/vae").into())].into(), ..Choices::default() }
+}
+
 fn model(file: &str, guide_channels: Option<usize>) -> Flow {
-    let choices = Choices { vae: Some(format!("{FOLDER}/vae")), guide_channels, ..Choices::default() };
+    let mut choices = with_vae();
+    if let Some(channels) = guide_channels {
+        choices.options.0.insert("guide_channels".into(), channels.into());
+    }
     open(&format!("{FOLDER}/{file}"), &Sources::default(), &choices, &Device::Cpu).unwrap()
 }
 
@@ -75,51 +81,28 @@ fn velocity_and_its_vjp_of_every_file() {
     }
 }
 
-/// Velocity with guidance of scale 4.
-struct Guided {
-    sit: Sit,
-    flow: Flow,
-}
-
-impl Guided {
-    fn new(channels: Option<usize>) -> Self {
-        let folder = Folder::disk(FOLDER);
-        let vae =
-            Latents::open(&Component::Folder(folder.sub("vae").unwrap()), None, DType::F32, &Device::Cpu).unwrap();
-        let (config, _) = stored();
-        let classes = sentences(&folder, config.num_classes).unwrap();
-        let sit = Sit::new("golden", config, vae, classes, false).unwrap().guiding(channels);
-        Self { sit, flow: model("sit.safetensors", None) }
-    }
-}
-
-impl Velocity for Guided {
-    fn velocity(&self, x: &Tensor, t: &Tensor, condition: &Condition) -> amscript::Result<Tensor> {
-        let null = self.sit.unconditional(x.dim(0)?)?;
-        self.sit.guide(&self.flow.velocity(x, t, condition)?, &self.flow.velocity(x, t, &null)?, 4.0)
-    }
-}
-
 #[test]
 fn guidance_of_all_channels_and_of_three() {
     let g = expected();
     for (channels, name) in [(None, "velocity_cfg4"), (Some(3), "velocity_cfg3")] {
-        let guided = Guided::new(channels);
-        let c = condition(&guided.flow, "in.y");
+        let guided = model("sit.safetensors", channels).guided(4.0).unwrap();
+        let c = condition(&guided, "in.y");
         close(name, &guided.velocity(&g["in.x"], &g["in.t"], &c).unwrap());
     }
 }
 
 #[test]
 fn ten_euler_steps_with_and_without_guidance() {
-    let (guided, g) = (Guided::new(None), expected());
-    let c = condition(&guided.flow, "in.noise_y");
+    let (flow, g) = (model("sit.safetensors", None), expected());
+    let (guided, c) = (flow.guided(4.0).unwrap(), condition(&flow, "in.noise_y"));
     let options = RolloutOptions::new(uniform(10).unwrap());
-    let path = rollout(&guided.flow, &g["in.noise"], &c, &options).unwrap();
+    let path = rollout(&flow, &g["in.noise"], &c, &options).unwrap();
     close("sample_states", &Tensor::stack(&path.states, 0).unwrap());
     let path = rollout(&guided, &g["in.noise"], &c, &options).unwrap();
     close("sample_cfg4_states", &Tensor::stack(&path.states, 0).unwrap());
-    let image = guided.sit.latents().decode(&path.last().narrow(0, 0, 1).unwrap()).unwrap();
+    let vae = Component::Folder(Folder::disk(format!("{FOLDER}/vae")));
+    let latents = Latents::open(&vae, None, DType::F32, &Device::Cpu).unwrap();
+    let image = latents.decode(&path.last().narrow(0, 0, 1).unwrap()).unwrap();
     close("sample_image", &image.affine(2.0, -1.0).unwrap());
 }
 
@@ -192,7 +175,7 @@ fn a_saved_model_opens_again_and_its_positions_do_not_train() {
     let flow = model("sit.safetensors", None);
     let folder = tempfile::tempdir().unwrap();
     flow.save(folder.path(), None).unwrap();
-    let choices = Choices { vae: Some(format!("{FOLDER}/vae")), ..Choices::default() };
+    let choices = with_vae();
     let again = open(folder.path().to_str().unwrap(), &Sources::default(), &choices, &Device::Cpu).unwrap();
     assert_eq!(again.classes(), flow.classes());
     let (g, c) = (expected(), condition(&again, "in.y"));
@@ -250,7 +233,7 @@ fn labels_and_sentences_are_checked() {
 
 #[test]
 fn a_folder_with_several_files_of_weights_is_refused() {
-    let choices = Choices { vae: Some(format!("{FOLDER}/vae")), ..Choices::default() };
+    let choices = with_vae();
     let error = open(FOLDER, &Sources::default(), &choices, &Device::Cpu).err().unwrap();
     assert!(error.message.contains("expected one file of weights"), "{error}");
 }
@@ -275,12 +258,7 @@ fn recomputed_blocks_give_the_same_gradients() {
 
 #[test]
 fn half_precision_stays_near() {
-    let choices = Choices {
-        vae: Some(format!("{FOLDER}/vae")),
-        dtype: Some(DType::BF16),
-        compute: Some(DType::BF16),
-        ..Choices::default()
-    };
+    let choices = Choices { dtype: Some(DType::BF16), compute: Some(DType::BF16), ..with_vae() };
     let flow = open(&format!("{FOLDER}/sit.pt"), &Sources::default(), &choices, &Device::Cpu).unwrap();
     let (g, c) = (expected(), condition(&flow, "in.y"));
     let v = flow.velocity(&g["in.x"], &g["in.t"], &c).unwrap();

@@ -1,10 +1,10 @@
 //! Bad weights are refused with the file or tensor named, before a tensor is read.
 
 use amscript::Result;
-use amscript::model::open::{Choices, open};
-use amscript::model::source::Sources;
-use amscript::model::{Flow, Velocity};
+use amscript::flow::Velocity;
+use amscript::model::{Choices, Flow, open};
 use amscript::nn::archive;
+use amscript::nn::source::Sources;
 use amscript::tensor::{DType, Device, Tensor};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -117,7 +117,7 @@ fn shards_are_one_model_and_absent_ones_are_named() {
     std::fs::write(copy.path(&format!("{FILE}.index.json")), index).unwrap();
     let sharded = copy.open().unwrap();
     let velocity = |flow: &Flow| {
-        let x = flow.noise(1, Some([64, 96]), &mut amscript::tensor::Rng::new(0)).unwrap();
+        let x = flow.noise(1, Some(&[64, 96]), &mut amscript::tensor::Rng::new(0)).unwrap();
         let condition = flow.encode(&["a red cat".to_string()]).unwrap();
         let t = Tensor::new(&[0.3f32], &Device::Cpu).unwrap();
         flow.velocity(&x, &t, &condition).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
@@ -127,16 +127,31 @@ fn shards_are_one_model_and_absent_ones_are_named() {
     assert!(copy.refusal().contains("F/transformer: no readable `b.safetensors`"), "{}", copy.refusal());
 }
 
+/// What one family knows, another refuses, and names what it has.
+#[test]
+fn options_of_other_families() {
+    let options = |key: &str| Choices { options: [(key, serde_json::json!(3))].into(), ..Choices::default() };
+    let refusal = |key| open("tiny/flux2", &Sources::default(), &options(key), &Device::Cpu).err().unwrap().to_string();
+    let classes = refusal("guide_channels");
+    assert!(classes.starts_with("flow: family `flux2` has no option `guide_channels`"), "{classes}");
+    assert!(classes.contains("hint: it has size, vae, text_encoder, tokenizer, max_sequence_length"), "{classes}");
+    assert!(refusal("num_head").contains("did you mean `num_heads`?"));
+    let unknown = Choices { family: Some("sd3".into()), ..Choices::default() };
+    let error = open("tiny/flux2", &Sources::default(), &unknown, &Device::Cpu).err().unwrap().to_string();
+    assert_eq!(error, "flow: expected one of flux2, sit for `family`, got `sd3`");
+    let folder = tempfile::tempdir().unwrap();
+    let open = open(folder.path().to_str().unwrap(), &Sources::default(), &Choices::default(), &Device::Cpu);
+    assert!(open.err().unwrap().message.starts_with("flow: expected one of flux2, sit in "));
+}
+
 #[test]
 fn parts_that_do_not_belong_together() {
     let copy = Copy::new();
     let choices = |choices: Choices| {
         open(copy.root.path().to_str().unwrap(), &Sources::default(), &choices, &Device::Cpu).err().unwrap().to_string()
     };
-    let settings = |key: &str, value: serde_json::Value| Choices {
-        settings: serde_json::Map::from_iter([(key.to_string(), value)]),
-        ..Choices::default()
-    };
+    let settings =
+        |key: &str, value: serde_json::Value| Choices { options: [(key, value)].into(), ..Choices::default() };
     let layers = choices(settings("text_encoder_out_layers", serde_json::json!([1, 2])));
     assert!(layers.contains("joint_attention_dim must be the 40 features of the prompts, got 60"), "{layers}");
     let size = choices(settings("size", serde_json::json!([64, 100])));

@@ -2,8 +2,7 @@
 
 use crate::bail;
 use crate::error::Result;
-use crate::flow::{Dynamics, Trajectory};
-use crate::model::Velocity;
+use crate::flow::{Dynamics, Trajectory, Velocity};
 use crate::progress::Progress;
 use crate::tensor::Tensor;
 use crate::tensor::check::finite;

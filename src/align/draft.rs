@@ -6,8 +6,7 @@ use super::method::{Batch, Method, MethodState, Needs, Update};
 use super::truncation::Truncation;
 use crate::bail;
 use crate::error::Result;
-use crate::flow::{Grid, RolloutOptions, Walk, interpolant, time_tensor};
-use crate::model::Velocity;
+use crate::flow::{Grid, RolloutOptions, Velocity, Walk, interpolant, time_tensor};
 use crate::profile::phase;
 use crate::tensor::op;
 

@@ -2,7 +2,7 @@
 
 use crate::bail;
 use crate::error::Result;
-use crate::model::Velocity;
+use crate::flow::Velocity;
 use std::sync::Arc;
 
 /// Guidance of an update of adjoint matching.

@@ -2,8 +2,7 @@
 
 use super::matching::velocities;
 use crate::error::Result;
-use crate::flow::Trajectory;
-use crate::model::Velocity;
+use crate::flow::{Trajectory, Velocity};
 use crate::tensor::Tensor;
 use crate::tensor::sample::norm_per_sample;
 

@@ -5,8 +5,7 @@ use super::guidance;
 use super::method::{Batch, Method, MethodState, Needs, Update};
 use super::truncation::Truncation;
 use crate::error::Result;
-use crate::flow::{Grid, RolloutOptions, Walk};
-use crate::model::Velocity;
+use crate::flow::{Grid, RolloutOptions, Velocity, Walk};
 use crate::profile::phase;
 use crate::tensor::op;
 

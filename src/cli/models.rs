@@ -3,9 +3,10 @@
 use super::{ModelsArgs, output, quantity};
 use crate::bail;
 use crate::error::Result;
-use crate::model::inventory::{self, File, Model, Place};
-use crate::model::source::Sources;
+use crate::nn::inventory::{self, File, Model, Place};
+use crate::nn::source::Sources;
 use crate::progress::Progress;
+use crate::script::registry::Registry;
 use comfy_table::{CellAlignment, Table, presets};
 
 /// Prints the list, or one model in detail.
@@ -17,7 +18,7 @@ fn listing(arguments: &ModelsArgs) -> Result<String> {
     if let Some(models) = arguments.models.as_ref().filter(|m| !m.is_dir()) {
         bail!(Missing, "--models: expected a folder, got \"{}\"", models.display());
     }
-    let sources = Sources::new(arguments.models.as_deref());
+    let sources = Registry::default().publishing(Sources::new(arguments.models.as_deref()));
     let mut models = match &arguments.name {
         Some(name) => vec![inventory::model(&sources, name)?],
         None => inventory::models(&sources),

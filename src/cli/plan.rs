@@ -28,7 +28,7 @@ pub(super) fn table(head: &str, rows: Vec<Vec<String>>) -> String {
 }
 
 fn parts(plan: &Plan) -> String {
-    let row = |part: &crate::model::estimate::Part| {
+    let row = |part: &crate::nn::cost::Part| {
         vec![
             part.name.clone(),
             format!("{} tensors", count(part.tensors as u64)),

@@ -2,7 +2,6 @@
 
 pub mod caption;
 pub mod class;
-pub mod digest;
 pub mod distort;
 pub mod font;
 pub mod image;

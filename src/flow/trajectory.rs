@@ -5,7 +5,7 @@ use super::noise::Dynamics;
 use super::sample::{Euler, Solver};
 use crate::bail;
 use crate::error::Result;
-use crate::model::{Condition, Velocity};
+use crate::flow::{Condition, Velocity};
 use crate::profile::phase;
 use crate::progress::Progress;
 use crate::tensor::check::finite;

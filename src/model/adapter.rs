@@ -1,9 +1,10 @@
 //! Low-rank adapters of a flow: made, loaded, saved, made weaker or stronger, merged into the weights.
 
 use super::guidance::Guided;
-use super::{Condition, Family, Flow, Model, Velocity};
+use super::{Flow, Model, Parts};
 use crate::bail;
 use crate::error::Result;
+use crate::flow::{Condition, Velocity};
 use crate::nn::lora::{self, Form, Names};
 use crate::nn::weights::Weights;
 use crate::tensor::op::Lora;
@@ -41,8 +42,8 @@ impl Flow {
             }
         }
         let chosen = |module: &str| match targets {
-            Targets::Usual => model.family.lora_target(module),
-            Targets::Blocks => model.family.block_linear(module),
+            Targets::Usual => (model.parts.names.lora_target)(module),
+            Targets::Blocks => (model.parts.names.block_linear)(module),
             Targets::Named(names) => names.iter().any(|name| ends(module, name)),
         };
         self.with_weights(model.weights.with_lora(chosen, rank, scale, rng).map_err(|e| e.within("lora"))?)
@@ -103,15 +104,15 @@ impl Flow {
 impl Model {
     /// The velocity: of the network, of one that looks at the time first, or of two forwards of these.
     pub(super) fn network(&self) -> Result<Arc<dyn Velocity>> {
-        let Model { family, weights, strength, guidance } = self.clone();
+        let Model { parts, weights, strength, guidance, .. } = self.clone();
         let network: Arc<dyn Velocity> = match strength {
             Some(strength) if !weights.adapters().is_empty() => {
-                Arc::new(Timed { family: family.clone(), weights, strength })
+                Arc::new(Timed { parts: parts.clone(), weights, strength })
             }
-            _ => family.network(&weights)?,
+            _ => (parts.network)(&weights)?,
         };
         Ok(match guidance {
-            Some(scale) => Arc::new(Guided { family, network, scale }),
+            Some(scale) => Arc::new(Guided { parts, network, scale }),
             None => network,
         })
     }
@@ -126,14 +127,14 @@ impl Model {
     }
 
     fn with_names<T>(&self, f: impl FnOnce(&Names) -> Result<T>) -> Result<T> {
-        let (component, linears) = (self.family.component(), self.weights.linears());
-        f(&Names { component, linears: &linears, alias: &|module| self.family.alias(module) })
+        let (names, linears) = (&self.parts.names, self.weights.linears());
+        f(&Names { component: names.component, linears: &linears, alias: &names.alias })
     }
 }
 
 /// A network whose adapters act as strongly as the time says. It is built for each call, which copies nothing.
 struct Timed {
-    family: Arc<dyn Family>,
+    parts: Arc<Parts>,
     weights: Weights,
     strength: Arc<Strength>,
 }
@@ -146,7 +147,7 @@ impl Velocity for Timed {
             let strength = (self.strength)(time)?;
             groups.entry(strength.to_bits()).or_insert((strength, Vec::new())).1.push(row as u32);
         }
-        let at = |strength: f64| self.family.network(&self.weights.scaled(strength)?);
+        let at = |strength: f64| (self.parts.network)(&self.weights.scaled(strength)?);
         if let Some((strength, _)) = groups.values().next().filter(|_| groups.len() == 1) {
             return at(*strength)?.velocity(x, t, condition);
         }
@@ -169,18 +170,4 @@ fn numbers(t: &Tensor) -> Result<Vec<f64>> {
     }
     let values: Vec<f32> = t.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?;
     Ok(values.iter().map(|v| v.to_string().parse().unwrap_or(f64::from(*v))).collect())
-}
-
-impl Condition {
-    /// These samples' part.
-    pub fn rows(&self, rows: &[u32]) -> Result<Self> {
-        let select = |x: &Option<Tensor>| -> Result<Option<Tensor>> {
-            let Some(x) = x else { return Ok(None) };
-            Ok(Some(x.index_select(&Tensor::new(rows, x.device())?, 0)?))
-        };
-        let text = rows.iter().filter_map(|row| self.text.get(*row as usize).cloned()).collect();
-        let labels =
-            self.labels.as_ref().map(|l| rows.iter().filter_map(|row| l.get(*row as usize).copied()).collect());
-        Ok(Self { text, ids: select(&self.ids)?, embeddings: select(&self.embeddings)?, labels })
-    }
 }

@@ -1,36 +1,11 @@
-//! What networks cost, in closed form from their sizes: floating-point operations, and memory that a graph holds.
-//!
-//! A multiplication and an addition are two operations. Memory follows what the ops in `tensor::op` keep for their backward: a
-//! node keeps its output. Everything is per sample.
+//! What the flow models cost, in closed form from their sizes; see [`crate::nn::cost`].
 
-use super::{flux2, qwen3, sit, vae};
-use crate::nn::weights::Weights;
-use crate::nn::{bert, vit};
-use crate::tensor::DType;
+use super::codec::vae;
+use super::flux2::network as flux2;
+use super::qwen3;
+use super::sit::network as sit;
+use crate::nn::cost::{Cost, Ops, product};
 use crate::tensor::op::{CACHED, WIDE};
-use serde::Serialize;
-use std::ops::AddAssign;
-
-/// One part of a model or reward: its weights.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Part {
-    pub name: String,
-    pub tensors: usize,
-    pub parameters: u64,
-    /// In memory, once it is read.
-    pub bytes: f64,
-    /// Whether it can be freed when all prompts are encoded.
-    pub passing: bool,
-}
-
-impl Part {
-    /// What a network built from these weights asked for.
-    pub fn of(name: &str, weights: &Weights) -> Self {
-        let (tensors, numbers) = weights.count();
-        let bytes = (numbers * weights.dtype().size_in_bytes()) as f64;
-        Self { name: name.into(), tensors, parameters: numbers as u64, bytes, passing: false }
-    }
-}
 
 /// A flow at work on one sample.
 #[derive(Clone, Copy, Debug, Default)]
@@ -46,60 +21,6 @@ pub struct Work {
     pub encode: f64,
     /// Bytes of one prompt's embeddings.
     pub prompt: f64,
-}
-
-/// One network at work on one sample.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Cost {
-    /// Operations of a forward.
-    pub forward: f64,
-    /// Operations of the gradient to the input, weights frozen, without the forward.
-    pub vjp: f64,
-    /// Bytes that a forward with a graph keeps until its backward.
-    pub kept: f64,
-    /// The same when blocks keep only their inputs and run again in the backward.
-    pub outline: f64,
-    /// Bytes that one block keeps, the largest.
-    pub block: f64,
-    /// Bytes that one op needs beside its inputs and outputs, the largest.
-    pub scratch: f64,
-}
-
-impl AddAssign for Cost {
-    /// One network after the other.
-    fn add_assign(&mut self, next: Self) {
-        self.forward += next.forward;
-        self.vjp += next.vjp;
-        self.kept += next.kept;
-        self.outline += next.outline;
-        self.block = self.block.max(next.block);
-        self.scratch = self.scratch.max(next.scratch);
-    }
-}
-
-/// How ops keep things: the type a network computes in, and whether the device is the CPU.
-#[derive(Clone, Copy, Debug)]
-pub struct Ops {
-    pub dtype: DType,
-    pub cpu: bool,
-}
-
-impl Ops {
-    /// Bytes of a number.
-    fn own(self) -> f64 {
-        self.dtype.size_in_bytes() as f64
-    }
-
-    /// A number that a norm or attention makes. On the CPU half precision goes through f32: cast there, computed, cast back.
-    fn wide(self) -> f64 {
-        let cast = self.cpu && self.dtype.size_in_bytes() == 2;
-        self.own() + if cast { 2.0 * 4.0 } else { 0.0 }
-    }
-}
-
-/// Operations of a matrix product of `rows` by a weight `[out, inner]`.
-fn product(rows: f64, inner: f64, out: f64) -> f64 {
-    2.0 * rows * inner * out
 }
 
 /// The FLUX.2 transformer on `text` prompt tokens and `image` latents.
@@ -232,47 +153,12 @@ impl Convolutions {
     }
 }
 
-/// An image tower, for square images of side `image_size` in patches of side `patch`.
-pub fn vit(image_size: usize, patch: usize, sizes: &vit::Sizes, ops: Ops) -> Cost {
-    let (d, layers, own) = (sizes.width as f64, sizes.layers as f64, ops.own());
-    let ratio = sizes.hidden as f64 / d;
-    let patches = (image_size / patch).pow(2) as f64;
-    let (tokens, pixels) = (patches + 1.0, 3.0 * (image_size as f64).powi(2));
-    let block = product(tokens, d, d) * (4.0 + 2.0 * ratio);
-    let (scores, embed) = (4.0 * tokens * tokens * d, product(patches, 3.0 * (patch as f64).powi(2), d));
-    let kept = tokens * d * (3.0 * ops.wide() + (7.0 + 2.0 * ratio) * own);
-    Cost {
-        forward: layers * (block + scores) + embed,
-        vjp: layers * (block + 2.0 * scores) + embed,
-        kept: layers * kept + 4.0 * pixels * own + 2.0 * tokens * d * own,
-        outline: layers * kept,
-        block: kept,
-        scratch: tokens * d * ratio * own,
-    }
-}
-
-/// A BERT on a prompt of `tokens` that looks at `seen` image tokens in every layer.
-pub fn bert(config: &bert::Config, tokens: usize, seen: usize, ops: Ops) -> Cost {
-    let (d, layers, own) = (config.hidden_size as f64, config.num_hidden_layers as f64, ops.own());
-    let (n, seen) = (tokens as f64, seen as f64);
-    let ratio = config.intermediate_size as f64 / d;
-    // q, k, v and out of the text; q and out to the image; the MLP; keys and values of the image
-    let block = product(n, d, d) * (6.0 + 2.0 * ratio) + product(seen, config.encoder_width as f64, 2.0 * d);
-    let scores = 4.0 * n * (n + seen) * d;
-    let kept = d * (n * (5.0 * ops.wide() + (10.0 + 2.0 * ratio) * own) + 2.0 * seen * own);
-    Cost {
-        forward: layers * (block + scores),
-        vjp: layers * (block + 2.0 * scores),
-        kept: layers * kept,
-        outline: layers * kept,
-        block: kept,
-        scratch: seen * d * own,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nn::cost::vit;
+    use crate::nn::vit::{Activation, Sizes};
+    use crate::tensor::DType;
     use serde_json::json;
 
     const F32: Ops = Ops { dtype: DType::F32, cpu: true };
@@ -321,8 +207,8 @@ mod tests {
         }))
         .unwrap();
         assert_eq!(giga(sit(&config, F32).forward), 237.0);
-        let activation = vit::Activation::Gelu;
-        let vision = vit::Sizes { width: 1280, layers: 32, heads: 16, hidden: 5120, eps: 1e-5, activation };
+        let activation = Activation::Gelu;
+        let vision = Sizes { width: 1280, layers: 32, heads: 16, hidden: 5120, eps: 1e-5, activation };
         assert!((giga(vit(224, 14, &vision, F32).forward) - 335.0).abs() < 3.0);
         let config: qwen3::Config = serde_json::from_value(json!({
             "vocab_size": 151936, "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36,

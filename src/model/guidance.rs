@@ -1,9 +1,10 @@
 //! Classifier-free guidance: a flow that points away from its unconditional self.
 
-use super::{Condition, Family, Flow, Model, Velocity};
+use super::{Flow, Model, Parts};
 use crate::bail;
 use crate::error::Result;
-use crate::tensor::Tensor;
+use crate::flow::{Condition, Velocity};
+use crate::tensor::{Tensor, op};
 use std::sync::Arc;
 
 impl Flow {
@@ -25,7 +26,7 @@ impl Flow {
 }
 
 pub(super) struct Guided {
-    pub family: Arc<dyn Family>,
+    pub parts: Arc<Parts>,
     pub network: Arc<dyn Velocity>,
     pub scale: f64,
 }
@@ -33,7 +34,18 @@ pub(super) struct Guided {
 impl Velocity for Guided {
     fn velocity(&self, x: &Tensor, t: &Tensor, condition: &Condition) -> Result<Tensor> {
         let conditional = self.network.velocity(x, t, condition)?;
-        let unconditional = self.network.velocity(x, t, &self.family.unconditional(x.dim(0)?)?)?;
-        self.family.guide(&conditional, &unconditional, self.scale)
+        let unconditional = self.network.velocity(x, t, &self.parts.prompts.unconditional(x.dim(0)?)?)?;
+        guide(&conditional, &unconditional, self.scale, self.parts.guide_channels)
     }
+}
+
+/// `v_u + scale (v - v_u)` in the first `channels` (dimension 1) or in all; the other channels keep `v`.
+fn guide(conditional: &Tensor, unconditional: &Tensor, scale: f64, channels: Option<usize>) -> Result<Tensor> {
+    let mix = |v: &Tensor, u: &Tensor| op::combine((v, scale), (u, 1.0 - scale));
+    let Some(guided) = channels.filter(|n| conditional.dims().get(1).is_some_and(|all| n < all)) else {
+        return mix(conditional, unconditional);
+    };
+    let first = |v: &Tensor| op::narrow(v, 1, 0, guided);
+    let rest = op::narrow(conditional, 1, guided, conditional.dim(1)? - guided)?;
+    op::cat(&[&mix(&first(conditional)?, &first(unconditional)?)?, &rest], 1)
 }

@@ -1,13 +1,14 @@
 //! Prompts to embeddings: chat template, tokenizer, chosen hidden states of a Qwen3 (FLUX.2-Klein's text encoder).
 
 use crate::bail;
-use crate::data::write_whole;
 use crate::error::{Error, Kind, Result};
-use crate::model::Condition;
-use crate::model::estimate::{Part, qwen3};
+use crate::flow::Condition;
+use crate::model::estimate::qwen3;
 use crate::model::qwen3::{Config, Qwen3, RopeParameters};
-use crate::model::source::Folder;
-use crate::model::tokenizer::Tokenizer;
+use crate::nn::cost::Part;
+use crate::nn::files::write_whole;
+use crate::nn::source::Folder;
+use crate::nn::tokenizer::Tokenizer;
 use crate::nn::weights::Weights;
 use crate::progress::Progress;
 use crate::tensor::{D, DType, Device, Rng, Tensor};
@@ -269,12 +270,8 @@ impl TextEncoder {
         if rows.is_empty() {
             bail!(Value, "encode: expected at least one prompt, got none");
         }
-        Ok(Condition {
-            text: prompts.to_vec(),
-            ids: Some(stack(|r| &r.0)?),
-            embeddings: Some(stack(|r| &r.1)?),
-            labels: None,
-        })
+        let condition = Condition::of_text(prompts).with(Condition::IDS, stack(|r| &r.0)?);
+        Ok(condition.with(Condition::EMBEDDINGS, stack(|r| &r.1)?))
     }
 
     /// Prompts computed in one forward pass.
@@ -319,7 +316,7 @@ mod tests {
         let states = &case.text_encoder_out_layers;
         let encoder = open(&folder, case.max_sequence_length, states);
         let got = encoder.encode(&case.prompts).unwrap();
-        let ids = got.ids.unwrap().to_dtype(DType::I64).unwrap().to_vec2::<i64>().unwrap();
+        let ids = got.need("ids").unwrap().to_dtype(DType::I64).unwrap().to_vec2::<i64>().unwrap();
         assert_eq!(ids, expected["out.prompt_ids"].to_vec2::<i64>().unwrap());
         let mask: Vec<Vec<i64>> = case
             .prompts
@@ -330,10 +327,11 @@ mod tests {
         assert_eq!(mask, expected["out.prompt_mask"].to_vec2::<i64>().unwrap());
         let wanted = &expected["out.prompt_embeds"];
         let largest = |t: &Tensor| t.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
-        let error = largest(&(got.embeddings.unwrap() - wanted).unwrap()) / largest(wanted);
+        let error = largest(&(got.need("embeddings").unwrap() - wanted).unwrap()) / largest(wanted);
         assert!(error < 1e-5, "relative error {error}");
         encoder.unload();
-        let again = encoder.encode(&case.prompts[..1]).unwrap().embeddings.unwrap();
+        let again = encoder.encode(&case.prompts[..1]).unwrap();
+        let again = again.need("embeddings").unwrap();
         assert!(largest(&(again - wanted.narrow(0, 0, 1).unwrap()).unwrap()) / largest(wanted) < 1e-5);
         assert!(encoder.network.lock().is_none(), "a prompt seen before needs no network");
         assert!(encoder.encode(&["another".to_string()]).is_ok());
@@ -350,7 +348,7 @@ mod tests {
         encoder.save(folder.path(), None).unwrap();
         let read = open(&Folder::disk(folder.path()), 24, &[1, 2]);
         let rows = |e: &TextEncoder| {
-            e.encode(&texts).unwrap().embeddings.unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+            e.encode(&texts).unwrap().need("embeddings").unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
         };
         assert_eq!(rows(&encoder), rows(&read));
         assert_eq!(rows(&read).len(), 2 * 24 * read.features());

@@ -1,14 +1,17 @@
 //! The LAION aesthetic predictor, version 2: a linear head on the unit image features of CLIP ViT-L/14. Prompts play no part.
 
 use crate::bail;
-use crate::data::write_whole;
 use crate::error::{Error, Kind, Result};
-use crate::model::estimate::{Cost, Part};
-use crate::model::source::Folder;
+use crate::nn::cost::{Cost, Part};
+use crate::nn::files::write_whole;
+use crate::nn::module::Module;
+use crate::nn::opener::{Found, Takes, field};
+use crate::nn::source::Folder;
 use crate::nn::weights::Weights;
 use crate::reward::head::Head;
-use crate::reward::trunk::Trunk;
-use crate::reward::{Batch, Reward};
+use crate::reward::open::{ANTIALIAS, CROP, Opener, Opening, RESIZE, TOKENIZER};
+use crate::reward::trunk::{self, Trunk};
+use crate::reward::{Batch, Judge, Reward};
 use crate::tensor::{DType, Rng, Tensor, op};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -18,6 +21,57 @@ pub const FILES: [&str; 3] =
     ["sac+logos+ava1-l14-linearMSE.safetensors", "sac+logos+ava1-l14-linearMSE.pth", "aesthetic.safetensors"];
 /// The CLIP that the published head was trained on.
 pub const CLIP: &str = "openai/clip-vit-large-patch14";
+
+/// The predictor in the table of rewards.
+pub const OPENER: Opener = Opener {
+    name: "aesthetic",
+    repositories: &[("aesthetic", "ttj/sac-logos-ava1-l14-linearMSE")],
+    recognises,
+    options: &[
+        field("clip", Takes::Model, "The folder or name of the CLIP it stands on."),
+        TOKENIZER,
+        RESIZE,
+        ANTIALIAS,
+        CROP,
+    ],
+    open,
+};
+
+pub(super) fn recognises(found: &Found) -> bool {
+    !super::imagereward::recognises(found) && found.any(|name| name.contains("linearMSE") || name == FILES[2])
+}
+
+fn open(opening: &Opening) -> Result<Judge> {
+    let (name, folder) = (&opening.found.name, opening.found.home()?);
+    let file = head_file(folder, opening.weights().as_deref())?;
+    let given = opening.option::<String>("clip")?;
+    let is_given = given.is_some();
+    let clip = given.or(opening.own.clip.clone()).unwrap_or(CLIP.into());
+    let place = opening.sources.find(&clip);
+    let place = if is_given { place } else { place.map_err(|e| e.hint("say where its CLIP is with `clip: folder`")) }?;
+    let trunk = opening.trunk(&clip, &place, &trunk::Choices { weights: None, ..opening.clip()? })?;
+    Ok(Judge::new(Aesthetic::open(name, folder, &file, trunk)?))
+}
+
+fn head_file(folder: &Folder, given: Option<&str>) -> Result<String> {
+    let heads = |n: &&String| n.ends_with(".pth") || n.ends_with(".safetensors");
+    let (known, names) = (FILES.iter().find(|file| folder.has(file)), folder.names());
+    match (given, known, names.iter().filter(heads).collect::<Vec<_>>().as_slice()) {
+        (Some(file), ..) => Ok(file.into()),
+        (_, Some(file), _) => Ok(file.to_string()),
+        (_, _, [file]) => Ok(file.to_string()),
+        _ => bail!(Missing, "reward: expected one of {} in {}, got none", FILES.join(", "), folder.origin();
+            hint: "say which with `weights: file`"),
+    }
+}
+
+/// A random head on the CLIP of another reward.
+pub fn on(judge: &dyn Reward, hidden: [usize; 4], rng: &Rng) -> Result<Judge> {
+    let Some(trunk) = judge.trunk() else {
+        bail!(Value, "aesthetic_reward: {} has no CLIP", judge.describe(); hint: "give a reward such as `reward(\"tiny/clip\")`");
+    };
+    Ok(Judge::new(Aesthetic::random(Arc::clone(trunk), hidden, rng)?))
+}
 
 pub struct Aesthetic {
     name: String,
@@ -66,10 +120,6 @@ impl Reward for Aesthetic {
         op::cast(&self.head.forward(&features)?, batch.images.dtype())
     }
 
-    fn features(&self, images: &Tensor) -> Result<Tensor> {
-        self.trunk.image_rows(&Batch::of_images(images, &[])?)
-    }
-
     fn trunk(&self) -> Option<&Arc<Trunk>> {
         Some(&self.trunk)
     }
@@ -84,29 +134,37 @@ impl Reward for Aesthetic {
         format!("{}{hash}, on {} ({})", self.describe(), self.trunk.name, self.trunk.details())
     }
 
-    fn parts(&self) -> Vec<Part> {
-        vec![self.trunk.part(), Part::of(&format!("{}: head", self.name), &self.weights)]
+    fn module(&self) -> Option<&dyn Module<Trained = Judge>> {
+        Some(self)
     }
 
     fn work(&self, cpu: bool) -> Cost {
         self.trunk.work(cpu)
     }
+}
+
+impl Module for Aesthetic {
+    type Trained = Judge;
 
     /// The head is trained; the CLIP stays as it is.
-    fn trainable(&self) -> Result<Arc<dyn Reward>> {
+    fn trainable(&self) -> Result<Judge> {
         let weights = self.weights.trainable(|_| true)?;
-        Ok(Arc::new(Self::new(&self.name, weights, self.trunk.clone(), self.hidden)?))
+        Ok(Judge::new(Self::new(&self.name, weights, self.trunk.clone(), self.hidden)?))
     }
 
     fn params(&self) -> Vec<(String, Tensor)> {
         self.weights.params()
     }
 
+    fn parts(&self) -> Result<Vec<Part>> {
+        Ok(vec![self.trunk.part(), Part::of(&format!("{}: head", self.name), &self.weights)])
+    }
+
     /// The head alone, and the name of its CLIP.
-    fn save(&self, folder: &Path) -> Result<()> {
+    fn save(&self, folder: &Path, dtype: Option<DType>) -> Result<()> {
         let refused = |e: std::io::Error| Error::new(Kind::File, format!("{}: {e}", folder.display()));
         std::fs::create_dir_all(folder).map_err(refused)?;
-        self.weights.save(&folder.join(FILES[2]), None)?;
+        self.weights.save(&folder.join(FILES[2]), dtype)?;
         let own = serde_json::json!({ "reward": "aesthetic", "clip": self.trunk.name });
         write_whole(&folder.join("amscript.json"), format!("{own:#}\n").as_bytes()).map_err(refused)
     }

@@ -1,18 +1,21 @@
 //! ImageReward (arXiv:2304.05977): a BERT reads the prompt and looks at the image in every layer; a linear head judges its first state.
 
 use crate::bail;
-use crate::data::write_whole;
 use crate::error::{Error, Kind, Result, warn_once};
-use crate::model::estimate::{self, Cost, Ops, Part};
-use crate::model::source::{Folder, Sources};
-use crate::model::tokenizer::Tokenizer;
 use crate::nn::bert::{self, Bert};
+use crate::nn::cost::{self, Cost, Ops, Part};
+use crate::nn::files::write_whole;
+use crate::nn::module::Module;
+use crate::nn::opener::Found;
 use crate::nn::preprocess::Preprocess;
+use crate::nn::source::{Folder, Sources};
+use crate::nn::tokenizer::Tokenizer;
 use crate::nn::vit::{Activation, Sizes, TIMM, Vit};
 use crate::nn::weights::Weights;
 use crate::reward::head::{HIDDEN, Head};
+use crate::reward::open::{ANTIALIAS, CROP, Opener, Opening, RESIZE, TOKENIZER};
 use crate::reward::trunk::Choices;
-use crate::reward::{Batch, Reward};
+use crate::reward::{Batch, Judge, Reward};
 use crate::tensor::{DType, Device, Rng, Tensor, op};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -27,6 +30,26 @@ pub const TOKENS: usize = 35;
 /// Mean and deviation of the published head's scores.
 const MEAN: f64 = 0.16717362830052426;
 const DEVIATION: f64 = 1.0333394966054072;
+
+/// ImageReward in the table of rewards.
+pub const OPENER: Opener = Opener {
+    name: "imagereward",
+    repositories: &[("imagereward", "THUDM/ImageReward")],
+    recognises,
+    options: &[TOKENIZER, RESIZE, ANTIALIAS, CROP],
+    open,
+};
+
+pub(super) fn recognises(found: &Found) -> bool {
+    found.any(|name| name.starts_with("ImageReward"))
+}
+
+fn open(opening: &Opening) -> Result<Judge> {
+    let (name, folder, vocabulary) = (&opening.found.name, opening.found.home()?, opening.tokenizer()?);
+    let choices = opening.clip()?;
+    let reward = ImageReward::open(name, folder, vocabulary.as_ref(), &choices, opening.sources, opening.device)?;
+    Ok(Judge::new(reward))
+}
 
 /// `vit_config.json`, the sizes of the image tower, which the published file leaves to its code.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -218,33 +241,41 @@ impl Reward for ImageReward {
         format!("{}: {hash}{}", self.describe(), self.preprocess.describe())
     }
 
-    fn parts(&self) -> Vec<Part> {
-        vec![Part::of(&format!("{}: reward", self.name), &self.weights)]
+    fn module(&self) -> Option<&dyn Module<Trained = Judge>> {
+        Some(self)
     }
 
     fn work(&self, cpu: bool) -> Cost {
         let ops = Ops { dtype: self.weights.dtype(), cpu };
         let (image, c) = (&self.config.vit, &self.config.bert);
-        let mut cost = estimate::vit(image.image_size, image.patch_size, &image.sizes(), ops);
-        cost += estimate::bert(c, TOKENS, (image.image_size / image.patch_size).pow(2) + 1, ops);
-        cost
+        let mut all = cost::vit(image.image_size, image.patch_size, &image.sizes(), ops);
+        all += cost::bert(c, TOKENS, (image.image_size / image.patch_size).pow(2) + 1, ops);
+        all
     }
+}
 
-    fn trainable(&self) -> Result<Arc<dyn Reward>> {
+impl Module for ImageReward {
+    type Trained = Judge;
+
+    fn trainable(&self) -> Result<Judge> {
         let weights = self.weights.trainable(|_| true)?;
         let fresh = Self::new(&self.name, weights, self.config.clone(), self.tokenizer.clone())?;
-        Ok(Arc::new(Self { preprocess: self.preprocess, ..fresh }))
+        Ok(Judge::new(Self { preprocess: self.preprocess, ..fresh }))
     }
 
     fn params(&self) -> Vec<(String, Tensor)> {
         self.weights.params()
     }
 
-    /// As `ImageReward.safetensors` in f16, `med_config.json`, `vit_config.json` and `tokenizer.json`.
-    fn save(&self, folder: &Path) -> Result<()> {
+    fn parts(&self) -> Result<Vec<Part>> {
+        Ok(vec![Part::of(&format!("{}: reward", self.name), &self.weights)])
+    }
+
+    /// As `ImageReward.safetensors`, in f16 unless told otherwise, `med_config.json`, `vit_config.json` and `tokenizer.json`.
+    fn save(&self, folder: &Path, dtype: Option<DType>) -> Result<()> {
         let refused = |e: std::io::Error| Error::new(Kind::File, format!("{}: {e}", folder.display()));
         std::fs::create_dir_all(folder).map_err(refused)?;
-        self.weights.save(&folder.join(FILES[0]), Some(DType::F16))?;
+        self.weights.save(&folder.join(FILES[0]), dtype.or(Some(DType::F16)))?;
         let write = |name: &str, text: serde_json::Result<String>| {
             let text = text.map_err(|e| Error::new(Kind::Internal, e.to_string()))?;
             write_whole(&folder.join(name), text.as_bytes()).map_err(refused)
@@ -332,7 +363,7 @@ mod tests {
         let tokenizer = Arc::new(Tokenizer::train_bert(&captions()).unwrap());
         let reward = ImageReward::new("x", Weights::outline(DType::F32), config, tokenizer).unwrap();
         assert_eq!(reward.weights.count(), (294 + 316 + 10, 303_301_632 + 141_977_088 + 927_969));
-        assert_eq!(reward.parts()[0].parameters, 446_206_689);
+        assert_eq!(reward.parts().unwrap()[0].parameters, 446_206_689);
         let images = Tensor::zeros((1, 3, 8, 8), DType::F32, &Device::Cpu).unwrap();
         assert_eq!(reward.score(&images, &captions()[..1]).unwrap().to_vec1::<f32>().unwrap(), [0.0]);
         assert!(reward.work(true).forward > 2.0 * 197.0 * 303e6);
@@ -355,7 +386,7 @@ mod tests {
         let reward = ImageReward::random(&captions(), small(), &Rng::new(0), &Device::Cpu).unwrap();
         let images = Rng::new(1).uniform(&[3, 3, 10, 12], DType::F32, &Device::Cpu).unwrap();
         let folder = tempfile::tempdir().unwrap();
-        reward.save(folder.path()).unwrap();
+        reward.save(folder.path(), None).unwrap();
         let read = opened(folder.path()).unwrap();
         let scores = |r: &dyn Reward| r.score(&images, &captions()).unwrap();
         assert_near(&scores(&reward), &scores(&read), 1e-2);

@@ -12,17 +12,19 @@ pub mod sum;
 pub mod trunk;
 
 pub use batch::Batch;
+pub use open::{Opener, Opening, REWARDS, Rewards, rewards};
 
 use crate::bail;
-use crate::error::Result;
-use crate::model::estimate::{Cost, Part};
+use crate::error::{Error, Kind, Result};
+use crate::nn::cost::{Cost, Part};
+use crate::nn::module::Module;
 use crate::profile::phase;
-use crate::tensor::Tensor;
 use crate::tensor::check::finite;
+use crate::tensor::{DType, Tensor};
 use std::path::Path;
 use std::sync::Arc;
 
-/// What judges images. Cheap to share; `score` is what callers use.
+/// What judges images. Cheap to share; `score` is what callers use. What is made of weights is a [`Module`] too.
 pub trait Reward: Send + Sync {
     /// One number per image; see [`Reward::score`], which checks what goes in and comes out.
     fn compute(&self, batch: &Batch) -> Result<Tensor>;
@@ -65,7 +67,10 @@ pub trait Reward: Send + Sync {
     }
 
     /// Unit image features `[b, d]` of images `[b, 3, h, w]`, of a reward that stands on a CLIP.
-    fn features(&self, _images: &Tensor) -> Result<Tensor> {
+    fn features(&self, images: &Tensor) -> Result<Tensor> {
+        if let Some(trunk) = self.trunk() {
+            return trunk.image_rows(&Batch::of_images(images, &[])?);
+        }
         bail!(Value, "clip_features: {} has no CLIP", self.describe(); hint: "give a reward such as `reward(\"tiny/clip\")`")
     }
 
@@ -79,29 +84,14 @@ pub trait Reward: Send + Sync {
         None
     }
 
-    /// Its weights.
-    fn parts(&self) -> Vec<Part> {
-        Vec::new()
+    /// Its weights; none of a reward without.
+    fn module(&self) -> Option<&dyn Module<Trained = Judge>> {
+        None
     }
 
     /// The work of judging one image, on the CPU or another device; none is known of closures.
-    fn work(&self, _fused: bool) -> Cost {
+    fn work(&self, _cpu: bool) -> Cost {
         Cost::default()
-    }
-
-    /// The same reward with variables for weights.
-    fn trainable(&self) -> Result<Arc<dyn Reward>> {
-        bail!(Value, "trainable: {} has no weights", self.describe())
-    }
-
-    /// The variables, by name.
-    fn params(&self) -> Vec<(String, Tensor)> {
-        Vec::new()
-    }
-
-    /// Writes weights and config into a folder that `reward(folder)` reads.
-    fn save(&self, _folder: &Path) -> Result<()> {
-        bail!(Value, "save: {} has no weights", self.describe())
     }
 }
 
@@ -118,6 +108,31 @@ pub struct Judge(pub Arc<dyn Reward>);
 impl Judge {
     pub fn new(reward: impl Reward + 'static) -> Self {
         Self(Arc::new(reward))
+    }
+
+    fn weights(&self, verb: &str) -> Result<&dyn Module<Trained = Judge>> {
+        let none = || Error::new(Kind::Value, format!("{verb}: {} has no weights", self.describe()));
+        self.module().ok_or_else(none)
+    }
+}
+
+impl Module for Judge {
+    type Trained = Self;
+
+    fn trainable(&self) -> Result<Self> {
+        self.weights("trainable")?.trainable()
+    }
+
+    fn params(&self) -> Vec<(String, Tensor)> {
+        self.module().map(|module| module.params()).unwrap_or_default()
+    }
+
+    fn parts(&self) -> Result<Vec<Part>> {
+        self.module().map_or(Ok(Vec::new()), |module| module.parts())
+    }
+
+    fn save(&self, folder: &Path, dtype: Option<DType>) -> Result<()> {
+        self.weights("save")?.save(folder, dtype)
     }
 }
 

@@ -1,131 +1,127 @@
-//! Which reward a folder holds, and how it is opened.
+//! The table of rewards, and opening one: the line that recognises what a folder holds opens it.
+//!
+//! How to add a reward: a file with its `impl Reward` and a `const OPENER`, and a line in [`REWARDS`]. A program that embeds this
+//! one registers its opener instead: [`crate::script::Host::register_reward`].
 
-use crate::bail;
 use crate::error::Result;
-use crate::model::source::{Folder, Sources};
-use crate::reward::aesthetic::{self, Aesthetic};
-use crate::reward::imagereward::ImageReward;
-use crate::reward::similarity::{self, Similarity};
+use crate::nn::opener::{self, Field, Found, Given, Table, Takes, field};
+use crate::nn::source::{Folder, Sources};
 use crate::reward::trunk::{self, Shelf, Trunk};
-use crate::reward::{Judge, Reward};
+use crate::reward::{Judge, aesthetic, imagereward, similarity};
 use crate::tensor::Device;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use std::sync::Arc;
 
-/// What a folder does not say; the names of other folders are resolved by the caller.
+/// A line of the table: see [`opener::Opener`].
+pub type Opener = opener::Opener<fn(&Opening) -> Result<Judge>>;
+
+/// Built-in rewards and those that a program registered.
+pub type Rewards = Table<fn(&Opening) -> Result<Judge>>;
+
+/// The rewards built in.
+pub const REWARDS: &[Opener] =
+    &[similarity::HPSV2, similarity::PICKSCORE, similarity::CLIPSCORE, imagereward::OPENER, aesthetic::OPENER];
+
+/// The table with the built-in rewards.
+pub fn rewards() -> Rewards {
+    Table::new("reward", "reward", "kind", &["kind", "weights"], REWARDS)
+}
+
+pub(super) const TOKENIZER: Field = field(
+    "tokenizer",
+    Takes::Model,
+    "A folder or model name with a `tokenizer.json` (of ImageReward also `vocab.txt`), when none lies beside the weights.",
+);
+pub(super) const RESIZE: Field = field("resize", Takes::Text, "`bicubic` or `bilinear`, in place of the reference's.");
+pub(super) const ANTIALIAS: Field = field("antialias", Takes::Flag, "Whether shrinking averages.");
+pub(super) const CROP: Field = field("crop", Takes::Text, "`center` (shorter side to size, then cut) or `squash`.");
+
+/// What can be chosen when a reward is opened.
 #[derive(Clone, Debug, Default)]
-pub struct Options {
-    /// `hpsv2`, `pickscore`, `clipscore`, `imagereward` or `aesthetic`.
+pub struct Choices {
+    /// The line of the table, where what lies there does not tell.
     pub kind: Option<String>,
-    /// Of HPSv2: `v2.0` or `v2.1`.
-    pub version: Option<String>,
-    pub trunk: trunk::Choices,
-    pub similarity: similarity::Choices,
-    /// Where the tokenizer is.
-    pub tokenizer: Option<Folder>,
-    /// Where the CLIP of an aesthetic predictor is, and its name.
-    pub clip: Option<(String, Folder)>,
+    /// The options of that kind.
+    pub options: Given,
+    /// From headers alone, only to be measured; every score is zero.
+    pub hollow: bool,
 }
 
 /// `amscript.json` of a reward's folder.
-#[derive(Deserialize, Default)]
-struct Own {
-    reward: Option<String>,
-    clip: Option<String>,
+#[derive(Clone, Debug, Deserialize, Default)]
+pub struct Own {
+    pub reward: Option<String>,
+    /// Name of the CLIP that it stands on.
+    pub clip: Option<String>,
 }
 
-const KINDS: [&str; 5] = ["hpsv2", "pickscore", "clipscore", "imagereward", "aesthetic"];
+/// What a reward opens.
+pub struct Opening<'a> {
+    pub found: &'a Found,
+    pub own: Own,
+    pub choices: &'a Choices,
+    pub shelf: &'a Shelf,
+    pub sources: &'a Sources,
+    pub device: &'a Device,
+}
 
-/// Opens the reward in a folder that the user called `name`.
-pub fn open(
-    name: &str,
-    folder: &Folder,
-    options: Options,
+impl Opening<'_> {
+    /// An option of the reward.
+    pub fn option<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
+        self.choices.options.get(name).map_err(|e| e.within("reward"))
+    }
+
+    /// The file of weights that was named, below the folder.
+    pub fn weights(&self) -> Option<String> {
+        self.found.weights.as_ref().map(|file| file.display().to_string())
+    }
+
+    /// The folder of the option `tokenizer`.
+    pub(super) fn tokenizer(&self) -> Result<Option<Folder>> {
+        self.option::<String>("tokenizer")?.map(|name| self.sources.find(&name)).transpose()
+    }
+
+    /// How its CLIP is to be read.
+    pub(super) fn clip(&self) -> Result<trunk::Choices> {
+        Ok(trunk::Choices {
+            weights: self.weights(),
+            resize: self.option("resize")?,
+            antialias: self.option("antialias")?,
+            crop: self.option("crop")?,
+            hollow: self.choices.hollow,
+        })
+    }
+
+    /// The CLIP in a folder, shared with the rewards that stand on it already.
+    pub(super) fn trunk(&self, name: &str, folder: &Folder, choices: &trunk::Choices) -> Result<Arc<Trunk>> {
+        let tokenizer = self.tokenizer()?;
+        let (from, device) = (tokenizer.as_ref().map(Folder::origin), self.device);
+        let key = format!("{} {choices:?} {from:?} {device:?}", folder.origin());
+        self.shelf.take(key, || Trunk::open(name, folder, tokenizer.as_ref(), choices, device))
+    }
+}
+
+/// A built-in reward; see [`open_of`].
+pub fn open(found: &Found, choices: &Choices, shelf: &Shelf, sources: &Sources, device: &Device) -> Result<Judge> {
+    open_of(&rewards(), found, choices, shelf, sources, device)
+}
+
+/// The reward in what was found; its weights, if they are named, lie in its folder.
+pub fn open_of(
+    rewards: &Rewards,
+    found: &Found,
+    choices: &Choices,
     shelf: &Shelf,
     sources: &Sources,
     device: &Device,
 ) -> Result<Judge> {
-    let own: Own = if folder.has("amscript.json") { folder.json("amscript.json")? } else { Own::default() };
-    let kind = match options.kind.clone().or_else(|| own.reward.clone()) {
-        Some(kind) => kind,
-        None => recognised(name, folder, options.trunk.weights.as_deref())?.to_string(),
+    let sources = &sources.clone().publishing(rewards.published());
+    let own = match &found.folder {
+        Some(folder) if folder.has("amscript.json") => folder.json("amscript.json")?,
+        _ => Own::default(),
     };
-    let take = |name: &str, folder: &Folder, choices: &trunk::Choices| {
-        let key =
-            format!("{} {choices:?} {:?} {device:?}", folder.origin(), options.tokenizer.as_ref().map(Folder::origin));
-        shelf.take(key, || Trunk::open(name, folder, options.tokenizer.as_ref(), choices, device))
-    };
-    if kind == "aesthetic" {
-        let file = head_file(folder, options.trunk.weights.as_deref())?;
-        let (clip, place) = match options.clip {
-            Some(given) => given,
-            None => {
-                let clip = own.clip.unwrap_or(aesthetic::CLIP.into());
-                let place = sources.named(&clip).map_err(|e| e.hint("say where its CLIP is with `clip: folder`"))?;
-                (clip, place)
-            }
-        };
-        let trunk = take(&clip, &place, &trunk::Choices { weights: None, ..options.trunk.clone() })?;
-        return Ok(Judge::new(Aesthetic::open(name, folder, &file, trunk)?));
-    }
-    if kind == "imagereward" {
-        let vocabulary = options.tokenizer.as_ref();
-        return Ok(Judge::new(ImageReward::open(name, folder, vocabulary, &options.trunk, sources, device)?));
-    }
-    let Some((_, similar)) = similarity::Kind::ALL.into_iter().find(|(known, _)| *known == kind) else {
-        bail!(Value, "reward: expected one of {} for `kind`, got `{kind}`", KINDS.join(", "));
-    };
-    let mut choices = options.trunk.clone();
-    if let (Some(version), None) = (&options.version, &choices.weights) {
-        choices.weights = Some(match version.as_str() {
-            "v2.0" | "2.0" => "HPS_v2_compressed.pt".into(),
-            "v2.1" | "2.1" => "HPS_v2.1_compressed.pt".into(),
-            other => bail!(Value, "reward: expected `v2.0` or `v2.1` for `version`, got `{other}`"),
-        });
-    }
-    Ok(Judge::new(Similarity::new(similar, take(name, folder, &choices)?, options.similarity)?))
-}
-
-/// What the files in a folder are known to be.
-fn recognised(name: &str, folder: &Folder, file: Option<&str>) -> Result<&'static str> {
-    let names = folder.names();
-    let any = |found: &dyn Fn(&str) -> bool| file.is_some_and(found) || names.iter().any(|name| found(name));
-    if any(&|n| n.starts_with("ImageReward")) {
-        return Ok("imagereward");
-    }
-    if any(&|n| n.contains("linearMSE") || n == "aesthetic.safetensors") {
-        return Ok("aesthetic");
-    }
-    if folder.has("config.json") {
-        let known = |text: &str| text.to_lowercase().contains("pickscore");
-        return Ok(if known(name) || known(&folder.origin()) { "pickscore" } else { "clipscore" });
-    }
-    if any(&|n| n.starts_with("open_clip") || n.ends_with(".pt") || n.ends_with(".safetensors")) {
-        return Ok("hpsv2");
-    }
-    bail!(Missing, "reward: expected weights of a reward in {}, got {:?}", folder.origin(), names;
-        hint: "files of HPSv2, PickScore, CLIP, ImageReward and the LAION aesthetic predictor are known; see `amscript models`")
-}
-
-fn head_file(folder: &Folder, given: Option<&str>) -> Result<String> {
-    let heads = |n: &&String| n.ends_with(".pth") || n.ends_with(".safetensors");
-    match (
-        given,
-        aesthetic::FILES.iter().find(|file| folder.has(file)),
-        folder.names().iter().filter(heads).collect::<Vec<_>>().as_slice(),
-    ) {
-        (Some(file), ..) => Ok(file.into()),
-        (_, Some(file), _) => Ok(file.to_string()),
-        (_, _, [file]) => Ok(file.to_string()),
-        _ => bail!(Missing, "reward: expected one of {} in {}, got none", aesthetic::FILES.join(", "), folder.origin();
-            hint: "say which with `weights: file`"),
-    }
-}
-
-/// A random head on the CLIP of another reward.
-pub fn aesthetic_on(judge: &dyn Reward, hidden: [usize; 4], rng: &crate::tensor::Rng) -> Result<Judge> {
-    let Some(trunk) = judge.trunk() else {
-        bail!(Value, "aesthetic_reward: {} has no CLIP", judge.describe(); hint: "give a reward such as `reward(\"tiny/clip\")`");
-    };
-    Ok(Judge::new(Aesthetic::random(Arc::clone(trunk), hidden, rng)?))
+    let kind = choices.kind.as_deref().or(own.reward.as_deref());
+    let opener = rewards.choose(kind, found, &choices.options)?;
+    (opener.open)(&Opening { found, own, choices, shelf, sources, device })
 }

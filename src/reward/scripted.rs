@@ -37,6 +37,8 @@ impl<F: Fn(&Tensor, &[String]) -> Result<Tensor> + Send + Sync> Reward for Scrip
 mod tests {
     use super::*;
     use crate::error::Kind;
+    use crate::nn::module::Module;
+    use crate::reward::Judge;
     use crate::tensor::grad::value_and_grad;
     use crate::tensor::{DType, Device};
 
@@ -69,6 +71,6 @@ mod tests {
         let cut = value_and_grad(|x| Ok(fixed.score(x, &prompts)?.sum_all()?), &images);
         let message = cut.err().map(|e| e.message).unwrap_or_default();
         assert!(message.starts_with("scripted_reward: a gradient is wanted"), "{message}");
-        assert_eq!(mean.trainable().err().unwrap().message, "trainable: scripted has no weights");
+        assert_eq!(Judge::new(mean).trainable().err().unwrap().message, "trainable: scripted has no weights");
     }
 }

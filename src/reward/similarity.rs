@@ -3,12 +3,99 @@
 
 use crate::bail;
 use crate::error::Result;
-use crate::model::estimate::{Cost, Part};
+use crate::nn::cost::{Cost, Part};
+use crate::nn::module::Module;
+use crate::nn::opener::{Field, Found, Takes, field};
+use crate::reward::open::{ANTIALIAS, CROP, Opener, Opening, RESIZE, TOKENIZER};
 use crate::reward::trunk::Trunk;
-use crate::reward::{Batch, Reward};
-use crate::tensor::Tensor;
+use crate::reward::{Batch, Judge, Reward, aesthetic, imagereward};
+use crate::tensor::{DType, Tensor};
 use std::path::Path;
 use std::sync::Arc;
+
+/// HPSv2 in the table of rewards.
+pub const HPSV2: Opener = Opener {
+    name: "hpsv2",
+    repositories: &[("hpsv2", "xswu/HPSv2")],
+    recognises: |found| {
+        let weights =
+            |name: &str| name.starts_with("open_clip") || name.ends_with(".pt") || name.ends_with(".safetensors");
+        !of_others(found) && !found.has("config.json") && found.any(weights)
+    },
+    options: &[
+        field("version", Takes::Text, "`v2.0` or `v2.1`; the newest there is."),
+        TOKENIZER,
+        RESIZE,
+        ANTIALIAS,
+        CROP,
+        SCALE,
+        PREFIX,
+        POSITIVE,
+    ],
+    open: |opening| open(opening, Kind::Hpsv2),
+};
+
+/// PickScore in the table of rewards.
+pub const PICKSCORE: Opener = Opener {
+    name: "pickscore",
+    repositories: &[("pickscore", "yuvalkirstain/PickScore_v1")],
+    recognises: |found| is_clip(found) && is_pickscore(found),
+    options: OPTIONS,
+    open: |opening| open(opening, Kind::PickScore),
+};
+
+/// CLIPScore in the table of rewards.
+pub const CLIPSCORE: Opener = Opener {
+    name: "clipscore",
+    repositories: &[("clipscore", "openai/clip-vit-base-patch32"), ("clipscore-l14", "openai/clip-vit-large-patch14")],
+    recognises: |found| is_clip(found) && !is_pickscore(found),
+    options: OPTIONS,
+    open: |opening| open(opening, Kind::ClipScore),
+};
+
+const SCALE: Field = field(
+    "scale",
+    Takes::Number,
+    "What the cosine is multiplied by; PickScore's own is `exp(logit_scale)`, about 100, that of others 1.",
+);
+const PREFIX: Field =
+    field("prefix", Takes::Text, "What stands before each prompt; CLIPScore's paper has `A photo depicts `.");
+const POSITIVE: Field = field("positive", Takes::Flag, "Negative cosines become zero.");
+const OPTIONS: &[Field] = &[TOKENIZER, RESIZE, ANTIALIAS, CROP, SCALE, PREFIX, POSITIVE];
+
+fn of_others(found: &Found) -> bool {
+    imagereward::recognises(found) || aesthetic::recognises(found)
+}
+
+/// A CLIP in transformers' layout.
+fn is_clip(found: &Found) -> bool {
+    let config = found.folder.as_ref().and_then(|folder| folder.json::<serde_json::Value>("config.json").ok());
+    let clip = |config: serde_json::Value| config["model_type"].as_str().is_none_or(|model| model == "clip");
+    !of_others(found) && config.is_some_and(clip)
+}
+
+fn is_pickscore(found: &Found) -> bool {
+    let known = |text: &str| text.to_lowercase().contains("pickscore");
+    known(&found.name) || found.folder.as_ref().is_some_and(|folder| known(&folder.origin()))
+}
+
+fn open(opening: &Opening, kind: Kind) -> Result<Judge> {
+    let mut clip = opening.clip()?;
+    if let (Some(version), None) = (opening.option::<String>("version")?, &clip.weights) {
+        clip.weights = Some(match version.as_str() {
+            "v2.0" | "2.0" => "HPS_v2_compressed.pt".into(),
+            "v2.1" | "2.1" => "HPS_v2.1_compressed.pt".into(),
+            other => bail!(Value, "reward: expected `v2.0` or `v2.1` for `version`, got `{other}`"),
+        });
+    }
+    let choices = Choices {
+        scale: opening.option("scale")?,
+        prefix: opening.option("prefix")?.unwrap_or_default(),
+        positive: opening.option("positive")?.unwrap_or_default(),
+    };
+    let trunk = opening.trunk(&opening.found.name, opening.found.home()?, &clip)?;
+    Ok(Judge::new(Similarity::new(kind, trunk, choices)?))
+}
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Kind {
@@ -98,10 +185,6 @@ impl Reward for Similarity {
         self.scaled(rows.matmul(&texts.t()?)?, images)
     }
 
-    fn features(&self, images: &Tensor) -> Result<Tensor> {
-        self.trunk.image_rows(&Batch::of_images(images, &[])?)
-    }
-
     fn trunk(&self) -> Option<&Arc<Trunk>> {
         Some(&self.trunk)
     }
@@ -125,36 +208,44 @@ impl Reward for Similarity {
         text
     }
 
-    fn parts(&self) -> Vec<Part> {
-        vec![self.trunk.part()]
+    fn module(&self) -> Option<&dyn Module<Trained = Judge>> {
+        Some(self)
     }
 
     fn work(&self, cpu: bool) -> Cost {
         self.trunk.work(cpu)
     }
+}
 
-    fn trainable(&self) -> Result<Arc<dyn Reward>> {
+impl Module for Similarity {
+    type Trained = Judge;
+
+    fn trainable(&self) -> Result<Judge> {
         let trunk = Arc::new(self.trunk.trainable()?);
-        Ok(Arc::new(Self { kind: self.kind, trunk, choices: self.choices.clone(), scale: self.scale }))
+        Ok(Judge::new(Self { kind: self.kind, trunk, choices: self.choices.clone(), scale: self.scale }))
     }
 
     fn params(&self) -> Vec<(String, Tensor)> {
         self.trunk.weights.params()
     }
 
-    fn save(&self, folder: &Path) -> Result<()> {
-        self.trunk.save(folder, self.kind.name())
+    fn parts(&self) -> Result<Vec<Part>> {
+        Ok(vec![self.trunk.part()])
+    }
+
+    fn save(&self, folder: &Path, dtype: Option<DType>) -> Result<()> {
+        self.trunk.save(folder, self.kind.name(), dtype)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::source::{Folder, Sources};
     use crate::nn::clip_config::{Config, Layout};
+    use crate::nn::source::{Folder, Sources};
     use crate::nn::vit::{Activation, Sizes};
     use crate::reward::trunk::Shelf;
-    use crate::reward::{Judge, aesthetic::Aesthetic, open, score_all};
+    use crate::reward::{aesthetic::Aesthetic, open, score_all};
     use crate::tensor::grad::{gradcheck, gradients};
     use crate::tensor::{DType, Device, Rng};
 
@@ -178,8 +269,8 @@ mod tests {
     }
 
     fn opened(folder: &Path) -> Result<Judge> {
-        let (shelf, sources) = (Shelf::default(), Sources::default());
-        open::open("here", &Folder::disk(folder), open::Options::default(), &shelf, &sources, &Device::Cpu)
+        let found = Found::in_folder("here", Folder::disk(folder));
+        open::open(&found, &open::Choices::default(), &Shelf::default(), &Sources::default(), &Device::Cpu)
     }
 
     #[test]
@@ -199,7 +290,7 @@ mod tests {
         let scores = |r: &dyn Reward| r.score(&images(DType::F32), &prompts()).unwrap().to_vec1::<f32>().unwrap();
         for (layout, kind) in [(Layout::OpenClip, Kind::Hpsv2), (Layout::Transformers, Kind::PickScore)] {
             let (folder, judge) = (tempfile::tempdir().unwrap(), reward(kind, layout, DType::F32));
-            judge.save(folder.path()).unwrap();
+            judge.save(folder.path(), None).unwrap();
             let read = opened(folder.path()).unwrap();
             assert!(read.describe() == format!("{} here", kind.name()), "{}", read.describe());
             assert!(read.details().contains("sha256 "), "{}", read.details());

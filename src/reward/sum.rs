@@ -1,7 +1,7 @@
 //! Weighted sums of rewards: `0.7 * a + 0.3 * b - 1`.
 
 use crate::error::Result;
-use crate::model::estimate::{Cost, Part};
+use crate::nn::cost::Cost;
 use crate::reward::{Batch, Reward};
 use crate::tensor::Tensor;
 use std::sync::Arc;
@@ -45,10 +45,6 @@ impl Reward for Sum {
             total = (total + (reward.judge(batch)?.to_dtype(images.dtype())? * *factor)?)?;
         }
         Ok(total)
-    }
-
-    fn parts(&self) -> Vec<Part> {
-        self.terms.iter().flat_map(|(_, reward)| reward.parts()).collect()
     }
 
     fn work(&self, cpu: bool) -> Cost {

@@ -1,15 +1,15 @@
 //! A CLIP with what it needs to judge: weights, tokenizer, preprocessing, and text features that are kept by prompt.
 
 use crate::bail;
-use crate::data::write_whole;
 use crate::error::{Error, Kind, Result};
-use crate::model::clip_text::clean;
-use crate::model::estimate::{self, Cost, Ops, Part};
-use crate::model::source::Folder;
-use crate::model::tokenizer::Tokenizer;
 use crate::nn::clip::{Clip, unit};
 use crate::nn::clip_config::{Config, Layout};
+use crate::nn::clip_text::clean;
+use crate::nn::cost::{self, Cost, Ops, Part};
+use crate::nn::files::write_whole;
 use crate::nn::preprocess::Preprocess;
+use crate::nn::source::Folder;
+use crate::nn::tokenizer::Tokenizer;
 use crate::nn::weights::Weights;
 use crate::progress::Progress;
 use crate::reward::{Batch, Reward};
@@ -215,16 +215,16 @@ impl Trunk {
 
     pub fn work(&self, cpu: bool) -> Cost {
         let config = &self.clip.config;
-        estimate::vit(config.image_size, config.patch, &config.vision, Ops { dtype: self.weights.dtype(), cpu })
+        cost::vit(config.image_size, config.patch, &config.vision, Ops { dtype: self.weights.dtype(), cpu })
     }
 
-    /// Weights in f16, config and tokenizer, in the published layout; transformers' folders also say which reward they are.
-    pub fn save(&self, folder: &Path, kind: &str) -> Result<()> {
+    /// Weights (in f16 unless told otherwise), config and tokenizer, in the published layout; transformers' folders also say which reward they are.
+    pub fn save(&self, folder: &Path, kind: &str, dtype: Option<DType>) -> Result<()> {
         let refused = |e: std::io::Error| Error::new(Kind::File, format!("{}: {e}", folder.display()));
         std::fs::create_dir_all(folder).map_err(refused)?;
         let open_clip = self.clip.config.layout == Layout::OpenClip;
-        self.weights
-            .save(&folder.join(if open_clip { OPEN_CLIP[0] } else { "model.safetensors" }), Some(DType::F16))?;
+        let file = folder.join(if open_clip { OPEN_CLIP[0] } else { "model.safetensors" });
+        self.weights.save(&file, dtype.or(Some(DType::F16)))?;
         let (name, config) = self.clip.config.file(&self.preprocess);
         write_whole(&folder.join(name), format!("{config:#}\n").as_bytes()).map_err(refused)?;
         let own = serde_json::json!({ "reward": kind });

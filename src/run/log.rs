@@ -61,7 +61,7 @@ impl Log {
     /// Appends to the file; the first time, starts it with the lines kept from before.
     fn write(&mut self, line: &str) -> std::io::Result<()> {
         if self.file.is_none() {
-            crate::data::write_whole(&self.path, self.kept.as_bytes())?;
+            crate::nn::files::write_whole(&self.path, self.kept.as_bytes())?;
             self.file = Some(OpenOptions::new().append(true).open(&self.path)?);
         }
         self.file.iter_mut().try_for_each(|f| f.write_all(line.as_bytes()))

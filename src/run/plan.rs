@@ -1,7 +1,8 @@
 //! What a run will cost, known before a weight is read: parts, operations, memory.
 
-use crate::model::estimate::{Cost, Part, Work};
+use crate::model::estimate::Work;
 use crate::model::text::CACHED_BYTES;
+use crate::nn::cost::{Cost, Part};
 use crate::tensor::cuda::SCRATCH;
 use parking_lot::{Mutex, MutexGuard};
 

@@ -1,7 +1,7 @@
 //! What a run was made from, as JSON: versions, recipe, settings, seed, and hashes of what it wrote.
 
-use crate::data::digest;
 use crate::error::{Error, Kind, Result};
+use crate::nn::digest;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
@@ -59,7 +59,7 @@ pub fn write_json(path: &Path, value: &Value) -> Result<()> {
 
 /// Writes text, whole or not at all.
 pub fn write_text(path: &Path, text: &str) -> Result<()> {
-    crate::data::write_whole(path, text.as_bytes()).map_err(|e| file_error(path, "write", &e))
+    crate::nn::files::write_whole(path, text.as_bytes()).map_err(|e| file_error(path, "write", &e))
 }
 
 pub fn read_json(path: &Path) -> Result<Value> {

@@ -7,7 +7,7 @@ use super::*;
 use crate::align as solver;
 use crate::align::{AdjointIndex, MatchingLoss, Reduction, RewardCost, Units};
 use crate::bail;
-use crate::model::{Flow, estimate};
+use crate::model::Flow;
 use crate::reward::Judge;
 use crate::tensor::check::together;
 use crate::tensor::{DType, Tensor};
@@ -32,7 +32,7 @@ impl Cost {
     }
 
     /// The work of judging one image; nothing is known of a closure's.
-    pub fn work(&self, cpu: bool) -> estimate::Cost {
+    pub fn work(&self, cpu: bool) -> crate::nn::cost::Cost {
         self.judge.as_ref().map(|judge| judge.work(cpu)).unwrap_or_default()
     }
 

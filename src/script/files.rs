@@ -3,7 +3,6 @@
 use super::Session;
 use crate::bail;
 use crate::error::{Error, Kind, Result};
-use crate::model::source::Sources;
 use std::path::{Component, Path, PathBuf};
 
 impl Session {
@@ -55,7 +54,7 @@ impl Session {
         let request = self.request();
         let given = request.overrides.iter().map(|(_, value)| value);
         let named = given.flat_map(|value| texts(value).into_iter().chain([PathBuf::from(value)]));
-        let models = Sources::new(request.models.as_deref());
+        let models = self.sources();
         let models = models.places().map(PathBuf::from);
         let own = [Some(self.run_folder()), self.recipe_folder()].into_iter().flatten();
         own.chain(models).chain(named).filter_map(|p| p.canonicalize().ok()).collect()

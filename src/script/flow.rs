@@ -2,8 +2,8 @@
 
 use super::sampler::Sampler;
 use super::*;
-use crate::flow::{OnStep, draws, interpolant, time_tensor};
-use crate::model::{Condition, Flow, Velocity};
+use crate::flow::{Condition, OnStep, Velocity, draws, interpolant, time_tensor};
+use crate::model::Flow;
 use crate::tensor::check::together;
 use crate::tensor::{Stream, Tensor};
 use crate::{align, bail, options, script_value};

@@ -4,7 +4,8 @@ use super::align::{Cost, mean_control};
 use super::flow::{Trajectory, condition};
 use super::*;
 use crate::align as solver;
-use crate::model::{Condition, Flow};
+use crate::flow::Condition;
+use crate::model::Flow;
 use crate::run::plan::Planner;
 use crate::tensor::{Stream, Tensor};
 use crate::{bail, options, script_value};
@@ -382,7 +383,7 @@ mod tests {
     use super::super::{Host, Request};
     use super::*;
     use crate::align::Needs;
-    use crate::model::Velocity;
+    use crate::flow::Velocity;
 
     /// The spread of rewards about a level that it keeps, in groups.
     struct Spread {

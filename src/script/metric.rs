@@ -6,8 +6,8 @@ use crate::metric::lpips::{Lpips, Net};
 use crate::metric::neighbours::{self, Manifold};
 use crate::metric::pairwise::{self as pairs, Distance as Measure};
 use crate::metric::{Estimate, ssim::Ssim};
-use crate::model::source::{Folder, Sources};
 use crate::nn::archive::Archive;
+use crate::nn::source::Folder;
 use crate::optim::Params;
 use crate::tensor::{DType, Rng, Tensor, show};
 use crate::{bail, options};
@@ -129,7 +129,7 @@ fn both(real: &Tensor, fake: &Tensor, k: i64) -> Result<Manifold> {
 
 /// The weight files of a folder or name, or a file and those beside it; with other files for trunk or heads in their place.
 fn archives(name: &str, options: &LpipsOptions, session: &Session) -> Result<Vec<Archive>> {
-    let (folder, file) = reward::place(name, session, &Sources::new(session.request().models.as_deref()))?;
+    let (folder, file) = reward::place(name, session, &session.sources())?;
     let open = |name: &str| match folder.has(name) {
         true => folder.archive(name),
         false => Archive::open(&session.readable(name)?),

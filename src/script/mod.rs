@@ -30,10 +30,12 @@
 pub mod adapter;
 pub mod align;
 pub mod array;
+pub mod autoencoder;
 pub mod callback;
 pub mod catalog;
 pub mod check;
 pub mod choice;
+pub mod condition;
 pub mod data;
 pub mod elementwise;
 pub mod example;
@@ -57,6 +59,7 @@ mod plan;
 pub mod plot;
 pub mod random;
 pub mod reduction;
+pub mod registry;
 pub mod rename;
 pub mod result;
 pub mod reward;
@@ -126,10 +129,12 @@ pub const CHAPTERS: &[Chapter] = &[
     chapter!(grad, "Derivatives of script functions."),
     chapter!(
         model,
-        "Flow models, what they are conditioned on, autoencoders.",
+        "Flow models, opened, asked, saved.",
         "flow" => model::FlowOptions,
         "save" => model::SaveOptions,
     ),
+    chapter!(condition, "What a model is conditioned on: prompts, labels, named tensors."),
+    chapter!(autoencoder, "Image codecs that are made and trained on their own.", "save" => model::SaveOptions),
     chapter!(
         adapter,
         "Low-rank adapters (LoRA): made, loaded, saved, made weaker or stronger, merged.",

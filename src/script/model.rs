@@ -1,80 +1,41 @@
-//! Chapter `model`: flow models, their conditions, and the autoencoders below them.
+//! Chapter `model`: flow models, opened, asked, saved.
 
 use super::*;
-use crate::model::latents::{Latents, patchify};
-use crate::model::open::{Choices, open};
-use crate::model::source::{Folder, Sources};
-use crate::model::{Condition, Flow, Velocity};
-use crate::nn::weights::Weights;
+use crate::flow::{Condition, Velocity};
+use crate::model::Flow;
+use crate::model::families::{Choices, families, open_of};
+use crate::nn::module::Module;
 use crate::optim::Params;
 use crate::options;
 use crate::tensor::{DType, Tensor};
-use serde::de::DeserializeOwned;
-use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 options! {
-    /// How to open a model.
-    pub struct FlowOptions {
+    /// How to open a model; what else a family can be told is in the table of families.
+    pub struct OpenOptions {
+        /// The family, where what lies there does not tell: `flux2`, `sit`, or one that a program registered.
+        family: Option<String> = None,
         /// The type weights are held in, such as `bf16()`; () means f32, or bf16 above a billion numbers.
         dtype: Option<DType> = None,
         /// The type the transformer computes in; () means that of the weights, on the CPU f32 for half precision.
         compute: Option<DType> = None,
         /// Blocks run again in the backward instead of keeping what they computed; () means: above a billion numbers.
         recompute: Option<bool> = None,
-        /// Image side in pixels, or `[height, width]`; () means the model's.
-        size: Option<Dynamic> = None,
         /// File or folder of the network's weights, when they are not in the model's folder.
         weights: Option<String> = None,
-        /// Name, folder or file of the autoencoder, for weights that have none beside them; () means the published one.
-        vae: Option<String> = None,
-        /// Folder of the text encoder, likewise.
-        text_encoder: Option<String> = None,
-        /// Folder of the tokenizer, likewise.
-        tokenizer: Option<String> = None,
-        /// Tokens that a prompt is padded or cut to; () means the recorded or published value, as below.
-        max_sequence_length: Option<usize> = None,
-        /// The text encoder's hidden states that make the features.
-        text_encoder_out_layers: Option<Vec<usize>> = None,
-        /// Attention heads of a transformer in a single file.
-        num_heads: Option<usize> = None,
-        /// Dimensions of a head that rotate along each axis.
-        axes_dims_rope: Option<Vec<usize>> = None,
-        /// Base of the rotation's frequencies.
-        rope_theta: Option<f64> = None,
-        /// Groups of the group norms of an autoencoder in a single file.
-        norm_num_groups: Option<usize> = None,
         /// Sizes of a new, random transformer (the keys of its `config.json`) instead of the stored one.
         transformer: Option<Map> = None,
-        /// All matrices of a new transformer are normal with this deviation; () means as training begins, with a zero output.
-        deviation: Option<f64> = None,
-        /// The sentences of the classes, by label, that rewards judge by; () means those of `classes.txt` beside the weights.
-        classes: Option<Vec<String>> = None,
-        /// Guidance of a class-conditional model acts on this many channels, 3 in SiT's own code; () means all.
-        guide_channels: Option<usize> = None,
         /// A LoRA file to apply, frozen.
         lora: Option<String> = None,
     }
 }
 
+/// The options of `flow`, for the manual.
+pub struct FlowOptions;
+
 impl FlowOptions {
-    /// The given ones among those that a file may record, by their name there.
-    fn settings(&self) -> Result<serde_json::Map<String, serde_json::Value>> {
-        let sides = |size: Dynamic| match usize::from_script(size.clone()) {
-            Some(side) => Ok(serde_json::json!(side)),
-            None => Ok::<_, Error>(serde_json::json!(option::convert::<Vec<usize>>(size, "flow: option `size`")?)),
-        };
-        let size = self.size.clone().filter(|size| !size.is_unit()).map(sides).transpose()?;
-        let given = [
-            ("size", size),
-            ("max_sequence_length", self.max_sequence_length.map(|v| serde_json::json!(v))),
-            ("text_encoder_out_layers", self.text_encoder_out_layers.as_ref().map(|v| serde_json::json!(v))),
-            ("num_heads", self.num_heads.map(|v| serde_json::json!(v))),
-            ("axes_dims_rope", self.axes_dims_rope.as_ref().map(|v| serde_json::json!(v))),
-            ("rope_theta", self.rope_theta.map(|v| serde_json::json!(v))),
-            ("norm_num_groups", self.norm_num_groups.map(|v| serde_json::json!(v))),
-        ];
-        Ok(given.into_iter().filter_map(|(name, value)| Some((name.to_string(), value?))).collect())
+    pub fn fields() -> Vec<option::Field> {
+        registry::fields(OpenOptions::fields(), &families())
     }
 }
 
@@ -86,102 +47,32 @@ options! {
     }
 }
 
-/// An autoencoder as scripts hold it: its weights, and the network built from them.
-#[derive(Clone)]
-pub struct Autoencoder {
-    config: serde_json::Value,
-    weights: Weights,
-    latents: Arc<Latents>,
-}
-
-impl Autoencoder {
-    fn new(config: serde_json::Value, weights: Weights) -> Result<Self> {
-        let latents = Latents::new(&parse_config("autoencoder", config.clone())?, &weights)?;
-        Ok(Self { config, weights, latents: Arc::new(latents) })
-    }
-
-    fn random(config: Map, rng: &crate::tensor::Rng, session: &Session) -> Result<Self> {
-        Self::new(json(&config, "autoencoder")?, Weights::random(rng, DType::F32, session.device()))
-    }
-
-    fn open(folder: &Folder, session: &Session) -> Result<Self> {
-        let weights = folder.weights("diffusion_pytorch_model", DType::F32, session.device())?;
-        let opened = Self::new(folder.json("config.json")?, weights)?;
-        opened.weights.finish()?;
-        Ok(opened)
-    }
-
-    /// The same network, its latents brought to unit size by raw ones `[n, c, h, w]`.
-    fn normalised(&self, raw: &Tensor) -> Result<Self> {
-        if self.latents.config.class_name == "AutoencoderKL" {
-            let variance = raw.flatten_all()?.var(0)?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
-            let mut config = self.config.clone();
-            config["scaling_factor"] = serde_json::json!(variance.sqrt().recip());
-            return Self::new(config, self.weights.map(|_, tensor| Ok(tensor.constant()))?);
-        }
-        let patches = patchify(raw)?.transpose(0, 1)?.flatten_from(1)?; // [4 c, n h w / 4]
-        let (mean, variance) = (patches.mean(1)?, patches.var(1)?);
-        let weights = self.weights.map(|name, tensor| {
-            Ok(match name {
-                "bn.running_mean" => mean.clone(),
-                "bn.running_var" => variance.clone(),
-                _ => tensor.constant(),
-            })
-        })?;
-        Self::new(self.config.clone(), weights)
-    }
-
-    fn save(&self, folder: &Path, dtype: Option<DType>) -> Result<()> {
-        let refused = |e: std::io::Error| Error::new(Kind::File, format!("save: {}: {e}", folder.display()));
-        std::fs::create_dir_all(folder).map_err(refused)?;
-        self.weights.save(&folder.join("diffusion_pytorch_model.safetensors"), dtype)?;
-        let text = format!("{:#}\n", self.config);
-        crate::data::write_whole(&folder.join("config.json"), text.as_bytes()).map_err(refused)
-    }
-}
-
-impl fmt::Display for Autoencoder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "autoencoder({} latent channels, {} pixels)", self.latents.channels(), self.latents.pixels())
-    }
-}
-
 /// An object map as JSON.
-fn json(map: &Map, place: &str) -> Result<serde_json::Value> {
+pub fn json(map: &Map, place: &str) -> Result<serde_json::Value> {
     rhai::format_map_as_json(map)
         .parse()
         .map_err(|e| Error::new(Kind::Option, format!("{place}: expected numbers, text, arrays and maps, got {e}")))
 }
 
-fn parse_config<T: DeserializeOwned>(place: &str, value: serde_json::Value) -> Result<T> {
-    serde_json::from_value(value).map_err(|e| Error::new(Kind::Option, format!("{place}: config: {e}")))
-}
-
-fn open_flow(context: &NativeCallContext, name: &str, options: FlowOptions) -> Result<Flow> {
+fn open_flow(context: &NativeCallContext, name: &str, options: Map) -> Result<Flow> {
     let session = Session::of(context);
+    let families = session.registry().families.clone();
+    let (common, own) = registry::split(options, &OpenOptions::fields(), &families, "flow", &session)?;
+    let options = OpenOptions::parse("flow", common)?;
     let seed = session.request().seed.unwrap_or(0);
-    let fresh =
-        options.transformer.as_ref().map(|map| json(map, "flow: transformer")).transpose()?.map(|sizes| (sizes, seed));
-    let path = |option: &str, path: &Option<String>| {
-        path.as_ref().map(|path| readable(context, path, &format!("flow: option `{option}`"))).transpose()
-    };
+    let sizes = options.transformer.as_ref().map(|map| json(map, "flow: transformer")).transpose()?;
+    let weights = options.weights.map(|path| readable(context, &path, "flow: option `weights`")).transpose()?;
     let choices = Choices {
-        fresh,
-        deviation: options.deviation,
+        family: options.family,
+        fresh: sizes.map(|sizes| (sizes, seed)),
         dtype: options.dtype,
         compute: options.compute,
         recompute: options.recompute,
-        weights: path("weights", &options.weights)?,
-        text_encoder: path("text_encoder", &options.text_encoder)?,
-        tokenizer: path("tokenizer", &options.tokenizer)?,
-        settings: options.settings()?,
-        vae: options.vae,
-        classes: options.classes,
-        guide_channels: options.guide_channels,
+        weights,
+        options: own,
         hollow: session.planner().is_some(),
     };
-    let sources = Sources::new(session.request().models.as_deref());
-    let flow = open(name, &sources, &choices, session.device())?;
+    let flow = open_of(&families, name, &session.sources(), &choices, session.device())?;
     if let Some(planner) = session.planner() {
         planner.plan().parts.extend(flow.parts()?);
     }
@@ -191,11 +82,11 @@ fn open_flow(context: &NativeCallContext, name: &str, options: FlowOptions) -> R
     }
 }
 
-fn readable(context: &NativeCallContext, path: &str, place: &str) -> Result<PathBuf> {
+pub fn readable(context: &NativeCallContext, path: &str, place: &str) -> Result<PathBuf> {
     Session::of(context).readable(path).map_err(|e| e.within(place))
 }
 
-fn writable(context: &NativeCallContext, path: &str, place: &str) -> Result<PathBuf> {
+pub fn writable(context: &NativeCallContext, path: &str, place: &str) -> Result<PathBuf> {
     Session::of(context).writable(path).map_err(|e| e.within(place))
 }
 
@@ -225,14 +116,12 @@ fn labels(given: &Dynamic) -> Result<Option<Vec<u32>>> {
 
 use option::FromScript;
 
-/// Flow models (`flow(name)`), what they are conditioned on, and autoencoders.
+/// Flow models (`flow(name)`): what they are asked and give.
 #[export_module(manifest)]
 pub mod model {
     use super::*;
 
     pub type Flow = crate::model::Flow;
-    pub type Condition = crate::model::Condition;
-    pub type Autoencoder = super::Autoencoder;
 
     /// A flow model by name or path.
     ///
@@ -247,7 +136,7 @@ pub mod model {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn flow(context: NativeCallContext, name: &str, options: Map) -> RhaiResultOf<Flow> {
-        Ok(open_flow(&context, name, FlowOptions::parse("flow", options)?)?)
+        Ok(open_flow(&context, name, options)?)
     }
 
     #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
@@ -296,72 +185,18 @@ pub mod model {
         flow.classes().iter().cloned().map(Dynamic::from).collect()
     }
 
-    /// A condition from prompt embeddings `[batch, tokens, features]`.
+    /// How a model is sampled unless told otherwise: `steps`, and the scale of the `guidance`.
     ///
     /// ```rhai
-    /// condition(zeros([2, 24, 144])).embeddings.shape   //=> [2, 24, 144]
+    /// flow("tiny/flux2").defaults   //=> #{"guidance": 1.0, "steps": 20}
     /// ```
-    #[rhai_fn(return_raw)]
-    pub fn condition(embeddings: Tensor) -> RhaiResultOf<Condition> {
-        if embeddings.rank() != 3 {
-            return Err(Error::new(
-                Kind::Shape,
-                format!("condition: expected embeddings [batch, tokens, features], got {:?}", embeddings.dims()),
-            )
-            .into());
-        }
-        Ok(Condition { embeddings: Some(embeddings), ..Default::default() })
-    }
-
-    #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
-    pub fn show_condition(condition: &mut Condition) -> String {
-        match (&condition.embeddings, condition.text.first()) {
-            (_, Some(first)) => format!("condition({} prompts, {first:?}, ..)", condition.text.len()),
-            (Some(e), None) => format!("condition({:?})", e.dims()),
-            (None, None) => "condition()".into(),
-        }
-    }
-
-    /// The prompts of a condition.
-    ///
-    /// ```rhai
-    /// condition(zeros([1, 4, 2])).text   //=> []
-    /// ```
-    #[rhai_fn(get = "text", pure)]
-    pub fn condition_text(condition: &mut Condition) -> Array {
-        condition.text.iter().map(|t| Dynamic::from(t.clone())).collect()
-    }
-
-    /// The class labels of a condition, or ().
-    ///
-    /// ```rhai
-    /// flow("tiny/sit").encode(tensor([3, 7])).labels   //=> [3, 7]
-    /// condition(zeros([1, 4, 2])).labels               //=> ()
-    /// ```
-    #[rhai_fn(get = "labels", pure)]
-    pub fn condition_labels(condition: &mut Condition) -> Dynamic {
-        let array = |labels: &Vec<u32>| labels.iter().map(|label| Dynamic::from(*label as i64)).collect::<Array>();
-        condition.labels.as_ref().map_or(Dynamic::UNIT, |labels| array(labels).into())
-    }
-
-    /// The token ids `[batch, tokens]` of a condition, or ().
-    ///
-    /// ```rhai
-    /// condition(zeros([1, 4, 2])).ids   //=> ()
-    /// ```
-    #[rhai_fn(get = "ids", pure)]
-    pub fn condition_ids(condition: &mut Condition) -> Dynamic {
-        condition.ids.clone().map_or(Dynamic::UNIT, Dynamic::from)
-    }
-
-    /// The embeddings `[batch, tokens, features]` of a condition, or ().
-    ///
-    /// ```rhai
-    /// condition(zeros([1, 4, 2])).embeddings.shape   //=> [1, 4, 2]
-    /// ```
-    #[rhai_fn(get = "embeddings", pure)]
-    pub fn condition_embeddings(condition: &mut Condition) -> Dynamic {
-        condition.embeddings.clone().map_or(Dynamic::UNIT, Dynamic::from)
+    #[rhai_fn(get = "defaults", pure)]
+    pub fn defaults(flow: &mut Flow) -> Map {
+        let defaults = flow.defaults();
+        Map::from([
+            ("steps".into(), Dynamic::from(defaults.steps as i64)),
+            ("guidance".into(), Dynamic::from(defaults.guidance)),
+        ])
     }
 
     /// Images `[batch, 3, height, width]` in [0, 1] of latents.
@@ -408,13 +243,10 @@ pub mod model {
     pub fn noise_of_size(flow: Flow, n: i64, rng: crate::tensor::Stream, size: Dynamic) -> RhaiResultOf<Tensor> {
         let n: usize = option::convert(n.into(), "noise: n")?;
         let sides = match usize::from_script(size.clone()) {
-            Some(side) => vec![side; 2],
+            Some(side) => vec![side],
             None => option::convert::<Vec<usize>>(size, "noise: size")?,
         };
-        let Ok(sides) = <[usize; 2]>::try_from(sides) else {
-            return Err(Error::new(Kind::Value, "noise: size: expected a side or [height, width]").into());
-        };
-        Ok(rng.draw(|rng| flow.noise(n, Some(sides), rng))?)
+        Ok(rng.draw(|rng| flow.noise(n, Some(&sides), rng))?)
     }
 
     /// Frees the weights of the text encoder. Prompts that were encoded before stay at hand; a new one reads the weights again.
@@ -485,95 +317,7 @@ pub mod model {
     /// ```
     #[rhai_fn(volatile)]
     pub fn models(context: NativeCallContext) -> Map {
-        let known = Sources::new(Session::of(&context).request().models.as_deref()).known();
+        let known = Session::of(&context).sources().known();
         known.into_iter().map(|(name, place)| (name.into(), place.into())).collect()
-    }
-
-    /// A new autoencoder of the given sizes (the keys of `vae/config.json`), with random weights.
-    ///
-    /// ```rhai
-    /// autoencoder(#{ block_out_channels: [8, 8], layers_per_block: 1, latent_channels: 2, norm_num_groups: 4 }, rng(0))   //=> autoencoder(8 latent channels, 4 pixels)
-    /// ```
-    #[rhai_fn(name = "autoencoder", return_raw)]
-    pub fn autoencoder_random(
-        context: NativeCallContext,
-        config: Map,
-        rng: crate::tensor::Stream,
-    ) -> RhaiResultOf<Autoencoder> {
-        Ok(rng.draw(|rng| super::Autoencoder::random(config, rng, &Session::of(&context)))?)
-    }
-
-    /// An autoencoder from a `vae` folder.
-    ///
-    /// ```rhai
-    /// autoencoder("nowhere")   //=> error: nowhere
-    /// ```
-    #[rhai_fn(name = "autoencoder", return_raw)]
-    pub fn autoencoder_open(context: NativeCallContext, folder: &str) -> RhaiResultOf<Autoencoder> {
-        Ok(Autoencoder::open(&Folder::disk(readable(&context, folder, "autoencoder")?), &Session::of(&context))?)
-    }
-
-    #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
-    pub fn show_autoencoder(autoencoder: &mut Autoencoder) -> String {
-        autoencoder.to_string()
-    }
-
-    /// The same autoencoder with every weight trainable; the normalisation statistics stay fixed.
-    #[rhai_fn(name = "trainable", return_raw)]
-    pub fn trainable_autoencoder(autoencoder: Autoencoder) -> RhaiResultOf<Autoencoder> {
-        let weights = autoencoder.weights.trainable(|name| !name.starts_with("bn."))?;
-        Ok(Autoencoder::new(autoencoder.config, weights)?)
-    }
-
-    /// The trainable tensors of an autoencoder, for an optimizer.
-    #[rhai_fn(name = "params", return_raw)]
-    pub fn params_of_autoencoder(autoencoder: Autoencoder) -> RhaiResultOf<Params> {
-        Ok(Params::new(autoencoder.weights.params())?)
-    }
-
-    /// Mean and log-variance `[batch, c, h, w]` of the raw latents of images in [0, 1], as an array of the two.
-    ///
-    /// ```rhai
-    /// let small = autoencoder(#{ block_out_channels: [8, 8], layers_per_block: 1, latent_channels: 2, norm_num_groups: 4 }, rng(0));
-    /// small.moments(full([1, 3, 8, 8], 0.5))[0].shape   //=> [1, 2, 4, 4]
-    /// ```
-    #[rhai_fn(return_raw)]
-    pub fn moments(autoencoder: Autoencoder, images: Tensor) -> RhaiResultOf<Array> {
-        let (mean, log_variance) = autoencoder.latents.moments(&images)?;
-        Ok(vec![Dynamic::from(mean), Dynamic::from(log_variance)])
-    }
-
-    /// Images, nominally in [0, 1] and not clamped, of raw latents.
-    ///
-    /// ```rhai
-    /// let small = autoencoder(#{ block_out_channels: [8, 8], layers_per_block: 1, latent_channels: 2, norm_num_groups: 4 }, rng(0));
-    /// small.reconstruct(zeros([1, 2, 4, 4])).shape   //=> [1, 3, 8, 8]
-    /// ```
-    #[rhai_fn(return_raw)]
-    pub fn reconstruct(autoencoder: Autoencoder, raw: Tensor) -> RhaiResultOf<Tensor> {
-        Ok(autoencoder.latents.reconstruct(&raw)?)
-    }
-
-    /// The same autoencoder, its latents normalised by the statistics of these raw ones `[n, c, h, w]`.
-    ///
-    /// ```rhai
-    /// let small = autoencoder(#{ block_out_channels: [8, 8], layers_per_block: 1, latent_channels: 2, norm_num_groups: 4 }, rng(0));
-    /// small.normalised(rng(1).normal([2, 2, 4, 4]))   //=> autoencoder(8 latent channels, 4 pixels)
-    /// ```
-    #[rhai_fn(return_raw)]
-    pub fn normalised(autoencoder: Autoencoder, raw: Tensor) -> RhaiResultOf<Autoencoder> {
-        Ok(autoencoder.normalised(&raw)?)
-    }
-
-    /// Writes an autoencoder as a `vae` folder.
-    #[rhai_fn(name = "save", return_raw, volatile)]
-    pub fn save_autoencoder(
-        context: NativeCallContext,
-        autoencoder: Autoencoder,
-        folder: &str,
-        options: Map,
-    ) -> RhaiResultOf<()> {
-        let dtype = SaveOptions::parse("save", options)?.dtype;
-        Ok(autoencoder.save(&writable(&context, folder, "save")?, dtype)?)
     }
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::bail;
+use crate::nn::module::Module as _;
 use crate::optim as optimizers;
 use crate::optim::{Params, Schedule};
 use crate::tensor::Tensor;

@@ -6,6 +6,7 @@ use crate::align::Terminal;
 use crate::error::{Error, Kind, Result};
 use crate::model::Flow;
 use crate::model::adapter::Targets;
+use crate::nn::module::Module as _;
 use crate::run::plan::{Method, Passes, Planner, Update};
 use crate::tensor::{Rng, Tensor};
 

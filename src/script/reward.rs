@@ -2,17 +2,19 @@
 
 use super::*;
 use crate::data::Prompts;
-use crate::model::Condition;
-use crate::model::estimate::Part;
-use crate::model::source::{Folder, Sources};
+use crate::flow::Condition;
 use crate::nn::bert;
 use crate::nn::clip_config::{Config, Layout};
+use crate::nn::cost::Part;
+use crate::nn::module::Module;
+use crate::nn::opener::Found;
+use crate::nn::source::{Folder, Sources};
 use crate::nn::vit::{Activation, Sizes};
 use crate::optim::Params;
 use crate::reward::imagereward::{self, ImageReward, VitConfig};
 use crate::reward::similarity::{self, Kind as Similar, Similarity};
-use crate::reward::trunk::{self, Trunk};
-use crate::reward::{self as rewards, Judge, clamped::Clamped, scripted::Scripted, sum::Sum};
+use crate::reward::trunk::Trunk;
+use crate::reward::{self as rewards, Judge, aesthetic, clamped::Clamped, scripted::Scripted, sum::Sum};
 use crate::run::plan::Planner;
 use crate::tensor::{Rng, Tensor};
 use crate::{bail, options, script_value};
@@ -20,31 +22,47 @@ use crate::{bail, options, script_value};
 script_value!(Judge, "a reward such as `reward(\"tiny/hpsv2\")`");
 
 options! {
-    /// Where a reward is read from, and what may differ from its reference.
-    pub struct RewardOptions {
-        /// `hpsv2`, `pickscore`, `clipscore`, `imagereward` or `aesthetic`, where names and files do not say.
+    /// Where a reward is read from; what may differ from its reference is in the table of rewards.
+    pub struct PlaceOptions {
+        /// The line of the table of rewards, such as `hpsv2`, where names and files do not say.
         kind: Option<String> = None,
-        /// Of HPSv2: `v2.0` or `v2.1`; the newest there is.
-        version: Option<String> = None,
         /// The weight file in the folder, when there are several.
         weights: Option<String> = None,
-        /// A folder or model name with a `tokenizer.json` (of ImageReward also `vocab.txt`), when none lies beside the weights.
-        tokenizer: Option<String> = None,
-        /// Of an aesthetic predictor: the folder or name of the CLIP it stands on.
-        clip: Option<String> = None,
-        /// `bicubic` or `bilinear`, in place of the reference's.
-        resize: Option<String> = None,
-        /// Whether shrinking averages.
-        antialias: Option<bool> = None,
-        /// `center` (shorter side to size, then cut) or `squash`.
-        crop: Option<String> = None,
-        /// Of CLIP rewards: what the cosine is multiplied by; PickScore's own is `exp(logit_scale)`, about 100, that of others 1.
-        scale: Option<f64> = None,
-        /// Of CLIP rewards: what stands before each prompt; CLIPScore's paper has `A photo depicts `.
-        prefix: String = String::new(),
-        /// Of CLIP rewards: negative cosines become zero.
-        positive: bool = false,
     }
+}
+
+/// The options of `reward`, for the manual.
+pub struct RewardOptions;
+
+impl RewardOptions {
+    pub fn fields() -> Vec<option::Field> {
+        registry::fields(PlaceOptions::fields(), &rewards::rewards())
+    }
+}
+
+/// The reward in a folder, by a name or path; its options decide what they decide of its kind.
+fn open_reward(session: &Session, name: &str, options: Map) -> Result<Judge> {
+    let table = session.registry().rewards.clone();
+    let (common, options) = registry::split(options, &PlaceOptions::fields(), &table, "reward", session)?;
+    let o = PlaceOptions::parse("reward", common)?;
+    let sources = session.sources();
+    let (found, missing) = match place(name, session, &sources) {
+        Ok((folder, file)) => {
+            let weights = o.weights.or(file).map(Into::into);
+            (Found { weights, ..Found::in_folder(name, folder) }, None)
+        }
+        Err(error) if error.kind == Kind::Missing => (Found { name: name.into(), ..Found::default() }, Some(error)),
+        Err(error) => return Err(error),
+    };
+    let choices = rewards::open::Choices { kind: o.kind, options, hollow: session.planner().is_some() };
+    let opened = rewards::open::open_of(&table, &found, &choices, &session.shelf, &sources, session.device());
+    let judge = match (opened, missing) {
+        (Err(error), Some(missing)) if error.kind == Kind::Missing => return Err(missing),
+        (opened, _) => opened?,
+    };
+    session.shelf.note(&judge.0);
+    session.planner().map_or(Ok(()), |planner| note_parts(planner, judge.parts()?))?;
+    Ok(judge)
 }
 
 options! {
@@ -194,13 +212,14 @@ pub fn place(name: &str, session: &Session, sources: &Sources) -> Result<(Folder
 }
 
 /// Parts of a plan; a CLIP that several rewards stand on is one.
-fn note_parts(planner: &Planner, parts: Vec<Part>) {
+fn note_parts(planner: &Planner, parts: Vec<Part>) -> Result<()> {
     let known = &mut planner.plan().parts;
     for part in parts {
         if !known.contains(&part) {
             known.push(part);
         }
     }
+    Ok(())
 }
 
 /// Heads so wide, in a tower of this width.
@@ -248,32 +267,7 @@ pub mod reward {
     /// ```
     #[rhai_fn(return_raw, volatile)]
     pub fn reward(context: NativeCallContext, name: &str, options: Map) -> RhaiResultOf<Reward> {
-        let o = RewardOptions::parse("reward", options)?;
-        let session = Session::of(&context);
-        let sources = Sources::new(session.request().models.as_deref());
-        let (folder, file) = place(name, &session, &sources)?;
-        let at = |name: &Option<String>| -> Result<_> {
-            let Some(name) = name else { return Ok(None) };
-            Ok(Some((name.clone(), place(name, &session, &sources)?.0)))
-        };
-        let options = rewards::open::Options {
-            kind: o.kind,
-            version: o.version,
-            trunk: trunk::Choices {
-                weights: o.weights.or(file),
-                resize: o.resize,
-                antialias: o.antialias,
-                crop: o.crop,
-                hollow: session.planner().is_some(),
-            },
-            similarity: similarity::Choices { scale: o.scale, prefix: o.prefix, positive: o.positive },
-            tokenizer: at(&o.tokenizer)?.map(|(_, folder)| folder),
-            clip: at(&o.clip)?,
-        };
-        let judge = rewards::open::open(name, &folder, options, &session.shelf, &sources, session.device())?;
-        session.shelf.note(&judge.0);
-        session.planner().inspect(|planner| note_parts(planner, judge.parts()));
-        Ok(judge)
+        Ok(open_reward(&Session::of(&context), name, options)?)
     }
 
     /// A reward from a closure that gives one number per image.
@@ -526,7 +520,7 @@ pub mod reward {
     #[rhai_fn(return_raw)]
     pub fn aesthetic_reward(clip: Reward, options: Map) -> RhaiResultOf<Reward> {
         let o = HeadOptions::parse("aesthetic_reward", options)?;
-        Ok(rewards::open::aesthetic_on(&*clip.0, o.hidden, &Rng::new(o.seed))?)
+        Ok(aesthetic::on(&*clip.0, o.hidden, &Rng::new(o.seed))?)
     }
 
     /// The same reward with trainable weights.
@@ -536,7 +530,7 @@ pub mod reward {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn trainable(r: Reward) -> RhaiResultOf<Reward> {
-        Ok(Judge(r.trainable()?))
+        Ok(r.trainable()?)
     }
 
     /// The trainable tensors of a reward, for an optimizer; none when it is frozen.
@@ -558,6 +552,6 @@ pub mod reward {
     /// ```
     #[rhai_fn(return_raw, volatile)]
     pub fn save(context: NativeCallContext, r: Reward, folder: &str) -> RhaiResultOf<()> {
-        Ok(r.save(&Session::of(&context).writable(folder)?)?)
+        Ok(r.save(&Session::of(&context).writable(folder)?, None)?)
     }
 }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::model::Flow;
 use crate::nn::lora::Form;
+use crate::nn::module::Module as _;
 use crate::run::progress::Counter;
 use crate::run::{Console, Recipe, Saved, Start, Steps as Iterating};
 use crate::tensor::{Stream, Tensor, show as text};

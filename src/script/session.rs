@@ -1,5 +1,6 @@
 //! What one run of a script was asked for, shared by all natives: overrides, seed, device, folders, interrupt.
 
+use super::registry::Registry;
 use super::source::{self, Around, Insert};
 use super::{fault, option};
 use crate::context::Context;
@@ -86,6 +87,7 @@ pub struct Session {
     functions: Mutex<BTreeMap<String, Function>>,
     settings: Mutex<Option<Map>>,
     planner: Option<Planner>,
+    registry: RwLock<Registry>,
     /// Rewards that are open, and the networks they share.
     pub shelf: Shelf,
 }
@@ -103,6 +105,7 @@ impl Session {
             sources: Mutex::default(),
             functions: Mutex::default(),
             settings: Mutex::default(),
+            registry: RwLock::default(),
             shelf: Shelf::default(),
         }
     }
@@ -133,6 +136,16 @@ impl Session {
 
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// The families and rewards that scripts can open.
+    pub fn registry(&self) -> RwLockReadGuard<'_, Registry> {
+        self.registry.read()
+    }
+
+    /// A program adds to the families and rewards.
+    pub(super) fn register(&self, add: impl FnOnce(&mut Registry) -> Result<()>) -> Result<()> {
+        add(&mut self.registry.write())
     }
 
     /// What is noted of a script that runs only to be planned.

@@ -2,7 +2,7 @@
 
 use super::reward::texts;
 use super::*;
-use crate::model::Condition;
+use crate::flow::Condition;
 use crate::model::text::{RandomSizes, TextEncoder};
 use crate::options;
 use crate::tensor::{DType, Rng};

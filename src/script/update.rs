@@ -9,8 +9,8 @@ use super::*;
 use crate::align::{
     self as solver, AdjointIndex, Criterion, MatchingLoss, Norm, Reduction, Selection, Truncation, Units,
 };
-use crate::flow::{Grid, RolloutOptions};
-use crate::model::{Flow, Velocity};
+use crate::flow::{Grid, RolloutOptions, Velocity};
+use crate::model::Flow;
 use crate::options;
 use crate::run::plan::Method as Planned;
 use crate::tensor::{Stream, Tensor};

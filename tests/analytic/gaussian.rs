@@ -2,8 +2,7 @@
 
 use super::toy::{Gaussian, load, numbers};
 use amscript::align::{AdjointIndex, Norm, Regularizer, RewardCost, control_target, lean_adjoint, terminal_gradient};
-use amscript::flow::{Euler, Heun, RolloutOptions, Solver, Trajectory, rollout, uniform};
-use amscript::model::{Condition, Velocity};
+use amscript::flow::{Condition, Euler, Heun, RolloutOptions, Solver, Trajectory, Velocity, rollout, uniform};
 use amscript::tensor::{Device, Tensor};
 use std::sync::Arc;
 

@@ -5,8 +5,7 @@ use amscript::align::{
     Adjoint, AdjointIndex, MatchingLoss, Norm, Regularizer, control_target, lean_adjoint, matching_loss,
     terminal_gradient,
 };
-use amscript::flow::{Grid, RolloutOptions, Trajectory, klein_grid, rollout};
-use amscript::model::{Condition, Velocity};
+use amscript::flow::{Condition, Grid, RolloutOptions, Trajectory, Velocity, klein_grid, rollout};
 use amscript::tensor::Tensor;
 use amscript::tensor::grad::gradients;
 

@@ -6,8 +6,7 @@ use amscript::align::{
     Regularizer, RewardCost, TerminalCost, Truncation, control_intensity, control_mass, control_target, lean_adjoint,
     matching_loss, terminal_gradient,
 };
-use amscript::flow::{Grid, RolloutOptions, rollout, uniform};
-use amscript::model::{Condition, Velocity};
+use amscript::flow::{Condition, Grid, RolloutOptions, Velocity, rollout, uniform};
 use amscript::tensor::grad::{gradients, value_and_grad};
 use amscript::tensor::sample::norm_per_sample;
 use amscript::tensor::{Rng, Tensor};

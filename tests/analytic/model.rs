@@ -6,11 +6,11 @@ use amscript::align::{
     AdjointMatching, Guidance, Norm, RewardCost, Truncation, control_target, lean_adjoint, matching_loss,
     terminal_gradient,
 };
-use amscript::flow::{RolloutOptions, klein_grid, rollout};
+use amscript::flow::{Condition, RolloutOptions, Velocity, klein_grid, rollout};
 use amscript::model::adapter::Targets;
-use amscript::model::open::{Choices, open};
-use amscript::model::source::Sources;
-use amscript::model::{Condition, Flow, Velocity};
+use amscript::model::{Choices, Flow, open};
+use amscript::nn::module::Module;
+use amscript::nn::source::Sources;
 use amscript::optim::{AdamW, OptimizerOptions, Params, constant_rate};
 use amscript::tensor::grad::gradients;
 use amscript::tensor::{Device, Rng, Tensor};
@@ -206,7 +206,7 @@ fn a_rollout_that_keeps_no_graph_asks_a_frozen_policy() {
     let case = Case::new();
     let options = RolloutOptions::new(klein_grid(STEPS, 16).unwrap());
     let path = rollout(&case.policy, &case.x0, &case.condition, &options).unwrap();
-    let frozen = amscript::model::Velocity::frozen(&case.policy).unwrap().unwrap();
+    let frozen = amscript::flow::Velocity::frozen(&case.policy).unwrap().unwrap();
     let v = frozen.velocity(&path.states[1], &path.time(1).unwrap(), &case.condition).unwrap();
     assert!(!v.requires_grad());
     assert_eq!(values(&v), values(&path.velocities[1]));

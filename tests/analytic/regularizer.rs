@@ -5,8 +5,7 @@ use crate::toy::{Gaussian, adjoint_matching, numbers};
 use amscript::align::{
     AdjointIndex, AdjointMatching, Criterion, Regularizer, RewardCost, lean_adjoint, terminal_gradient,
 };
-use amscript::flow::{Draw, Dynamics, Noise, RolloutOptions, Sde, Solver, rollout, uniform};
-use amscript::model::{Condition, Velocity};
+use amscript::flow::{Condition, Draw, Dynamics, Noise, RolloutOptions, Sde, Solver, Velocity, rollout, uniform};
 use amscript::tensor::grad::gradients;
 use amscript::tensor::{DType, Device, Rng, Tensor};
 use std::sync::{Arc, Mutex};

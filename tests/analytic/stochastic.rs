@@ -5,8 +5,7 @@ use amscript::align::{
     AdjointIndex, AdjointMatching, Criterion, MatchingLoss, Norm, Regularizer, Truncation, Units, control_target,
     lean_adjoint, terminal_gradient,
 };
-use amscript::flow::{Draw, Gddim, Grid, Noise, RolloutOptions, Sde, Solver, rollout, uniform};
-use amscript::model::Condition;
+use amscript::flow::{Condition, Draw, Gddim, Grid, Noise, RolloutOptions, Sde, Solver, rollout, uniform};
 use amscript::tensor::grad::gradients;
 use amscript::tensor::{DType, Device, Rng, Tensor};
 use std::sync::{Arc, Mutex};
@@ -147,7 +146,7 @@ fn gddim_steps() {
             let grid = Grid::new(times).unwrap();
             let (x, z) = (&e["in.gddim.x"], &e["in.gddim.z"]);
             let step = solver.dynamics(&grid, k).unwrap();
-            let v = amscript::model::Velocity::velocity(
+            let v = amscript::flow::Velocity::velocity(
                 &case.tuned,
                 x,
                 &amscript::flow::time_tensor(*t, x).unwrap(),

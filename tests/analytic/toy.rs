@@ -2,7 +2,7 @@
 
 use amscript::Result;
 use amscript::align::{self, AdjointMatching, Batch, Draft, Method, MethodState, RewardCost, Update};
-use amscript::model::{Condition, Velocity};
+use amscript::flow::{Condition, Velocity};
 use amscript::tensor::sample::{spread, sum_per_sample};
 use amscript::tensor::{Device, Tensor};
 use std::collections::HashMap;

@@ -7,6 +7,7 @@ use crate::bail;
 use crate::cli::{quantity, recipe};
 use crate::error::{Result, nearest};
 use crate::model::Flow;
+use crate::nn::module::Module as _;
 use crate::profile;
 use crate::run::progress::span;
 use crate::run::record::peak_memory;

@@ -11,7 +11,7 @@ pub mod workspace;
 use super::output::Lines;
 use super::{PromptArgs, fault, run};
 use crate::error::{Error, Kind, Result};
-use crate::model::source::Sources;
+use crate::nn::source::Sources;
 use crate::screen::{Colours, Plot, Screen};
 use crate::script::{Host, Session};
 use crate::tensor::place;

@@ -1,10 +1,11 @@
 //! Latents that a flow moves in: an autoencoder, and how its raw latents are brought to unit size.
 
-use super::estimate::{Cost, Ops, Part, decoder};
-use super::source::Component;
 use super::vae::{self, Autoencoder};
 use crate::bail;
 use crate::error::Result;
+use crate::model::estimate::decoder;
+use crate::nn::cost::{Cost, Ops, Part};
+use crate::nn::source::Component;
 use crate::nn::weights::{Init, Weights};
 use crate::tensor::{DType, Device, Tensor, op};
 
@@ -14,6 +15,7 @@ pub struct Latents {
     autoencoder: Autoencoder,
     scaling: Scaling,
     part: Part,
+    hollow: bool,
 }
 
 /// From raw latents to those of the flow.
@@ -42,7 +44,7 @@ impl Latents {
             }
         };
         let part = Part::of("autoencoder", w);
-        Ok(Self { config: config.clone(), autoencoder, scaling, part })
+        Ok(Self { config: config.clone(), autoencoder, scaling, part, hollow: w.is_hollow() })
     }
 
     /// From a `vae` folder or a single file; `groups` are those of the group norms where no config says so.
@@ -70,6 +72,11 @@ impl Latents {
         config.norm_num_groups = groups.unwrap_or(config.norm_num_groups);
         weights.verify(|w| Self::new(&config, w))?;
         Ok((config, weights))
+    }
+
+    /// Whether it was made from headers alone.
+    pub fn is_hollow(&self) -> bool {
+        self.hollow
     }
 
     /// Its weights.
@@ -159,6 +166,15 @@ impl Latents {
             Scaling::Patches { .. } => 2 * raw,
             Scaling::Factor(_) => raw,
         }
+    }
+
+    /// Height and width of the latents of images of this height and width in pixels.
+    pub fn grid(&self, size: [usize; 2]) -> Result<[usize; 2]> {
+        let pixels = self.pixels();
+        if size.iter().any(|side| *side == 0 || side % pixels != 0) {
+            bail!(Value, "height and width must be multiples of {pixels}, got {size:?}");
+        }
+        Ok(size.map(|side| side / pixels))
     }
 
     fn statistics(&self, mean: &Tensor, variance: &Tensor) -> Result<(Tensor, Tensor)> {

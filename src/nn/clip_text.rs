@@ -2,8 +2,8 @@
 
 use crate::bail;
 use crate::error::{Result, warn_once};
-use crate::model::source::Folder;
-use crate::model::tokenizer::{CLIP_ENDS, Tokenizer};
+use crate::nn::source::Folder;
+use crate::nn::tokenizer::{CLIP_ENDS, Tokenizer};
 use std::sync::{Arc, LazyLock};
 use tokenizers::NormalizedString;
 use tokenizers::models::bpe::{Merges, Vocab};

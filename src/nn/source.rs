@@ -1,9 +1,9 @@
 //! Where models are: a name or path becomes a `Folder` on disk, in the Hugging Face cache, or embedded in the binary.
 
 use crate::bail;
-use crate::data::digest;
 use crate::error::{Error, Kind, Result, nearest};
 use crate::nn::archive::Archive;
+use crate::nn::digest;
 use crate::nn::weights::Weights;
 use crate::progress::Progress;
 use crate::tensor::{DType, Device};
@@ -14,19 +14,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{self, Path, PathBuf};
 
 static ASSETS: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/assets");
-
-/// Short names of published models and the Hugging Face repository that holds them.
-pub const PUBLISHED: &[(&str, &str)] = &[
-    ("flux2", "black-forest-labs/FLUX.2-klein-base-4B"),
-    ("flux2-distilled", "black-forest-labs/FLUX.2-klein-4B"),
-    ("sit", "nyu-visionx/SiT-collections"),
-    ("hpsv2", "xswu/HPSv2"),
-    ("pickscore", "yuvalkirstain/PickScore_v1"),
-    ("clipscore", "openai/clip-vit-base-patch32"),
-    ("clipscore-l14", "openai/clip-vit-large-patch14"),
-    ("imagereward", "THUDM/ImageReward"),
-    ("aesthetic", "ttj/sac-logos-ava1-l14-linearMSE"),
-];
 
 /// A folder of model files, read-only.
 #[derive(Clone, Debug)]
@@ -233,6 +220,8 @@ pub struct Sources {
     folders: Vec<PathBuf>,
     /// Hub caches in the `models--org--name/snapshots/..` layout.
     caches: Vec<PathBuf>,
+    /// Short names of published models, and the repositories that hold them.
+    published: Vec<(&'static str, &'static str)>,
 }
 
 impl Sources {
@@ -245,7 +234,23 @@ impl Sources {
         Self {
             folders: models.map(Path::to_path_buf).into_iter().chain(env("AMSCRIPT_MODELS")).collect(),
             caches: cache.into_iter().collect(),
+            published: Vec::new(),
         }
+    }
+
+    /// The same with short names of published models, and the Hugging Face repositories that hold them.
+    pub fn publishing(mut self, names: impl IntoIterator<Item = (&'static str, &'static str)>) -> Self {
+        for name in names {
+            if !self.published.contains(&name) {
+                self.published.push(name);
+            }
+        }
+        self
+    }
+
+    /// Short names of published models, and their repositories.
+    pub fn published(&self) -> &[(&'static str, &'static str)] {
+        &self.published
     }
 
     /// All folders that are searched.
@@ -264,9 +269,10 @@ impl Sources {
         std::iter::once(PathBuf::from(name)).chain(inside).find(|path| path.is_file())
     }
 
-    /// The folder of a model by name: short (see [`PUBLISHED`]), a repository such as `org/name`, or a tiny model.
+    /// The folder of a model by name: short (see [`Sources::publishing`]), a repository such as `org/name`, or a tiny model.
     pub fn named(&self, name: &str) -> Result<Folder> {
-        let repository = PUBLISHED.iter().find(|(short, _)| *short == name).map_or(name, |(_, repository)| repository);
+        let repository =
+            self.published.iter().find(|(short, _)| *short == name).map_or(name, |(_, repository)| repository);
         let found = plain(name)
             .then(|| self.folders.iter().find_map(|folder| in_folder(folder, name, repository)))
             .flatten()
@@ -281,7 +287,7 @@ impl Sources {
             self.folders.iter().chain(&self.caches).map(|place| place.display().to_string()).collect();
         places.push("the embedded tiny family".into());
         let known = self.known();
-        let published = PUBLISHED.iter().any(|(_, r)| *r == repository);
+        let published = self.published.iter().any(|(_, r)| *r == repository);
         let hint = match nearest(name, known.keys().map(String::as_str)) {
             _ if published => format!("fetch it with `hf download {repository}`, or give its folder with --models"),
             Some(near) => format!("the nearest name is `{near}`; `models()` lists all"),
@@ -359,7 +365,8 @@ mod tests {
     use crate::tensor::Rng;
 
     fn sources(folder: &Path) -> Sources {
-        Sources { folders: vec![folder.join("models")], caches: vec![folder.join("hub")] }
+        let published = vec![("hpsv2", "xswu/HPSv2"), ("flux2", "black-forest-labs/FLUX.2-klein-base-4B")];
+        Sources { folders: vec![folder.join("models")], caches: vec![folder.join("hub")], published }
     }
 
     fn touch(path: PathBuf) {

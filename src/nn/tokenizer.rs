@@ -2,7 +2,7 @@
 
 use crate::bail;
 use crate::error::{Error, Kind, Result};
-use crate::model::source::Folder;
+use crate::nn::source::Folder;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::path::Path;

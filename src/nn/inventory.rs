@@ -1,10 +1,10 @@
 //! What is known and what is found: every model, its files, their types, sizes and hashes, from headers alone.
 
-use super::source::{Folder, PUBLISHED, Sources};
+use super::source::{Folder, Sources};
 use crate::bail;
-use crate::data::digest;
 use crate::error::{Error, Kind, Result};
 use crate::nn::archive::Archive;
+use crate::nn::digest;
 use crate::tensor::DType;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -74,11 +74,9 @@ impl File {
 
 impl Model {
     /// What lies in a folder.
-    fn of_folder(name: &str, place: Place, folder: &Folder) -> Self {
+    fn of_folder(name: &str, repository: Option<String>, place: Place, folder: &Folder) -> Self {
         let mut files = Vec::new();
         collect(folder, "", DEPTH, &mut files);
-        let repository =
-            PUBLISHED.iter().find(|(short, _)| *short == name).map(|(_, repository)| repository.to_string());
         let path = folder.path().map(|path| path.display().to_string());
         Self { name: name.to_string(), repository, place, path, files }
     }
@@ -106,7 +104,7 @@ impl Model {
 pub fn models(sources: &Sources) -> Vec<Model> {
     let mut models: Vec<Model> = Vec::new();
     let mut seen = BTreeSet::new();
-    let known = PUBLISHED.iter().map(|(short, _)| short.to_string()).chain(sources.known().into_keys());
+    let known = sources.published().iter().map(|(short, _)| short.to_string()).chain(sources.known().into_keys());
     for name in known {
         let model = model(sources, &name);
         let fresh = model.as_ref().is_ok_and(|m| m.path.is_none() || seen.insert(m.path.clone()));
@@ -117,7 +115,7 @@ pub fn models(sources: &Sources) -> Vec<Model> {
 
 /// One model by name or path; a published one that is not found is known all the same.
 pub fn model(sources: &Sources, name: &str) -> Result<Model> {
-    let published = PUBLISHED.iter().find(|(short, _)| *short == name);
+    let published = sources.published().iter().find(|(short, _)| *short == name);
     match (sources.find(name), published) {
         (Ok(folder), _) => {
             let cached = |path: &Path| path.parent().is_some_and(|p| p.ends_with("snapshots"));
@@ -126,7 +124,8 @@ pub fn model(sources: &Sources, name: &str) -> Result<Model> {
                 Some(path) if cached(path) => Place::Cache,
                 Some(_) => Place::Folder,
             };
-            Ok(Model::of_folder(name, place, &folder))
+            let repository = published.map(|(_, repository)| repository.to_string());
+            Ok(Model::of_folder(name, repository, place, &folder))
         }
         (Err(_), Some((short, repository))) => Ok(Model::missing(short, repository)),
         (Err(error), None) => Err(error),
