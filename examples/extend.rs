@@ -63,7 +63,7 @@ impl Codec for Pixel {
     }
 
     fn decode(&self, latents: &Tensor) -> Result<Tensor> {
-        let pixels = op::reshape(&op::affine(latents, 0.5, 0.5)?, (latents.dim(0)?, 3, 1, 1))?;
+        let pixels = op::reshape(&latents.affine(0.5, 0.5)?, (latents.dim(0)?, 3, 1, 1))?;
         op::clamp_through(&pixels, 0.0, 1.0)
     }
 }

@@ -229,7 +229,7 @@ mod tests {
     use crate::tensor::Device;
 
     /// v = w (t - x), with w a variable.
-    struct Pull(candle_core::Var);
+    struct Pull(Tensor);
 
     impl Velocity for Pull {
         fn velocity(&self, x: &Tensor, t: &Tensor, _: &Condition) -> Result<Tensor> {
@@ -238,7 +238,7 @@ mod tests {
     }
 
     fn pull(w: f64) -> Pull {
-        Pull(candle_core::Var::new(&[[w]], &Device::Cpu).unwrap())
+        Pull(Tensor::new(&[[w]], &Device::Cpu).unwrap().leaf())
     }
 
     #[test]
