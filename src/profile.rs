@@ -15,8 +15,10 @@ use std::time::{Duration, Instant};
 pub struct Totals {
     pub calls: usize,
     pub time: Duration,
-    /// Bytes the process held at the end of a phase, at most; 0 where that is not known.
-    pub resident: u64,
+    /// Bytes held at most: by the process at the end of a phase (0 where that is not known), or by tensors without numbers at any time.
+    pub held: u64,
+    /// Operations of a run on tensors without numbers.
+    pub work: f64,
 }
 
 /// What a run came to.
@@ -36,6 +38,8 @@ struct State {
     phase: Instant,
     /// Since when time is the next op's.
     op: Instant,
+    /// Whether a run on tensors without numbers has said what it holds.
+    traced: bool,
 }
 
 /// The measuring of a context.
@@ -49,7 +53,8 @@ impl Recorder {
     /// Begins to measure.
     pub fn start(&self) {
         let now = Instant::now();
-        *self.state.lock() = Some(State { found: Profile::default(), open: vec!["script"], phase: now, op: now });
+        *self.state.lock() =
+            Some(State { found: Profile::default(), open: vec!["script"], phase: now, op: now, traced: false });
         self.on.store(true, Ordering::Relaxed);
     }
 
@@ -82,6 +87,11 @@ impl State {
         Some(totals)
     }
 
+    /// Bytes of the process, unless tensors without numbers say what is held.
+    fn measured(&self) -> u64 {
+        if self.traced { 0 } else { resident() }
+    }
+
     fn mark(&mut self, op: &'static str, direction: usize) {
         let now = Instant::now();
         let totals = &mut self.found.ops.entry(op).or_default()[direction];
@@ -90,9 +100,10 @@ impl State {
     }
 
     fn leave(&mut self) {
+        let held = self.measured();
         if let Some(totals) = self.settle() {
             totals.calls += 1;
-            totals.resident = totals.resident.max(resident());
+            totals.held = totals.held.max(held);
         }
         self.open.pop();
     }
@@ -123,6 +134,17 @@ pub(crate) fn backward<T>(op: &'static str, f: impl FnOnce() -> T) -> T {
     let value = f();
     context.profile.note(|state| state.mark(op, 1));
     value
+}
+
+/// Operations that a run on tensors without numbers would compute in the innermost phase, and bytes that it holds.
+pub(crate) fn traced(work: f64, held: u64) {
+    Context::current().profile.note(|state| {
+        state.traced = true;
+        let Some(phase) = state.open.last() else { return };
+        let totals = state.found.phases.entry(phase).or_default();
+        totals.work += work;
+        totals.held = totals.held.max(held);
+    });
 }
 
 /// Bytes of the process in memory, on Linux.

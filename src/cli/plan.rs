@@ -1,14 +1,17 @@
 //! `amscript run --plan`: the plan of a run as people read it.
 
 use super::quantity::{bytes, count, flops};
-use crate::run::plan::{Memory, Method, Plan, Update};
+use crate::model::text::CACHED_BYTES;
+use crate::nn::cost::Part;
+use crate::profile::Totals;
+use crate::run::plan::{Plan, Update};
 use comfy_table::{CellAlignment, Table, presets};
 
 /// Parts, work and memory, each as a small table.
 pub fn text(plan: &Plan) -> String {
     let mut out = vec![parts(plan)];
-    match (&plan.update, plan.memory()) {
-        (Some(update), Some(memory)) => out.extend([work(plan, update), self::memory(plan, update, &memory)]),
+    match (&plan.update, memory(plan)) {
+        (Some(update), Some(memory)) => out.extend([work(plan, update), phases(plan), memory]),
         _ => out.push("no update was reached, so there is no more to say".into()),
     }
     out.join("\n\n")
@@ -28,7 +31,7 @@ pub(super) fn table(head: &str, rows: Vec<Vec<String>>) -> String {
 }
 
 fn parts(plan: &Plan) -> String {
-    let row = |part: &crate::nn::cost::Part| {
+    let row = |part: &Part| {
         vec![
             part.name.clone(),
             format!("{} tensors", count(part.tensors as u64)),
@@ -43,59 +46,41 @@ fn parts(plan: &Plan) -> String {
 }
 
 fn work(plan: &Plan, update: &Update) -> String {
-    let (n, k) = (update.steps, update.active);
-    let method = match update.method {
-        Method::Fused => "fused adjoint matching",
-        Method::Stepwise => "fused adjoint matching, the policy's steps run again",
-        Method::Separate => "adjoint matching by hand",
-        Method::Draft => "DRaFT",
-        Method::Refl => "ReFL",
-    };
     let unknown = || "unknown".to_string();
-    let mut rows = vec![
-        vec!["images per update".into(), count(update.batch as u64)],
+    let [forwards, backwards] = update.passes.map(count);
+    let rows = vec![
+        vec!["images per update".into(), count(plan.batch as u64)],
         vec!["updates".into(), plan.iterations.map_or_else(unknown, |n| count(n as u64))],
         vec!["images of all updates".into(), plan.images().map_or_else(unknown, count)],
-        vec!["forwards per update".into(), number(update.forwards())],
-        vec!["backwards per update".into(), number(update.backwards())],
+        vec!["forwards per update".into(), forwards],
+        vec!["backwards per update".into(), backwards],
+        vec!["an update".into(), flops(update.work)],
+        vec!["all updates".into(), plan.iterations.map_or_else(unknown, |n| flops(update.work * n as f64))],
     ];
-    if update.work.network.forward > 0.0 {
-        rows.extend([
-            vec!["one forward of one image".into(), flops(update.work.network.forward)],
-            vec!["an update".into(), plan.flops_per_update().map_or_else(unknown, flops)],
-            vec!["all updates".into(), plan.flops().map_or_else(unknown, flops)],
-        ]);
-    }
-    table(&format!("work: {method}, N = {n} steps, K = {k} active"), rows)
+    table("work", rows)
 }
 
-fn number(n: f64) -> String {
-    if n.fract() == 0.0 { format!("{n:.0}") } else { format!("{n:.1}") }
+/// Phases of the update with the work and the memory of each, the most work first.
+fn phases(plan: &Plan) -> String {
+    let mut phases: Vec<_> = plan.phases.iter().filter(|(_, totals)| totals.held > 0).collect();
+    phases.sort_by(|a, b| b.1.work.total_cmp(&a.1.work));
+    let row = |(name, totals): (&&str, &Totals)| vec![name.to_string(), flops(totals.work), bytes(totals.held as f64)];
+    table("phases: work, most held", phases.into_iter().map(row).collect())
 }
 
-fn memory(plan: &Plan, update: &Update, memory: &Memory) -> String {
-    let graph = match update.work.recompute {
-        true => "graph of the policy, blocks run again",
-        false => "graph of the policy",
-    };
-    let trained = format!("{} trained numbers, gradient, moments", count(plan.trainable));
+fn memory(plan: &Plan) -> Option<String> {
+    let [most, freed] = plan.memory(CACHED_BYTES)?;
+    let weights: f64 = plan.parts.iter().map(|part| part.bytes).sum();
+    let trained = format!("{} trained numbers", count(plan.trained));
     let mut rows = vec![
-        ("weights", memory.weights),
-        (trained.as_str(), memory.training),
-        ("states, adjoints, targets", memory.states),
-        (graph, memory.policy),
-        ("or: graph of the base along the adjoint", memory.adjoint),
-        ("or: graph through decoder and reward", memory.judging),
-        ("embeddings of the prompts", memory.prompts),
-        ("most at once, with a tenth for the allocator", memory.peak),
+        ("weights", weights),
+        (trained.as_str(), 4.0 * plan.trained as f64),
+        ("embeddings of the prompts of later updates", plan.prompts(CACHED_BYTES)),
+        ("most at once, with a tenth for the allocator", most),
     ];
-    if memory.freed < memory.peak {
-        rows.push(("the same without the text encoder", memory.freed));
+    if freed < most {
+        rows.push(("the same without the text encoder", freed));
     }
     let rows = rows.into_iter().map(|(name, size)| vec![name.to_string(), bytes(size)]);
-    let mut text = table("memory", rows.collect());
-    if update.work.network.forward == 0.0 {
-        text += "\n  of the flow and its graphs nothing is known: it is a closure";
-    }
-    text
+    Some(table("memory", rows.collect()))
 }

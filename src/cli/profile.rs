@@ -13,7 +13,7 @@ pub fn text(profile: &Profile) -> String {
     phases.sort_by_key(|(_, t)| std::cmp::Reverse(t.time));
     let head = ["", "calls", "time", "share", "in memory at the end, at most"].map(String::from).to_vec();
     let row = |(name, t): &(&&str, &Totals)| {
-        let memory = if t.resident == 0 { String::new() } else { bytes(t.resident as f64) };
+        let memory = if t.held == 0 { String::new() } else { bytes(t.held as f64) };
         vec![name.to_string(), t.calls.to_string(), seconds(t.time), share(t.time), memory]
     };
     let first = table("phases", std::iter::once(head).chain(phases.iter().map(row)).collect());

@@ -67,8 +67,16 @@ pub fn on_large_stack(work: impl FnOnce() -> anyhow::Result<ExitCode> + Send + '
 fn execute(session: Session, name: &str, text: &str) -> anyhow::Result<ExitCode> {
     let host = Host::new(session);
     heed_signals(host.session(), Arc::default());
+    let profile = &host.session().context().profile;
+    if host.session().planner().is_some() {
+        profile.start();
+    }
     let outcome = host.run(name, text).and_then(|_| all_used(host.session()));
-    let planned = host.session().planner().map(|planner| planner.plan());
+    let planned = host.session().planner().map(|planner| {
+        let mut plan = planner.plan();
+        plan.phases = profile.finish().unwrap_or_default().phases;
+        plan
+    });
     match (outcome, planned) {
         (outcome, Some(plan)) if outcome.is_ok() || plan.update.is_some() => {
             output::line(&super::plan::text(&plan))?;

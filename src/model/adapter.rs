@@ -56,7 +56,7 @@ impl Flow {
         let read = |names: &Names| lora::read(path, names, weights.adapter_dtype(), weights.device());
         let mut adapters = model.with_names(read)?;
         for Lora { a, b, .. } in adapters.values_mut().filter(|_| trainable) {
-            (*a, *b) = (a.variable()?, b.variable()?);
+            (*a, *b) = (weights.parameter(a)?, weights.parameter(b)?);
         }
         self.with_weights(weights.adapted(adapters).map_err(|e| e.within("load_lora"))?)
     }

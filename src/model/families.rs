@@ -9,10 +9,12 @@ use crate::error::{Error, Kind, Result};
 use crate::nn::opener::{self, Found, Given, Table};
 use crate::nn::source::Sources;
 use crate::nn::weights::{LARGE, Weights};
+use crate::tensor::meta::Trace;
 use crate::tensor::{DType, Device, Rng};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// A line of the table: see [`opener::Opener`].
 pub type Opener = opener::Opener<fn(&Opening) -> Result<(Parts, Weights)>>;
@@ -46,8 +48,8 @@ pub struct Choices {
     pub weights: Option<PathBuf>,
     /// The options of the family.
     pub options: Given,
-    /// From headers alone, only to be measured.
-    pub hollow: bool,
+    /// From headers alone, for a run without numbers.
+    pub trace: Option<Arc<Trace>>,
 }
 
 /// What a family opens.
@@ -78,9 +80,9 @@ impl Opening<'_> {
         self.choices.recompute.unwrap_or_else(|| weights.stored() > LARGE)
     }
 
-    /// The weights as they were chosen to be held: hollow, computing in some type.
+    /// The weights as they were chosen to be held: without numbers, computing in some type.
     pub fn held(&self, weights: Weights) -> Weights {
-        let weights = if self.choices.hollow { weights.hollow() } else { weights };
+        let weights = self.choices.trace.as_ref().map_or_else(|| weights.clone(), |trace| weights.traced(trace));
         weights.computing(self.choices.compute)
     }
 }

@@ -4,7 +4,6 @@
 
 pub mod adapter;
 pub mod codec;
-pub mod estimate;
 pub mod families;
 pub mod flux2;
 mod guidance;
@@ -24,8 +23,8 @@ use crate::nn::files::write_whole;
 use crate::nn::module::Module;
 use crate::nn::weights::Weights;
 use crate::profile::phase;
+use crate::tensor::meta::counted;
 use crate::tensor::{DType, Device, Rng, Tensor};
-use estimate::Work;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -72,10 +71,7 @@ impl Flow {
     }
 
     pub fn encode(&self, prompts: &[String]) -> Result<Condition> {
-        match self.is_hollow() {
-            true => Ok(Condition::of_text(prompts)),
-            false => phase("prompts", || self.model("encode")?.parts.prompts.encode(prompts)),
-        }
+        phase("prompts", || self.model("encode")?.parts.prompts.encode(prompts))
     }
 
     pub fn encode_labels(&self, labels: &[u32]) -> Result<Condition> {
@@ -90,23 +86,6 @@ impl Flow {
     /// How it is sampled unless told otherwise.
     pub fn defaults(&self) -> parts::Defaults {
         self.model.as_ref().map(|m| m.parts.defaults).unwrap_or_default()
-    }
-
-    /// The work on one sample of states `[batch, ..]`; nothing is known of a closure's.
-    pub fn work(&self, dims: &[usize], cpu: bool) -> Work {
-        let Some(model) = &self.model else { return Work { passes: 1.0, ..Work::default() } };
-        let work = model.parts.planned.as_ref().map(|planned| (planned.work)(&model.weights, dims, cpu));
-        Work { passes: if model.guidance.is_some() { 2.0 } else { 1.0 }, ..work.unwrap_or_default() }
-    }
-
-    /// How many numbers full training would change.
-    pub fn trainable_numbers(&self) -> usize {
-        self.model.as_ref().map_or(0, |m| m.weights.numbers(m.parts.names.trained))
-    }
-
-    /// Whether it was made from headers alone; its velocity is zero then, and its images are black.
-    fn is_hollow(&self) -> bool {
-        self.model.as_ref().is_some_and(|m| m.weights.is_hollow())
     }
 
     /// Frees the weights that only prompts need.
@@ -164,8 +143,7 @@ impl Module for Flow {
     /// The parts around the network, then the network.
     fn parts(&self) -> Result<Vec<Part>> {
         let Some(model) = &self.model else { return Ok(Vec::new()) };
-        let around = model.parts.planned.as_ref().map(|planned| planned.parts.clone()).unwrap_or_default();
-        let parts = around.into_iter().chain([Part::of("transformer", &model.weights)]);
+        let parts = model.parts.around.clone().into_iter().chain([Part::of("transformer", &model.weights)]);
         Ok(parts.map(|part| Part { name: format!("{}: {}", self.name, part.name), ..part }).collect())
     }
 
@@ -194,15 +172,11 @@ impl Module for Flow {
 
 impl Velocity for Flow {
     fn velocity(&self, x: &Tensor, t: &Tensor, condition: &Condition) -> Result<Tensor> {
-        if self.is_hollow() {
-            return Ok(x.zeros_like()?);
-        }
-        self.velocity.velocity(x, t, condition)
+        counted(self.velocity.velocity(x, t, condition)?)
     }
 
     fn frozen(&self) -> Result<Option<Arc<dyn Velocity>>> {
         match &self.model {
-            Some(_) if self.is_hollow() => Ok(None),
             Some(model) if !self.params().is_empty() => {
                 Ok(Some(Model { weights: model.weights.frozen()?, ..model.clone() }.network()?))
             }

@@ -1,6 +1,5 @@
 //! What a family is made of: a record of parts, which [`super::Flow`] puts together.
 
-use super::estimate::Work;
 use crate::bail;
 use crate::error::Result;
 use crate::flow::{Condition, Velocity};
@@ -24,8 +23,8 @@ pub struct Parts {
     pub defaults: Defaults,
     /// Guidance acts on this many channels, the first; the others keep the conditional velocity. None: on all.
     pub guide_channels: Option<usize>,
-    /// What plans read; nothing is known of a family without it.
-    pub planned: Option<Planned>,
+    /// The weights around the network, for lists of them.
+    pub around: Vec<Part>,
 }
 
 /// Makes a velocity network of weights.
@@ -41,7 +40,16 @@ impl Parts {
         let (prompts, codec) = (Arc::new(prompts), Arc::new(codec));
         let (config, defaults) = (Value::Object(Default::default()), Defaults::default());
         let network = Box::new(network);
-        Self { network, prompts, codec, names: Names::USUAL, config, defaults, guide_channels: None, planned: None }
+        Self {
+            network,
+            prompts,
+            codec,
+            names: Names::USUAL,
+            config,
+            defaults,
+            guide_channels: None,
+            around: Vec::new(),
+        }
     }
 }
 
@@ -124,12 +132,4 @@ impl Default for Defaults {
     fn default() -> Self {
         Self { steps: 20, guidance: 1.0 }
     }
-}
-
-/// What a plan reads of a family.
-pub struct Planned {
-    /// Weights around the network.
-    pub parts: Vec<Part>,
-    /// The work on one sample of states `[batch, ..]`, on the CPU or another device.
-    pub work: Box<dyn Fn(&Weights, &[usize], bool) -> Work + Send + Sync>,
 }

@@ -1,9 +1,9 @@
 //! Prompts to embeddings: chat template, tokenizer, chosen hidden states of a Qwen3 (FLUX.2-Klein's text encoder).
 
+use super::families::Choices;
 use crate::bail;
 use crate::error::{Error, Kind, Result};
 use crate::flow::Condition;
-use crate::model::estimate::qwen3;
 use crate::model::qwen3::{Config, Qwen3, RopeParameters};
 use crate::nn::cost::Part;
 use crate::nn::files::write_whole;
@@ -91,14 +91,15 @@ impl TextEncoder {
         tokenizer: &Folder,
         tokens: usize,
         states: &[usize],
-        dtype: Option<DType>,
+        choices: &Choices,
         device: &Device,
     ) -> Result<Self> {
         let archives = folder.archives("model")?;
-        let dtype = dtype.unwrap_or_else(|| Weights::usual_dtype(&archives));
+        let dtype = choices.dtype.unwrap_or_else(|| Weights::usual_dtype(&archives));
         let weights = Weights::open(archives, dtype, device)?;
         let config = folder.json("config.json")?;
         weights.verify(|w| Qwen3::whole(w, &config))?;
+        let weights = choices.trace.as_ref().map_or_else(|| weights.clone(), |trace| weights.traced(trace));
         Self::new(&weights, &config, Tokenizer::open(tokenizer)?, tokens, states)
     }
 
@@ -136,16 +137,9 @@ impl TextEncoder {
 
     /// The weights of the layers that the features need.
     pub fn part(&self) -> Result<Part> {
-        let hollow = self.weights.hollow();
-        self.build(&hollow)?;
-        Ok(Part { passing: true, ..Part::of("text encoder, layers needed", &hollow) })
-    }
-
-    /// Operations that encode one prompt, and bytes of its embeddings.
-    pub fn work(&self) -> (f64, f64) {
-        let layers = self.states.iter().copied().max().unwrap_or(0);
-        let bytes = self.tokens * self.features() * self.weights.dtype().size_in_bytes();
-        (qwen3(&self.config, layers, self.tokens), bytes as f64)
+        let outline = self.weights.hollow();
+        self.build(&outline)?;
+        Ok(Part { passing: true, ..Part::of("text encoder, layers needed", &outline) })
     }
 
     fn network(&self) -> Result<Arc<Qwen3>> {
@@ -297,7 +291,7 @@ mod tests {
 
     fn open(pipeline: &Folder, tokens: usize, states: &[usize]) -> TextEncoder {
         let [encoder, tokenizer] = ["text_encoder", "tokenizer"].map(|part| pipeline.sub(part).unwrap());
-        TextEncoder::open(&encoder, &tokenizer, tokens, states, None, &Device::Cpu).unwrap()
+        TextEncoder::open(&encoder, &tokenizer, tokens, states, &Choices::default(), &Device::Cpu).unwrap()
     }
 
     /// Case `flux2`: prompts in `case.json`, ids, mask and embeddings from transformers.

@@ -68,8 +68,9 @@ impl Weights {
         let mut adapters = BTreeMap::new();
         for (name, [out, inner]) in linears.iter().filter(|(name, _)| chosen(name)) {
             let normal = (rng.split(name).normal(&[rank, *inner], DType::F64, &Device::Cpu)? / rank as f64)?;
-            let a = normal.to_dtype(self.adapter_dtype())?.to_device(self.device())?.variable()?;
-            let b = Tensor::zeros(&[*out, rank][..], self.adapter_dtype(), self.device())?.variable()?;
+            let a = normal.to_dtype(self.adapter_dtype())?.to_device(self.device())?;
+            let b = Tensor::zeros(&[*out, rank][..], self.adapter_dtype(), self.device())?;
+            let (a, b) = (self.parameter(&a)?, self.parameter(&b)?);
             adapters.insert(name.clone(), Lora { a, b, scale });
         }
         if adapters.is_empty() {

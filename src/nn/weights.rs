@@ -7,6 +7,7 @@ use crate::error::{Error, Kind, Result, nearest};
 use crate::nn::archive::{self, Archive};
 use crate::nn::layout::{self, Layout, Piece};
 use crate::progress::{self, Progress};
+use crate::tensor::meta::Trace;
 use crate::tensor::op::Lora;
 use crate::tensor::{DType, Device, Rng, Tensor, interrupt, place};
 use parking_lot::{Mutex, MutexGuard};
@@ -45,7 +46,7 @@ enum Source {
     /// Makes what is asked for; one stream per name. With a deviation, every matrix is normal with it, whatever its beginning.
     Random(Rng, Option<f64>),
     /// Shapes only: of these files, or whatever is asked for. Tensors are broadcast zeros and hold no memory.
-    Hollow(Option<Arc<Stored>>),
+    Hollow(Option<Arc<Stored>>, Arc<Trace>),
 }
 
 /// Open files, and by the name a model uses: which file, the name there, and the piece.
@@ -57,14 +58,14 @@ struct Stored {
 impl Source {
     fn stored(&self) -> Option<&Stored> {
         match self {
-            Self::Files(stored) | Self::Hollow(Some(stored)) => Some(stored),
+            Self::Files(stored) | Self::Hollow(Some(stored), _) => Some(stored),
             _ => None,
         }
     }
 
     /// The source once all tensors were taken from it.
     fn drained(&self) -> Self {
-        if let Self::Hollow(_) = self { self.clone() } else { Self::Memory }
+        if let Self::Hollow(..) = self { self.clone() } else { Self::Memory }
     }
 }
 
@@ -142,16 +143,21 @@ impl Weights {
         Self::new("random weights", Source::Random(rng.clone(), Some(deviation)), dtype, device)
     }
 
-    /// Shapes without numbers: whatever a model asks for is there and holds no memory.
-    pub fn outline(dtype: DType) -> Self {
-        Self::new("an outline", Source::Hollow(None), dtype, &Device::Cpu)
+    /// Shapes without numbers, counted by `trace`: whatever a model asks for is there.
+    pub fn outline(dtype: DType, trace: &Arc<Trace>) -> Self {
+        Self::new("an outline", Source::Hollow(None, trace.clone()), dtype, &Device::Cpu)
     }
 
     /// The same names and shapes without numbers; nothing is read.
     pub fn hollow(&self) -> Self {
+        self.traced(&Trace::new(false))
+    }
+
+    /// [`Weights::hollow`], whose memory and work `trace` counts.
+    pub fn traced(&self, trace: &Arc<Trace>) -> Self {
         let source = match &self.shared.source {
-            Source::Files(stored) => Source::Hollow(Some(stored.clone())),
-            Source::Random(..) => Source::Hollow(None),
+            Source::Files(stored) => Source::Hollow(Some(stored.clone()), trace.clone()),
+            Source::Random(..) => Source::Hollow(None, trace.clone()),
             other => other.clone(),
         };
         let hollow = Self::new(self.origin(), source, self.dtype(), &Device::Cpu);
@@ -166,9 +172,22 @@ impl Weights {
         hollow.finish()
     }
 
+    /// A parameter that begins as `x`, without numbers where these weights have none.
+    pub fn parameter(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.shared.source {
+            Source::Hollow(_, trace) => Tensor::meta(x.shape(), x.dtype(), trace)?.variable(),
+            _ => x.variable(),
+        }
+    }
+
+    /// What counts these weights, where they have shapes and no numbers.
+    pub fn trace(&self) -> Option<&Arc<Trace>> {
+        if let Source::Hollow(_, trace) = &self.shared.source { Some(trace) } else { None }
+    }
+
     /// Whether tensors have shapes and no numbers.
     pub fn is_hollow(&self) -> bool {
-        matches!(self.shared.source, Source::Hollow(_))
+        matches!(self.shared.source, Source::Hollow(..))
     }
 
     /// How many numbers of those that models asked for have names that are `chosen`.
@@ -234,11 +253,7 @@ impl Weights {
 
     /// What a network of these weights computes in: their type, but f32 instead of half precision on the CPU.
     pub fn compute(&self) -> DType {
-        self.compute_on(self.device().is_cpu())
-    }
-
-    /// [`Weights::compute`] on a CPU or another device.
-    pub fn compute_on(&self, cpu: bool) -> DType {
+        let cpu = self.trace().map_or(self.device().is_cpu(), |trace| !trace.fused());
         match (self.shared.compute, self.dtype()) {
             (Some(dtype), _) => dtype,
             (None, DType::BF16 | DType::F16) if cpu => DType::F32,
@@ -308,7 +323,11 @@ impl Weights {
                 self.state().tensors.insert(full.clone(), tensor.clone());
                 tensor
             }
-            (None, Source::Hollow(None)) => hollow(shape, self.dtype())?,
+            (None, Source::Hollow(None, trace)) => {
+                let tensor = Tensor::meta(shape, self.dtype(), trace)?;
+                self.state().tensors.insert(full.clone(), tensor.clone());
+                tensor
+            }
             (None, _) => return Err(self.missing(&full)),
         };
         let mut state = self.state();
@@ -338,8 +357,10 @@ impl Weights {
             bail!(Dtype, "{}: tensor `{name}` must be of type f32, f64, bf16 or f16, got {}", archive.origin(), dtype.as_str();
                 hint: "quantised files are not read; take the bf16 file");
         }
-        if matches!(shared.source, Source::Hollow(_)) {
-            return hollow(&piece.shape, shared.dtype);
+        if let Source::Hollow(_, trace) = &shared.source {
+            let tensor = Tensor::meta(&piece.shape[..], shared.dtype, trace)?;
+            self.state().tensors.insert(full.to_string(), tensor.clone());
+            return Ok(tensor);
         }
         let tensor = archive.read_rows(name, piece.rows.clone())?.reshape(&piece.shape[..])?;
         interrupt::check()?; // a large file is left between two tensors
@@ -476,11 +497,6 @@ impl Weights {
         let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
         archive::write(path, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), &metadata)
     }
-}
-
-/// A zero seen as this shape: no memory, whatever the size.
-fn hollow(shape: &[usize], dtype: DType) -> Result<Tensor> {
-    Ok(Tensor::zeros((), dtype, &Device::Cpu)?.broadcast_as(shape)?)
 }
 
 impl Shared {

@@ -2,7 +2,7 @@
 
 use crate::bail;
 use crate::error::{Error, Kind, Result};
-use crate::nn::cost::{Cost, Part};
+use crate::nn::cost::Part;
 use crate::nn::files::write_whole;
 use crate::nn::module::Module;
 use crate::nn::opener::{Found, Takes, field};
@@ -87,7 +87,7 @@ impl Aesthetic {
     /// The head in `file`, whose tensors may stand behind `mlp.`.
     pub fn open(name: &str, folder: &Folder, file: &str, trunk: Arc<Trunk>) -> Result<Self> {
         let weights = Weights::open(vec![folder.archive(file)?], DType::F32, trunk.clip.device())?;
-        let weights = if trunk.weights.is_hollow() { weights.hollow() } else { weights };
+        let weights = trunk.weights.trace().map_or_else(|| weights.clone(), |trace| weights.traced(trace));
         let weights = if weights.has("mlp.layers.0.weight") { weights.pp("mlp") } else { weights };
         let file = Some((folder.clone(), file.to_string()));
         Ok(Self { file, ..Self::new(name, weights, trunk, super::head::HIDDEN)? })
@@ -114,9 +114,6 @@ impl Aesthetic {
 impl Reward for Aesthetic {
     fn compute(&self, batch: &Batch) -> Result<Tensor> {
         let features = self.trunk.image_rows(batch)?;
-        if self.weights.is_hollow() {
-            return Ok(Tensor::zeros(batch.images.dim(0)?, batch.images.dtype(), batch.images.device())?);
-        }
         op::cast(&self.head.forward(&features)?, batch.images.dtype())
     }
 
@@ -136,10 +133,6 @@ impl Reward for Aesthetic {
 
     fn module(&self) -> Option<&dyn Module<Trained = Judge>> {
         Some(self)
-    }
-
-    fn work(&self, cpu: bool) -> Cost {
-        self.trunk.work(cpu)
     }
 }
 

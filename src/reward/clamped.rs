@@ -2,7 +2,6 @@
 
 use crate::bail;
 use crate::error::Result;
-use crate::nn::cost::Cost;
 use crate::reward::{Batch, Reward};
 use crate::tensor::Tensor;
 use std::sync::Arc;
@@ -31,10 +30,6 @@ impl Reward for Clamped {
         let inside = (scores.gt(self.low)? * scores.lt(self.high)?)?.to_dtype(scores.dtype())?;
         let held = scores.constant().clamp(self.low, self.high)?;
         Ok(((&scores * &inside)? + (held * (1.0 - inside)?)?)?)
-    }
-
-    fn work(&self, cpu: bool) -> Cost {
-        self.inner.work(cpu)
     }
 
     fn describe(&self) -> String {

@@ -3,7 +3,7 @@
 use crate::bail;
 use crate::error::{Error, Kind, Result, warn_once};
 use crate::nn::bert::{self, Bert};
-use crate::nn::cost::{self, Cost, Ops, Part};
+use crate::nn::cost::Part;
 use crate::nn::files::write_whole;
 use crate::nn::module::Module;
 use crate::nn::opener::Found;
@@ -124,7 +124,7 @@ impl ImageReward {
                 hint: "say which file with `weights: file`"),
         };
         let weights = Weights::open(vec![folder.archive(&file)?], DType::F32, device)?;
-        let weights = if choices.hollow { weights.hollow() } else { weights };
+        let weights = choices.trace.as_ref().map_or_else(|| weights.clone(), |trace| weights.traced(trace));
         let config = Config::read(folder)?;
         let preprocess = Preprocess::clip(config.vit.image_size).with(
             choices.resize.as_deref(),
@@ -195,9 +195,6 @@ impl ImageReward {
     fn rewards(&self, batch: &Batch, texts: &[Vec<u32>]) -> Result<Tensor> {
         batch.check_range()?;
         let images = batch.images;
-        if self.weights.is_hollow() {
-            return Ok(Tensor::zeros(texts.len(), images.dtype(), images.device())?);
-        }
         let pixels = self.preprocess.apply(&op::cast(images, self.weights.dtype())?)?;
         op::cast(&self.judged(&pixels, texts)?, images.dtype())
     }
@@ -243,14 +240,6 @@ impl Reward for ImageReward {
 
     fn module(&self) -> Option<&dyn Module<Trained = Judge>> {
         Some(self)
-    }
-
-    fn work(&self, cpu: bool) -> Cost {
-        let ops = Ops { dtype: self.weights.dtype(), cpu };
-        let (image, c) = (&self.config.vit, &self.config.bert);
-        let mut all = cost::vit(image.image_size, image.patch_size, &image.sizes(), ops);
-        all += cost::bert(c, TOKENS, (image.image_size / image.patch_size).pow(2) + 1, ops);
-        all
     }
 }
 
@@ -361,12 +350,13 @@ mod tests {
     fn the_published_size_is_known_without_a_file() {
         let config = Config { vit: VitConfig::vit_l_16(), bert: bert::Config::base(), hidden: HIDDEN };
         let tokenizer = Arc::new(Tokenizer::train_bert(&captions()).unwrap());
-        let reward = ImageReward::new("x", Weights::outline(DType::F32), config, tokenizer).unwrap();
+        let trace = crate::tensor::meta::Trace::new(false);
+        let reward = ImageReward::new("x", Weights::outline(DType::F32, &trace), config, tokenizer).unwrap();
         assert_eq!(reward.weights.count(), (294 + 316 + 10, 303_301_632 + 141_977_088 + 927_969));
         assert_eq!(reward.parts().unwrap()[0].parameters, 446_206_689);
         let images = Tensor::zeros((1, 3, 8, 8), DType::F32, &Device::Cpu).unwrap();
         assert_eq!(reward.score(&images, &captions()[..1]).unwrap().to_vec1::<f32>().unwrap(), [0.0]);
-        assert!(reward.work(true).forward > 2.0 * 197.0 * 303e6);
+        assert!(trace.work() as f64 > 2.0 * 197.0 * 303e6);
     }
 
     #[test]

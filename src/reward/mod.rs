@@ -16,7 +16,7 @@ pub use open::{Opener, Opening, REWARDS, Rewards, rewards};
 
 use crate::bail;
 use crate::error::{Error, Kind, Result};
-use crate::nn::cost::{Cost, Part};
+use crate::nn::cost::Part;
 use crate::nn::module::Module;
 use crate::profile::phase;
 use crate::tensor::check::finite;
@@ -87,11 +87,6 @@ pub trait Reward: Send + Sync {
     /// Its weights; none of a reward without.
     fn module(&self) -> Option<&dyn Module<Trained = Judge>> {
         None
-    }
-
-    /// The work of judging one image, on the CPU or another device; none is known of closures.
-    fn work(&self, _cpu: bool) -> Cost {
-        Cost::default()
     }
 }
 

@@ -9,6 +9,7 @@ use crate::nn::source::{Folder, Sources};
 use crate::reward::trunk::{self, Shelf, Trunk};
 use crate::reward::{Judge, aesthetic, imagereward, similarity};
 use crate::tensor::Device;
+use crate::tensor::meta::Trace;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
@@ -44,8 +45,8 @@ pub struct Choices {
     pub kind: Option<String>,
     /// The options of that kind.
     pub options: Given,
-    /// From headers alone, only to be measured; every score is zero.
-    pub hollow: bool,
+    /// From headers alone, for a run without numbers.
+    pub trace: Option<Arc<Trace>>,
 }
 
 /// `amscript.json` of a reward's folder.
@@ -89,7 +90,7 @@ impl Opening<'_> {
             resize: self.option("resize")?,
             antialias: self.option("antialias")?,
             crop: self.option("crop")?,
-            hollow: self.choices.hollow,
+            trace: self.choices.trace.clone(),
         })
     }
 

@@ -3,7 +3,7 @@
 
 use crate::bail;
 use crate::error::Result;
-use crate::nn::cost::{Cost, Part};
+use crate::nn::cost::Part;
 use crate::nn::module::Module;
 use crate::nn::opener::{Field, Found, Takes, field};
 use crate::reward::open::{ANTIALIAS, CROP, Opener, Opening, RESIZE, TOKENIZER};
@@ -210,10 +210,6 @@ impl Reward for Similarity {
 
     fn module(&self) -> Option<&dyn Module<Trained = Judge>> {
         Some(self)
-    }
-
-    fn work(&self, cpu: bool) -> Cost {
-        self.trunk.work(cpu)
     }
 }
 

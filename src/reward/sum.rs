@@ -1,7 +1,6 @@
 //! Weighted sums of rewards: `0.7 * a + 0.3 * b - 1`.
 
 use crate::error::Result;
-use crate::nn::cost::Cost;
 use crate::reward::{Batch, Reward};
 use crate::tensor::Tensor;
 use std::sync::Arc;
@@ -45,12 +44,6 @@ impl Reward for Sum {
             total = (total + (reward.judge(batch)?.to_dtype(images.dtype())? * *factor)?)?;
         }
         Ok(total)
-    }
-
-    fn work(&self, cpu: bool) -> Cost {
-        let mut all = Cost::default();
-        self.terms.iter().for_each(|(_, reward)| all += reward.work(cpu));
-        all
     }
 
     fn describe(&self) -> String {

@@ -5,7 +5,7 @@ use crate::error::{Error, Kind, Result};
 use crate::nn::clip::{Clip, unit};
 use crate::nn::clip_config::{Config, Layout};
 use crate::nn::clip_text::clean;
-use crate::nn::cost::{self, Cost, Ops, Part};
+use crate::nn::cost::Part;
 use crate::nn::files::write_whole;
 use crate::nn::preprocess::Preprocess;
 use crate::nn::source::Folder;
@@ -13,6 +13,7 @@ use crate::nn::tokenizer::Tokenizer;
 use crate::nn::weights::Weights;
 use crate::progress::Progress;
 use crate::reward::{Batch, Reward};
+use crate::tensor::meta::Trace;
 use crate::tensor::{DType, Device, Rng, Tensor, op};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
@@ -49,8 +50,8 @@ pub struct Choices {
     pub resize: Option<String>,
     pub antialias: Option<bool>,
     pub crop: Option<String>,
-    /// From headers alone, only to be measured; every score is zero.
-    pub hollow: bool,
+    /// From headers alone, for a run without numbers.
+    pub trace: Option<Arc<Trace>>,
 }
 
 impl Trunk {
@@ -97,7 +98,7 @@ impl Trunk {
                 folder.origin()
             ),
         };
-        let weights = if choices.hollow { weights.hollow() } else { weights };
+        let weights = choices.trace.as_ref().map_or_else(|| weights.clone(), |trace| weights.traced(trace));
         Ok(Self { file: Some((folder.clone(), file)), ..Self::new(name, weights, config, pixels, tokenizer)? })
     }
 
@@ -145,13 +146,6 @@ impl Trunk {
     pub fn image_rows(self: &Arc<Self>, batch: &Batch) -> Result<Tensor> {
         batch.check_range()?;
         batch.features(Arc::as_ptr(self) as usize, || {
-            if self.weights.is_hollow() {
-                return Ok(Tensor::zeros(
-                    (batch.images.dim(0)?, self.clip.config.embed),
-                    DType::F32,
-                    batch.images.device(),
-                )?);
-            }
             self.seen.fetch_add(1, Ordering::Relaxed);
             let images = op::cast(batch.images, self.clip.dtype())?;
             unit(&self.clip.image_features(&self.preprocess.apply(&images)?)?)
@@ -165,9 +159,6 @@ impl Trunk {
 
     /// Unit text features `[n, embed]`; equal texts are computed once, and once for all calls when weights are fixed.
     pub fn text_rows(&self, texts: &[String]) -> Result<Tensor> {
-        if self.weights.is_hollow() {
-            return Ok(Tensor::zeros((texts.len(), self.clip.config.embed), DType::F32, self.clip.device())?);
-        }
         let mut fresh: Vec<&String> = Vec::new();
         let mut cache = self.cache.lock();
         for text in texts {
@@ -211,11 +202,6 @@ impl Trunk {
 
     pub fn part(&self) -> Part {
         Part::of(&format!("{}: reward", self.name), &self.weights)
-    }
-
-    pub fn work(&self, cpu: bool) -> Cost {
-        let config = &self.clip.config;
-        cost::vit(config.image_size, config.patch, &config.vision, Ops { dtype: self.weights.dtype(), cpu })
     }
 
     /// Weights (in f16 unless told otherwise), config and tokenizer, in the published layout; transformers' folders also say which reward they are.

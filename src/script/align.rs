@@ -31,11 +31,6 @@ impl Cost {
         Self { score: Arc::new(score), scale, judge: None }
     }
 
-    /// The work of judging one image; nothing is known of a closure's.
-    pub fn work(&self, cpu: bool) -> crate::nn::cost::Cost {
-        self.judge.as_ref().map(|judge| judge.work(cpu)).unwrap_or_default()
-    }
-
     /// The cost of end states of `flow`.
     pub fn of_states(&self, flow: &Flow) -> Result<RewardCost> {
         let (flow, score) = (flow.clone(), self.score.clone());
@@ -158,10 +153,7 @@ pub mod align {
     /// end.reward.to_array()     //=> [-6.0, -12.0]
     /// ```
     #[rhai_fn(return_raw)]
-    pub fn terminal(context: NativeCallContext, path: Trajectory, cost: Cost) -> RhaiResultOf<Terminal> {
-        if let Some(planner) = Session::of(&context).planner() {
-            return Ok(plan::judged(planner, &path, &cost)?);
-        }
+    pub fn terminal(path: Trajectory, cost: Cost) -> RhaiResultOf<Terminal> {
         let cost = cost.of_states(&path.flow)?;
         Ok(together(|| solver::terminal_gradient(&cost, path.path.last()))?)
     }
@@ -175,8 +167,8 @@ pub mod align {
     /// path.terminal_gradient(terminal_cost(|x| x.sum(1) * 3)).to_array()   //=> [[3.0], [3.0]]
     /// ```
     #[rhai_fn(return_raw)]
-    pub fn terminal_gradient(context: NativeCallContext, path: Trajectory, cost: Cost) -> RhaiResultOf<Tensor> {
-        Ok(terminal(context, path, cost)?.gradient)
+    pub fn terminal_gradient(path: Trajectory, cost: Cost) -> RhaiResultOf<Tensor> {
+        Ok(terminal(path, cost)?.gradient)
     }
 
     /// The rewards `[batch]` of a trajectory's end.
@@ -212,16 +204,12 @@ pub mod align {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn lean_adjoint(
-        context: NativeCallContext,
         base: Flow,
         path: Trajectory,
         terminal_gradient: Tensor,
         options: Map,
     ) -> RhaiResultOf<Adjoint> {
         let options = AdjointOptions::parse("lean_adjoint", options)?;
-        if let Some(planner) = Session::of(&context).planner() {
-            return Err(plan::separate(planner, &path, &base).into());
-        }
         Ok(together(|| solver::lean_adjoint(&base, &path.path, &terminal_gradient, options.index))?)
     }
 

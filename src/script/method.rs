@@ -6,9 +6,8 @@ use super::*;
 use crate::align as solver;
 use crate::flow::Condition;
 use crate::model::Flow;
-use crate::run::plan::Planner;
 use crate::tensor::{Stream, Tensor};
-use crate::{bail, options, script_value};
+use crate::{options, script_value};
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -53,9 +52,6 @@ impl fmt::Display for MethodState {
     }
 }
 
-/// What an update of a policy and its base from a batch would take; the value says that the plan is complete.
-type Plan = dyn Fn(&Planner, [&Flow; 2], &Batch) -> Result<Error> + Send + Sync;
-
 /// A method with its choices, as scripts hold it.
 #[derive(Clone)]
 pub struct Method {
@@ -64,12 +60,11 @@ pub struct Method {
     text: String,
     /// A stream of its own, before the batch's.
     rng: Option<Stream>,
-    plan: Option<Arc<Plan>>,
 }
 
 impl Method {
     pub fn new(core: Arc<dyn solver::Method>, text: String) -> Self {
-        Self { core, text, rng: None, plan: None }
+        Self { core, text, rng: None }
     }
 
     /// The same method with a random stream of its own.
@@ -77,21 +72,9 @@ impl Method {
         Self { rng, ..self }
     }
 
-    /// The same method, that can say what an update takes.
-    pub fn planned(self, plan: impl Fn(&Planner, [&Flow; 2], &Batch) -> Result<Error> + Send + Sync + 'static) -> Self {
-        Self { plan: Some(Arc::new(plan)), ..self }
-    }
-
     /// One update of a policy.
     pub fn run(&self, session: &Session, policy: Flow, base: &Flow, batch: &Batch) -> Result<Update> {
-        if let Some(planner) = session.planner() {
-            return match &self.plan {
-                Some(plan) => Err(plan(planner, [&policy, base], batch)?),
-                None => {
-                    bail!(Value, "--plan: an update must be one whose work is known, got one of {}", self.core.name())
-                }
-            };
-        }
+        session.planner().inspect(|planner| planner.samples(&batch.x0));
         let given = solver::Batch {
             x0: batch.x0.clone(),
             condition: batch.condition.clone(),

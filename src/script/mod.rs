@@ -55,7 +55,6 @@ pub mod operator;
 pub mod optim;
 pub mod option;
 pub mod penalty;
-mod plan;
 pub mod plot;
 pub mod random;
 pub mod reduction;

@@ -70,11 +70,11 @@ fn open_flow(context: &NativeCallContext, name: &str, options: Map) -> Result<Fl
         recompute: options.recompute,
         weights,
         options: own,
-        hollow: session.planner().is_some(),
+        trace: session.planner().map(|planner| planner.trace.clone()),
     };
     let flow = open_of(&families, name, &session.sources(), &choices, session.device())?;
     if let Some(planner) = session.planner() {
-        planner.plan().parts.extend(flow.parts()?);
+        planner.opens(flow.parts()?);
     }
     match options.lora {
         Some(path) => flow.load_lora(&readable(context, &path, "flow: option `lora`")?, false),
@@ -169,8 +169,10 @@ pub mod model {
     /// flow("tiny/flux2").encode([3])             //=> error: takes prompts, got 1 labels
     /// ```
     #[rhai_fn(return_raw)]
-    pub fn encode(flow: Flow, prompts: Dynamic) -> RhaiResultOf<Condition> {
-        Ok(super::encode(&flow, prompts)?)
+    pub fn encode(context: NativeCallContext, flow: Flow, prompts: Dynamic) -> RhaiResultOf<Condition> {
+        let condition = super::encode(&flow, prompts)?;
+        Session::of(&context).planner().inspect(|planner| planner.encodes(&condition));
+        Ok(condition)
     }
 
     /// The sentence of every class of a class-conditional model, by label; empty for other models.
@@ -282,10 +284,7 @@ pub mod model {
     /// base.trainable().params().len > base.lora().params().len   //=> true
     /// ```
     #[rhai_fn(name = "trainable", return_raw)]
-    pub fn trainable_flow(context: NativeCallContext, flow: Flow) -> RhaiResultOf<Flow> {
-        if let Some(planner) = Session::of(&context).planner() {
-            return Ok(plan::whole(planner, &flow)?);
-        }
+    pub fn trainable_flow(flow: Flow) -> RhaiResultOf<Flow> {
         Ok(flow.trainable()?)
     }
 

@@ -231,8 +231,11 @@ pub mod optim {
     /// opt.steps                                   //=> 1
     /// ```
     #[rhai_fn(return_raw)]
-    pub fn step(optimizer: Optimizer, loss: Tensor, options: Map) -> RhaiResultOf<Map> {
+    pub fn step(context: NativeCallContext, optimizer: Optimizer, loss: Tensor, options: Map) -> RhaiResultOf<Map> {
         let options = StepOptions::parse("step", options)?;
+        if let Some(planner) = Session::of(&context).planner() {
+            planner.stops(&crate::profile::phase("backward", || optimizer.lock().gradients(&loss))?)?;
+        }
         let report = optimizer.lock().step(&loss, options.clip)?;
         Ok([("rate".into(), report.rate.into()), ("norm".into(), report.norm.into())].into_iter().collect())
     }

@@ -5,7 +5,6 @@ use crate::data::Prompts;
 use crate::flow::Condition;
 use crate::nn::bert;
 use crate::nn::clip_config::{Config, Layout};
-use crate::nn::cost::Part;
 use crate::nn::module::Module;
 use crate::nn::opener::Found;
 use crate::nn::source::{Folder, Sources};
@@ -15,7 +14,6 @@ use crate::reward::imagereward::{self, ImageReward, VitConfig};
 use crate::reward::similarity::{self, Kind as Similar, Similarity};
 use crate::reward::trunk::Trunk;
 use crate::reward::{self as rewards, Judge, aesthetic, clamped::Clamped, scripted::Scripted, sum::Sum};
-use crate::run::plan::Planner;
 use crate::tensor::{Rng, Tensor};
 use crate::{bail, options, script_value};
 
@@ -54,14 +52,17 @@ fn open_reward(session: &Session, name: &str, options: Map) -> Result<Judge> {
         Err(error) if error.kind == Kind::Missing => (Found { name: name.into(), ..Found::default() }, Some(error)),
         Err(error) => return Err(error),
     };
-    let choices = rewards::open::Choices { kind: o.kind, options, hollow: session.planner().is_some() };
+    let choices =
+        rewards::open::Choices { kind: o.kind, options, trace: session.planner().map(|planner| planner.trace.clone()) };
     let opened = rewards::open::open_of(&table, &found, &choices, &session.shelf, &sources, session.device());
     let judge = match (opened, missing) {
         (Err(error), Some(missing)) if error.kind == Kind::Missing => return Err(missing),
         (opened, _) => opened?,
     };
     session.shelf.note(&judge.0);
-    session.planner().map_or(Ok(()), |planner| note_parts(planner, judge.parts()?))?;
+    if let Some(planner) = session.planner() {
+        planner.opens(judge.parts()?);
+    }
     Ok(judge)
 }
 
@@ -209,17 +210,6 @@ pub fn place(name: &str, session: &Session, sources: &Sources) -> Result<(Folder
         (Some(parent), Some(file)) if path.is_file() => Ok((Folder::disk(parent), Some(file.to_string()))),
         _ => Ok((Folder::disk(path), None)),
     }
-}
-
-/// Parts of a plan; a CLIP that several rewards stand on is one.
-fn note_parts(planner: &Planner, parts: Vec<Part>) -> Result<()> {
-    let known = &mut planner.plan().parts;
-    for part in parts {
-        if !known.contains(&part) {
-            known.push(part);
-        }
-    }
-    Ok(())
 }
 
 /// Heads so wide, in a tower of this width.

@@ -12,7 +12,6 @@ use crate::align::{
 use crate::flow::{Grid, RolloutOptions, Velocity};
 use crate::model::Flow;
 use crate::options;
-use crate::run::plan::Method as Planned;
 use crate::tensor::{Stream, Tensor};
 
 fn grid() -> Grid {
@@ -141,7 +140,7 @@ options! {
 
 impl UpdateOptions {
     fn method(self, context: &NativeCallContext) -> Method {
-        let (text, rng, plan) = (written("adjoint_matching", self.changed()), self.rng.clone(), self.clone());
+        let (text, rng) = (written("adjoint_matching", self.changed()), self.rng.clone());
         let field = |flow: Option<Flow>| flow.map(|flow| Arc::new(flow) as Arc<dyn Velocity>);
         let (reduction, units, weighted, clip) = (self.reduction, self.units, self.weighted, self.clip);
         let core = solver::AdjointMatching {
@@ -159,61 +158,33 @@ impl UpdateOptions {
             adjoint_model: field(self.adjoint_model),
             recompute: self.recompute,
         };
-        Method::new(Arc::new(core), text).drawing_from(rng).planned(move |planner, [policy, base], batch| {
-            let guidance = plan.guidance.0;
-            let guided = [guided(policy, guidance.scale)?, guided(base, guidance.scale)?];
-            let pick = |chosen: bool| if chosen { [&guided[0], &guided[1]] } else { [policy, base] };
-            let flows = plan::Flows {
-                rolled: plan.rollout_policy.as_ref().unwrap_or(pick(guidance.rollout)[0]),
-                policy: pick(guidance.control)[0],
-                carrying: plan.adjoint_model.as_ref().unwrap_or(pick(guidance.adjoint)[1]),
-                base: pick(guidance.control)[1],
-            };
-            let steps = plan.grid.steps();
-            let counts = [steps, plan.truncate.active(steps)?];
-            Ok(plan::fused(planner, &flows, &batch.x0, counts, plan.recompute, &batch.cost))
-        })
+        Method::new(Arc::new(core), text).drawing_from(rng)
     }
 }
 
 impl DraftOptions {
     fn method(self, context: &NativeCallContext) -> Method {
-        let (text, rng, plan) = (written("draft", self.changed()), self.rng.clone(), self.clone());
+        let (text, rng) = (written("draft", self.changed()), self.rng.clone());
         let core = solver::Draft {
             rollout: rolling(context, self.grid, self.solver),
             truncate: self.truncate,
             renoised: self.low_variance,
             guidance: self.guidance,
         };
-        Method::new(Arc::new(core), text).drawing_from(rng).planned(move |planner, [policy, _], batch| {
-            let (steps, more) = (plan.grid.steps(), plan.low_variance);
-            let counts = [steps + more, plan.truncate.active(steps)? + more];
-            let policy = guided(policy, plan.guidance)?;
-            Ok(plan::direct(planner, Planned::Draft, &policy, &batch.x0, counts, &batch.cost))
-        })
+        Method::new(Arc::new(core), text).drawing_from(rng)
     }
 }
 
 impl ReflOptions {
     fn method(self, context: &NativeCallContext) -> Method {
-        let (text, rng, plan) = (written("refl", self.changed()), self.rng.clone(), self.clone());
+        let (text, rng) = (written("refl", self.changed()), self.rng.clone());
         let core = solver::Refl {
             rollout: rolling(context, self.grid, self.solver),
             truncate: self.truncate,
             guidance: self.guidance,
         };
-        Method::new(Arc::new(core), text).drawing_from(rng).planned(move |planner, [policy, _], batch| {
-            let steps = plan.grid.steps();
-            // On average the step lies in the middle of the last K.
-            let counts = [steps - plan.truncate.active(steps)? / 2, 1];
-            let policy = guided(policy, plan.guidance)?;
-            Ok(plan::direct(planner, Planned::Refl, &policy, &batch.x0, counts, &batch.cost))
-        })
+        Method::new(Arc::new(core), text).drawing_from(rng)
     }
-}
-
-fn guided(flow: &Flow, scale: f64) -> Result<Flow> {
-    if scale == 1.0 { Ok(flow.clone()) } else { flow.guided(scale) }
 }
 
 fn rolling(context: &NativeCallContext, grid: Grid, solver: Sampler) -> RolloutOptions {

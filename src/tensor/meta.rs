@@ -5,19 +5,21 @@
 
 use super::{Array, DType, Device, Tensor};
 use crate::error::Result;
+use crate::profile;
 use candle_core::Shape;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What a run on tensors without numbers comes to.
-#[derive(Debug, Default)]
+/// What a run on tensors without numbers comes to. Work and bytes also go to the profile's phases.
+#[derive(Default)]
 pub struct Trace {
     /// Whether it is planned for a card with kernels of ours.
     fused: bool,
     live: AtomicU64,
     peak: AtomicU64,
-    /// Multiplications and additions, a million at a time would lose small ones: a count.
     work: AtomicU64,
+    forwards: AtomicU64,
+    backwards: AtomicU64,
 }
 
 impl Trace {
@@ -26,7 +28,8 @@ impl Trace {
         Arc::new(Self { fused, ..Self::default() })
     }
 
-    pub(super) fn fused(&self) -> bool {
+    /// Whether it is planned for a card.
+    pub fn fused(&self) -> bool {
         self.fused
     }
 
@@ -35,28 +38,51 @@ impl Trace {
         self.live.load(Ordering::Relaxed)
     }
 
-    /// Bytes held at most since the last [`Trace::restart`].
+    /// Bytes that were held at most.
     pub fn peak(&self) -> u64 {
         self.peak.load(Ordering::Relaxed)
     }
 
-    /// Operations so far.
+    /// Multiplications and additions so far.
     pub fn work(&self) -> u64 {
         self.work.load(Ordering::Relaxed)
     }
 
-    /// Measures the peak anew from what is held now.
-    pub fn restart(&self) {
-        self.peak.store(self.live(), Ordering::Relaxed);
+    /// Forwards and backwards of networks so far; see [`counted`].
+    pub fn passes(&self) -> [u64; 2] {
+        [self.forwards.load(Ordering::Relaxed), self.backwards.load(Ordering::Relaxed)]
     }
 
     pub(super) fn compute(&self, operations: f64) {
         self.work.fetch_add(operations as u64, Ordering::Relaxed);
+        profile::traced(operations, self.live());
     }
 }
 
+/// All are alike in what they are for.
+impl std::fmt::Debug for Trace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "trace(fused: {})", self.fused)
+    }
+}
+
+impl PartialEq for Trace {
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::eq(self, other)
+    }
+}
+
+/// The output of a network, counted as a forward and, once its gradient comes back, as a backward.
+pub fn counted(output: Tensor) -> Result<Tensor> {
+    let Some(trace) = output.trace().cloned() else { return Ok(output) };
+    trace.forwards.fetch_add(1, Ordering::Relaxed);
+    super::grad::custom_vjp("network", &[&output], output.constant(), move |gradient, _| {
+        trace.backwards.fetch_add(1, Ordering::Relaxed);
+        Ok(vec![Some(gradient.clone())])
+    })
+}
+
 /// Bytes that are held as long as this is.
-#[derive(Debug)]
 pub struct Block {
     bytes: u64,
     pub(super) trace: Arc<Trace>,
@@ -66,6 +92,7 @@ impl Block {
     pub(super) fn new(bytes: usize, trace: &Arc<Trace>) -> Arc<Self> {
         let live = trace.live.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
         trace.peak.fetch_max(live, Ordering::Relaxed);
+        profile::traced(0.0, live);
         Arc::new(Self { bytes: bytes as u64, trace: trace.clone() })
     }
 }

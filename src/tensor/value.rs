@@ -88,7 +88,10 @@ impl Tensor {
     /// A parameter: a variable with numbers of its own, which [`Tensor::set`] and optimizers change in place.
     pub fn variable(&self) -> Result<Self> {
         match &self.meta {
-            Some(_) => Ok(Self { node: Some(Node::leaf(true)), ..self.clone() }),
+            Some(block) => {
+                let own = Self::meta(self.shape(), self.dtype(), &block.trace)?;
+                Ok(Self { node: Some(Node::leaf(true)), ..own })
+            }
             None => Ok(Self::with(self.value.force_contiguous()?, Some(Node::leaf(true)), None)),
         }
     }

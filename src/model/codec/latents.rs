@@ -3,11 +3,12 @@
 use super::vae::{self, Autoencoder};
 use crate::bail;
 use crate::error::Result;
-use crate::model::estimate::decoder;
-use crate::nn::cost::{Cost, Ops, Part};
+use crate::nn::cost::Part;
 use crate::nn::source::Component;
 use crate::nn::weights::{Init, Weights};
+use crate::tensor::meta::Trace;
 use crate::tensor::{DType, Device, Tensor, op};
+use std::sync::Arc;
 
 /// An autoencoder and the normalisation of its latents.
 pub struct Latents {
@@ -15,7 +16,6 @@ pub struct Latents {
     autoencoder: Autoencoder,
     scaling: Scaling,
     part: Part,
-    hollow: bool,
 }
 
 /// From raw latents to those of the flow.
@@ -44,7 +44,7 @@ impl Latents {
             }
         };
         let part = Part::of("autoencoder", w);
-        Ok(Self { config: config.clone(), autoencoder, scaling, part, hollow: w.is_hollow() })
+        Ok(Self { config: config.clone(), autoencoder, scaling, part })
     }
 
     /// From a `vae` folder or a single file; `groups` are those of the group norms where no config says so.
@@ -53,10 +53,10 @@ impl Latents {
         weights.build(|w| Self::new(&config, w))
     }
 
-    /// The same from headers alone, only to be measured.
-    pub fn outline(part: &Component, groups: Option<usize>, dtype: DType) -> Result<Self> {
+    /// The same from headers alone, for a run without numbers.
+    pub fn traced(part: &Component, groups: Option<usize>, dtype: DType, trace: &Arc<Trace>) -> Result<Self> {
         let (config, weights) = Self::stored(part, groups, dtype, &Device::Cpu)?;
-        Self::new(&config, &weights.hollow())
+        Self::new(&config, &weights.traced(trace))
     }
 
     fn stored(
@@ -74,20 +74,9 @@ impl Latents {
         Ok((config, weights))
     }
 
-    /// Whether it was made from headers alone.
-    pub fn is_hollow(&self) -> bool {
-        self.hollow
-    }
-
     /// Its weights.
     pub fn part(&self) -> Part {
         self.part.clone()
-    }
-
-    /// The work of decoding normalised latents of `h` by `w`.
-    pub fn work(&self, h: usize, w: usize, cpu: bool) -> Cost {
-        let patch = if let Scaling::Patches { .. } = self.scaling { 2 } else { 1 };
-        decoder(&self.config, patch * h, patch * w, Ops { dtype: DType::F32, cpu })
     }
 
     /// See [`Autoencoder::recomputing`].

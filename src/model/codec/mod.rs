@@ -1,4 +1,5 @@
 //! Image codecs: an autoencoder, how its latents are brought to unit size, and both as the codec of a family.
+use std::sync::Arc;
 
 pub mod latents;
 pub mod vae;
@@ -8,6 +9,7 @@ use crate::bail;
 use crate::error::Result;
 use crate::nn::opener::{Field, Takes, field};
 use crate::nn::source::{Component, Sources};
+use crate::tensor::meta::Trace;
 use crate::tensor::op::clamp_through;
 use crate::tensor::{DType, Device, Tensor};
 use latents::Latents;
@@ -56,11 +58,6 @@ impl Codec for ImageCodec {
 
     /// The gradient passes the clamp to [0, 1], so that an out-of-range pixel can be pulled back.
     fn decode(&self, latents: &Tensor) -> Result<Tensor> {
-        if self.latents.is_hollow() {
-            let ((batch, _, h, w), side) = (latents.dims4()?, self.latents.pixels());
-            let black = Tensor::zeros((1, 1, 1, 1), latents.dtype(), latents.device())?;
-            return Ok(black.expand((batch, 3, side * h, side * w))?);
-        }
         clamp_through(&self.latents.decode(latents)?, 0.0, 1.0)
     }
 }
@@ -73,10 +70,10 @@ pub fn named(vae: &str, sources: &Sources) -> Result<Component> {
     }
 }
 
-/// The autoencoder in a folder or file, in f32; `hollow`: from headers alone.
-pub fn open(vae: &Component, groups: Option<usize>, hollow: bool, device: &Device) -> Result<Latents> {
-    match hollow {
-        true => Latents::outline(vae, groups, DType::F32),
-        false => Latents::open(vae, groups, DType::F32, device),
+/// The autoencoder in a folder or file, in f32; from headers alone for a run without numbers.
+pub fn open(vae: &Component, groups: Option<usize>, trace: Option<&Arc<Trace>>, device: &Device) -> Result<Latents> {
+    match trace {
+        Some(trace) => Latents::traced(vae, groups, DType::F32, trace),
+        None => Latents::open(vae, groups, DType::F32, device),
     }
 }

@@ -4,14 +4,12 @@ pub mod names;
 pub mod network;
 
 use super::codec::{self, ImageCodec};
-use super::estimate::{self, Work};
 use super::families::{Opener, Opening};
-use super::parts::{self, Conditioner, Names, Parts, Planned};
+use super::parts::{self, Conditioner, Names, Parts};
 use super::text::TextEncoder;
 use crate::bail;
 use crate::error::{Error, Kind, Result};
 use crate::flow::{Condition, Velocity};
-use crate::nn::cost::Ops;
 use crate::nn::opener::{Field, Found, Takes, field};
 use crate::nn::source::{Component, Folder};
 use crate::nn::weights::Weights;
@@ -121,10 +119,10 @@ fn open(opening: &Opening) -> Result<(Parts, Weights)> {
     let vae = autoencoder(opening)?;
     let (config, weights) = network(opening)?;
     let weights = opening.held(weights);
-    let latents = codec::open(&vae, opening.option("norm_num_groups")?, opening.choices.hollow, device)?;
+    let latents = codec::open(&vae, opening.option("norm_num_groups")?, opening.choices.trace.as_ref(), device)?;
     let (encoder, tokenizer) = (part(opening, "text_encoder")?, part(opening, "tokenizer")?);
     let (tokens, states) = (defaults.max_sequence_length, &defaults.text_encoder_out_layers);
-    let text = TextEncoder::open(&encoder, &tokenizer, tokens, states, opening.choices.dtype, device)?;
+    let text = TextEncoder::open(&encoder, &tokenizer, tokens, states, opening.choices, device)?;
     let recompute = opening.recompute(&weights);
     latents.serve(name, config.in_channels)?;
     if config.joint_attention_dim != text.features() {
@@ -152,7 +150,7 @@ fn parts(
     recompute: bool,
 ) -> Result<Parts> {
     let recorded = record(&config);
-    let planned = planned(config.clone(), &codec, &prompts, recompute)?;
+    let around = vec![prompts.part()?, codec.latents.part()];
     Ok(Parts {
         network: Box::new(move |weights| {
             Ok(Arc::new(Network(weights.build(|w| Transformer::new(&config, w, recompute))?)))
@@ -163,7 +161,7 @@ fn parts(
         config: recorded,
         defaults: parts::Defaults { steps: defaults.steps, guidance: defaults.guidance },
         guide_channels: None,
-        planned: Some(planned),
+        around,
     })
 }
 
@@ -240,19 +238,6 @@ impl Conditioner for TextEncoder {
     fn unload(&self) {
         self.unload();
     }
-}
-
-fn planned(config: Config, codec: &Arc<ImageCodec>, text: &Arc<TextEncoder>, recompute: bool) -> Result<Planned> {
-    let parts = vec![text.part()?, codec.latents.part()];
-    let (codec, text) = (codec.clone(), text.clone());
-    let work = move |weights: &Weights, dims: &[usize], cpu: bool| {
-        let &[.., h, w] = dims else { return Work::default() };
-        let (encode, prompt) = text.work();
-        let ops = Ops { dtype: weights.compute_on(cpu), cpu };
-        let network = estimate::flux2(&config, text.tokens(), h * w, ops);
-        Work { network, recompute, passes: 1.0, decode: codec.latents.work(h, w, cpu), encode, prompt }
-    };
-    Ok(Planned { parts, work: Box::new(work) })
 }
 
 /// `transformer/config.json` in the diffusers layout.

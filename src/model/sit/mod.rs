@@ -3,15 +3,13 @@
 pub mod network;
 
 use super::codec::{self, ImageCodec};
-use super::estimate::{self, Work};
 use super::families::{Opener, Opening};
-use super::parts::{self, Conditioner, Defaults, Names, Parts, Planned};
+use super::parts::{self, Conditioner, Defaults, Names, Parts};
 use crate::bail;
 use crate::data::class::{class_names, prompts_of};
 use crate::error::{Result, nearest};
 use crate::flow::{Condition, Velocity};
 use crate::nn::archive::Archive;
-use crate::nn::cost::Ops;
 use crate::nn::opener::{Field, Found, Takes, field};
 use crate::nn::source::{Component, Folder};
 use crate::nn::weights::Weights;
@@ -68,9 +66,9 @@ fn open(opening: &Opening) -> Result<(Parts, Weights)> {
     let (config, weights) = match opening.fresh::<Config>()? {
         Some((config, rng)) => {
             let dtype = choices.dtype.unwrap_or(DType::F32);
-            let weights = match choices.hollow {
-                true => Weights::outline(dtype),
-                false => network::random(&config, &rng, dtype, opening.device)?,
+            let weights = match &choices.trace {
+                Some(trace) => Weights::outline(dtype, trace),
+                None => network::random(&config, &rng, dtype, opening.device)?,
             };
             (config, weights)
         }
@@ -88,12 +86,12 @@ fn open(opening: &Opening) -> Result<(Parts, Weights)> {
     }
     let weights = opening.held(weights);
     let recompute = opening.recompute(&weights);
-    let latents = codec::open(&vae, opening.option("norm_num_groups")?, choices.hollow, opening.device)?;
+    let latents = codec::open(&vae, opening.option("norm_num_groups")?, choices.trace.as_ref(), opening.device)?;
     latents.serve(name, config.in_channels)?;
     let latents = latents.recomputing(recompute);
     let size = [config.input_size * latents.pixels(); 2];
     let codec = Arc::new(ImageCodec::new(name, latents, size)?);
-    let (config_json, planned) = (json!(config), planned(config.clone(), &codec, recompute));
+    let (config_json, around) = (json!(config), vec![codec.latents.part()]);
     let parts = Parts {
         network: Box::new(move |weights| {
             Ok(Arc::new(Network(weights.build(|w| Transformer::new(&config, w, recompute))?)))
@@ -104,7 +102,7 @@ fn open(opening: &Opening) -> Result<(Parts, Weights)> {
         config: config_json,
         defaults: Defaults::default(),
         guide_channels: opening.option("guide_channels")?,
-        planned: Some(planned),
+        around,
     };
     Ok((parts, weights))
 }
@@ -191,16 +189,6 @@ impl Conditioner for Classes {
     fn classes(&self) -> &[String] {
         &self.sentences
     }
-}
-
-fn planned(config: Config, codec: &Arc<ImageCodec>, recompute: bool) -> Planned {
-    let (parts, codec) = (vec![codec.latents.part()], codec.clone());
-    let work = move |weights: &Weights, dims: &[usize], cpu: bool| {
-        let &[.., h, w] = dims else { return Work::default() };
-        let network = estimate::sit(&config, Ops { dtype: weights.compute_on(cpu), cpu });
-        Work { network, recompute, passes: 1.0, decode: codec.latents.work(h, w, cpu), ..Work::default() }
-    };
-    Planned { parts, work: Box::new(work) }
 }
 
 /// Files of weights by preference, where a folder holds several.
