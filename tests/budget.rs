@@ -114,6 +114,22 @@ fn every_file_of_tests_is_in_the_binary() {
     assert!(absent.is_empty(), "tests/main.rs must name {absent:?}");
 }
 
+/// What changes belongs to a host's context; of the tensor layer, caches of kernels and buffers are the process's.
+#[test]
+fn nothing_outside_the_tensor_layer_changes_for_the_whole_process() {
+    let shared = |l: &str| {
+        let (before, after) = l.split_once("static ").unwrap_or_default();
+        let declared = !before.contains("//") && (before.is_empty() || before.ends_with(' '));
+        declared && ["Mutex", "RwLock", "Atomic"].iter().any(|kind| after.contains(kind))
+    };
+    let faults = faults(|path, text| {
+        let line = text.lines().position(shared)?;
+        (!path.starts_with("src/tensor/")).then(|| format!("{path}:{} is state of the process", line + 1))
+    });
+    assert!(faults.is_empty(), "{faults}");
+    assert!(shared("    static BUSY: AtomicBool = AtomicBool::new(false);") && !shared("static TEXT: Dir = text();"));
+}
+
 #[test]
 fn files_are_short() {
     let faults = faults(|path, text| {

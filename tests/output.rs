@@ -87,7 +87,8 @@ fn signals_of_schedulers_and_closed_terminals_end_a_run_after_its_step() {
         let mut command = amscript(folder.path(), &["script.rhai", "--out", signal]);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap());
-        lines.read_line(&mut String::new()).unwrap();
+        let first = lines.by_ref().lines().map(Result::unwrap).find(|line| line == "0");
+        assert!(first.is_some(), "a step has begun");
         let id = child.id().to_string(); // twice, as `timeout` does
         assert!(Command::new("kill").args([&format!("-{signal}"), &id, &id]).status().unwrap().success());
         lines.read_to_end(&mut vec![]).unwrap();

@@ -93,6 +93,8 @@ struct State {
     total: usize,
     /// Set by [`Run::restore`]: the loop starts behind these steps.
     resumed: usize,
+    /// The last step in which a checkpoint was found not to be due.
+    unsaved: Option<usize>,
     progress: Option<Progress>,
     /// Time that the steps took, in this and earlier sessions, and since when the loop has been running.
     spent: Duration,
@@ -126,6 +128,7 @@ impl Run {
             step: 0,
             total: 0,
             resumed: 0,
+            unsaved: None,
             progress: None,
             spent: Duration::ZERO,
             since: None,
@@ -204,11 +207,14 @@ impl Run {
         Ok(path)
     }
 
-    /// Whether a checkpoint is due in this step: every so many steps, at the loop's end, and after Ctrl-C.
+    /// Whether a checkpoint is due in this step: every so many steps, at the loop's end, and after Ctrl-C. Where it is not, Ctrl-C
+    /// later in the step ends the next one.
     pub fn due(&self, every: usize) -> bool {
-        let state = self.state();
-        state.step > 0
-            && (state.step.is_multiple_of(every.max(1)) || state.step == state.total || self.0.console.stop_requested())
+        let mut state = self.state();
+        let step = state.step;
+        let asked = step.is_multiple_of(every.max(1)) || step == state.total || self.0.console.stop_requested();
+        state.unsaved = (!asked).then_some(step);
+        step > 0 && asked
     }
 
     /// Writes `step-<step>/`: the script's state and the counters of the random streams.

@@ -72,7 +72,8 @@ impl Iterator for Steps {
         if let Some(progress) = &self.run.state().progress {
             progress.tick(self.next);
         }
-        if self.run.0.console.stop_requested() {
+        let saved = self.run.state().unsaved != Some(self.next);
+        if saved && self.run.0.console.stop_requested() {
             return Some(Err(self.interrupted()));
         }
         if self.next >= self.total {

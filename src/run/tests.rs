@@ -112,6 +112,19 @@ fn first_ctrl_c_finishes_the_step_and_saves() {
 }
 
 #[test]
+fn ctrl_c_behind_the_checkpoint_of_a_step_ends_the_next_one() {
+    let desk = Desk::new();
+    let run = desk.start(9).unwrap();
+    let mut steps = run.steps(9);
+    steps.next().unwrap().unwrap();
+    assert!(!run.due(2));
+    desk.person.stop.store(true, Relaxed);
+    assert_eq!(steps.next().unwrap().unwrap(), 1);
+    assert!(run.due(100));
+    assert_eq!(steps.next().unwrap().unwrap_err().message, "interrupted after step 2 of 9");
+}
+
+#[test]
 fn log_prints_about_twenty_lines() {
     let desk = Desk::new();
     let run = desk.start(0).unwrap();

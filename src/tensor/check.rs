@@ -17,6 +17,15 @@ struct Checks {
     later: bool,
 }
 
+/// Checks are put off until this is dropped, also by a panic.
+struct Open;
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        kept(|checks: &mut Checks| checks.open = None);
+    }
+}
+
 /// All numbers of a tensor, row by row; waits for its device.
 pub fn read(x: &Tensor) -> Result<Vec<f64>> {
     kept(|checks: &mut Checks| checks.reads += 1);
@@ -45,10 +54,11 @@ pub fn together<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
             true
         }
     });
-    let value = f();
     if !outermost {
-        return value;
+        return f();
     }
+    let _open = Open;
+    let value = f();
     settle(kept(|checks: &mut Checks| checks.open.take()).unwrap_or_default())?;
     value
 }
@@ -128,5 +138,8 @@ mod tests {
         assert_eq!(reads() - before, 2);
         assert!(as_on_a_device(|| together(|| check([0.0; 4]))).is_ok());
         assert!(run(f32::NAN).unwrap_err().message.starts_with("sample 0"), "at once on the processor");
+        let panics = || together::<()>(|| std::panic::resume_unwind(Box::new("left")));
+        assert!(std::panic::catch_unwind(panics).is_err());
+        assert!(told(f32::NAN).starts_with("sample 0"), "a panic leaves nothing open");
     }
 }
