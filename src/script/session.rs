@@ -1,6 +1,7 @@
 //! What one run of a script was asked for, shared by all natives: overrides, seed, device, folders, interrupt.
 
 use super::source::{self, Around, Insert};
+use super::word::words;
 use super::{fault, option};
 use crate::error::{Error, Kind, Result};
 use crate::reward::trunk::Shelf;
@@ -9,7 +10,7 @@ use crate::screen::{Images, Plot, Screen};
 use crate::{bail, tensor::Device};
 use image::RgbImage;
 use rhai::{AST, Dynamic, Engine, EvalAltResult, Map, NativeCallContext, ParseErrorType, Scope};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak};
@@ -59,15 +60,10 @@ impl Default for Request {
 #[derive(Default)]
 struct Source {
     text: String,
+    /// The functions that it defines.
+    functions: Vec<source::Function>,
     /// What was put into it for Rhai.
     inserts: Vec<Insert>,
-}
-
-/// A function of a script that was compiled.
-struct Function {
-    parameters: String,
-    /// It is the script's own, and no module's.
-    own: bool,
 }
 
 /// Where `print` goes.
@@ -83,7 +79,7 @@ pub struct Session {
     step: Mutex<Option<usize>>,
     engine: OnceLock<Weak<Engine>>,
     sources: Mutex<BTreeMap<String, Source>>,
-    functions: Mutex<BTreeMap<String, Function>>,
+    functions: Mutex<BTreeMap<String, String>>,
     settings: Mutex<Option<Map>>,
     planner: Option<Planner>,
     /// Rewards that are open, and the networks they share.
@@ -249,10 +245,27 @@ impl Session {
 
     /// A script's text as Rhai is to read it; what is put in is remembered for the places of errors.
     pub(super) fn read(&self, name: &str, text: &str, around: &Around) -> String {
-        let inserts = source::inserts(text, around);
+        let words = words(text);
+        let functions = source::functions(&words);
+        let inserts = source::inserts(&words, &functions, around);
         let read = source::apply(text, &inserts);
-        lock(&self.sources).entry(name.into()).or_default().inserts.extend(inserts);
+        let mut sources = lock(&self.sources);
+        let source = sources.entry(name.into()).or_default();
+        source.inserts.extend(inserts);
+        source.functions.extend(functions);
         read
+    }
+
+    /// The functions of a library that earlier texts made.
+    pub(super) fn functions_in(&self, library: &AST) -> Vec<source::Function> {
+        let sources = lock(&self.sources);
+        let known: Vec<&source::Function> = sources.values().flat_map(|source| &source.functions).collect();
+        let one = |f: rhai::ScriptFnMetadata| {
+            let (name, parameters) = (source::own_name(f.name).to_string(), f.params.len());
+            let method = known.iter().any(|k| k.name == name && k.parameters == parameters && k.method);
+            source::Function { name, parameters, method }
+        };
+        library.iter_functions().map(one).collect()
     }
 
     /// Where in a script a place is in what Rhai read.
@@ -265,29 +278,16 @@ impl Session {
         lock(&self.sources).get(name).map(|source| source.text.clone())
     }
 
-    /// Remembers the functions of a script so that errors can suggest them; `own` are not those of a module.
-    pub(super) fn add_functions(&self, ast: &AST, own: bool) {
+    /// Remembers the functions of a script so that errors can suggest them.
+    pub(super) fn add_functions(&self, ast: &AST) {
         let named = ast.iter_functions().filter(|f| !f.name.starts_with("anon$"));
-        let one = |f: rhai::ScriptFnMetadata| {
-            let parameters = format!("({})", f.params.join(", "));
-            (source::own_name(f.name).to_string(), Function { parameters, own })
-        };
-        let mut functions = lock(&self.functions);
-        for (name, function) in named.map(one) {
-            if own || !functions.get(&name).is_some_and(|f| f.own) {
-                functions.insert(name, function);
-            }
-        }
+        let one = |f: rhai::ScriptFnMetadata| (source::own_name(f.name).into(), format!("({})", f.params.join(", ")));
+        lock(&self.functions).extend(named.map(one));
     }
 
     /// The functions of the scripts that were compiled: names and parameters.
     pub fn functions(&self) -> BTreeMap<String, String> {
-        lock(&self.functions).iter().map(|(name, f)| (name.clone(), f.parameters.clone())).collect()
-    }
-
-    /// The names of functions that are not those of a module.
-    pub(super) fn own_functions(&self) -> BTreeSet<String> {
-        lock(&self.functions).iter().filter(|(_, f)| f.own).map(|(name, _)| name.clone()).collect()
+        lock(&self.functions).clone()
     }
 
     /// The debug text of a value, as scripts print it.
