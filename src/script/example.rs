@@ -120,7 +120,8 @@ impl Runner {
 
     /// Runs one piece and returns its value.
     pub fn eval(&mut self, code: &str) -> Result<Dynamic> {
-        let ast = self.host.compile_in(&self.scope, "example", code)?;
+        self.host.session().add_source("example", code);
+        let ast = self.host.parse(&self.functions, &self.scope, "example", code)?;
         let ast = self.functions.merge(&ast);
         self.functions = ast.clone_functions_only();
         self.host.run_in(&mut self.scope, "example", &ast)

@@ -1,6 +1,6 @@
 //! `import`: the embedded `stdlib/` modules, and script files in the recipe's own folder; nothing else.
 
-use super::source::{Around, MODULE, own_name};
+use super::source::{self, Around, own_name};
 use super::{RhaiResultOf, Session};
 use crate::bail;
 use crate::error::{Error, Kind, Result};
@@ -45,7 +45,7 @@ impl ModuleResolver for Imports {
             Some(None) => return Err(place(cycle(path).into())),
             None => {}
         }
-        let number = self.loaded.lock().len();
+        let number = self.loaded.lock().len() + 1;
         self.loaded.lock().insert(name.clone(), None);
         let module = evaluate(engine, &session, (&name, &text), number);
         match &module {
@@ -69,11 +69,11 @@ fn evaluate(
 ) -> RhaiResultOf<Shared<Module>> {
     session.add_source(name, text);
     let in_module = |e: Box<rhai::EvalAltResult>| rhai::EvalAltResult::ErrorInModule(name.into(), e, Position::NONE);
-    let around = Around { suffix: Some(format!("{MODULE}{number}")), ..Around::default() };
+    let around = Around { suffix: source::suffix(number), ..Around::default() };
     let read = session.read(name, text, &around);
     let mut ast = engine.compile(read).map_err(|e| in_module(Box::new(e.into())))?;
     ast.set_source(name);
-    session.add_functions(&ast, false);
+    session.add_functions(&ast);
     let module = Module::eval_ast_as_new(Scope::new(), &ast, engine).map_err(in_module)?;
     Ok(exported(engine, module, &ast).into())
 }
@@ -189,6 +189,15 @@ mod tests {
         let recipe = "import \"a\" as a; import \"b\" as b; fn g(x) { 3000 } let out = [];
             for i in 0..4 { out.push(a::f([1]) + b::f([1]) + g(1) + b::all(0, |x| g(x) + a::h(x)) + a::twice([1, 2])[1]); } out";
         assert_eq!(run(&files, recipe)?, "[6444, 6444, 6444, 6444]");
+        Ok(())
+    }
+
+    #[test]
+    fn functions_of_the_recipe_do_not_stand_in_for_natives_in_modules() -> Result<()> {
+        let a = "fn f(x) { relu(x).item() + x.sum().item() }";
+        let recipe = "import \"a\" as a; fn relu(x) { 0 } fn sum() { 0 } fn own() { this + 1 }
+            let x = tensor([2.0]); [a::f(x), relu(x), 1.own(), [1, 2].map(relu), Fn(\"relu\").call(1), a::f(x)]";
+        assert_eq!(run(&[("a.rhai", a)], recipe)?, "[4.0, 0, 2, [0, 0], 0, 4.0]");
         Ok(())
     }
 

@@ -297,18 +297,19 @@ impl Host {
     /// Parses a script that sees the variables of a scope.
     pub fn compile_in(&self, scope: &Scope, name: &str, text: &str) -> Result<AST> {
         self.session.add_source(name, text);
-        self.parse(scope, name, text)
+        self.parse(&AST::empty(), scope, name, text)
     }
 
-    /// Parses a text whose source is known under that name.
-    pub fn parse(&self, scope: &Scope, name: &str, text: &str) -> Result<AST> {
+    /// Parses a text whose source is known under that name, and which will run beside the functions of a library.
+    pub fn parse(&self, library: &AST, scope: &Scope, name: &str, text: &str) -> Result<AST> {
         let variables = scope.iter_raw().map(|(variable, ..)| variable).collect();
-        let around = source::Around { variables, functions: self.session.own_functions(), ..source::Around::default() };
+        let functions = self.session.functions_in(library);
+        let around = source::Around { variables, functions, suffix: source::suffix(0), check: false };
         let read = self.session.read(name, text, &around);
         let parsed = self.engine().compile_with_scope(scope, read);
         let mut ast = parsed.map_err(|e| fault::from_script(e.into(), name, &self.session))?;
         ast.set_source(name);
-        self.session.add_functions(&ast, true);
+        self.session.add_functions(&ast);
         Ok(ast)
     }
 

@@ -2,6 +2,7 @@
 
 use super::registry::Registry;
 use super::source::{self, Around, Insert};
+use super::word::words;
 use super::{fault, option};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
@@ -12,7 +13,7 @@ use crate::{bail, tensor::Device};
 use image::RgbImage;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use rhai::{AST, Dynamic, Engine, EvalAltResult, Map, NativeCallContext, ParseErrorType, Scope};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
@@ -61,15 +62,10 @@ impl Default for Request {
 #[derive(Default)]
 struct Source {
     text: String,
+    /// The functions that it defines.
+    functions: Vec<source::Function>,
     /// What was put into it for Rhai.
     inserts: Vec<Insert>,
-}
-
-/// A function of a script that was compiled.
-struct Function {
-    parameters: String,
-    /// It is the script's own, and no module's.
-    own: bool,
 }
 
 /// Where `print` goes.
@@ -84,7 +80,7 @@ pub struct Session {
     step: Mutex<Option<usize>>,
     engine: OnceLock<Weak<Engine>>,
     sources: Mutex<BTreeMap<String, Source>>,
-    functions: Mutex<BTreeMap<String, Function>>,
+    functions: Mutex<BTreeMap<String, String>>,
     settings: Mutex<Option<Map>>,
     planner: Option<Planner>,
     registry: RwLock<Registry>,
@@ -252,10 +248,27 @@ impl Session {
 
     /// A script's text as Rhai is to read it; what is put in is remembered for the places of errors.
     pub(super) fn read(&self, name: &str, text: &str, around: &Around) -> String {
-        let inserts = source::inserts(text, around);
+        let words = words(text);
+        let functions = source::functions(&words);
+        let inserts = source::inserts(&words, &functions, around);
         let read = source::apply(text, &inserts);
-        self.sources.lock().entry(name.into()).or_default().inserts.extend(inserts);
+        let mut sources = self.sources.lock();
+        let source = sources.entry(name.into()).or_default();
+        source.inserts.extend(inserts);
+        source.functions.extend(functions);
         read
+    }
+
+    /// The functions of a library that earlier texts made.
+    pub(super) fn functions_in(&self, library: &AST) -> Vec<source::Function> {
+        let sources = self.sources.lock();
+        let known: Vec<&source::Function> = sources.values().flat_map(|source| &source.functions).collect();
+        let one = |f: rhai::ScriptFnMetadata| {
+            let (name, parameters) = (source::own_name(f.name).to_string(), f.params.len());
+            let method = known.iter().any(|k| k.name == name && k.parameters == parameters && k.method);
+            source::Function { name, parameters, method }
+        };
+        library.iter_functions().map(one).collect()
     }
 
     /// Where in a script a place is in what Rhai read.
@@ -268,29 +281,16 @@ impl Session {
         self.sources.lock().get(name).map(|source| source.text.clone())
     }
 
-    /// Remembers the functions of a script so that errors can suggest them; `own` are not those of a module.
-    pub(super) fn add_functions(&self, ast: &AST, own: bool) {
+    /// Remembers the functions of a script so that errors can suggest them.
+    pub(super) fn add_functions(&self, ast: &AST) {
         let named = ast.iter_functions().filter(|f| !f.name.starts_with("anon$"));
-        let one = |f: rhai::ScriptFnMetadata| {
-            let parameters = format!("({})", f.params.join(", "));
-            (source::own_name(f.name).to_string(), Function { parameters, own })
-        };
-        let mut functions = self.functions.lock();
-        for (name, function) in named.map(one) {
-            if own || !functions.get(&name).is_some_and(|f| f.own) {
-                functions.insert(name, function);
-            }
-        }
+        let one = |f: rhai::ScriptFnMetadata| (source::own_name(f.name).into(), format!("({})", f.params.join(", ")));
+        self.functions.lock().extend(named.map(one));
     }
 
     /// The functions of the scripts that were compiled: names and parameters.
     pub fn functions(&self) -> BTreeMap<String, String> {
-        self.functions.lock().iter().map(|(name, f)| (name.clone(), f.parameters.clone())).collect()
-    }
-
-    /// The names of functions that are not those of a module.
-    pub(super) fn own_functions(&self) -> BTreeSet<String> {
-        self.functions.lock().iter().filter(|(_, f)| f.own).map(|(name, _)| name.clone()).collect()
+        self.functions.lock().clone()
     }
 
     /// The debug text of a value, as scripts print it.

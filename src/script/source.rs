@@ -1,16 +1,15 @@
 //! What Rhai reads in the place of what a script says. Two things are put in behind words:
 //! * A closure that a variable holds is called by the variable's name: `f(x)` is read as `f.call(x)`. Where a function has that name too,
 //!   what the variable holds when the script gets there decides.
-//! * Functions of a module get names that no other module has, and its own calls with them. Rhai looks a name up in all files that are
-//!   running, and remembers what it found; without this, functions of the same name in two files stand in for each other.
+//! * Functions of a file get names that no other file has, and its own calls with them. Rhai looks a name up in all files that are running,
+//!   and remembers what it found; without this, functions of the same name in two files stand in for each other, and for natives.
 
 use super::CHAPTERS;
 use super::scopes::Scopes;
 use super::suggest::standard;
-use super::word::{Word, words};
+use super::word::Word;
 use rhai::plugin::*;
 use rhai::{FnPtr, FuncRegistration, Module, Token};
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// A piece put in behind the word at `column`.
@@ -32,30 +31,32 @@ impl Insert {
 #[derive(Default)]
 pub(super) struct Around<'a> {
     pub variables: Vec<&'a str>,
-    pub functions: BTreeSet<String>,
-    /// What functions of a module get behind their names.
+    pub functions: Vec<Function>,
+    /// What functions of the file get behind their names.
     pub suffix: Option<String>,
     /// The text is only to be checked: where a variable and a function have one name, the call stays as it is.
     pub check: bool,
 }
 
-/// What to put into a text.
-pub(super) fn inserts(text: &str, around: &Around) -> Vec<Insert> {
-    let words = words(text);
-    let own = functions(&words);
+/// What to put into a text whose functions are `own`.
+pub(super) fn inserts(words: &[Word], own: &[Function], around: &Around) -> Vec<Insert> {
     let mut scopes = Scopes::new(&around.variables);
     let mut found = vec![];
     for (i, word) in words.iter().enumerate() {
-        scopes.pass(&words, i);
-        let Some(name) = word.name() else { continue };
+        scopes.pass(words, i);
+        let Some(name) = word.name() else {
+            found.extend(named(words, i, own, around));
+            continue;
+        };
         let (before, after) = (i.checked_sub(1).map(|i| &words[i].token), words.get(i + 1));
         let next = after.map(|word| &word.token);
         if before == Some(&Token::DoubleColon) || next == Some(&Token::DoubleColon) {
             continue;
         }
         let method = matches!(before, Some(Token::Period | Token::Elvis));
-        let count = arguments(&words, i + 1);
-        let function = own.iter().find(|f| f.name == name && count.is_none_or(|n| n == f.parameters));
+        let count = arguments(words, i + 1);
+        let all = own.iter().chain(&around.functions);
+        let function = all.into_iter().find(|f| f.name == name && count.is_none_or(|n| n == f.parameters));
         let suffix = around.suffix.as_ref().filter(|_| function.is_some()).cloned();
         let width = name.chars().count();
         let mut put = |text: String| found.push(Insert::behind(word, width, text));
@@ -101,23 +102,36 @@ pub(super) fn calls(module: &mut Module) {
     }
 }
 
+/// The name of a function in a text, `Fn("f")`.
+fn named(words: &[Word], i: usize, own: &[Function], around: &Around) -> Option<Insert> {
+    let [.., keyword, begin, word] = words.get(..=i)? else { return None };
+    let takes_names = matches!(&keyword.token, Token::Reserved(name) if ["Fn", "is_def_fn"].contains(&name.as_str()));
+    let Token::StringConstant(name) = &word.token else { return None };
+    let known = own.iter().chain(&around.functions).any(|f| f.name == name.as_str());
+    let suffix = around.suffix.clone().filter(|_| takes_names && begin.is(&Token::LeftParen) && known)?;
+    Some(Insert::behind(word, 1 + name.chars().count(), suffix))
+}
+
 fn is_function(name: &str, around: &Around) -> bool {
     let natives = || CHAPTERS.iter().flat_map(|chapter| chapter.manifest.functions());
-    around.functions.contains(name) || standard().contains(name) || natives().any(|f| f.name() == name)
+    let known = around.functions.iter().any(|f| f.name == name);
+    known || standard().contains(name) || natives().any(|f| f.name() == name)
 }
 
-/// A function that a text defines.
-struct Function<'a> {
-    name: &'a str,
-    parameters: usize,
+/// A function of a script.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Function {
+    pub name: String,
+    pub parameters: usize,
     /// It speaks of `this`, so that it can be called as a method.
-    method: bool,
+    pub method: bool,
 }
 
-fn functions(words: &[Word]) -> Vec<Function<'_>> {
+/// The functions that a text defines.
+pub(super) fn functions(words: &[Word]) -> Vec<Function> {
     let starts = (0..words.len()).filter(|&i| words[i].is(&Token::Fn));
     let one = |i: usize| {
-        let name = words.get(i + 1)?.name()?;
+        let name = words.get(i + 1)?.name()?.to_string();
         let mut body = words[i + 2..].iter().take_while(|w| !w.is(&Token::Fn));
         Some(Function { name, parameters: arguments(words, i + 2)?, method: body.any(Word::is_this) })
     };
@@ -195,16 +209,27 @@ pub(super) fn own_name(name: &str) -> &str {
     }
 }
 
-/// Stands between the name of a module's function and the number of the module.
-pub(super) const MODULE: &str = "__module";
+/// Stands between the name of a function and the number of its module; the script itself is number 0.
+const MODULE: &str = "__module";
+
+/// What functions of module `number` get behind their names.
+pub(super) fn suffix(number: usize) -> Option<String> {
+    Some(format!("{MODULE}{number}"))
+}
 
 #[cfg(test)]
 mod tests {
+    use super::super::word::words;
     use super::*;
 
     fn read(text: &str, suffix: Option<&str>) -> String {
         let around = Around { variables: vec!["g"], suffix: suffix.map(String::from), ..Around::default() };
-        apply(text, &inserts(text, &around))
+        apply(text, &all(text, &around))
+    }
+
+    fn all(text: &str, around: &Around) -> Vec<Insert> {
+        let words = words(text);
+        inserts(&words, &functions(&words), around)
     }
 
     #[test]
@@ -239,14 +264,14 @@ mod tests {
             assert_eq!(read(text, None), wanted);
         }
         let around = Around { check: true, ..Around::default() };
-        assert!(inserts("let flow = 1; flow(2)", &around).is_empty());
+        assert!(all("let flow = 1; flow(2)", &around).is_empty());
     }
 
     #[test]
     fn functions_of_a_module_have_names_of_their_own() {
-        let text = "fn f(x) { x.f(1) + g(f(x)) } fn h(f) { [f, #{ f: 1 }, m::f(2), f(3)].map(h) } fn k() { this.k() }";
+        let text = "fn f(x) { x.f(1) + g(f(x)) } fn h(f) { [f, #{ f: 1 }, m::f(2), f(3)].map(h) } fn k() { this.k(); Fn(\"f\") }";
         let wanted = "fn f_1(x) { x.f(1) + g.call(f_1(x)) } \
-            fn h_1(f) { [f, #{ f: 1 }, m::f(2), f.called_by_name(\"f_1\", 3)].map(h_1) } fn k_1() { this.k_1() }";
+            fn h_1(f) { [f, #{ f: 1 }, m::f(2), f.called_by_name(\"f_1\", 3)].map(h_1) } fn k_1() { this.k_1(); Fn(\"f_1\") }";
         assert_eq!(read(text, Some("_1")), wanted);
         let text = "fn f(a, b) { f(1) + f([1, 2], |a, b| a) + f(#{ a: 1, b: 2 }, 3,) + f(g(1, 2)) } fn f() { f() }";
         let wanted = "fn f_1(a, b) { f(1) + f_1([1, 2], |a, b| a) + f_1(#{ a: 1, b: 2 }, 3,) + f(g.call(1, 2)) } fn f_1() { f_1() }";
@@ -257,7 +282,7 @@ mod tests {
     #[test]
     fn columns_are_those_of_the_script() {
         let text = "let f = |x| x;\nf(1) + f(2)";
-        let inserts = inserts(text, &Around::default());
+        let inserts = all(text, &Around::default());
         let line = apply(text, &inserts).lines().nth(1).unwrap().to_string();
         assert_eq!(line, "f.call(1) + f.call(2)");
         let place = |c: usize| column(&inserts, 2, c);

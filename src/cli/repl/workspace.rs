@@ -88,7 +88,7 @@ impl Workspace {
 
     /// Parses and runs a program beside what is there.
     fn run(&mut self, name: &str, program: &str) -> Result<Dynamic> {
-        let ast = self.host.parse(&self.scope, name, program)?;
+        let ast = self.host.parse(&self.library, &self.scope, name, program)?;
         let mut all = self.library.merge(&ast);
         all.set_source(name);
         self.library = all.clone_functions_only();
@@ -183,7 +183,7 @@ impl Workspace {
     pub fn recipe(&self) -> Result<String> {
         let imports: Vec<&str> = self.imports.values().map(String::as_str).collect();
         let text = self.record.recipe(&imports);
-        self.host.parse(&Scope::new(), "the recipe", &text)?;
+        self.host.parse(&AST::empty(), &Scope::new(), "the recipe", &text)?;
         Ok(text)
     }
 
