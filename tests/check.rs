@@ -203,6 +203,7 @@ fn every_example_runs() {
 fn a_program_adds_its_own_family_and_reward() {
     use amscript::script::{Host, Request, Session};
     let host = || Host::new(Session::new(Request::default(), Box::new(|_| ())));
+    extend::main().unwrap();
     let own = host();
     let [before, after] = extend::run(&own).unwrap();
     assert!(after > before + 0.1, "{before} before, {after} after");
