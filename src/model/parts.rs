@@ -126,10 +126,13 @@ impl Default for Defaults {
     }
 }
 
+/// The work of a family with these weights on states `[batch, ..]`, on the CPU or another device.
+pub type Measure = dyn Fn(&Weights, &[usize], bool) -> Work + Send + Sync;
+
 /// What a plan reads of a family.
 pub struct Planned {
     /// Weights around the network.
     pub parts: Vec<Part>,
-    /// The work on one sample of states `[batch, ..]`, on the CPU or another device.
-    pub work: Box<dyn Fn(&Weights, &[usize], bool) -> Work + Send + Sync>,
+    /// The work on one sample.
+    pub work: Box<Measure>,
 }

@@ -132,7 +132,7 @@ pub mod autoencoder {
     ///
     /// ```rhai
     /// let small = autoencoder(#{ block_out_channels: [8, 8], layers_per_block: 1, latent_channels: 2, norm_num_groups: 4 }, rng(0));
-    /// adamw(small.trainable().params())   //=> adamw(62 tensors ..
+    /// adamw(small.trainable().params())   //=> adamw(120 tensors ..
     /// ```
     #[rhai_fn(name = "trainable", return_raw)]
     pub fn trainable_autoencoder(autoencoder: Autoencoder) -> RhaiResultOf<Autoencoder> {
