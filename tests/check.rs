@@ -1,6 +1,8 @@
 //! `amscript check`, `recipes` and `new` from outside: scripts that are right pass, each mistake is named in its place.
 
+use amscript::model::{Codec, Opener, Opening, Parts};
 use amscript::script::check::{self, Severity};
+use amscript::tensor::Tensor;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -216,11 +218,28 @@ fn every_example_runs() {
     embed::main().unwrap();
 }
 
+struct Shapeless;
+
+impl Codec for Shapeless {
+    fn latent_shape(&self, _: Option<&[usize]>) -> amscript::Result<Vec<usize>> {
+        Ok(vec![])
+    }
+
+    fn encode(&self, images: &Tensor) -> amscript::Result<Tensor> {
+        Ok(images.clone())
+    }
+
+    fn decode(&self, latents: &Tensor) -> amscript::Result<Tensor> {
+        Ok(latents.clone())
+    }
+}
+
 /// A program's own family and reward are aligned by a script; what it registers twice, or lacks, is named.
 #[test]
 fn a_program_adds_its_own_family_and_reward() {
     use amscript::script::{Host, Request, Session};
     let host = || Host::new(Session::new(Request::default(), Box::new(|_| ())));
+    extend::main().unwrap();
     let own = host();
     let [before, after] = extend::run(&own).unwrap();
     assert!(after > before + 0.1, "{before} before, {after} after");
@@ -232,6 +251,15 @@ fn a_program_adds_its_own_family_and_reward() {
     assert_eq!(twice, "register_reward: expected a new name, got `hpsv2`, which is there already");
     assert!(refused("flow(\"colours\", #{ classes: [\"a\"] })").contains("family `colours` has no option `classes`"));
     assert!(refused("flow(\"colours\").encode([3])").contains("takes prompts, got 1 labels"));
+    let shapeless = |opening: &Opening| {
+        let (parts, weights) = (extend::FAMILY.open)(opening)?;
+        Ok((Parts { codec: std::sync::Arc::new(Shapeless), ..parts }, weights))
+    };
+    let lacking =
+        Opener { name: "lacking", recognises: |found| found.name == "nothing", open: shapeless, ..extend::FAMILY };
+    own.register_family(lacking).unwrap();
+    let lacks = refused("flow(\"nothing\")");
+    assert_eq!(lacks, "nothing: the codec of `lacking` must give the shape of one sample's latents, got []");
     // another host knows nothing of it
     let other = host().run("script", "flow(\"colours\")").err().unwrap().message;
     assert!(other.starts_with("expected a model folder or name, got `colours`"), "{other}");

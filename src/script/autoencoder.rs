@@ -129,12 +129,22 @@ pub mod autoencoder {
     }
 
     /// The same autoencoder with every weight trainable; the normalisation statistics stay fixed.
+    ///
+    /// ```rhai
+    /// let small = autoencoder(#{ block_out_channels: [8, 8], layers_per_block: 1, latent_channels: 2, norm_num_groups: 4 }, rng(0));
+    /// adamw(small.trainable().params())   //=> adamw(120 tensors ..
+    /// ```
     #[rhai_fn(name = "trainable", return_raw)]
     pub fn trainable_autoencoder(autoencoder: Autoencoder) -> RhaiResultOf<Autoencoder> {
         Ok(autoencoder.trainable()?)
     }
 
-    /// The trainable tensors of an autoencoder, for an optimizer.
+    /// The trainable tensors of an autoencoder, for an optimizer; none when it is frozen.
+    ///
+    /// ```rhai
+    /// let small = autoencoder(#{ block_out_channels: [8, 8], layers_per_block: 1, latent_channels: 2, norm_num_groups: 4 }, rng(0));
+    /// adamw(small.params())   //=> error: there must be a trainable tensor
+    /// ```
     #[rhai_fn(name = "params", return_raw)]
     pub fn params_of_autoencoder(autoencoder: Autoencoder) -> RhaiResultOf<Params> {
         Ok(Params::new(autoencoder.params())?)
@@ -175,6 +185,11 @@ pub mod autoencoder {
     }
 
     /// Writes an autoencoder as a `vae` folder.
+    ///
+    /// ```rhai no_run
+    /// let small = autoencoder(#{ block_out_channels: [8, 8], layers_per_block: 1, latent_channels: 2, norm_num_groups: 4 }, rng(0));
+    /// small.save("vae", #{ dtype: f16() });
+    /// ```
     #[rhai_fn(name = "save", return_raw, volatile)]
     pub fn save_autoencoder(
         context: NativeCallContext,
