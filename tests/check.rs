@@ -168,6 +168,17 @@ fn recipes_are_listed_printed_and_run_without_the_repository() {
     }
     let source = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/tables/flux.rhai")).unwrap();
     assert!(amscript(folder.path(), &["recipes", "tables/flux"]).stdout == source);
+    let settings = text(&amscript(folder.path(), &["recipes", "flux_ode_am", "--settings"]).stdout);
+    for words in ["truncate", "last(3)", "held_out", "prompts that training never sees"] {
+        assert!(settings.contains(words), "{words}: {settings}");
+    }
+    for (pair, wanted) in [
+        ("rate=1e-3", "`rate` must be a value such as cosine(0.002), got 0.001"),
+        ("order_of=2", "unknown setting `order_of`"),
+    ] {
+        let refused = text(&amscript(folder.path(), &["flux_ode_am", "--set", pair]).stderr);
+        assert!(refused.contains(wanted), "{refused}");
+    }
     let set = [
         "iterations=1",
         "batch=1",

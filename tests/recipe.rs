@@ -105,7 +105,7 @@ fn every_method_leaves_a_run() {
     for (recipe, rest) in [
         ("flux_sde_am", &["noise=linear_decay()"][..]),
         ("adjoint_matching", &["always=2", "drawn=1"]),
-        ("draft", &["low_variance=1"]),
+        ("draft", &["low_variance=1", "per_prompt=2", "rate=constant_rate(1e-3)"]),
         ("refl", &["truncate=last(2)", "hinge=2.0"]),
     ] {
         let out = folder.path().join(recipe);

@@ -204,7 +204,7 @@ mod tests {
 
     fn batch(numbers: &[f64], per_prompt: usize) -> Batch {
         let x0 = Tensor::new(numbers, &Device::Cpu).unwrap().unsqueeze(1).unwrap();
-        let cost = RewardCost::new(|x| sum_per_sample(x), 1.0).unwrap();
+        let cost = RewardCost::new(sum_per_sample, 1.0).unwrap();
         Batch { per_prompt, ..Batch::new(&x0, &Condition::default(), cost) }
     }
 
