@@ -1,4 +1,6 @@
 //! Image codecs: an autoencoder, how its latents are brought to unit size, and both as the codec of a family.
+//!
+//! Decoded images are clamped to [0, 1] and their gradient is not, so that a reward can pull a pixel back that is out of range.
 
 pub mod latents;
 pub mod vae;
