@@ -6,15 +6,14 @@
 
 use amscript::Result;
 use amscript::align::{AdjointMatching, Batch, Draft, MethodState, Refl, RewardCost, Truncation, update};
-use amscript::flow::uniform;
-use amscript::model::estimate::{self, Ops};
-use amscript::model::flux2::{Config, Transformer};
-use amscript::model::latents::Latents;
-use amscript::model::{Condition, Velocity, vae};
+use amscript::flow::{Condition, Velocity, uniform};
+use amscript::model::codec::latents::Latents;
+use amscript::model::codec::vae;
+use amscript::model::flux2::network::{Config, Transformer};
 use amscript::nn::weights::Weights;
 use amscript::optim::{AdamW, OptimizerOptions, Params};
-use amscript::tensor::grad::composed;
-use amscript::tensor::{DType, Device, Rng, Tensor, op, place};
+use amscript::tensor::meta::Trace;
+use amscript::tensor::{Array, DType, Device, Rng, Tensor, op, place};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -68,13 +67,18 @@ fn sizes(name: &str) -> Sizes {
     }
 }
 
+/// Normal numbers made on the device.
+fn normal(shape: &[usize], deviation: f64, dtype: DType, device: &Device) -> Result<Tensor> {
+    Tensor::from(Array::randn(0f32, deviation as f32, shape, device)?).to_dtype(dtype)
+}
+
 /// Random weights made where they are used: normal matrices, vectors of ones.
 fn drawn(asked: BTreeMap<String, Vec<usize>>, deviation: f64, dtype: DType, device: &Device) -> Result<Weights> {
     let draw = |(name, shape): (String, Vec<usize>)| {
         let tensor = match shape.len() {
             1 if name.ends_with("bias") || name.ends_with("mean") => Tensor::zeros(shape, dtype, device)?,
             1 => Tensor::ones(shape, dtype, device)?,
-            _ => Tensor::randn(0f32, deviation as f32, shape, device)?.to_dtype(dtype)?,
+            _ => normal(&shape, deviation, dtype, device)?,
         };
         Ok((name, tensor))
     };
@@ -91,41 +95,49 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(sizes: &Sizes, batch: usize, steps: usize, device: &Device) -> Result<Self> {
-        let dtype = if device.is_cpu() { DType::F32 } else { DType::BF16 };
-        let outline = Weights::outline(dtype);
-        Transformer::new(&sizes.transformer, &outline, true)?;
-        let weights = drawn(outline.asked(), (sizes.transformer.width() as f64).powf(-0.5), dtype, device)?;
+    /// With `trace`, of shapes alone and without blocks that run again.
+    fn new(sizes: &Sizes, batch: usize, steps: usize, device: &Device, trace: Option<&Arc<Trace>>) -> Result<Self> {
+        let dtype = if device.is_cpu() && trace.is_none_or(|trace| !trace.fused()) { DType::F32 } else { DType::BF16 };
+        let recompute = trace.is_none();
+        let made = |dtype: DType, deviation: f64, build: &dyn Fn(&Weights) -> Result<()>| -> Result<Weights> {
+            if let Some(trace) = trace {
+                return Ok(Weights::outline(dtype, trace));
+            }
+            let outline = Weights::outline(dtype, &Trace::new(false));
+            build(&outline)?;
+            drawn(outline.asked(), deviation, dtype, device)
+        };
+        let numbers = |shape: &[usize], dtype: DType| match trace {
+            Some(trace) => Tensor::meta(shape, dtype, trace),
+            None => normal(shape, 1.0, dtype, device),
+        };
+        let weights = made(dtype, (sizes.transformer.width() as f64).powf(-0.5), &|w| {
+            Transformer::new(&sizes.transformer, w, true).map(|_| ())
+        })?;
         let targets = ["to_q", "to_k", "to_v", "to_out.0", "to_qkv_mlp_proj", "attn.to_out"];
         let chosen = |module: &str| module.contains("blocks") && targets.iter().any(|end| module.ends_with(end));
-        let base = Field { network: Transformer::new(&sizes.transformer, &weights, true)?, frozen: None };
+        let base = Field { network: Transformer::new(&sizes.transformer, &weights, recompute)?, frozen: None };
         let adapted = weights.with_lora(chosen, 64, 1.0, &Rng::new(1))?;
         let field = |weights: &Weights, frozen| -> Result<Field> {
-            Ok(Field { network: Transformer::new(&sizes.transformer, weights, true)?, frozen })
+            Ok(Field { network: Transformer::new(&sizes.transformer, weights, recompute)?, frozen })
         };
         let frozen: Arc<dyn Velocity> = Arc::new(field(&adapted.frozen()?, None)?);
         let options = OptimizerOptions { check: false, ..Default::default() };
         let optimizer = AdamW::new(Params::new(adapted.params())?, options)?;
-        let outline = Weights::outline(DType::F32);
-        Latents::new(&sizes.autoencoder, &outline)?;
-        let latents =
-            Latents::new(&sizes.autoencoder, &drawn(outline.asked(), 0.05, DType::F32, device)?)?.recomputing(true);
+        let decoder = made(DType::F32, 0.05, &|w| Latents::new(&sizes.autoencoder, w).map(|_| ()))?;
+        let latents = Latents::new(&sizes.autoencoder, &decoder)?.recomputing(recompute);
         let brightness = move |x: &Tensor| {
             let images = op::clamp_through(&latents.decode(x)?, 0.0, 1.0)?;
-            composed(&[&images], |i| Ok(i[0].to_dtype(DType::F32)?.flatten_from(1)?.mean(1)?))
+            images.to_dtype(DType::F32)?.flatten_from(1)?.mean(1)
         };
         let text = [batch, sizes.tokens, sizes.transformer.joint_attention_dim];
-        let embeddings = Tensor::randn(0f32, 1.0, &text[..], device)?.to_dtype(dtype)?;
+        let condition = Condition::default().with(Condition::EMBEDDINGS, numbers(&text, dtype)?);
         let latent = [batch, sizes.transformer.in_channels, sizes.side, sizes.side];
         Ok(Self {
             base,
             policy: field(&adapted, Some(frozen))?,
             optimizer,
-            batch: Batch::new(
-                &Tensor::randn(0f32, 1.0, &latent[..], device)?,
-                &Condition { embeddings, ..Default::default() },
-                RewardCost::new(brightness, 100.0)?,
-            ),
+            batch: Batch::new(&numbers(&latent, DType::F32)?, &condition, RewardCost::new(brightness, 100.0)?),
             steps,
         })
     }
@@ -153,25 +165,19 @@ impl Bench {
             }
             other => panic!("--methods: expected AM-1, AM-3, AM-Full, DRaFT-1 or ReFL-5, got {other}"),
         };
-        self.optimizer.step(&loss, Some(1.0))?;
-        Ok(())
+        match loss.trace() {
+            Some(_) => self.optimizer.gradients(&loss).map(|_| ()),
+            None => self.optimizer.step(&loss, Some(1.0)).map(|_| ()),
+        }
     }
 }
 
-/// Operations of an update per sample: those of the mathematics, without blocks that run again.
-fn work(method: &str, sizes: &Sizes, steps: usize) -> f64 {
-    let ops = Ops { dtype: DType::BF16, cpu: false };
-    let network = estimate::flux2(&sizes.transformer, sizes.tokens, sizes.side * sizes.side, ops);
-    let decode = estimate::decoder(&sizes.autoencoder, 2 * sizes.side, 2 * sizes.side, ops);
-    let n = steps as f64;
-    let (forwards, backwards) = match method {
-        "AM-1" => (n + 1.0, 2.0),
-        "AM-3" => (n + n.min(3.0), 2.0 * n.min(3.0)),
-        "AM-Full" => (2.0 * n, 2.0 * n),
-        "DRaFT-1" => (n, 1.0),
-        _ => (n - (n.min(5.0) - 1.0) / 2.0, 1.0),
-    };
-    forwards * network.forward + backwards * network.vjp + decode.forward + decode.vjp
+/// Operations of an update per sample, without blocks that run again.
+fn work(method: &str, sizes: &Sizes, steps: usize) -> Result<f64> {
+    let trace = Trace::new(true);
+    let mut bench = Bench::new(sizes, 1, steps, &Device::Cpu, Some(&trace))?;
+    bench.update(method, 0)?;
+    Ok(trace.work() as f64)
 }
 
 /// Waits for the device, and gives its peak memory.
@@ -183,7 +189,7 @@ fn finished(device: &Device) -> Result<Option<u64>> {
 /// Operations per second of a large product in the type that networks compute in.
 fn matmul_rate(device: &Device) -> Result<f64> {
     let (n, dtype) = if device.is_cpu() { (512, DType::F32) } else { (8192, DType::BF16) };
-    let x = Tensor::randn(0f32, 1.0, (n, n), device)?.to_dtype(dtype)?;
+    let x = normal(&[n, n], 1.0, dtype, device)?;
     let run = |times: usize| -> Result<f64> {
         let begun = Instant::now();
         for _ in 0..times {
@@ -221,14 +227,14 @@ fn main() -> Result<()> {
     let sizes = sizes(&size);
     let rate = matmul_rate(&device)?;
     let begun = Instant::now();
-    let mut bench = Bench::new(&sizes, batch, steps, &device)?;
+    let mut bench = Bench::new(&sizes, batch, steps, &device, None)?;
     let weights = finished(&device)?;
     let made = begun.elapsed().as_secs_f64();
     eprintln!("made in {made:.1} s, products at {:.1} TFLOP/s", rate / 1e12);
     let mut found = serde_json::Map::new();
     for method in option("--methods", "AM-1,AM-3,DRaFT-1,ReFL-5,AM-Full").split(',') {
         let repeats = if method == "ReFL-5" { repeats.next_multiple_of(5) } else { repeats };
-        let flops = batch as f64 * work(method, &sizes, steps);
+        let flops = batch as f64 * work(method, &sizes, steps)?;
         // One that fails, for want of memory perhaps, leaves the others their figures.
         let figures = match timed(&mut bench, method, repeats, &device) {
             Ok((seconds, peak)) => json!({

@@ -1,7 +1,7 @@
 //! Where time and memory of a run go: by phase of an update and by op, for `amscript run --profile`.
 //!
 //! Times exclude what is measured inside: a phase's those of phases within it, an op's backward those of ops run again in it. What
-//! passes between two ops counts for the later one. An op is named after the file that it stands in.
+//! passes between two ops counts for the later one. An op says its own name; phases are named where an update is put together.
 
 use crate::context::Context;
 use crate::progress::Progress;

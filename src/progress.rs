@@ -1,7 +1,8 @@
 //! What a person sees of work that takes long: a bar with the time left on standard error, and lines above it.
 //!
 //! Work begins a [`Progress`] and ticks it, which stores a number. A thread draws while there is work, after a second: the outermost work that
-//! knows its size as a bar, and behind it what is done inside. Nothing is drawn where standard error is no terminal.
+//! knows its size as a bar, and behind it what is done inside. Nothing is drawn where standard error is no terminal. It is not `indicatif`: of
+//! that only the thread would be taken; the one line, the stack behind the bar and what it says would stay ours.
 
 use crate::context::Context;
 use crate::terminal::{self, Stream};

@@ -111,7 +111,7 @@ fn autoencoder_both_ways() {
     close("mean", &latents.moments(&image).unwrap().0, &g["out.vae_mean"], 1e-5);
     close("latent", &latents.encode(&image).unwrap(), &g["out.vae_latent"], 1e-5);
     let z = g["in.z"].variable().unwrap();
-    let decoded = latents.decode(z).unwrap().affine(2.0, -1.0).unwrap();
+    let decoded = latents.decode(&z).unwrap().affine(2.0, -1.0).unwrap();
     close("decoded", &decoded.constant(), &g["out.decoded"], 1e-5);
     let gradient = pullback(&decoded, &g["in.image_cotangent"], &[z.clone()]).unwrap().remove(0);
     close("decoded vjp", &gradient, &g["out.decoded_vjp"], 1e-5);
@@ -219,7 +219,7 @@ fn the_published_size_from_shapes_alone() {
         "in_channels": 128, "num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "attention_head_dim": 128,
         "joint_attention_dim": 7680, "mlp_ratio": 3.0, "axes_dims_rope": [32, 32, 32, 32],
     });
-    let outline = Weights::outline(DType::BF16);
+    let outline = Weights::outline(DType::BF16, &amscript::tensor::meta::Trace::new(false));
     Transformer::new(&serde_json::from_value(config).unwrap(), &outline, true).unwrap();
     assert_eq!(outline.count(), (169, 3_875_544_576));
 }

@@ -153,7 +153,7 @@ fn the_published_model_has_292_tensors() {
         mlp_ratio: 4.0,
         in_channels: 4,
     };
-    let weights = Weights::outline(DType::F32);
+    let weights = Weights::outline(DType::F32, &amscript::tensor::meta::Trace::new(false));
     Transformer::new(&xl, &weights, false).unwrap();
     assert_eq!(weights.count(), (292, 675_129_632));
 }

@@ -1,4 +1,8 @@
 //! Commands: parse, call, print one error, exit code. Nothing here computes.
+//!
+//! Decisions:
+//! * **A closed or full standard output ends no script** (`output.rs`); nor do SIGTERM and SIGHUP, which end a run after its step, as Ctrl-C does.
+//! * **The script's thread is one of rayon's own** (`run.rs`), so that an op wakes nobody who is awake.
 
 pub mod check;
 pub mod doc;

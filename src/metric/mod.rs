@@ -1,5 +1,10 @@
 //! Measures of images: distances between them, diversity within prompts, two sets against each other, and statistics with
 //! standard errors.
+//!
+//! Decisions:
+//! * **Errors of an evaluation are over prompts**: images of one prompt are not independent, so each prompt gives one number to every measure,
+//!   and changes are taken prompt by prompt at the same noise, which depends on seed and prompt only.
+//! * **Recall and coverage are per base image** before they are means, so they have errors too, grouped by prompt like the rest.
 
 pub mod estimate;
 pub mod frechet;

@@ -1,6 +1,16 @@
 //! Flow models: a velocity network, and the parts around it that its family gives. One folder per family.
 //!
 //! Conventions of one model (time direction, sign, token order) are converted in that model's folder and nowhere else.
+//!
+//! Decisions:
+//! * **A family is a record of parts, not a trait** (`parts.rs`): how its network is built, a conditioner, a codec, names. Latents have any
+//!   rank and conditions hold tensors by name, so methods and samplers serve all families.
+//! * **Classes are labels to the model and sentences to the reward**: `encode([3, 7])` gives both, so that recipes, rewards and evaluation of a
+//!   prompted model serve a class-conditional one.
+//! * **Large networks recompute**: above a billion numbers a graph keeps only the inputs of blocks. The variables in a block are named to the
+//!   segment, so that gradients reach them.
+//! * **candle-transformers is not used**: its Qwen3 gives no states of layers within, its CLIP and autoencoder lose gradients.
+//! * **Sinusoids of time are rounded as in diffusers**, f32 at every step: at 1000 radians another rounding is 1e-5 of the velocity.
 
 pub mod adapter;
 pub mod codec;

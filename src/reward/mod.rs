@@ -1,4 +1,10 @@
 //! Rewards: images and prompts to one number per image, differentiable to the pixels.
+//!
+//! Decisions:
+//! * **Rewards judge a batch** (`batch.rs`): what several need of the images, features by CLIP and the check of the range, belongs to that batch
+//!   and goes with it. A session opens a CLIP once for all rewards on the same file and preprocessing.
+//! * **One image transformer** (`nn/vit.rs`) under a table of names for each layout; queries, keys and values are rows of one weight where they
+//!   are stored as one.
 
 pub mod aesthetic;
 pub mod batch;

@@ -2,6 +2,10 @@
 //!
 //! `run.json` what it was made from, `metrics.jsonl` one line per log, `images/`, `step-000100/` checkpoints, `curves.png`,
 //! `result.json` what came out, `report.html` all of it as a page. Files appear whole or not at all. A run may hold others in folders of its own.
+//!
+//! Decisions:
+//! * **Samples while training use no stream of the run**: the same prompts and noise each time, and a run with them is the run without.
+//! * **`intensity` is the one profile in a log**: the control at each active step, drawn as a heat map, never among curves or printed lines.
 
 pub mod checkpoint;
 pub mod folder;

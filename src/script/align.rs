@@ -22,13 +22,12 @@ type Score = dyn Fn(&Tensor) -> Result<Tensor> + Send + Sync;
 pub struct Cost {
     score: Arc<Score>,
     scale: f64,
-    judge: Option<Judge>,
 }
 
 impl Cost {
     /// `score` gives `[batch]` rewards of images, differentiably; the cost is `-scale` times that.
     pub fn new(score: impl Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static, scale: f64) -> Self {
-        Self { score: Arc::new(score), scale, judge: None }
+        Self { score: Arc::new(score), scale }
     }
 
     /// The cost of end states of `flow`.
@@ -123,11 +122,10 @@ pub mod align {
     #[rhai_fn(return_raw)]
     pub fn reward_cost(reward: Judge, prompts: Dynamic, scale: f64) -> RhaiResultOf<Cost> {
         let _ = texts(prompts.clone(), 1, "reward_cost: prompts")?;
-        let judge = Some(reward.clone());
         let score = move |images: &Tensor| {
             reward.score(images, &texts(prompts.clone(), images.dim(0)?, "reward_cost: prompts")?)
         };
-        Ok(Cost { judge, ..Cost::new(score, scale) })
+        Ok(Cost::new(score, scale))
     }
 
     /// The cost `[batch]` of images, or of the end states of a flow without a decoder.

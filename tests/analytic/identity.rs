@@ -1,6 +1,6 @@
 //! Identities between methods, and the count of forwards.
 
-use crate::toy::{Counted, Mlp, adjoint_matching, draft, golden, load, numbers, relative, reward};
+use crate::analytic::toy::{Counted, Mlp, adjoint_matching, draft, golden, load, numbers, relative, reward};
 use amscript::align::{
     self, Adaptive, AdjointIndex, AdjointMatching, Batch, Draft, MatchingLoss, MethodState, Norm, Reduction, Refl,
     Regularizer, RewardCost, TerminalCost, Truncation, control_intensity, control_mass, control_target, lean_adjoint,
@@ -158,7 +158,7 @@ fn the_next_adjoint_is_the_sensitivity_to_a_control() {
 fn the_target_is_where_penalty_and_adjoint_balance() {
     // Theorem 3.1: u minimises f(|u|) + <a, u>, so f'(|u|) u / |u| = -a.
     let a = Rng::new(3).normal(&[4, 6], amscript::tensor::DType::F64, &amscript::tensor::Device::Cpu).unwrap();
-    let f = |r: &Tensor| -> amscript::Result<Tensor> { Ok((r.exp()? - r + r.powf(3.0)?)?) };
+    let f = |r: &Tensor| -> amscript::Result<Tensor> { (r.exp()? - r)? + r.powf(3.0)? };
     let penalty = Regularizer::Penalty(Arc::new(f));
     let u = penalty.controls(std::slice::from_ref(&a)).unwrap().remove(0);
     let objective = |u: &Tensor| Ok((f(&norm_per_sample(u)?)?.sum_all()? + (u * &a)?.sum_all()?)?);

@@ -1,6 +1,6 @@
 //! The solver on the golden pipeline's FLUX.2 with LoRA, in f32.
 
-use crate::toy::{Counted, adjoint_matching};
+use crate::analytic::toy::{Counted, adjoint_matching};
 use amscript::Result;
 use amscript::align::{
     AdjointMatching, Guidance, Norm, RewardCost, Truncation, control_target, lean_adjoint, matching_loss,

@@ -1,7 +1,7 @@
 //! A penalty that is not quadratic, under noise, where the adjoint of a state is random: the discrete problem by dynamic
 //! programming, at whose control Fenchel's condition holds on average and the squared distance is not smallest.
 
-use crate::toy::{Gaussian, adjoint_matching, numbers};
+use crate::analytic::toy::{Gaussian, adjoint_matching, numbers};
 use amscript::align::{
     AdjointIndex, AdjointMatching, Criterion, Regularizer, RewardCost, lean_adjoint, terminal_gradient,
 };
@@ -80,7 +80,7 @@ fn optimum() -> Vec<Line> {
 /// The base with the optimal control, moved by a parameter for each step.
 struct Optimal {
     controls: Vec<Line>,
-    shift: Var,
+    shift: Tensor,
 }
 
 impl Velocity for Optimal {
@@ -93,7 +93,7 @@ impl Velocity for Optimal {
 }
 
 fn policy() -> Optimal {
-    Optimal { controls: optimum(), shift: Var::zeros(STEPS, DType::F64, &Device::Cpu).unwrap() }
+    Optimal { controls: optimum(), shift: Tensor::zeros(STEPS, DType::F64, &Device::Cpu).unwrap() }
 }
 
 fn noisy(seed: u64) -> RolloutOptions {

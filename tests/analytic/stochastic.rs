@@ -1,6 +1,6 @@
 //! The golden case `adjoint` with noise: states, adjoints, targets, losses and gradients; the implicit sampler; marginals.
 
-use crate::toy::{Gaussian, Mlp, Tensors, adjoint_matching, golden, numbers, relative, reward};
+use crate::analytic::toy::{Gaussian, Mlp, Tensors, adjoint_matching, golden, numbers, relative, reward};
 use amscript::align::{
     AdjointIndex, AdjointMatching, Criterion, MatchingLoss, Norm, Regularizer, Truncation, Units, control_target,
     lean_adjoint, terminal_gradient,
@@ -197,8 +197,8 @@ fn every_noise_keeps_the_marginals_and_forgets_as_much_as_it_should() {
         (Arc::new(Gddim::new(1.0).unwrap()), Some(0.0)),
         (Arc::new(Gddim::new(0.3).unwrap()), None),
     ];
-    for (solver, correlation) in cases {
-        let name = solver.to_string();
+    for (case, (solver, correlation)) in cases.into_iter().enumerate() {
+        let name = format!("case {case}");
         let [mean, deviation, found] = moments(solver, 200, 20_000);
         // Standard errors: 0.0035, 0.0025, 0.007; and a bias of the 200 steps.
         assert!((mean - 1.0).abs() < 0.015 && (deviation - 0.5).abs() < 0.012, "{name}: {mean} {deviation}");

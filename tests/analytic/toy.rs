@@ -59,7 +59,7 @@ pub fn draft(
 }
 
 /// The golden case's network: Linear, tanh, Linear, tanh, Linear on `[x, t]`.
-pub struct Mlp(pub Vec<Var>);
+pub struct Mlp(pub Vec<Tensor>);
 
 impl Mlp {
     /// `prefix` is "base" or "tuned".

@@ -1,4 +1,8 @@
 //! `amscript` without a script: a prompt on models that stay loaded. Also `--eval CODE`, and code on standard input.
+//!
+//! A prompt is a growing script (`workspace.rs`): each input is parsed behind as many empty lines as were typed before, so that places in errors
+//! and in functions made earlier count lines of one text. Functions of all inputs are merged, variables stay in one scope, imports are parsed again
+//! from the first line. What completion knows comes from the catalogue and from the types of the variables.
 
 mod command;
 pub mod complete;

@@ -1,5 +1,6 @@
 //! Image codecs: an autoencoder, how its latents are brought to unit size, and both as the codec of a family.
-use std::sync::Arc;
+//!
+//! Decoded images are clamped to [0, 1] and their gradient is not, so that a reward can pull a pixel back that is out of range.
 
 pub mod latents;
 pub mod vae;
@@ -14,6 +15,7 @@ use crate::tensor::op::clamp_through;
 use crate::tensor::{DType, Device, Tensor};
 use latents::Latents;
 use std::path::Path;
+use std::sync::Arc;
 
 /// The option that says where the autoencoder lies.
 pub const VAE: Field = field(

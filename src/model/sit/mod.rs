@@ -1,4 +1,6 @@
 //! SiT: class labels to images, with a Stable Diffusion autoencoder.
+//!
+//! The output channels that are never read are dropped when the network is built, by a view, not in its file.
 
 pub mod network;
 

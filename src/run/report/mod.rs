@@ -3,6 +3,8 @@
 //!
 //! Tables and images are made here, where every value becomes text ([`markup`]); `page.js` draws curves and heat maps from the numbers in
 //! the page. A policy in the page lets no other script run and nothing be fetched.
+//!
+//! The page sets `data-ready` or `data-error` on its root, which is what the test with a browser reads.
 
 mod curves;
 mod markup;

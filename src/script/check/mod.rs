@@ -1,5 +1,8 @@
 //! What is wrong with a script, as far as that can be known without running it: names, numbers of arguments, options, settings,
 //! imports. No model is opened and no file written.
+//!
+//! It is a walk over the syntax tree with the script's own scopes, against the catalogue. An error is only what would fail for sure: kinds of
+//! values are known where literals and natives give them, and unknown elsewhere. What is likely is a warning.
 
 mod body;
 mod call;

@@ -8,7 +8,7 @@ use crate::tensor::op::ConvShape;
 use candle_core::DType;
 use std::ops::Range;
 
-/// Numbers of unrolled patches at a time; less than `super::SCRATCH`.
+/// Numbers of unrolled patches at a time.
 const SCRATCH: usize = if cfg!(test) { 1 << 11 } else { 1 << 27 };
 
 /// The kernels' padding is that of both axes.

@@ -1,8 +1,11 @@
 //! CUDA paths of the ops: kernels in CUDA C, compiled for the card when first used, and matrix products of cuBLAS.
 //!
-//! Activations are f32, bf16 or f16; arithmetic and sums are f32. Every op here is one node whose backward calls kernels too, and reads nothing
-//! back to the host. f64 is left to the compositions of candle's operations beside the CPU kernels. `host.rs` runs the same kernels and the
+//! Activations are f32, bf16 or f16; arithmetic and sums are f32. The backward of an op calls kernels too, and reads nothing back to
+//! the host. f64 is left to the compositions of candle's operations beside the CPU kernels. `host.rs` runs the same kernels and the
 //! same calls on a processor, which is how the tests check them where there is no card.
+//!
+//! Kernels know no graph: they take arrays and give arrays, and the node is the op's, the same as on the processor. All work of a card goes to
+//! one stream.
 
 pub mod activation;
 pub mod adamw;
@@ -25,9 +28,6 @@ use crate::bail;
 use crate::error::Result;
 use crate::tensor::Array;
 use candle_core::{DType, Device, Shape};
-
-/// Bytes that one op takes at most beside its inputs and outputs: unrolled patches, or scores with their gradients.
-pub const SCRATCH: usize = 3 * size_of::<f32>() * attention::SCORES;
 
 /// Whether the ops of this tensor have kernels here.
 pub fn takes(x: &Array) -> bool {

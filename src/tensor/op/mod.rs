@@ -1,5 +1,16 @@
 //! Differentiable ops: what each computes, its gradient, what it keeps and what it costs (`call.rs`). Elementary ones are candle's
 //! operations on every device; the others have kernels for the processor and for cards, and are composed of other ops elsewhere.
+//!
+//! Decisions:
+//! * **A kernel keeps its input and nothing else** where it can compute the rest again in one pass: norms keep no normalised rows,
+//!   attention keeps a number per row of scores, frozen linear layers keep nothing. An input that was cast is kept as it came.
+//! * **Attention keeps heads in third place**, `[batch, tokens, heads, head]`, so that no transpose is copied; scores exist for 128 queries
+//!   at a time. Where one layer makes queries, keys and values, they stay beside each other (`self_attention`).
+//! * **A product is one fork**: bias, product and adapter of a part of the output by one thread, one part per thread. Columns a multiple of
+//!   a kilobyte apart share few places of the cache while gemm packs them, so they are moved apart first (`product` in `kernel.rs`).
+//! * **Convolutions read contiguously**: images are cut by stride before patches are unrolled, enough lines at a time for a product to be
+//!   fast; where lines keep their length, a block is one piece, moved. Of a doubled image `upsampled_conv2d` makes four 2 x 2
+//!   convolutions of the small one.
 
 mod activation;
 mod attention;
