@@ -418,13 +418,13 @@ mod tests {
             let losses = [method.update(f, f, b).loss.item(), method.update(f, f, b).loss.item(), spread().update(f, f, b).losses.len()];
             losses + [kept.state().numbers.level, method.to_string()]";
         let found = host().run("test", text).map(|value| option::show(&value));
-        assert_eq!(found.unwrap(), "[20.0, 10.0, 1, 3.0, \"spread(#{\"weight\": 2})\"]");
+        assert_eq!(found.unwrap(), r##"[20.0, 10.0, 1, 3.0, "spread(#{\"weight\": 2})"]"##);
     }
 
     #[test]
     fn its_choices_and_its_batch_are_checked() {
         let message = |text: &str| host().run("test", text).map(|_| ()).unwrap_err().message;
-        assert_eq!(message("spread(#{ wait: 3 })"), "spread: unknown option `wait`; did you mean `weight`?");
+        assert_eq!(message("spread(#{ wieght: 3 })"), "spread: unknown option `wieght`; did you mean `weight`?");
         let lone = "let f = velocity_field(|x, t, c| x);
             spread().update(f, f, batch(tensor([[1.0]]), (), terminal_cost(|x| x.sum(1))))";
         assert_eq!(message(lone), "spread: there must be several samples of each prompt, got 1");
