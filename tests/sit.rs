@@ -205,8 +205,7 @@ fn every_weight_has_its_gradient() {
         let direction = Rng::new(1).split(name).normal(tensor.dims(), DType::F64, &Device::Cpu).unwrap();
         let number = |t: Tensor| t.to_scalar::<f64>().unwrap();
         let predicted = number((&gradient * &direction).unwrap().sum_all().unwrap());
-        let var = tensor.variable().unwrap();
-        let start = tensor.copy().unwrap();
+        let (var, start) = (tensor, tensor.detach().unwrap());
         let at = |h: f64| {
             var.set(&(&start + (&direction * h).unwrap()).unwrap()).unwrap();
             number(loss().unwrap().constant())

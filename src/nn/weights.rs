@@ -585,7 +585,7 @@ mod tests {
         assert_eq!(params.len(), 1);
         assert_eq!(params[0].0, "block.0.norm.weight");
         let seen = weights.get("norm.weight", &[4], Init::Zeros).unwrap();
-        params[0].1.variable().unwrap().set(&Tensor::new(&[1f32, 2.0, 3.0, 4.0], &Device::Cpu).unwrap()).unwrap();
+        params[0].1.set(&Tensor::new(&[1f32, 2.0, 3.0, 4.0], &Device::Cpu).unwrap()).unwrap();
         assert_eq!(values(&seen), [1.0, 2.0, 3.0, 4.0]);
         assert_eq!(values(&two().get("norm.weight", &[4], Init::Zeros).unwrap()), [1.0; 4]);
     }

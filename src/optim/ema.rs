@@ -66,7 +66,7 @@ mod tests {
 
     #[test]
     fn average_follows_the_geometric_series() {
-        let var = Tensor::new(&[0f64], &Device::Cpu).unwrap();
+        let var = Tensor::new(&[0f64], &Device::Cpu).unwrap().variable().unwrap();
         let params = Params::new([("w".to_string(), var.clone())]).unwrap();
         let ema = Ema::new(params, 0.9).unwrap();
         var.set(&Tensor::new(&[1f64], &Device::Cpu).unwrap()).unwrap();

@@ -21,7 +21,7 @@ impl Params {
             if !matches!(tensor.dtype(), DType::F32 | DType::F64) {
                 bail!(Dtype, "params: `{name}` must be f32 or f64, got {:?}", tensor.dtype());
             }
-            entries.push((name, tensor.variable()?));
+            entries.push((name, tensor));
         }
         Ok(Self { entries })
     }

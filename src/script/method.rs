@@ -411,7 +411,7 @@ mod tests {
     #[test]
     fn a_method_of_the_program_is_one_of_scripts() {
         let text = "let f = velocity_field(|x, t, c| x);
-            let cost = terminal_cost(|x| -x.sum(1).constant());
+            let cost = terminal_cost(|x| -x.sum(1).detach());
             let kept = method_state();
             let b = batch(tensor([[1.0], [2.0]]), (), cost, #{ per_prompt: 2, state: kept });
             let method = spread(#{ weight: 2 });

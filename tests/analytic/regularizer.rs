@@ -93,7 +93,7 @@ impl Velocity for Optimal {
 }
 
 fn policy() -> Optimal {
-    Optimal { controls: optimum(), shift: Tensor::zeros(STEPS, DType::F64, &Device::Cpu).unwrap() }
+    Optimal { controls: optimum(), shift: Tensor::zeros(STEPS, DType::F64, &Device::Cpu).unwrap().leaf() }
 }
 
 fn noisy(seed: u64) -> RolloutOptions {

@@ -5,6 +5,12 @@ use super::elementary::{Elementary, read};
 use crate::bail;
 use crate::error::Result;
 use crate::tensor::{Array, Tensor};
+use candle_core::Result as Candle;
+
+/// Matrices as candle multiplies them: one behind the other, by rows or by columns.
+fn straight(x: &Array) -> Candle<Array> {
+    if x.is_contiguous() || x.t()?.is_contiguous() { Ok(x.clone()) } else { x.contiguous() }
+}
 
 impl Tensor {
     /// `[.., n, k]` times `[.., k, m]` with the same leading dimensions.
@@ -16,10 +22,10 @@ impl Tensor {
         }
         let shape = [&a[..rank - 1], &b[rank - 1..]].concat().into();
         let keeps = Keeps::inputs([other.requires_grad(), self.requires_grad()]);
-        let forward = |[a, b]: [&Array; 2]| a.matmul(b);
+        let forward = |[a, b]: [&Array; 2]| straight(a)?.matmul(&straight(b)?);
         let backward = |kept: Kept<2, ()>, g: &Array, wanted: [bool; 2]| {
-            let left = || g.matmul(&read(kept.inputs[1])?.t()?);
-            let right = || read(kept.inputs[0])?.t()?.matmul(&g.contiguous()?);
+            let left = || straight(g)?.matmul(&straight(&read(kept.inputs[1])?.t()?)?);
+            let right = || straight(&read(kept.inputs[0])?.t()?)?.matmul(&straight(g)?);
             Ok([wanted[0].then(left).transpose()?, wanted[1].then(right).transpose()?])
         };
         let (dtype, kernels) = (self.dtype(), Kernels::CANDLE);
