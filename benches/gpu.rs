@@ -9,7 +9,7 @@ use amscript::align::{AdjointMatching, Batch, Draft, MethodState, Refl, RewardCo
 use amscript::flow::{Condition, Velocity, uniform};
 use amscript::model::codec::latents::Latents;
 use amscript::model::codec::vae;
-use amscript::model::flux2::network::{Config, Transformer};
+use amscript::model::flux2::network::{Flux2Config, Transformer};
 use amscript::nn::weights::Weights;
 use amscript::optim::{AdamW, OptimizerOptions, Params};
 use amscript::tensor::meta::Trace;
@@ -37,8 +37,8 @@ impl Velocity for Field {
 }
 
 struct Sizes {
-    transformer: Config,
-    autoencoder: vae::Config,
+    transformer: Flux2Config,
+    autoencoder: vae::AutoencoderConfig,
     /// Latents a side, prompt tokens.
     side: usize,
     tokens: usize,
@@ -101,11 +101,11 @@ impl Bench {
         let recompute = trace.is_none();
         let made = |dtype: DType, deviation: f64, build: &dyn Fn(&Weights) -> Result<()>| -> Result<Weights> {
             if let Some(trace) = trace {
-                return Ok(Weights::outline(dtype, trace));
+                return Ok(Weights::meta(dtype, trace));
             }
-            let outline = Weights::outline(dtype, &Trace::new(false));
-            build(&outline)?;
-            drawn(outline.asked(), deviation, dtype, device)
+            let meta = Weights::meta(dtype, &Trace::new(false));
+            build(&meta)?;
+            drawn(meta.asked(), deviation, dtype, device)
         };
         let numbers = |shape: &[usize], dtype: DType| match trace {
             Some(trace) => Tensor::meta(shape, dtype, trace),
@@ -125,7 +125,7 @@ impl Bench {
         let options = OptimizerOptions { check: false, ..Default::default() };
         let optimizer = AdamW::new(Params::new(adapted.params())?, options)?;
         let decoder = made(DType::F32, 0.05, &|w| Latents::new(&sizes.autoencoder, w).map(|_| ()))?;
-        let latents = Latents::new(&sizes.autoencoder, &decoder)?.recomputing(recompute);
+        let latents = Latents::new(&sizes.autoencoder, &decoder)?.checkpointed(recompute);
         let brightness = move |x: &Tensor| {
             let images = op::clamp_through(&latents.decode(x)?, 0.0, 1.0)?;
             images.to_dtype(DType::F32)?.flatten_from(1)?.mean(1)

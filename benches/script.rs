@@ -8,13 +8,13 @@ use amscript::align::{AdjointMatching, Batch, MethodState, RewardCost, Truncatio
 use amscript::data::prompts::Prompts;
 use amscript::flow::uniform;
 use amscript::model::adapter::Targets;
-use amscript::model::{Choices, open};
+use amscript::model::{ModelOptions, open};
 use amscript::nn::module::Module;
 use amscript::nn::opener::Found;
 use amscript::nn::source::Sources;
 use amscript::optim::{AdamW, OptimizerOptions, Params, constant_rate};
 use amscript::profile::Profile;
-use amscript::reward::trunk::Shelf;
+use amscript::reward::clip_encoder::ClipCache;
 use amscript::script::session::Request;
 use amscript::script::{Host, Session};
 use amscript::tensor::{Device, Rng};
@@ -54,10 +54,10 @@ fn in_rhai(updates: usize, measured: bool) -> Result<(Loop, Profile)> {
 /// The same loop in Rust.
 fn in_rust(updates: usize) -> Result<Loop> {
     let (sources, device) = (Sources::new(None), Device::Cpu);
-    let base = open("tiny/flux2", &sources, &Choices::default(), &device)?;
+    let base = open("tiny/flux2", &sources, &ModelOptions::default(), &device)?;
     let policy = base.lora(8, 1.0, &Targets::Usual, &Rng::new(0).split("lora"))?;
     let found = Found::in_folder("tiny/hpsv2", sources.named("tiny/hpsv2")?);
-    let judge = reward::open::open(&found, &Default::default(), &Shelf::default(), &sources, &device)?;
+    let judge = reward::open::open(&found, &Default::default(), &ClipCache::default(), &sources, &device)?;
     let train = Prompts::open("shapes/train")?;
     let options = OptimizerOptions { rate: constant_rate(1e-4)?, ..OptimizerOptions::default() };
     let mut optimizer = AdamW::new(Params::new(policy.params())?, options)?;

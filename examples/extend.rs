@@ -9,7 +9,7 @@ use amscript::model::{self, Codec, Conditioner, Opening, Parts};
 use amscript::nn::linear::Linear;
 use amscript::nn::opener::{Takes, field};
 use amscript::nn::weights::Weights;
-use amscript::reward::{self, Batch, Judge, Reward};
+use amscript::reward::{self, Batch, Reward, RewardModel};
 use amscript::script::{Host, Request, Session};
 use amscript::tensor::{DType, Rng, Tensor, op};
 use amscript::{Error, Kind, Result};
@@ -103,7 +103,7 @@ pub const REWARD: reward::Opener = reward::Opener {
     repositories: &[],
     recognises: |found| found.name == "warmth",
     options: &[],
-    open: |_| Ok(Judge::new(Warmth)),
+    open: |_| Ok(RewardModel::new(Warmth)),
 };
 
 const SCRIPT: &str = r#"

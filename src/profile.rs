@@ -30,7 +30,7 @@ pub struct Profile {
     pub ops: BTreeMap<&'static str, [Totals; 2]>,
 }
 
-struct State {
+struct ProfileState {
     found: Profile,
     /// Phases that have begun and not ended, the innermost last.
     open: Vec<&'static str>,
@@ -46,7 +46,7 @@ struct State {
 #[derive(Default)]
 pub struct Recorder {
     on: AtomicBool,
-    state: Mutex<Option<State>>,
+    state: Mutex<Option<ProfileState>>,
 }
 
 impl Recorder {
@@ -54,7 +54,7 @@ impl Recorder {
     pub fn start(&self) {
         let now = Instant::now();
         *self.state.lock() =
-            Some(State { found: Profile::default(), open: vec!["script"], phase: now, op: now, traced: false });
+            Some(ProfileState { found: Profile::default(), open: vec!["script"], phase: now, op: now, traced: false });
         self.on.store(true, Ordering::Relaxed);
     }
 
@@ -69,14 +69,14 @@ impl Recorder {
     }
 
     /// `f` on the state while it is measured.
-    fn note(&self, f: impl FnOnce(&mut State)) {
+    fn note(&self, f: impl FnOnce(&mut ProfileState)) {
         if self.on.load(Ordering::Relaxed) {
             self.state.lock().as_mut().map(f);
         }
     }
 }
 
-impl State {
+impl ProfileState {
     /// Gives the time since the last change to the innermost phase.
     fn settle(&mut self) -> Option<&mut Totals> {
         let now = Instant::now();
@@ -118,7 +118,7 @@ pub fn phase<T>(name: &'static str, f: impl FnOnce() -> T) -> T {
         state.open.push(name);
     });
     let value = f();
-    context.profile.note(State::leave);
+    context.profile.note(ProfileState::leave);
     value
 }
 

@@ -5,7 +5,7 @@
 //! that only the thread would be taken; the one line, the stack behind the bar and what it says would stay ours.
 
 use crate::context::Context;
-use crate::terminal::{self, Stream};
+use crate::terminal::{self, StdStream};
 use parking_lot::Mutex;
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -57,7 +57,7 @@ pub struct Board {
 
 impl Default for Board {
     fn default() -> Self {
-        let (drawing, unicode) = (terminal::is_terminal(Stream::Error), terminal::unicode(terminal::variable));
+        let (drawing, unicode) = (terminal::is_terminal(StdStream::Error), terminal::unicode(terminal::variable));
         Self { shown: Arc::default(), drawing, unicode }
     }
 }
@@ -111,7 +111,7 @@ impl Shown {
 
     /// Draws what is being done; false, and no longer painted, where nothing is.
     fn draw(&mut self, unicode: bool) -> bool {
-        let columns = terminal::size(Stream::Error).columns;
+        let columns = terminal::size(StdStream::Error).columns;
         if let Some(line) = line(&self.tasks, columns.saturating_sub(1), unicode) {
             terminal::note(&format!("\r\x1b[2K{line}"));
             self.drawn = true;

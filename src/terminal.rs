@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 
 /// A stream that may lead to a terminal.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Stream {
+pub enum StdStream {
     Output,
     Error,
 }
@@ -25,10 +25,10 @@ impl Default for Size {
 }
 
 /// Whether the stream leads to a terminal that moves its cursor.
-pub fn is_terminal(stream: Stream) -> bool {
+pub fn is_terminal(stream: StdStream) -> bool {
     let terminal = match stream {
-        Stream::Output => std::io::stdout().is_terminal(),
-        Stream::Error => std::io::stderr().is_terminal(),
+        StdStream::Output => std::io::stdout().is_terminal(),
+        StdStream::Error => std::io::stderr().is_terminal(),
     };
     terminal && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
@@ -40,10 +40,10 @@ pub fn note(text: &str) {
 
 /// The size of the stream's terminal now; 80 x 24 where it has none.
 #[cfg(unix)]
-pub fn size(stream: Stream) -> Size {
+pub fn size(stream: StdStream) -> Size {
     let descriptor = match stream {
-        Stream::Output => libc::STDOUT_FILENO,
-        Stream::Error => libc::STDERR_FILENO,
+        StdStream::Output => libc::STDOUT_FILENO,
+        StdStream::Error => libc::STDERR_FILENO,
     };
     let mut found = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: the request writes one `winsize`, which is what it is given; on a stream without a terminal it fails.
@@ -58,7 +58,7 @@ pub fn size(stream: Stream) -> Size {
 
 /// The size of the stream's terminal is not asked for here.
 #[cfg(not(unix))]
-pub fn size(_: Stream) -> Size {
+pub fn size(_: StdStream) -> Size {
     Size::default()
 }
 

@@ -69,10 +69,10 @@ const MISTAKES: &[(&str, &[&str])] = &[
     ("print(zeros([2]).shap);", &["1:18 property a Tensor has no property `shap`; did you mean `shape`?"]),
     ("let f = |x| x.qqqzz;", &["?1:15 property nothing known has a property `qqqzz`"]),
     (
-        "let f = velocity_field(|x, t, c| x);\nrollout(f, ones([1]), (), #{ gird: uniform(4), keep: \"all\" });",
+        "let f = velocity_field(|x, t, c| x);\nrollout(f, ones([1]), (), #{ gird: uniform(4), truncate: \"all\" });",
         &[
             "2:30 option rollout: unknown option `gird`; did you mean `grid`?",
-            "2:54 option rollout: option `keep`: expected a truncation such as `last(3)`, got \"all\"",
+            "2:54 option rollout: option `truncate`: expected a truncation such as `last(3)`, got \"all\"",
         ],
     ),
     (
@@ -148,6 +148,74 @@ fn a_script_without_old_names_stays_as_it_is() {
     assert_eq!(std::fs::read_to_string(folder.path().join("a.rhai")).unwrap(), script);
 }
 
+/// A recipe of before the renaming.
+const OLD: &str = r#"// recompute: some_steps, same_step()
+let s = settings(#{ recompute: true, steps: 2 });
+let base = flow("tiny/flux2", #{ recompute: true });
+let policy = base.lora(#{ rank: 2 });
+let x0 = base.noise(2, rng(0));
+let c = base.encode(["a", "b"]);
+let cost = terminal_cost(|images| images.mean([1, 2, 3]));
+let o = #{ grid: uniform(s.steps), matched: some_steps(1, 0), rng: rng(1), recompute: s.recompute };
+let update = adjoint_matching(policy, base, x0, c, cost, o + #{ rolled: base, carrying: base, criterion: fitting(), index: same_step() });
+let path = rollout(policy, x0, c, #{ grid: uniform(s.steps), keep: last(1) });
+let adjoint = lean_adjoint(base, path, path.terminal_gradient(cost), #{ index: next_step() });
+print([fenchel_loss(policy, path, adjoint, quadratic()), fenchel(), update.reward]);
+"#;
+
+#[test]
+fn an_old_recipe_is_rewritten_and_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("old.rhai");
+    std::fs::write(&file, OLD).unwrap();
+    assert!(!amscript(folder.path(), &["check", "old.rhai"]).status.success());
+    let output = amscript(folder.path(), &["check", "--fix", "old.rhai"]);
+    assert!(output.status.success(), "{}", text(&output.stdout));
+    let fixed = std::fs::read_to_string(&file).unwrap();
+    assert!(check::check(None, "old", &fixed).findings.is_empty());
+    for line in [
+        "// recompute: some_steps, same_step()",
+        "flow(\"tiny/flux2\", #{ checkpoint_blocks: true })",
+        "loss_steps: random_steps(1, 0), rng: rng(1), checkpoint_steps: s.recompute",
+        "rollout_policy: base, adjoint_model: base, loss: automatic(), index: paper_adjoint()",
+        "truncate: last(1)",
+        "fenchel_young_loss(policy, path, adjoint, quadratic()), fenchel_young()",
+    ] {
+        assert!(fixed.contains(line), "{line}\n{fixed}");
+    }
+    let output = amscript(folder.path(), &["old.rhai"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+}
+
+#[test]
+fn an_old_name_is_refused_with_the_new_one() {
+    use amscript::script::{Host, Request, Session, rename};
+    let update = "let f = velocity_field(|x, t, c| x); let cost = terminal_cost(|x| x.sum(1));";
+    for (old, new) in rename::RENAMED {
+        let script = match old.split_once('.') {
+            None => format!("{old}()"),
+            Some(("--set", _)) => "settings(#{ checkpoint_steps: false })".into(),
+            Some(("adjoint_matching", option)) => format!("adjoint_matching(#{{ {option}: 1 }})"),
+            Some(("rollout", option)) => format!("{update} rollout(f, ones([1, 1]), (), #{{ {option}: 1 }})"),
+            Some((function, option)) => format!("{function}(\"tiny/flux2\", #{{ {option}: 1 }})"),
+        };
+        let overrides = match old.split_once('.') {
+            Some(("--set", key)) => vec![(key.to_string(), "true".to_string())],
+            _ => vec![],
+        };
+        let request = Request { overrides, ..Request::default() };
+        let host = Host::new(Session::new(request, Box::new(|_| ())));
+        let error = host.run("script", &script).err().unwrap();
+        let old = old.split_once('.').map_or(*old, |(_, option)| option);
+        assert!(error.message.ends_with(&format!("`{old}` is now `{new}`")), "{script}: {error}");
+    }
+    for (old, new) in rename::MODULES {
+        let host = Host::new(Session::new(Request::default(), Box::new(|_| ())));
+        let error = host.run("script", &format!("import \"{old}\" as m;")).err().unwrap();
+        assert_eq!(error.hint.unwrap(), format!("it is now \"{new}\""));
+    }
+}
+
 #[test]
 fn warnings_alone_do_not_fail() {
     let folder = tempfile::tempdir().unwrap();
@@ -221,7 +289,7 @@ fn every_example_runs() {
         ("custom_reward", &[][..], "the gradient's size"),
         ("custom_penalty", &[], "quadratic"),
         ("custom_sampler", &[], "midpoint"),
-        ("judge_images", &["--set", "steps=2"], "tiny/clip"),
+        ("score_images", &["--set", "steps=2"], "tiny/clip"),
     ] {
         let output = amscript(folder.path(), &[&[name], set].concat());
         assert!(text(&output.stdout).contains(wanted), "{name}: {}", text(&output.stderr));

@@ -273,7 +273,7 @@ fn a_plan_of_full_training_by_hand_counts_every_weight() {
     let recipe = "let base = flow(\"tiny/flux2\");\nlet policy = base.trainable();\n\
                   let opt = adamw(policy.params());\nlet bright = scripted_reward(|images, prompts| images.mean([1, 2, 3]));\n\
                   let c = base.encode([\"a\"]);\n\
-                  let path = rollout(policy, base.noise(1, rng(0)), c, #{ grid: uniform(4), keep: last(2) });\n\
+                  let path = rollout(policy, base.noise(1, rng(0)), c, #{ grid: uniform(4), truncate: last(2) });\n\
                   let adjoint = lean_adjoint(base, path, path.terminal_gradient(reward_cost(bright, c, 1)));\n\
                   opt.step(matching_loss(policy, base, path, control_target(adjoint, power(2))));";
     let folder = folder(recipe);

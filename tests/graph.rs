@@ -4,24 +4,25 @@
 use amscript::align::{self, AdjointMatching, Batch, Draft, Method, MethodState, Refl, RewardCost, Truncation};
 use amscript::flow::{Velocity, uniform};
 use amscript::model::adapter::Targets;
-use amscript::model::{Choices, Flow, open};
+use amscript::model::{Flow, ModelOptions, open};
 use amscript::nn::opener::Found;
 use amscript::nn::source::Sources;
-use amscript::reward::trunk::Shelf;
-use amscript::reward::{self, Judge};
+use amscript::reward::clip_encoder::ClipCache;
+use amscript::reward::{self, RewardModel};
 use amscript::tensor::check::{as_on_a_device, reads};
 use amscript::tensor::{Device, Rng, Stream, Tensor};
 
 const REWARDS: [&str; 5] = ["tiny/hpsv2", "tiny/pickscore", "tiny/clip", "tiny/aesthetic", "tiny/imagereward"];
 
-fn judge(name: &str) -> Judge {
+fn reward_model(name: &str) -> RewardModel {
     let sources = Sources::default();
     let found = Found::in_folder(name, sources.find(name).unwrap());
-    reward::open::open(&found, &Default::default(), &Shelf::default(), &sources, &Device::Cpu).unwrap()
+    reward::open::open(&found, &Default::default(), &ClipCache::default(), &sources, &Device::Cpu).unwrap()
 }
 
 fn models() -> [Flow; 2] {
-    ["tiny/flux2", "tiny/sit"].map(|name| open(name, &Sources::default(), &Choices::default(), &Device::Cpu).unwrap())
+    ["tiny/flux2", "tiny/sit"]
+        .map(|name| open(name, &Sources::default(), &ModelOptions::default(), &Device::Cpu).unwrap())
 }
 
 fn condition(flow: &Flow) -> amscript::flow::Condition {
@@ -41,7 +42,7 @@ fn velocities_images_and_scores() {
         let images = flow.decode(&v).unwrap();
         assert!(images.requires_grad(), "images of {flow}");
         for name in REWARDS {
-            let score = judge(name).score(&images, &["a red ring".to_string()]).unwrap();
+            let score = reward_model(name).score(&images, &["a red ring".to_string()]).unwrap();
             assert!(score.requires_grad(), "{name} of {flow}");
         }
     }
@@ -61,7 +62,7 @@ fn losses_of_every_method() {
     for base in models() {
         let policy = base.lora(2, 1.0, &Targets::default(), &Rng::new(1)).unwrap();
         let (x0, c) = (base.noise(1, None, &mut Rng::new(0)).unwrap(), condition(&base));
-        let (flow, scorer) = (base.clone(), judge(REWARDS[0]));
+        let (flow, scorer) = (base.clone(), reward_model(REWARDS[0]));
         let cost = RewardCost::new(move |x| scorer.score(&flow.decode(x)?, &["a red ring".to_string()]), 1.0).unwrap();
         let batch = Batch { rng: Some(Stream::new(Rng::new(0))), ..Batch::new(&x0, &c, cost) };
         for method in methods(2, Truncation::Full) {
@@ -78,7 +79,7 @@ fn an_update_reads_numbers_once() {
     let base = models()[0].clone();
     let policy = base.lora(2, 1.0, &Targets::default(), &Rng::new(1)).unwrap();
     let (x0, c) = (base.noise(2, None, &mut Rng::new(0)).unwrap(), base.encode(&vec!["a red ring".into(); 2]).unwrap());
-    let (flow, scorer) = (base.clone(), judge(REWARDS[0]));
+    let (flow, scorer) = (base.clone(), reward_model(REWARDS[0]));
     let prompts = vec!["a red ring".to_string(); 2];
     let cost = RewardCost::new(move |x| scorer.score(&flow.decode(x)?, &prompts), 1.0).unwrap();
     let batch = Batch { rng: Some(Stream::new(Rng::new(0))), ..Batch::new(&x0, &c, cost) };

@@ -4,7 +4,7 @@ use amscript::flow::{Condition, Velocity};
 use amscript::model::adapter::Targets;
 use amscript::model::flux2::names::{alias, block_linear, lora_target};
 use amscript::model::flux2::network::Transformer;
-use amscript::model::{Choices, Flow, open};
+use amscript::model::{Flow, ModelOptions, open};
 use amscript::nn::archive;
 use amscript::nn::lora::Form;
 use amscript::nn::module::Module;
@@ -36,10 +36,10 @@ fn error(got: &Tensor, expected: &Tensor) -> f64 {
 
 impl Case {
     fn new() -> Self {
-        Self::with(&Choices::default())
+        Self::with(&ModelOptions::default())
     }
 
-    fn with(choices: &Choices) -> Self {
+    fn with(choices: &ModelOptions) -> Self {
         let base = open("tests/golden/flux2", &Sources::default(), choices, &Device::Cpu).unwrap();
         let golden = amscript::tensor::file::load(golden("expected.safetensors"), &Device::Cpu).unwrap();
         Self { base, golden }
@@ -133,10 +133,10 @@ fn adapters_go_with_every_form_of_the_base() {
     let single = Some("tests/golden/flux2/flux2_bfl.safetensors".into());
     let bf16 = Some(DType::BF16);
     for (choices, tolerance) in [
-        (Choices { weights: single.clone(), ..Choices::default() }, TOLERANCE),
-        (Choices { weights: single.clone(), dtype: bf16, ..Choices::default() }, TOLERANCE),
-        (Choices { weights: single.clone(), dtype: Some(DType::F64), ..Choices::default() }, TOLERANCE),
-        (Choices { weights: single, dtype: bf16, compute: bf16, ..Choices::default() }, 0.08),
+        (ModelOptions { weights: single.clone(), ..ModelOptions::default() }, TOLERANCE),
+        (ModelOptions { weights: single.clone(), dtype: bf16, ..ModelOptions::default() }, TOLERANCE),
+        (ModelOptions { weights: single.clone(), dtype: Some(DType::F64), ..ModelOptions::default() }, TOLERANCE),
+        (ModelOptions { weights: single, dtype: bf16, compute: bf16, ..ModelOptions::default() }, 0.08),
     ] {
         let case = Case::with(&choices);
         for (file, expected) in FILES {
@@ -156,14 +156,14 @@ fn parameters_of_the_published_size() {
         "in_channels": 128, "num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "attention_head_dim": 128,
         "joint_attention_dim": 7680, "mlp_ratio": 3.0, "axes_dims_rope": [32, 32, 32, 32],
     });
-    let outline = Weights::outline(DType::BF16, &amscript::tensor::meta::Trace::new(false));
-    Transformer::new(&serde_json::from_value(config).unwrap(), &outline, true).unwrap();
+    let meta = Weights::meta(DType::BF16, &amscript::tensor::meta::Trace::new(false));
+    Transformer::new(&serde_json::from_value(config).unwrap(), &meta, true).unwrap();
     let count = |chosen: fn(&str) -> bool| -> usize {
-        outline.linears().iter().filter(|(name, _)| chosen(name)).map(|(_, [out, inner])| 16 * (out + inner)).sum()
+        meta.linears().iter().filter(|(name, _)| chosen(name)).map(|(_, [out, inner])| 16 * (out + inner)).sum()
     };
     assert_eq!(count(lora_target), 16_711_680);
     assert_eq!(count(block_linear), 24_084_480);
-    for module in outline.linears().keys() {
+    for module in meta.linears().keys() {
         assert!(alias(module).is_some(), "{module} has a name in BFL's layout");
     }
 }
@@ -182,7 +182,7 @@ fn golden_products() {
 
 #[test]
 fn what_is_saved_reads_back_in_either_form() {
-    let case = Case::with(&Choices { dtype: Some(DType::F64), ..Choices::default() });
+    let case = Case::with(&ModelOptions { dtype: Some(DType::F64), ..ModelOptions::default() });
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("lora.safetensors");
     let all = Targets::Named(
@@ -404,7 +404,7 @@ fn strength_is_live_and_may_depend_on_time() {
 
 #[test]
 fn sit_keeps_its_own_names() {
-    let choices = Choices { options: [("vae", "tests/golden/sit/vae".into())].into(), ..Choices::default() };
+    let choices = ModelOptions { options: [("vae", "tests/golden/sit/vae".into())].into(), ..ModelOptions::default() };
     let base = open("tests/golden/sit/sit.safetensors", &Sources::default(), &choices, &Device::Cpu).unwrap();
     let g = amscript::tensor::file::load("tests/golden/sit/expected.safetensors", &Device::Cpu).unwrap();
     let (x, t) = (&g["in.x"], &g["in.t"]);

@@ -131,10 +131,10 @@ fn a_module_that_trains_leaves_the_runs_functions_alone() {
     let script = folder.path().join("several.rhai");
     let text = r#"import "stdlib/experiment" as experiment;
         let s = #{ iterations: 1, batch: 1, steps: 2, rank: 2, test_prompts: 1, images_per_prompt: 2, watch: [] };
-        let lab = experiment::open(s);
+        let experiment = experiment::open(s);
         for seed in 0..3 {
             let run = start_run(s, #{ name: `seed-${seed}` });
-            experiment::train(lab, run, draft(#{ grid: uniform(2) }));
+            experiment::train(experiment, run, draft(#{ grid: uniform(2) }));
         }
         start_run(#{}).finish([#{ name: "drafted", x: [1.0, 2.0] }], #{ columns: ["x"] });"#;
     std::fs::write(&script, text).unwrap();

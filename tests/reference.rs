@@ -7,7 +7,7 @@ use amscript::flow::{Condition, RolloutOptions, Velocity, klein_grid, rollout};
 use amscript::model::adapter::Targets;
 use amscript::model::codec::latents::Latents;
 use amscript::model::flux2::network::Transformer;
-use amscript::model::{Choices, Flow, open};
+use amscript::model::{Flow, ModelOptions, open};
 use amscript::nn::module::Module;
 use amscript::nn::source::{Component, Folder, Sources};
 use amscript::nn::weights::Weights;
@@ -27,7 +27,7 @@ fn latents() -> Latents {
     Latents::open(&Component::Folder(folder().sub("vae").unwrap()), None, DType::F32, &Device::Cpu).unwrap()
 }
 
-fn opened(choices: &Choices) -> Flow {
+fn opened(choices: &ModelOptions) -> Flow {
     open("tests/golden/flux2", &Sources::default(), choices, &Device::Cpu).unwrap()
 }
 
@@ -131,7 +131,7 @@ fn sample(velocity: &dyn Velocity, condition: &Condition, name: &str, [states_wi
 
 #[test]
 fn four_step_sample_from_a_prompt() {
-    let flow = opened(&Choices::default());
+    let flow = opened(&ModelOptions::default());
     let case: serde_json::Value = folder().json("case.json").unwrap();
     let prompt = case["prompts"][0].as_str().unwrap().to_string();
     sample(&flow, &flow.encode(&[prompt]).unwrap(), "sample", [1e-5, 3.5e-5]);
@@ -140,16 +140,16 @@ fn four_step_sample_from_a_prompt() {
 /// Diffusers' guidance: the empty prompt through the same template and encoder.
 #[test]
 fn four_step_sample_with_guidance() {
-    let flow = opened(&Choices::default());
+    let flow = opened(&ModelOptions::default());
     let case: serde_json::Value = folder().json("case.json").unwrap();
     let prompt = case["prompts"][0].as_str().unwrap().to_string();
     let scale = case["guidance_scale"].as_f64().unwrap();
     sample(&flow.guided(scale).unwrap(), &flow.encode(&[prompt]).unwrap(), "sample_cfg", [2e-5, 4.5e-5]);
 }
 
-fn single_files(choices: Choices) -> Choices {
+fn single_files(choices: ModelOptions) -> ModelOptions {
     let file = |name: &str| format!("tests/golden/flux2/{name}.safetensors");
-    Choices { weights: Some(file("flux2_bfl").into()), options: [("vae", file("ae").into())].into(), ..choices }
+    ModelOptions { weights: Some(file("flux2_bfl").into()), options: [("vae", file("ae").into())].into(), ..choices }
 }
 
 fn golden_velocity(flow: &Flow) -> Tensor {
@@ -161,17 +161,17 @@ fn golden_velocity(flow: &Flow) -> Tensor {
 
 #[test]
 fn single_files_hold_the_same_model() {
-    let flow = opened(&single_files(Choices::default()));
+    let flow = opened(&single_files(ModelOptions::default()));
     let g = expected();
     close("velocity", &golden_velocity(&flow), &g["out.velocity"], 1.5e-5);
-    let same = opened(&Choices::default());
+    let same = opened(&ModelOptions::default());
     close("the folder's velocity", &golden_velocity(&flow), &golden_velocity(&same), 1e-6);
     let images = |flow: &Flow| flow.decode(&g["in.z"]).unwrap();
     close("the folder's image", &images(&flow), &images(&same), 1e-6);
     let image = g["in.image"].affine(0.5, 0.5).unwrap();
     close("latent", &flow.encode_image(&image).unwrap(), &g["out.vae_latent"], 1e-5);
     let by_path =
-        open("tests/golden/flux2/flux2_bfl.safetensors", &Sources::default(), &Choices::default(), &Device::Cpu);
+        open("tests/golden/flux2/flux2_bfl.safetensors", &Sources::default(), &ModelOptions::default(), &Device::Cpu);
     close("opened by path", &golden_velocity(&by_path.unwrap()), &golden_velocity(&same), 1e-6);
 }
 
@@ -179,8 +179,9 @@ fn single_files_hold_the_same_model() {
 #[test]
 fn half_precision_weights_and_compute() {
     let g = expected();
-    let with =
-        |dtype, compute| golden_velocity(&opened(&single_files(Choices { dtype, compute, ..Choices::default() })));
+    let with = |dtype, compute| {
+        golden_velocity(&opened(&single_files(ModelOptions { dtype, compute, ..ModelOptions::default() })))
+    };
     close("bf16 weights", &with(Some(DType::BF16), None), &g["out.velocity"], 1.5e-5);
     close("bf16 compute", &with(Some(DType::BF16), Some(DType::BF16)), &g["out.velocity"], 0.05);
     close("f16 compute", &with(Some(DType::F32), Some(DType::F16)), &g["out.velocity"], 0.01);
@@ -194,8 +195,8 @@ fn recomputed_blocks_give_the_same_gradients() {
     let g = expected();
     let condition = Condition::default().with(Condition::EMBEDDINGS, g["in.text"].clone());
     let rng = amscript::tensor::Rng::new(3);
-    let products = |recompute| {
-        let base = opened(&Choices { recompute: Some(recompute), ..Choices::default() });
+    let products = |checkpoint_blocks| {
+        let base = opened(&ModelOptions { checkpoint_blocks: Some(checkpoint_blocks), ..ModelOptions::default() });
         let tuned = base.lora(2, 1.0, &Targets::Usual, &rng).unwrap();
         for (name, tensor) in tuned.params() {
             let noise = (rng.split(&name).normal(tensor.dims(), DType::F32, &Device::Cpu).unwrap() * 0.2).unwrap();
@@ -219,7 +220,7 @@ fn the_published_size_from_shapes_alone() {
         "in_channels": 128, "num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "attention_head_dim": 128,
         "joint_attention_dim": 7680, "mlp_ratio": 3.0, "axes_dims_rope": [32, 32, 32, 32],
     });
-    let outline = Weights::outline(DType::BF16, &amscript::tensor::meta::Trace::new(false));
-    Transformer::new(&serde_json::from_value(config).unwrap(), &outline, true).unwrap();
-    assert_eq!(outline.count(), (169, 3_875_544_576));
+    let meta = Weights::meta(DType::BF16, &amscript::tensor::meta::Trace::new(false));
+    Transformer::new(&serde_json::from_value(config).unwrap(), &meta, true).unwrap();
+    assert_eq!(meta.count(), (169, 3_875_544_576));
 }

@@ -2,9 +2,9 @@
 
 use amscript::nn::opener::Found;
 use amscript::nn::source::{Folder, Sources};
-use amscript::reward::Judge;
-use amscript::reward::open::{Choices, open};
-use amscript::reward::trunk::Shelf;
+use amscript::reward::RewardModel;
+use amscript::reward::clip_encoder::ClipCache;
+use amscript::reward::open::{RewardOptions, open};
 use amscript::tensor::grad::value_and_grad;
 use amscript::tensor::{DType, Device, Tensor};
 use std::collections::HashMap;
@@ -24,11 +24,15 @@ fn prompts(case: &str) -> Vec<String> {
     case["prompts"].as_array().unwrap().iter().map(|p| p.as_str().unwrap().to_string()).collect()
 }
 
-fn judge<const N: usize>(place: &str, weights: Option<&str>, options: [(&str, serde_json::Value); N]) -> Judge {
+fn reward_model<const N: usize>(
+    place: &str,
+    weights: Option<&str>,
+    options: [(&str, serde_json::Value); N],
+) -> RewardModel {
     let found = Found::in_folder(place, Folder::disk(golden(place)));
     let found = Found { weights: weights.map(PathBuf::from), ..found };
-    let choices = Choices { options: options.into(), ..Choices::default() };
-    open(&found, &choices, &Shelf::default(), &Sources::default(), &Device::Cpu).unwrap()
+    let choices = RewardOptions { options: options.into(), ..RewardOptions::default() };
+    open(&found, &choices, &ClipCache::default(), &Sources::default(), &Device::Cpu).unwrap()
 }
 
 fn largest(t: &Tensor) -> f64 {
@@ -41,33 +45,42 @@ fn assert_near(what: &str, got: &Tensor, wanted: &Tensor, tolerance: f64) {
 }
 
 /// Pixels, features, scores and gradients of a CLIP reward; `prefix` stands before the names of the golden tensors.
-fn check(judge: &Judge, case: &str, prefix: &str, score: &str, gradient: &str, tolerance: f64) {
+fn check(reward_model: &RewardModel, case: &str, prefix: &str, score: &str, gradient: &str, tolerance: f64) {
     let (golden, prompts) = (expected(case), prompts(case));
-    let trunk = judge.trunk().unwrap();
-    let text = trunk.text_rows(&prompts).unwrap();
+    let encoder = reward_model.encoder().unwrap();
+    let text = encoder.text_rows(&prompts).unwrap();
     assert_near("text", &text, &golden[&format!("out.{prefix}text_features")], 1e-5);
     for i in 0..3 {
         let image = &golden[&format!("in.image.{i}")];
         let row = |name: &str| golden[name].narrow(0, i, 1).unwrap();
-        let pixels = trunk.preprocess.apply(image).unwrap();
+        let pixels = encoder.preprocess.apply(image).unwrap();
         assert_near("pixels", &pixels, &row("out.pixels"), 1e-5);
-        let raw = trunk.clip.image_features(&pixels).unwrap();
+        let raw = encoder.clip.image_features(&pixels).unwrap();
         assert_near("raw features", &raw, &row(&format!("out.{prefix}image_features_raw")), 1e-5);
-        assert_near("features", &judge.features(image).unwrap(), &row(&format!("out.{prefix}image_features")), 1e-5);
-        let (value, slope) = value_and_grad(|x| Ok(judge.score(x, &prompts[i..=i])?.sum_all()?), image).unwrap();
+        assert_near(
+            "features",
+            &reward_model.features(image).unwrap(),
+            &row(&format!("out.{prefix}image_features")),
+            1e-5,
+        );
+        let (value, slope) = value_and_grad(|x| Ok(reward_model.score(x, &prompts[i..=i])?.sum_all()?), image).unwrap();
         assert_near("score", &value.reshape(1).unwrap(), &row(score), tolerance);
         let wanted = &golden[&format!("{gradient}.{i}")];
         assert_near("gradient", &slope, wanted, 1e-4 * largest(wanted));
-        let all = judge.similarities(image, &prompts).unwrap();
+        let all = reward_model.similarities(image, &prompts).unwrap();
         assert_near("similarities", &all.get(0).unwrap().get(i).unwrap().reshape(1).unwrap(), &row(score), tolerance);
     }
 }
 
 #[test]
 fn hpsv2() {
-    let judge = judge("clip_openclip", Some("HPS_tiny_compressed.pt"), []);
-    check(&judge, "clip_openclip", "", "out.score", "out.score_grad", 1e-5);
-    assert!(judge.details().ends_with("bicubic, antialias, shorter side to 28, centre crop"), "{}", judge.details());
+    let reward_model = reward_model("clip_openclip", Some("HPS_tiny_compressed.pt"), []);
+    check(&reward_model, "clip_openclip", "", "out.score", "out.score_grad", 1e-5);
+    assert!(
+        reward_model.details().ends_with("bicubic, antialias, shorter side to 28, centre crop"),
+        "{}",
+        reward_model.details()
+    );
 }
 
 #[test]
@@ -77,8 +90,8 @@ fn hpsv2_has_its_sizes_from_the_tensors_where_no_config_lies_beside_them() {
     std::fs::copy(from, folder.path().join("HPS_v2.1_compressed.pt")).unwrap();
     let found = Found::in_folder("here", Folder::disk(folder.path()));
     let open = |version: &str| {
-        let choices = Choices { options: [("version", version.into())].into(), ..Choices::default() };
-        open(&found, &choices, &Shelf::default(), &Sources::default(), &Device::Cpu)
+        let choices = RewardOptions { options: [("version", version.into())].into(), ..RewardOptions::default() };
+        open(&found, &choices, &ClipCache::default(), &Sources::default(), &Device::Cpu)
     };
     // heads are as published, 64 wide, which does not fit this width of 32
     let error = open("v2.1").err().unwrap();
@@ -89,20 +102,21 @@ fn hpsv2_has_its_sizes_from_the_tensors_where_no_config_lies_beside_them() {
 
 #[test]
 fn pickscore() {
-    let judge = judge("clip_hf/pickscore", None, []);
-    assert!(judge.describe().starts_with("pickscore"), "{}", judge.describe());
-    check(&judge, "clip_hf", "pickscore.", "out.pickscore.score", "out.pickscore.grad", 1e-4);
+    let reward_model = reward_model("clip_hf/pickscore", None, []);
+    assert!(reward_model.describe().starts_with("pickscore"), "{}", reward_model.describe());
+    check(&reward_model, "clip_hf", "pickscore.", "out.pickscore.score", "out.pickscore.grad", 1e-4);
 }
 
 #[test]
 fn clipscore() {
-    let plain = judge("clip_hf/clipscore", None, []);
+    let plain = reward_model("clip_hf/clipscore", None, []);
     check(&plain, "clip_hf", "clipscore.", "out.clipscore.cosine", "out.clipscore.grad", 1e-5);
     let (golden, prompts) = (expected("clip_hf"), prompts("clip_hf"));
     for (scale, positive, name) in [(2.5, true, "score_2.5"), (100.0, false, "score_100")] {
-        let judge = judge("clip_hf/clipscore", None, [("scale", scale.into()), ("positive", positive.into())]);
+        let reward_model =
+            reward_model("clip_hf/clipscore", None, [("scale", scale.into()), ("positive", positive.into())]);
         for i in 0..3 {
-            let score = judge.score(&golden[&format!("in.image.{i}")], &prompts[i..=i]).unwrap();
+            let score = reward_model.score(&golden[&format!("in.image.{i}")], &prompts[i..=i]).unwrap();
             assert_near(name, &score, &golden[&format!("out.clipscore.{name}")].narrow(0, i, 1).unwrap(), 1e-4);
         }
     }
@@ -110,11 +124,12 @@ fn clipscore() {
 
 #[test]
 fn a_prefix_stands_before_each_prompt() {
-    let behind = judge("clip_hf/clipscore", None, [("prefix", "A photo depicts ".into())]);
-    let (behind, plain) = (behind, judge("clip_hf/clipscore", None, []));
+    let behind = reward_model("clip_hf/clipscore", None, [("prefix", "A photo depicts ".into())]);
+    let (behind, plain) = (behind, reward_model("clip_hf/clipscore", None, []));
     let image = &expected("clip_hf")["in.image.0"];
-    let score =
-        |judge: &Judge, prompt: &str| judge.score(image, &[prompt.to_string()]).unwrap().to_vec1::<f32>().unwrap();
+    let score = |reward_model: &RewardModel, prompt: &str| {
+        reward_model.score(image, &[prompt.to_string()]).unwrap().to_vec1::<f32>().unwrap()
+    };
     assert_eq!(score(&behind, "a cat"), score(&plain, "A photo depicts a cat"));
     assert!(score(&behind, "a cat") != score(&plain, "a cat"));
     assert!(behind.details().contains("prompts behind `A photo depicts `"), "{}", behind.details());

@@ -3,8 +3,8 @@
 use amscript::flow::{Condition, RolloutOptions, Velocity, rollout, uniform};
 use amscript::model::adapter::Targets;
 use amscript::model::codec::latents::Latents;
-use amscript::model::sit::network::{Config, Transformer, random};
-use amscript::model::{Choices, Flow, open};
+use amscript::model::sit::network::{SitConfig, Transformer, random};
+use amscript::model::{Flow, ModelOptions, open};
 use amscript::nn::module::Module;
 use amscript::nn::source::{Component, Folder, Sources};
 use amscript::nn::weights::{Init, Weights};
@@ -44,8 +44,8 @@ fn close(name: &str, got: &Tensor) {
     assert!(error <= allowed, "{name}: {error:e} where {allowed:e} is allowed");
 }
 
-fn with_vae() -> Choices {
-    Choices { options: [("vae", format!("{FOLDER}/vae").into())].into(), ..Choices::default() }
+fn with_vae() -> ModelOptions {
+    ModelOptions { options: [("vae", format!("{FOLDER}/vae").into())].into(), ..ModelOptions::default() }
 }
 
 fn model(file: &str, guide_channels: Option<usize>) -> Flow {
@@ -56,7 +56,7 @@ fn model(file: &str, guide_channels: Option<usize>) -> Flow {
     open(&format!("{FOLDER}/{file}"), &Sources::default(), &choices, &Device::Cpu).unwrap()
 }
 
-fn stored() -> (Config, Weights) {
+fn stored() -> (SitConfig, Weights) {
     let folder = Folder::disk(FOLDER);
     let weights = Weights::open(vec![folder.archive("sit.safetensors").unwrap()], DType::F32, &Device::Cpu).unwrap();
     (folder.json("config.json").unwrap(), weights)
@@ -122,7 +122,7 @@ fn autoencoder_in_both_namings() {
 
 #[test]
 fn sizes_of_published_weights_are_read_from_shapes() {
-    let config = Config {
+    let config = SitConfig {
         depth: 2,
         hidden_size: 384,
         num_heads: 6,
@@ -134,15 +134,15 @@ fn sizes_of_published_weights_are_read_from_shapes() {
         in_channels: 4,
     };
     let weights = random(&config, &Rng::new(0), DType::F32, &Device::Cpu).unwrap();
-    assert_eq!(Config::of(&weights, None).unwrap(), config);
+    assert_eq!(SitConfig::of(&weights, None).unwrap(), config);
     let golden = Weights::load(Path::new(&format!("{FOLDER}/sit.pt")), DType::F32, &Device::Cpu).unwrap();
-    assert!(Config::of(&golden, None).unwrap_err().hint.unwrap().contains("num_heads"));
-    assert_eq!(Config::of(&golden, Some(3)).unwrap(), self::stored().0);
+    assert!(SitConfig::of(&golden, None).unwrap_err().hint.unwrap().contains("num_heads"));
+    assert_eq!(SitConfig::of(&golden, Some(3)).unwrap(), self::stored().0);
 }
 
 #[test]
 fn the_published_model_has_292_tensors() {
-    let xl = Config {
+    let xl = SitConfig {
         depth: 28,
         hidden_size: 1152,
         num_heads: 16,
@@ -153,7 +153,7 @@ fn the_published_model_has_292_tensors() {
         mlp_ratio: 4.0,
         in_channels: 4,
     };
-    let weights = Weights::outline(DType::F32, &amscript::tensor::meta::Trace::new(false));
+    let weights = Weights::meta(DType::F32, &amscript::tensor::meta::Trace::new(false));
     Transformer::new(&xl, &weights, false).unwrap();
     assert_eq!(weights.count(), (292, 675_129_632));
 }
@@ -241,9 +241,9 @@ fn a_folder_with_several_files_of_weights_is_refused() {
 fn recomputed_blocks_give_the_same_gradients() {
     let (config, stored) = stored();
     let g = expected();
-    let gradients_of = |recompute| {
+    let gradients_of = |checkpoint_blocks| {
         let weights = stored.trainable(|n| n != "pos_embed").unwrap();
-        let transformer = Transformer::new(&config, &weights, recompute).unwrap();
+        let transformer = Transformer::new(&config, &weights, checkpoint_blocks).unwrap();
         let loss =
             transformer.velocity(&g["in.x"], &g["in.t"], &[3, 10, 7]).unwrap().sqr().unwrap().mean_all().unwrap();
         let params: Vec<Tensor> = weights.params().into_iter().map(|p| p.1).collect();
@@ -257,7 +257,7 @@ fn recomputed_blocks_give_the_same_gradients() {
 
 #[test]
 fn half_precision_stays_near() {
-    let choices = Choices { dtype: Some(DType::BF16), compute: Some(DType::BF16), ..with_vae() };
+    let choices = ModelOptions { dtype: Some(DType::BF16), compute: Some(DType::BF16), ..with_vae() };
     let flow = open(&format!("{FOLDER}/sit.pt"), &Sources::default(), &choices, &Device::Cpu).unwrap();
     let (g, c) = (expected(), condition(&flow, "in.y"));
     let v = flow.velocity(&g["in.x"], &g["in.t"], &c).unwrap();

@@ -2,7 +2,7 @@
 
 use amscript::Result;
 use amscript::flow::Velocity;
-use amscript::model::{Choices, Flow, open};
+use amscript::model::{Flow, ModelOptions, open};
 use amscript::nn::archive;
 use amscript::nn::source::Sources;
 use amscript::tensor::{DType, Device, Tensor};
@@ -37,7 +37,7 @@ impl Copy {
     }
 
     fn open(&self) -> Result<Flow> {
-        open(self.root.path().to_str().unwrap(), &Sources::default(), &Choices::default(), &Device::Cpu)
+        open(self.root.path().to_str().unwrap(), &Sources::default(), &ModelOptions::default(), &Device::Cpu)
     }
 
     fn refusal(&self) -> String {
@@ -130,34 +130,36 @@ fn shards_are_one_model_and_absent_ones_are_named() {
 /// What one family knows, another refuses, and names what it has.
 #[test]
 fn options_of_other_families() {
-    let options = |key: &str| Choices { options: [(key, serde_json::json!(3))].into(), ..Choices::default() };
+    let options = |key: &str| ModelOptions { options: [(key, serde_json::json!(3))].into(), ..ModelOptions::default() };
     let refusal = |key| open("tiny/flux2", &Sources::default(), &options(key), &Device::Cpu).err().unwrap().to_string();
     let classes = refusal("guide_channels");
     assert!(classes.starts_with("flow: family `flux2` has no option `guide_channels`"), "{classes}");
     assert!(classes.contains("hint: it has size, vae, text_encoder, tokenizer, max_sequence_length"), "{classes}");
     assert!(refusal("num_head").contains("did you mean `num_heads`?"));
-    let unknown = Choices { family: Some("sd3".into()), ..Choices::default() };
+    let unknown = ModelOptions { family: Some("sd3".into()), ..ModelOptions::default() };
     let error = open("tiny/flux2", &Sources::default(), &unknown, &Device::Cpu).err().unwrap().to_string();
     assert_eq!(error, "flow: expected one of flux2, sit for `family`, got `sd3`");
     let folder = tempfile::tempdir().unwrap();
-    let open = open(folder.path().to_str().unwrap(), &Sources::default(), &Choices::default(), &Device::Cpu);
+    let open = open(folder.path().to_str().unwrap(), &Sources::default(), &ModelOptions::default(), &Device::Cpu);
     assert!(open.err().unwrap().message.starts_with("flow: expected one of flux2, sit in "));
 }
 
 #[test]
 fn parts_that_do_not_belong_together() {
     let copy = Copy::new();
-    let choices = |choices: Choices| {
+    let choices = |choices: ModelOptions| {
         open(copy.root.path().to_str().unwrap(), &Sources::default(), &choices, &Device::Cpu).err().unwrap().to_string()
     };
-    let settings =
-        |key: &str, value: serde_json::Value| Choices { options: [(key, value)].into(), ..Choices::default() };
+    let settings = |key: &str, value: serde_json::Value| ModelOptions {
+        options: [(key, value)].into(),
+        ..ModelOptions::default()
+    };
     let layers = choices(settings("text_encoder_out_layers", serde_json::json!([1, 2])));
     assert!(layers.contains("joint_attention_dim must be the 40 features of the prompts, got 60"), "{layers}");
     let size = choices(settings("size", serde_json::json!([64, 100])));
     assert!(size.contains("height and width must be multiples of 16, got [64, 100]"), "{size}");
     let axes = choices(settings("axes_dims_rope", serde_json::json!([8, 8, 8, 8])));
     assert!(axes.contains("four even numbers that add up to attention_head_dim 24"), "{axes}");
-    let nowhere = choices(Choices { weights: Some("nowhere.safetensors".into()), ..Choices::default() });
+    let nowhere = choices(ModelOptions { weights: Some("nowhere.safetensors".into()), ..ModelOptions::default() });
     assert!(nowhere.contains("nowhere.safetensors: expected a folder or file of weights, got neither"), "{nowhere}");
 }

@@ -42,7 +42,7 @@ CASES = {
     "sit-b2": ("sit", dict(depth=12, hidden_size=768, num_heads=12), 1, 8),
     "flux2-300m": ("flux2", dict(width=1024, double=4, single=12), 1, 3),
 }
-AGAIN = ", recompute"  # ours with this option, beside theirs of the name before
+AGAIN = ", checkpoint_steps"  # ours with this option, beside theirs of the name before
 METHODS = ["AM-1", "AM-3", "AM-Full", "AM-Full" + AGAIN, "DRaFT-1", "ReFL-5", "rollout", "VJP", "decode + reward"]
 SCALE, RANK = 100.0, 8
 

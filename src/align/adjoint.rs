@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::flow::{Dynamics, Trajectory, Velocity};
 use crate::progress::Progress;
 use crate::tensor::Tensor;
-use crate::tensor::check::finite;
+use crate::tensor::check::require_finite;
 use crate::tensor::grad::vjp;
 use crate::tensor::op::cast;
 
@@ -52,7 +52,7 @@ impl Adjoint {
 }
 
 /// `a_k = a_{k+1} + h_k (d b / dx (X_k, t_k))^T a_{k+1}` from `a_N` back over the kept steps of `path`, with the base's drift
-/// `b = (1 + rho) v_base - pull x`, which is `v_base` where steps are deterministic
+/// `b = (1 + rho) v_base - mean_reversion x`, which is `v_base` where steps are deterministic
 /// (arXiv:2605.06583, Algorithm 1; the Euler form of the lean adjoint equation of arXiv:2409.08861).
 ///
 /// Between Gaussians its size over time is that of Propositions 4.1 and C.3, with noise that of C.1 (`stdlib/gaussian`).
@@ -79,7 +79,7 @@ pub fn lean_adjoint(base: &dyn Velocity, path: &Trajectory, end: &Tensor, index:
         let (v, pulled) = vjp(velocity, x, &a)?;
         a = path.dynamics(k)?.pull_back(&a, &pulled)?;
         let t = path.grid.times()[k];
-        finite(&a, move |sample| {
+        require_finite(&a, move |sample| {
             bail!(
                 Numeric,
                 "lean_adjoint: adjoints must be finite, got NaN or infinity in sample {sample} at step {k} (t = {t:.4})"

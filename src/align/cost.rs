@@ -4,7 +4,7 @@ use crate::bail;
 use crate::error::Result;
 use crate::profile::phase;
 use crate::tensor::Tensor;
-use crate::tensor::check::finite;
+use crate::tensor::check::require_finite;
 use crate::tensor::grad::value_and_grad;
 use std::sync::Arc;
 
@@ -93,18 +93,18 @@ pub fn rewards(cost: &dyn TerminalCost, x1: &Tensor, function: &str) -> Result<T
 
 /// `-scale * mean reward` of tracked end states with its graph, and the rewards.
 pub(super) fn mean_cost(cost: &dyn TerminalCost, ends: &[Tensor], function: &str) -> Result<(Tensor, Vec<Tensor>)> {
-    let judged = |x: &Tensor| {
+    let scored = |x: &Tensor| {
         let rewards = rewards(cost, x, function)?;
         differentiable(&rewards, function)?;
         Ok(rewards)
     };
-    let rewards = ends.iter().map(judged).collect::<Result<Vec<_>>>()?;
+    let rewards = ends.iter().map(scored).collect::<Result<Vec<_>>>()?;
     Ok(((Tensor::cat(&rewards, 0)?.mean_all()? * -cost.scale())?, rewards))
 }
 
 fn finite_at_the_end(x: &Tensor, function: &str, what: &'static str) -> Result<()> {
     let function = function.to_string();
-    finite(x, move |sample| {
+    require_finite(x, move |sample| {
         bail!(Numeric, "{function}: the {what} must be finite, got NaN or infinity for sample {sample} at t = 1")
     })
 }

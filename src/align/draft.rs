@@ -6,7 +6,7 @@ use super::method::{Batch, Method, MethodState, Needs, Update};
 use super::truncation::Truncation;
 use crate::bail;
 use crate::error::Result;
-use crate::flow::{Grid, RolloutOptions, Velocity, Walk, interpolant, time_tensor};
+use crate::flow::{Grid, RolloutOptions, Stepper, Velocity, interpolant, time_tensor};
 use crate::profile::phase;
 use crate::tensor::op;
 
@@ -50,12 +50,12 @@ impl Method for Draft {
             bail!(Value, "draft: low_variance goes with truncate: last(1), got {active} active steps");
         }
         let (guided, options) = (guidance::guided(policy, self.guidance)?, batch.rollout(&self.rollout));
-        let walk = Walk::new(guided.as_deref().unwrap_or(policy), &batch.x0, &batch.condition, &options)?;
-        let mut x = phase("rollout", || walk.reach(&batch.x0, steps - active))?;
+        let stepper = Stepper::new(guided.as_deref().unwrap_or(policy), &batch.x0, &batch.condition, &options)?;
+        let mut x = phase("rollout", || stepper.advance_to(&batch.x0, steps - active))?;
         for k in steps - active..steps {
-            walk.before(k)?;
-            let v = walk.velocity(&x, grid.times()[k], true)?;
-            x = walk.next(k, &x, &v)?;
+            stepper.notify(k)?;
+            let v = stepper.velocity(&x, grid.times()[k], true)?;
+            x = stepper.next(k, &x, &v)?;
         }
         let (t, end) = (grid.times()[steps - 1], x.constant());
         let mut ends = vec![x];
@@ -65,7 +65,7 @@ impl Method for Draft {
             };
             let z = draw(steps - 1, &end)?;
             let again = interpolant::interpolate(&z, &end, &time_tensor(t, &end)?)?;
-            let v = walk.velocity(&again, t, true)?;
+            let v = stepper.velocity(&again, t, true)?;
             ends.push(op::combine((&again, 1.0), (&v, grid.width(steps - 1)))?);
         }
         let (loss, rewards) = mean_cost(&*batch.cost, &ends, "draft")?;

@@ -33,27 +33,27 @@ pub enum Units {
 
 /// How far a control is from the one an adjoint asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Criterion {
-    /// Squared where that has the right mean: without noise, or with the quadratic penalty. Else Fenchel's.
+pub enum Loss {
+    /// Squared where that has the right mean: without noise, or with the quadratic penalty. Else that of Fenchel and Young.
     #[default]
-    Fitting,
+    Automatic,
     /// The squared distance from the control target.
     Squared,
     /// `f(|u|) + f*(sigma |a|) + sigma a . u`, which is smallest on average at the control for the adjoint's mean.
-    Fenchel,
+    FenchelYoung,
 }
 
-impl Criterion {
+impl Loss {
     /// Whether the squared distance is taken.
     pub fn squared(self, regularizer: &Regularizer, adjoint: &Adjoint) -> bool {
         let exact = regularizer.is_quadratic() || adjoint.dynamics.iter().all(|step| step.w.is_none());
-        self == Criterion::Squared || (self == Criterion::Fitting && exact)
+        self == Loss::Squared || (self == Loss::Automatic && exact)
     }
 }
 
 /// Choices in the matching loss.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct MatchingLoss {
+pub struct MatchingOptions {
     pub reduction: Reduction,
     pub units: Units,
     /// Weight each step with its width `h_k`, so that the sum is an integral over time.
@@ -64,7 +64,7 @@ pub struct MatchingLoss {
     pub clip: Option<f64>,
 }
 
-impl MatchingLoss {
+impl MatchingOptions {
     /// The steps of `window` that enter the loss.
     pub fn active(&self, window: Range<usize>) -> Vec<usize> {
         window.filter(|k| self.steps.as_ref().is_none_or(|steps| steps.contains(k))).collect()
@@ -77,7 +77,7 @@ pub fn velocity_matching(
     base: &[Tensor],
     targets: &[Tensor],
     path: &Trajectory,
-    options: &MatchingLoss,
+    options: &MatchingOptions,
 ) -> Result<Tensor> {
     let steps = path.window().len();
     if [policy.len(), base.len(), targets.len()] != [steps; 3] {
@@ -104,19 +104,19 @@ pub fn velocity_matching(
 ///
 /// It is linear in `a`, so noise in the adjoint averages out for every penalty; steps that have no noise at all on a
 /// stochastic path have no control and are left out.
-pub fn fenchel_matching(
+pub fn fenchel_young_matching(
     policy: &[Tensor],
     adjoint: &Adjoint,
     regularizer: &Regularizer,
     path: &Trajectory,
-    options: &MatchingLoss,
+    options: &MatchingOptions,
 ) -> Result<Tensor> {
     let steps = path.window().len();
     if [policy.len(), adjoint.values.len()] != [steps; 2] {
         let got = (policy.len(), adjoint.values.len());
         bail!(
             Shape,
-            "fenchel_loss: there must be one velocity and one adjoint for each of {steps} kept steps, got {got:?}"
+            "fenchel_young_loss: there must be one velocity and one adjoint for each of {steps} kept steps, got {got:?}"
         );
     }
     let scaled = |i: usize| -> Result<Tensor> { Ok((adjoint.values[i].constant() * adjoint.dynamics[i].sigma())?) };
@@ -124,7 +124,7 @@ pub fn fenchel_matching(
     let slopes = read(&Tensor::cat(&(0..steps).map(slope).collect::<Result<Vec<_>>>()?, 0)?)?;
     phase("loss", || {
         accumulate(path, options, |i, x| {
-            let unit = adjoint.dynamics[i].velocity_per_control();
+            let unit = adjoint.dynamics[i].control_gain();
             if unit == 0.0 {
                 return Ok(Tensor::zeros(x.dim(0)?, x.dtype(), x.device())?);
             }
@@ -144,7 +144,7 @@ pub fn fenchel_matching(
 /// Sums errors `[batch, ..]` of the steps, given in units of velocity squared.
 fn accumulate(
     path: &Trajectory,
-    options: &MatchingLoss,
+    options: &MatchingOptions,
     error: impl Fn(usize, &Tensor) -> Result<Tensor>,
 ) -> Result<Tensor> {
     let active = options.active(path.window());
@@ -177,7 +177,7 @@ fn accumulate(
 
 /// `((1 + rho) / sigma)^2`.
 fn control_weight(step: &Dynamics, k: usize) -> Result<f64> {
-    match step.velocity_per_control() {
+    match step.control_gain() {
         0.0 => bail!(
             Value, "matching_loss: control_units() needs noise at every step that enters, got none at step {k}";
             hint: "use velocity_units(), which do not divide by the noise"

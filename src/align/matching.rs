@@ -4,7 +4,7 @@ use super::adjoint::{Adjoint, AdjointIndex, lean_adjoint};
 use super::cost::{Terminal, terminal_gradient};
 use super::guidance::{Fields, Guidance};
 use super::intensity::norms;
-use super::loss::{Criterion, MatchingLoss, fenchel_matching, velocity_matching};
+use super::loss::{Loss, MatchingOptions, fenchel_young_matching, velocity_matching};
 use super::method::{Batch, Method, MethodState, Needs, Trace, Update};
 use super::regularizer::{Norm, Regularizer};
 use super::selection::Selection;
@@ -33,7 +33,7 @@ pub fn control_target(adjoint: &Adjoint, regularizer: &Regularizer, norm: Norm) 
     let controls = regularizer.controls_by(&scaled.collect::<Result<Vec<_>>>()?, norm)?;
     let velocities = controls.into_iter().zip(&adjoint.dynamics).map(|(u, step)| match step.w {
         None => Ok(u),
-        Some(_) => Ok((u * step.velocity_per_control())?),
+        Some(_) => Ok((u * step.control_gain())?),
     });
     velocities.collect()
 }
@@ -44,7 +44,7 @@ pub fn matching_loss(
     base: &dyn Velocity,
     path: &Trajectory,
     targets: &[Tensor],
-    options: &MatchingLoss,
+    options: &MatchingOptions,
 ) -> Result<Tensor> {
     let bases: Vec<Tensor> = velocities(base, path)?.iter().map(Tensor::constant).collect();
     velocity_matching(&velocities(policy, path)?, &bases, targets, path, options)
@@ -65,7 +65,7 @@ fn velocity(field: &dyn Velocity, path: &Trajectory, k: usize) -> Result<Tensor>
 /// N policy forwards: the rollout keeps the graph of its K active steps for the loss. K base forwards: those of the adjoint's
 /// products serve the loss too. K base and K policy backwards. The numbers are those of the separate functions. Where another
 /// field is rolled out, or carries the adjoint, K forwards more of the policy, or of the base; so too, over all N steps, in an
-/// update that measures the control for [`Truncation::Adaptive`]. With `recompute`, K forwards more of the policy in the backward.
+/// update that measures the control for [`Truncation::Adaptive`]. With `checkpoint_steps`, K forwards more of the policy in the backward.
 #[derive(Clone)]
 pub struct AdjointMatching {
     /// Grid, sampler, its noise and progress; what is kept and tracked follows from `truncate`.
@@ -75,9 +75,9 @@ pub struct AdjointMatching {
     /// What the penalty takes as the size of a control.
     pub norm: Norm,
     pub index: AdjointIndex,
-    pub criterion: Criterion,
-    pub loss: MatchingLoss,
-    /// The active steps that enter the loss, drawn for each update; where it draws, in the place of `loss.steps`.
+    pub loss: Loss,
+    pub loss_options: MatchingOptions,
+    /// The active steps that enter the loss, drawn for each update; where it draws, in the place of `loss_options.steps`.
     pub loss_steps: Selection,
     /// Take the terminal gradient at the end of a last step without noise, `X_{N-1} + h v_base` (arXiv:2409.08861).
     pub noise_free_end: bool,
@@ -87,7 +87,7 @@ pub struct AdjointMatching {
     /// What carries the adjoint instead of the base.
     pub adjoint_model: Option<Arc<dyn Velocity>>,
     /// The policy runs again in the loss's backward, at one active step after the other: the memory of one graph instead of K.
-    pub recompute: bool,
+    pub checkpoint_steps: bool,
 }
 
 impl AdjointMatching {
@@ -99,14 +99,14 @@ impl AdjointMatching {
             regularizer: Regularizer::quadratic(),
             norm: Norm::default(),
             index: AdjointIndex::default(),
-            criterion: Criterion::default(),
-            loss: MatchingLoss::default(),
+            loss: Loss::default(),
+            loss_options: MatchingOptions::default(),
             loss_steps: Selection::All,
             noise_free_end: false,
             guidance: Guidance::default(),
             rollout_policy: None,
             adjoint_model: None,
-            recompute: false,
+            checkpoint_steps: false,
         }
     }
 }
@@ -128,7 +128,7 @@ impl Method for AdjointMatching {
         state: &mut MethodState,
     ) -> Result<Update> {
         let fields = Fields::new(policy, base, &self.guidance)?.with(&self.rollout_policy, &self.adjoint_model);
-        let rerun = if self.recompute { Some(Rerun::of(fields.policy())?) } else { None };
+        let rerun = if self.checkpoint_steps { Some(Rerun::of(fields.policy())?) } else { None };
         let steps = self.rollout.grid.steps();
         let window = self.truncate.window(steps, state)?;
         let loss = self.loss_on(steps - window.keep..steps, batch)?;
@@ -162,10 +162,10 @@ impl Method for AdjointMatching {
 /// The phases of an update behind its rollout.
 impl AdjointMatching {
     /// The choices of the loss, with the steps of `window` that enter this time.
-    fn loss_on(&self, window: Range<usize>, batch: &Batch) -> Result<MatchingLoss> {
-        let mut loss = self.loss.clone();
+    fn loss_on(&self, window: Range<usize>, batch: &Batch) -> Result<MatchingOptions> {
+        let mut loss = self.loss_options.clone();
         if self.loss_steps != Selection::All {
-            let stream = batch.stream("adjoint_matching: some_steps")?;
+            let stream = batch.stream("adjoint_matching: random_steps")?;
             loss.steps = stream.draw(|rng| self.loss_steps.draw(window, rng))?;
         }
         Ok(loss)
@@ -193,7 +193,7 @@ impl AdjointMatching {
     ) -> Result<(Trajectory, Adjoint)> {
         let field = fields.adjoint().unwrap_or(fields.base());
         let mut adjoint = phase("adjoint", || lean_adjoint(field, &path, &end.gradient, self.index))?;
-        if adjoint.dynamics.iter().all(|step| step.velocity_per_control() == 0.0) {
+        if adjoint.dynamics.iter().all(|step| step.control_gain() == 0.0) {
             bail!(
                 Value, "adjoint_matching: a stochastic sampler must have noise at an active step, got none, so that no control can act";
                 hint: "make more steps active: the last step of gddim(eta) is free of noise"
@@ -211,16 +211,16 @@ impl AdjointMatching {
     }
 
     /// The loss of the path's velocities, whose graphs it takes.
-    fn regression(&self, path: &Trajectory, adjoint: &Adjoint, loss: &MatchingLoss) -> Result<Tensor> {
-        match self.criterion.squared(&self.regularizer, adjoint) {
+    fn regression(&self, path: &Trajectory, adjoint: &Adjoint, loss: &MatchingOptions) -> Result<Tensor> {
+        match self.loss.squared(&self.regularizer, adjoint) {
             true => {
                 let targets = control_target(adjoint, &self.regularizer, self.norm)?;
                 velocity_matching(&path.velocities, &adjoint.base_velocities, &targets, path, loss)
             }
             false if self.norm != Norm::Sample => {
-                bail!(Value, "adjoint_matching: fenchel() needs the size of a control to be sample_norm()")
+                bail!(Value, "adjoint_matching: fenchel_young() needs the size of a control to be sample_norm()")
             }
-            false => fenchel_matching(&path.velocities, adjoint, &self.regularizer, path, loss),
+            false => fenchel_young_matching(&path.velocities, adjoint, &self.regularizer, path, loss),
         }
     }
 }
@@ -229,7 +229,7 @@ impl AdjointMatching {
 fn retrack(
     path: &mut Trajectory,
     policy: &dyn Velocity,
-    loss: &MatchingLoss,
+    loss: &MatchingOptions,
     rerun: Option<&Rerun>,
     reused: bool,
 ) -> Result<()> {
@@ -253,12 +253,12 @@ impl Rerun {
     fn of(policy: &dyn Velocity) -> Result<Self> {
         let unknown = || {
             let message =
-                "adjoint_matching: recompute needs a policy whose trained numbers it can name, got one without";
+                "adjoint_matching: checkpoint_steps needs a policy whose trained numbers it can name, got one without";
             Error::new(Kind::Type, message)
         };
         let rerun = policy.rerun().filter(|(_, variables)| !variables.is_empty());
         let (policy, variables) = rerun.ok_or_else(|| {
-            unknown().hint("make the policy with base.lora(..) or base.trainable(), or leave recompute out")
+            unknown().hint("make the policy with base.lora(..) or base.trainable(), or leave checkpoint_steps out")
         })?;
         Ok(Self { policy, variables })
     }
@@ -285,7 +285,7 @@ fn noise_free_end(field: &dyn Velocity, path: &Trajectory) -> Result<Tensor> {
 /// The control that an adjoint asks for at each step, `h_k` times its mean size over the batch, in units of control.
 pub fn control_mass(adjoint: &Adjoint, regularizer: &Regularizer, norm: Norm) -> Result<Vec<f64>> {
     let sizes = norms(&control_target(adjoint, regularizer, norm)?)?.mean(1)?;
-    let mass = |(size, step): (f64, &crate::flow::Dynamics)| match step.velocity_per_control() {
+    let mass = |(size, step): (f64, &crate::flow::Dynamics)| match step.control_gain() {
         0.0 => 0.0,
         unit => step.h * size / unit,
     };

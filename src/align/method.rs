@@ -5,7 +5,7 @@ use super::cost::{Terminal, TerminalCost};
 use crate::bail;
 use crate::error::{Error, Kind, Result};
 use crate::flow::{Condition, RolloutOptions, Trajectory, Velocity, draws};
-use crate::tensor::check::together;
+use crate::tensor::check::deferred_checks;
 use crate::tensor::{Stream, Tensor};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -132,7 +132,7 @@ pub fn update(
     let (name, samples) = (method.name(), batch.x0.dims().first().copied().unwrap_or_default());
     usable(method, batch, samples)?;
     let mut next = state.clone();
-    let update = together(|| method.update(policy, base, batch, &mut next))?;
+    let update = deferred_checks(|| method.update(policy, base, batch, &mut next))?;
     if update.reward.dims() != [samples] {
         bail!(Shape, "{name}: rewards must be of shape [{samples}], got {:?}", update.reward.dims());
     }

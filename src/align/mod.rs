@@ -31,7 +31,7 @@ pub use cost::{RewardCost, Terminal, TerminalCost, rewards, terminal_gradient};
 pub use draft::Draft;
 pub use guidance::Guidance;
 pub use intensity::{control_intensity, control_norms, norms};
-pub use loss::{Criterion, MatchingLoss, Reduction, Units, fenchel_matching, velocity_matching};
+pub use loss::{Loss, MatchingOptions, Reduction, Units, fenchel_young_matching, velocity_matching};
 pub use matching::{AdjointMatching, control_mass, control_target, matching_loss, velocities};
 pub use method::{Batch, Method, MethodState, Needs, Trace, Update, update};
 pub use refl::Refl;

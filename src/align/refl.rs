@@ -5,7 +5,7 @@ use super::guidance;
 use super::method::{Batch, Method, MethodState, Needs, Update};
 use super::truncation::Truncation;
 use crate::error::Result;
-use crate::flow::{Grid, RolloutOptions, Velocity, Walk};
+use crate::flow::{Grid, RolloutOptions, Stepper, Velocity};
 use crate::profile::phase;
 use crate::tensor::op;
 
@@ -29,10 +29,10 @@ impl Refl {
     /// `-scale * mean r(x + (1 - t_m) v(x, t_m))` at the state before step `m`, with the graph of that one velocity.
     pub fn at(&self, policy: &dyn Velocity, batch: &Batch, m: usize) -> Result<Update> {
         let (guided, options) = (guidance::guided(policy, self.guidance)?, batch.rollout(&self.rollout));
-        let walk = Walk::new(guided.as_deref().unwrap_or(policy), &batch.x0, &batch.condition, &options)?;
-        let (x, t) = (phase("rollout", || walk.reach(&batch.x0, m))?, options.grid.times()[m]);
-        walk.before(m)?;
-        let v = walk.velocity(&x, t, true)?;
+        let stepper = Stepper::new(guided.as_deref().unwrap_or(policy), &batch.x0, &batch.condition, &options)?;
+        let (x, t) = (phase("rollout", || stepper.advance_to(&batch.x0, m))?, options.grid.times()[m]);
+        stepper.notify(m)?;
+        let v = stepper.velocity(&x, t, true)?;
         let (loss, rewards) = mean_cost(&*batch.cost, &[op::combine((&x, 1.0), (&v, 1.0 - t))?], "refl")?;
         Ok(Update::new(loss, &rewards[0]))
     }

@@ -21,7 +21,7 @@ impl Selection {
         if last + others == 0 || last + others > window.len() {
             bail!(
                 Value,
-                "some_steps: the steps must be 1 to {}, as many as are active, got {last} + {others}",
+                "random_steps: the steps must be 1 to {}, as many as are active, got {last} + {others}",
                 window.len()
             );
         }

@@ -3,7 +3,7 @@
 use super::{ModelsArgs, output, quantity};
 use crate::bail;
 use crate::error::Result;
-use crate::nn::inventory::{self, File, Model, Place};
+use crate::nn::inventory::{self, Availability, File, Model};
 use crate::nn::source::Sources;
 use crate::progress::Progress;
 use crate::script::registry::Registry;
@@ -73,10 +73,10 @@ fn heading(model: &Model) -> String {
     let path = model.path.as_deref().unwrap_or_default();
     let fetch = model.repository.as_deref().map(|r| format!("fetch it with `hf download {r}`")).unwrap_or_default();
     match model.place {
-        Place::Missing => format!("{}: not found; {fetch}", model.name),
-        Place::Folder => format!("{}: {path}", model.name),
-        Place::Cache => format!("{}: in the Hugging Face cache, {path}", model.name),
-        Place::Embedded => format!("{}: embedded", model.name),
+        Availability::Missing => format!("{}: not found; {fetch}", model.name),
+        Availability::Folder => format!("{}: {path}", model.name),
+        Availability::Cache => format!("{}: in the Hugging Face cache, {path}", model.name),
+        Availability::Embedded => format!("{}: embedded", model.name),
     }
 }
 

@@ -17,5 +17,5 @@ pub use condition::Condition;
 pub use grid::{Grid, klein_grid, shifted, uniform};
 pub use noise::{Dynamics, Level, Noise};
 pub use sample::{Euler, Gddim, Heun, Sde, Solver};
-pub use trajectory::{Draw, OnStep, RolloutOptions, Trajectory, Walk, draws, rollout, time_tensor};
+pub use trajectory::{Draw, OnStep, RolloutOptions, Stepper, Trajectory, draws, rollout, time_tensor};
 pub use velocity::Velocity;

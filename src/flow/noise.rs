@@ -30,14 +30,14 @@ pub enum Noise {
 }
 
 /// What a step does to state, velocity and a standard normal draw `z`:
-/// `x' = x + h [(1 + rho) v - pull x] + sqrt(h w) z`.
+/// `x' = x + h [(1 + rho) v - mean_reversion x] + sqrt(h w) z`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Dynamics {
     /// Width of the step.
     pub h: f64,
     pub rho: f64,
     /// `rho kappa`.
-    pub pull: f64,
+    pub mean_reversion: f64,
     /// Noise level; none for a deterministic step, whose control is penalised in units of velocity.
     pub w: Option<f64>,
 }
@@ -45,21 +45,21 @@ pub struct Dynamics {
 impl Dynamics {
     /// Euler's step of the flow itself.
     pub fn deterministic(h: f64) -> Self {
-        Self { h, rho: 0.0, pull: 0.0, w: None }
+        Self { h, rho: 0.0, mean_reversion: 0.0, w: None }
     }
 
-    /// `x + h [(1 + rho) v - pull x]`: a step without its noise.
+    /// `x + h [(1 + rho) v - mean_reversion x]`: a step without its noise.
     pub fn advance(&self, x: &Tensor, v: &Tensor) -> Result<Tensor> {
-        combine((x, 1.0 - self.h * self.pull), (v, self.h * (1.0 + self.rho)))
+        combine((x, 1.0 - self.h * self.mean_reversion), (v, self.h * (1.0 + self.rho)))
     }
 
-    /// `a + h [(1 + rho) J^T a - pull a]`, given `J^T a` of the velocity: the adjoint of [`advance`](Self::advance).
+    /// `a + h [(1 + rho) J^T a - mean_reversion a]`, given `J^T a` of the velocity: the adjoint of [`advance`](Self::advance).
     pub fn pull_back(&self, a: &Tensor, pulled: &Tensor) -> Result<Tensor> {
         self.advance(a, pulled)
     }
 
     /// `sqrt(h w)`, the size of a step's noise.
-    pub fn spread(&self) -> f64 {
+    pub fn noise_std(&self) -> f64 {
         self.w.map_or(0.0, |w| (self.h * w).sqrt())
     }
 
@@ -69,7 +69,7 @@ impl Dynamics {
     }
 
     /// `sigma / (1 + rho)`: the change of velocity that is one unit of control.
-    pub fn velocity_per_control(&self) -> f64 {
+    pub fn control_gain(&self) -> f64 {
         self.sigma() / (1.0 + self.rho)
     }
 }
@@ -79,10 +79,10 @@ impl Noise {
     pub fn dynamics(&self, t: f64, h: f64) -> Result<Dynamics> {
         if let Noise::Memoryless { offset } = self {
             let o = offset.unwrap_or(h);
-            return Ok(Dynamics { h, rho: 1.0, pull: 1.0 / (t + o), w: Some(2.0 * (1.0 - t + o) / (t + o)) });
+            return Ok(Dynamics { h, rho: 1.0, mean_reversion: 1.0 / (t + o), w: Some(2.0 * (1.0 - t + o) / (t + o)) });
         }
         let w = self.level(t)?;
-        Ok(Dynamics { h, rho: w * t / (2.0 * (1.0 - t)), pull: w / (2.0 * (1.0 - t)), w: Some(w) })
+        Ok(Dynamics { h, rho: w * t / (2.0 * (1.0 - t)), mean_reversion: w / (2.0 * (1.0 - t)), w: Some(w) })
     }
 
     fn level(&self, t: f64) -> Result<f64> {
@@ -103,14 +103,14 @@ impl Noise {
         for (k, t) in grid.times().iter().take(grid.steps()).enumerate() {
             let step = self.dynamics(*t, grid.width(k))?;
             let w = step.w.unwrap_or_default();
-            if !(w.is_finite() && w >= 0.0 && step.pull.is_finite()) {
+            if !(w.is_finite() && w >= 0.0 && step.mean_reversion.is_finite()) {
                 bail!(
                     Value, "sde: the noise w(t) must be finite and not negative on the grid, got {w} at t = {t:.4} (step {k})";
                     hint: "memoryless() clips the noise that diverges at t = 0; bound a schedule of your own"
                 );
             }
-            if step.h * step.pull > 2.0 {
-                let (h, most) = (step.h, w * 2.0 / (step.h * step.pull));
+            if step.h * step.mean_reversion > 2.0 {
+                let (h, most) = (step.h, w * 2.0 / (step.h * step.mean_reversion));
                 bail!(
                     Value, "sde: the noise must be at most {most:.4} at t = {t:.4}, where a step is {h:.4} wide, got {w:.4}";
                     hint: "a stronger one makes the step overshoot and states grow: use less noise or a finer grid"
@@ -138,7 +138,7 @@ mod tests {
         for (noise, rows) in cases {
             for (t, (w, gain)) in [0.1, 0.5, 0.9].iter().zip(rows) {
                 let step = noise.dynamics(*t, 0.02).unwrap();
-                let found = (step.w.unwrap(), step.sigma() * step.velocity_per_control());
+                let found = (step.w.unwrap(), step.sigma() * step.control_gain());
                 assert!((found.0 - w).abs() < 6e-5 && (found.1 - gain).abs() < 6e-5, "{rows:?} {t}: {found:?}");
                 let eta = (1.0 - t) / t;
                 assert!((found.1 - 2.0 * eta * found.0 / (2.0 * eta + found.0)).abs() < 1e-9, "{rows:?} {t}");

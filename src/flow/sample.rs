@@ -8,7 +8,7 @@ use crate::tensor::Tensor;
 use crate::tensor::op::combine;
 
 /// A velocity at a state and a time, its condition fixed.
-pub type Field<'a> = dyn FnMut(&Tensor, f64) -> Result<Tensor> + 'a;
+pub type VelocityFn<'a> = dyn FnMut(&Tensor, f64) -> Result<Tensor> + 'a;
 
 /// One method of stepping from a time to the next.
 pub trait Solver: Send + Sync {
@@ -18,7 +18,7 @@ pub trait Solver: Send + Sync {
     }
 
     /// The state after step `k` without its noise, given the state `x` and the velocity `v` there; `field` gives further stages.
-    fn step(&self, _field: &mut Field, x: &Tensor, v: &Tensor, grid: &Grid, k: usize) -> Result<Tensor> {
+    fn step(&self, _field: &mut VelocityFn, x: &Tensor, v: &Tensor, grid: &Grid, k: usize) -> Result<Tensor> {
         self.dynamics(grid, k)?.advance(x, v)
     }
 
@@ -70,7 +70,7 @@ impl Gddim {
 impl Solver for Euler {}
 
 impl Solver for Heun {
-    fn step(&self, field: &mut Field, x: &Tensor, v: &Tensor, grid: &Grid, k: usize) -> Result<Tensor> {
+    fn step(&self, field: &mut VelocityFn, x: &Tensor, v: &Tensor, grid: &Grid, k: usize) -> Result<Tensor> {
         let h = grid.width(k);
         let ahead = field(&combine((x, 1.0), (v, h))?, grid.times()[k + 1])?;
         combine((&combine((x, 1.0), (v, 0.5 * h))?, 1.0), (&ahead, 0.5 * h))
@@ -110,8 +110,8 @@ impl Solver for Gddim {
         // x' = (s + q) x + (s (1 - t) - q t) v + sqrt(var) z with q = sqrt((1-s)^2 - var).
         let q = (1.0 - s) * kept.sqrt();
         let var = (1.0 - s).powi(2) * (1.0 - kept);
-        let (rho, pull) = ((s * (1.0 - t) - q * t) / h - 1.0, (1.0 - s - q) / h);
-        Ok(Dynamics { h, rho, pull, w: Some(var / h) })
+        let (rho, mean_reversion) = ((s * (1.0 - t) - q * t) / h - 1.0, (1.0 - s - q) / h);
+        Ok(Dynamics { h, rho, mean_reversion, w: Some(var / h) })
     }
 
     fn stochastic(&self) -> bool {
@@ -152,10 +152,10 @@ mod tests {
             assert_eq!(Gddim::new(0.0).unwrap().dynamics(&grid, k).unwrap(), Euler.dynamics(&grid, k).unwrap());
             // The limit of little noise is Euler's step too.
             let near = Gddim::new(1e-5).unwrap().dynamics(&grid, k).unwrap();
-            assert!(k == 0 || (near.rho.abs() < 1e-8 && near.pull.abs() < 1e-8), "{near:?}");
+            assert!(k == 0 || (near.rho.abs() < 1e-8 && near.mean_reversion.abs() < 1e-8), "{near:?}");
         }
         let last = Gddim::new(1.0).unwrap().dynamics(&grid, 4).unwrap();
-        assert_eq!((last.w, last.pull), (Some(0.0), 0.0));
+        assert_eq!((last.w, last.mean_reversion), (Some(0.0), 0.0));
         assert!(Gddim::new(-1.0).is_err());
     }
 }

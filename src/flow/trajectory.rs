@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::flow::{Condition, Velocity};
 use crate::profile::phase;
 use crate::progress::Progress;
-use crate::tensor::check::finite;
+use crate::tensor::check::require_finite;
 use crate::tensor::op::{cast, combine};
 use crate::tensor::{DType, Stream, Tensor};
 use std::sync::Arc;
@@ -114,7 +114,7 @@ pub fn time_tensor(t: f64, x: &Tensor) -> Result<Tensor> {
 }
 
 /// Steps of a rollout, one at a time.
-pub struct Walk<'a> {
+pub struct Stepper<'a> {
     velocity: &'a dyn Velocity,
     /// The same field without a graph to its parameters.
     frozen: Option<Arc<dyn Velocity>>,
@@ -123,7 +123,7 @@ pub struct Walk<'a> {
     progress: Progress,
 }
 
-impl<'a> Walk<'a> {
+impl<'a> Stepper<'a> {
     /// Checks what can be checked before the first step from `x0`.
     pub fn new(
         velocity: &'a dyn Velocity,
@@ -166,12 +166,12 @@ impl<'a> Walk<'a> {
     pub fn next(&self, k: usize, x: &Tensor, v: &Tensor) -> Result<Tensor> {
         let (grid, solver) = (&self.options.grid, &self.options.solver);
         let mut next = solver.step(&mut |x, t| self.velocity(x, t, x.requires_grad()), x, v, grid, k)?;
-        let spread = solver.dynamics(grid, k)?.spread();
-        if let (Some(draw), true) = (&self.options.draw, spread > 0.0) {
-            next = combine((&next, 1.0), (&draw(k, x)?.to_dtype(x.dtype())?, spread))?;
+        let noise_std = solver.dynamics(grid, k)?.noise_std();
+        if let (Some(draw), true) = (&self.options.draw, noise_std > 0.0) {
+            next = combine((&next, 1.0), (&draw(k, x)?.to_dtype(x.dtype())?, noise_std))?;
         }
         let t = grid.times()[k + 1];
-        finite(&next, move |sample| {
+        require_finite(&next, move |sample| {
             bail!(
                 Numeric,
                 "rollout: states must be finite, got NaN or infinity in sample {sample} after step {k} (t = {t:.4})"
@@ -181,15 +181,15 @@ impl<'a> Walk<'a> {
     }
 
     /// The state after the first `k` steps from `x`, without a graph.
-    pub fn reach(&self, x: &Tensor, k: usize) -> Result<Tensor> {
+    pub fn advance_to(&self, x: &Tensor, k: usize) -> Result<Tensor> {
         (0..k).try_fold(x.constant(), |x, k| {
-            self.before(k)?;
+            self.notify(k)?;
             self.next(k, &x, &self.velocity(&x, self.options.grid.times()[k], false)?)
         })
     }
 
     /// To be called before step `k`.
-    pub fn before(&self, k: usize) -> Result<()> {
+    pub fn notify(&self, k: usize) -> Result<()> {
         self.progress.tick(k);
         self.options.on_step.as_ref().map_or(Ok(()), |on_step| on_step(k, self.options.grid.steps()))
     }
@@ -205,15 +205,15 @@ pub fn rollout(
     options: &RolloutOptions,
 ) -> Result<Trajectory> {
     phase("rollout", || {
-        let walk = Walk::new(velocity, x0, condition, options)?;
+        let stepper = Stepper::new(velocity, x0, condition, options)?;
         let (n, grid, solver) = (options.grid.steps(), options.grid.clone(), options.solver.clone());
         let first = n - options.keep;
-        let mut x = walk.reach(x0, first)?;
+        let mut x = stepper.advance_to(x0, first)?;
         let (mut states, mut velocities) = (Vec::with_capacity(n - first + 1), Vec::with_capacity(n - first));
         for k in first..n {
-            walk.before(k)?;
-            let v = walk.velocity(&x, grid.times()[k], options.track.contains(&k))?;
-            let next = walk.next(k, &x, &v.constant())?;
+            stepper.notify(k)?;
+            let v = stepper.velocity(&x, grid.times()[k], options.track.contains(&k))?;
+            let next = stepper.next(k, &x, &v.constant())?;
             states.push(std::mem::replace(&mut x, next));
             velocities.push(v);
         }

@@ -518,7 +518,6 @@ mod tests {
         assert_eq!(params.len(), 5);
         params[0]
             .1
-            
             .set(&Tensor::new(&[-1f32, 0.0, 1.0, 2.0], &Device::Cpu).unwrap().reshape((1, 4, 1, 1)).unwrap())
             .unwrap();
         heads.clamp_heads().unwrap();

@@ -27,13 +27,13 @@ pub const FAMILIES: &[Opener] = &[flux2::OPENER, sit::OPENER];
 
 /// The table with the built-in families.
 pub fn families() -> Families {
-    const COMMON: &[&str] = &["family", "dtype", "compute", "recompute", "weights", "transformer", "lora"];
+    const COMMON: &[&str] = &["family", "dtype", "compute", "checkpoint_blocks", "weights", "transformer", "lora"];
     Table::new("family", "flow", "family", COMMON, FAMILIES)
 }
 
 /// What can be chosen when a model is opened.
 #[derive(Clone, Debug, Default)]
-pub struct Choices {
+pub struct ModelOptions {
     /// The family, where what lies there does not tell.
     pub family: Option<String>,
     /// Sizes of a new network, drawn from this seed, instead of the stored one.
@@ -43,7 +43,7 @@ pub struct Choices {
     /// The type the network computes in; none: the weights' type, but f32 for half precision on the CPU.
     pub compute: Option<DType>,
     /// Blocks run again in the backward instead of keeping what they computed; none: those of large networks do.
-    pub recompute: Option<bool>,
+    pub checkpoint_blocks: Option<bool>,
     /// File or folder of the network's weights, for a named model whose network lies elsewhere.
     pub weights: Option<PathBuf>,
     /// The options of the family.
@@ -57,7 +57,7 @@ pub struct Opening<'a> {
     /// As the user said it; it stands in errors.
     pub name: &'a str,
     pub found: &'a Found,
-    pub choices: &'a Choices,
+    pub choices: &'a ModelOptions,
     pub sources: &'a Sources,
     pub device: &'a Device,
 }
@@ -76,8 +76,8 @@ impl Opening<'_> {
     }
 
     /// Whether blocks are to run again in the backward.
-    pub fn recompute(&self, weights: &Weights) -> bool {
-        self.choices.recompute.unwrap_or_else(|| weights.stored() > LARGE)
+    pub fn checkpoint_blocks(&self, weights: &Weights) -> bool {
+        self.choices.checkpoint_blocks.unwrap_or_else(|| weights.stored() > LARGE)
     }
 
     /// The weights as they were chosen to be held: without numbers, computing in some type.
@@ -88,12 +88,18 @@ impl Opening<'_> {
 }
 
 /// A model of a built-in family; see [`open_of`].
-pub fn open(name: &str, sources: &Sources, choices: &Choices, device: &Device) -> Result<Flow> {
+pub fn open(name: &str, sources: &Sources, choices: &ModelOptions, device: &Device) -> Result<Flow> {
     open_of(&families(), name, sources, choices, device)
 }
 
 /// A model by name (see [`Sources::named`]), the path of its folder, or the path of a file of weights.
-pub fn open_of(families: &Families, name: &str, sources: &Sources, choices: &Choices, device: &Device) -> Result<Flow> {
+pub fn open_of(
+    families: &Families,
+    name: &str,
+    sources: &Sources,
+    choices: &ModelOptions,
+    device: &Device,
+) -> Result<Flow> {
     let sources = &sources.clone().publishing(families.published());
     let (found, missing) = sources.lead(name, choices.weights.as_deref())?;
     let found = &match &choices.fresh {

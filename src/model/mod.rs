@@ -7,7 +7,7 @@
 //!   rank and conditions hold tensors by name, so methods and samplers serve all families.
 //! * **Classes are labels to the model and sentences to the reward**: `encode([3, 7])` gives both, so that recipes, rewards and evaluation of a
 //!   prompted model serve a class-conditional one.
-//! * **Large networks recompute**: above a billion numbers a graph keeps only the inputs of blocks. The variables in a block are named to the
+//! * **Large networks checkpoint their blocks**: above a billion numbers a graph keeps only the inputs of blocks. The variables in a block are named to the
 //!   segment, so that gradients reach them.
 //! * **candle-transformers is not used**: its Qwen3 gives no states of layers within, its CLIP and autoencoder lose gradients.
 //! * **Sinusoids of time are rounded as in diffusers**, f32 at every step: at 1000 radians another rounding is 1e-5 of the velocity.
@@ -22,7 +22,7 @@ pub mod qwen3;
 pub mod sit;
 pub mod text;
 
-pub use families::{Choices, Families, Opener, Opening, open};
+pub use families::{Families, ModelOptions, Opener, Opening, open};
 pub use parts::{Codec, Conditioner, Parts};
 
 use crate::bail;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 /// `config.json` of a transformers folder; the rope base stands at the top level or, from transformers 5 on, one level down.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Config {
+pub struct Qwen3Config {
     pub vocab_size: usize,
     pub hidden_size: usize,
     pub intermediate_size: usize,
@@ -35,7 +35,7 @@ fn default_eps() -> f64 {
     1e-6
 }
 
-impl Config {
+impl Qwen3Config {
     fn theta(&self) -> Result<f64> {
         match (&self.rope_parameters, self.rope_theta) {
             (Some(rope), _) if rope.rope_type != "default" => {
@@ -76,7 +76,7 @@ struct Layer {
 
 /// The layers of a Qwen3 up to the last hidden state that is asked for.
 pub struct Qwen3 {
-    config: Config,
+    config: Qwen3Config,
     embedding: Tensor,
     layers: Vec<Layer>,
     compute: DType,
@@ -84,7 +84,7 @@ pub struct Qwen3 {
 
 impl Qwen3 {
     /// The first `layers` layers; later ones, the final norm and the head are not read.
-    pub fn new(weights: &Weights, config: &Config, layers: usize) -> Result<Self> {
+    pub fn new(weights: &Weights, config: &Qwen3Config, layers: usize) -> Result<Self> {
         config.check()?;
         if layers >= config.num_hidden_layers {
             bail!(
@@ -105,14 +105,14 @@ impl Qwen3 {
     }
 
     /// Draws a whole random model, the layers and norm behind the last used hidden state included, so that its file is complete.
-    pub fn random(config: &Config, rng: &Rng) -> Result<Weights> {
+    pub fn random(config: &Qwen3Config, rng: &Rng) -> Result<Weights> {
         let weights = Weights::random(rng, DType::F32, &Device::Cpu);
         Self::whole(&weights, config)?;
         Ok(weights)
     }
 
     /// Asks for every tensor of a whole model, its head included where it has one of its own.
-    pub fn whole(weights: &Weights, config: &Config) -> Result<()> {
+    pub fn whole(weights: &Weights, config: &Qwen3Config) -> Result<()> {
         Self::new(weights, config, 0)?;
         for i in 0..config.num_hidden_layers {
             Layer::new(&weights.pp("model.layers").pp(i), config)?;
@@ -141,7 +141,7 @@ impl Qwen3 {
 }
 
 impl Layer {
-    fn new(w: &Weights, c: &Config) -> Result<Self> {
+    fn new(w: &Weights, c: &Qwen3Config) -> Result<Self> {
         let (heads, shared) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
         let (attention, mlp) = (w.pp("self_attn"), w.pp("mlp"));
         let norm = |w: &Weights, name: &str, width| w.get(&format!("{name}.weight"), &[width], Init::Ones);
@@ -164,7 +164,7 @@ impl Layer {
         })
     }
 
-    fn forward(&self, x: &Tensor, mask: &Tensor, (cos, sin): (&Tensor, &Tensor), c: &Config) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, mask: &Tensor, (cos, sin): (&Tensor, &Tensor), c: &Qwen3Config) -> Result<Tensor> {
         let (batch, tokens, _) = x.dims3()?;
         let eps = c.rms_norm_eps;
         let h = op::rms_norm(x, &self.norm_1, eps)?;
@@ -196,7 +196,7 @@ fn mask(lengths: &[usize], tokens: usize, dtype: DType, device: &Device) -> Resu
 }
 
 /// Cosine and sine of position times frequency, `[s, head / 2]` each.
-fn rotation(config: &Config, tokens: usize, dtype: DType, device: &Device) -> Result<(Tensor, Tensor)> {
+fn rotation(config: &Qwen3Config, tokens: usize, dtype: DType, device: &Device) -> Result<(Tensor, Tensor)> {
     let (half, theta) = (config.head_dim / 2, config.theta()?);
     let angle = |n: usize| (n / half) as f64 * theta.powf(-((n % half) as f64) / half as f64);
     let table = |f: fn(f64) -> f64| -> Result<Tensor> {

@@ -1,10 +1,10 @@
 //! Prompts to embeddings: chat template, tokenizer, chosen hidden states of a Qwen3 (FLUX.2-Klein's text encoder).
 
-use super::families::Choices;
+use super::families::ModelOptions;
 use crate::bail;
 use crate::error::{Error, Kind, Result};
 use crate::flow::Condition;
-use crate::model::qwen3::{Config, Qwen3, RopeParameters};
+use crate::model::qwen3::{Qwen3, Qwen3Config, RopeParameters};
 use crate::nn::cost::Part;
 use crate::nn::files::write_whole;
 use crate::nn::source::Folder;
@@ -50,8 +50,8 @@ pub struct RandomSizes {
 }
 
 impl RandomSizes {
-    fn config(&self, vocab_size: usize) -> Config {
-        Config {
+    fn config(&self, vocab_size: usize) -> Qwen3Config {
+        Qwen3Config {
             vocab_size,
             hidden_size: self.width,
             intermediate_size: self.hidden,
@@ -69,7 +69,7 @@ impl RandomSizes {
 /// Prompts to embeddings, each prompt computed once. The network is read when a prompt first needs it.
 pub struct TextEncoder {
     network: Mutex<Option<Arc<Qwen3>>>,
-    config: Config,
+    config: Qwen3Config,
     weights: Weights,
     tokenizer: Tokenizer,
     padding: u32,
@@ -91,7 +91,7 @@ impl TextEncoder {
         tokenizer: &Folder,
         tokens: usize,
         states: &[usize],
-        choices: &Choices,
+        choices: &ModelOptions,
         device: &Device,
     ) -> Result<Self> {
         let archives = folder.archives("model")?;
@@ -106,7 +106,7 @@ impl TextEncoder {
     /// From weights and their config.
     pub fn new(
         weights: &Weights,
-        config: &Config,
+        config: &Qwen3Config,
         tokenizer: Tokenizer,
         tokens: usize,
         states: &[usize],
@@ -126,7 +126,7 @@ impl TextEncoder {
             states,
             cache: Mutex::default(),
         };
-        encoder.build(&encoder.weights.hollow())?;
+        encoder.build(&encoder.weights.to_meta())?;
         Ok(encoder)
     }
 
@@ -137,9 +137,9 @@ impl TextEncoder {
 
     /// The weights of the layers that the features need.
     pub fn part(&self) -> Result<Part> {
-        let outline = self.weights.hollow();
-        self.build(&outline)?;
-        Ok(Part { passing: true, ..Part::of("text encoder, layers needed", &outline) })
+        let meta = self.weights.to_meta();
+        self.build(&meta)?;
+        Ok(Part { passing: true, ..Part::of("text encoder, layers needed", &meta) })
     }
 
     fn network(&self) -> Result<Arc<Qwen3>> {
@@ -291,7 +291,7 @@ mod tests {
 
     fn open(pipeline: &Folder, tokens: usize, states: &[usize]) -> TextEncoder {
         let [encoder, tokenizer] = ["text_encoder", "tokenizer"].map(|part| pipeline.sub(part).unwrap());
-        TextEncoder::open(&encoder, &tokenizer, tokens, states, &Choices::default(), &Device::Cpu).unwrap()
+        TextEncoder::open(&encoder, &tokenizer, tokens, states, &ModelOptions::default(), &Device::Cpu).unwrap()
     }
 
     /// Case `flux2`: prompts in `case.json`, ids, mask and embeddings from transformers.

@@ -20,7 +20,7 @@ const MAX_TENSORS: usize = 20_000;
 
 /// Type, shape and place of a stored tensor.
 #[derive(Clone, Debug)]
-pub struct Entry {
+pub struct TensorEntry {
     pub dtype: DType,
     pub shape: Vec<usize>,
     /// Bytes from the start of the file.
@@ -37,7 +37,7 @@ enum Body {
 
 impl Body {
     /// Gives the pages of a tensor that was copied back to the system.
-    fn release(&self, entry: &Entry) {
+    fn release(&self, entry: &TensorEntry) {
         #[cfg(unix)]
         if let Self::File(map) = self {
             let (start, len) = (entry.begin as usize, (entry.end - entry.begin) as usize);
@@ -51,7 +51,7 @@ impl Body {
 pub struct Archive {
     origin: String,
     body: Body,
-    entries: BTreeMap<String, Entry>,
+    entries: BTreeMap<String, TensorEntry>,
     metadata: BTreeMap<String, String>,
 }
 
@@ -86,7 +86,7 @@ impl Archive {
         &self.origin
     }
 
-    pub fn entries(&self) -> &BTreeMap<String, Entry> {
+    pub fn entries(&self) -> &BTreeMap<String, TensorEntry> {
         &self.entries
     }
 
@@ -128,13 +128,13 @@ impl Archive {
         Ok(tensor(&bytes[rows.start * row..rows.end * row], &shape)?)
     }
 
-    fn entry(&self, name: &str) -> Result<&Entry> {
+    fn entry(&self, name: &str) -> Result<&TensorEntry> {
         let missing = || Error::new(Kind::Missing, format!("{}: no tensor `{name}`", self.origin));
         self.entries.get(name).ok_or_else(missing)
     }
 }
 
-type Header = (BTreeMap<String, Entry>, BTreeMap<String, String>);
+type Header = (BTreeMap<String, TensorEntry>, BTreeMap<String, String>);
 
 fn safetensors_entries(bytes: &[u8]) -> Result<Header> {
     let length = header_length(bytes, bytes.len() as u64)?;
@@ -197,15 +197,15 @@ fn parse_header(header: &[u8], size: u64) -> Result<Header> {
             );
         }
         let (begin, end) = (start + begin, start + end);
-        entries.insert(name, Entry { dtype, shape: field.shape, begin, end, reversed: false });
+        entries.insert(name, TensorEntry { dtype, shape: field.shape, begin, end, reversed: false });
     }
     check_cover(&entries, start, size)?;
     Ok((entries, metadata))
 }
 
 /// The tensors lie one after the other and fill the file.
-fn check_cover(entries: &BTreeMap<String, Entry>, start: u64, size: u64) -> Result<()> {
-    let mut order: Vec<(&String, &Entry)> = entries.iter().collect();
+fn check_cover(entries: &BTreeMap<String, TensorEntry>, start: u64, size: u64) -> Result<()> {
+    let mut order: Vec<(&String, &TensorEntry)> = entries.iter().collect();
     order.sort_by_key(|(_, entry)| (entry.begin, entry.end));
     let mut reached = start;
     for (name, entry) in order {

@@ -14,21 +14,21 @@ const HIDDEN: f32 = -10000.0;
 
 /// `med_config.json`; the fields without a default are BERT's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Config {
+pub struct BertConfig {
     pub hidden_size: usize,
     pub num_hidden_layers: usize,
     pub num_attention_heads: usize,
     pub intermediate_size: usize,
     pub vocab_size: usize,
     pub max_position_embeddings: usize,
-    #[serde(default = "Config::eps")]
+    #[serde(default = "BertConfig::eps")]
     pub layer_norm_eps: f64,
     /// Published files say 768 whatever the image tower is: the tower's width counts, and is written when a model is saved.
     #[serde(default)]
     pub encoder_width: usize,
 }
 
-impl Config {
+impl BertConfig {
     fn eps() -> f64 {
         1e-12
     }
@@ -60,7 +60,7 @@ struct Attention {
 
 impl Attention {
     /// Of queries of BERT's width to keys and values made from `inner` features.
-    fn new(w: &Weights, c: &Config, inner: usize) -> Result<Self> {
+    fn new(w: &Weights, c: &BertConfig, inner: usize) -> Result<Self> {
         let (own, output, d) = (w.pp("self"), w.pp("output"), c.hidden_size);
         Ok(Self {
             query: own.pp("query").linear(d, d, true)?,
@@ -95,7 +95,7 @@ struct Layer {
 }
 
 impl Layer {
-    fn new(w: &Weights, c: &Config, image_width: usize) -> Result<Self> {
+    fn new(w: &Weights, c: &BertConfig, image_width: usize) -> Result<Self> {
         let (d, output) = (c.hidden_size, w.pp("output"));
         Ok(Self {
             text: Attention::new(&w.pp("attention"), c, d)?,
@@ -131,7 +131,7 @@ pub struct Bert {
 }
 
 impl Bert {
-    pub fn new(w: &Weights, c: &Config, image_width: usize) -> Result<Self> {
+    pub fn new(w: &Weights, c: &BertConfig, image_width: usize) -> Result<Self> {
         if c.num_attention_heads == 0 || !c.hidden_size.is_multiple_of(c.num_attention_heads) {
             bail!(
                 Value,
@@ -193,14 +193,14 @@ mod tests {
 
     fn small() -> (Bert, Tensor) {
         let weights = Weights::random(&Rng::new(0), DType::F64, &Device::Cpu);
-        let sizes = Config {
+        let sizes = BertConfig {
             hidden_size: 8,
             num_hidden_layers: 2,
             num_attention_heads: 2,
             intermediate_size: 12,
             vocab_size: 9,
             max_position_embeddings: 6,
-            ..Config::base()
+            ..BertConfig::base()
         };
         let image = Rng::new(1).normal(&[2, 5, 6], DType::F64, &Device::Cpu).unwrap();
         (Bert::new(&weights, &sizes, 6).unwrap(), image)

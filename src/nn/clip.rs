@@ -1,7 +1,7 @@
 //! CLIP in the layouts of open_clip and transformers: an image tower, differentiable to the pixels, and a text tower.
 
 use crate::error::Result;
-use crate::nn::clip_config::{Config, Layout};
+use crate::nn::clip_config::{ClipConfig, Layout};
 use crate::nn::vit::{self, Block, Names, Norm, Vit};
 use crate::nn::weights::{Init, Weights};
 use crate::tensor::op;
@@ -9,7 +9,7 @@ use crate::tensor::{D, DType, Device, Tensor};
 
 /// Both towers; features are as projected, not normalised.
 pub struct Clip {
-    pub config: Config,
+    pub config: ClipConfig,
     vision: Vit,
     /// `[embed, width]`
     projection: Tensor,
@@ -84,7 +84,7 @@ impl Parts {
 
 impl Clip {
     /// From the layout's tensor names; refuses tensors that are not part of the model.
-    pub fn new(w: &Weights, config: &Config) -> Result<Self> {
+    pub fn new(w: &Weights, config: &ClipConfig) -> Result<Self> {
         let parts = Parts::of(config.layout);
         for tower in ["vision_model", "text_model"] {
             w.skip(&format!("{tower}.embeddings.position_ids")); // in files of older transformers
@@ -137,7 +137,7 @@ pub fn unit(x: &Tensor) -> Result<Tensor> {
 }
 
 impl Text {
-    fn new(w: &Weights, config: &Config, parts: &Parts) -> Result<Self> {
+    fn new(w: &Weights, config: &ClipConfig, parts: &Parts) -> Result<Self> {
         let (text, c) = (if parts.text.is_empty() { w.clone() } else { w.pp(parts.text) }, &config.text);
         Ok(Self {
             embedding: text.get(parts.embedding, &[config.vocabulary, c.width], Init::Normal(0.02))?,
@@ -178,17 +178,17 @@ fn causal(tokens: usize, dtype: DType, device: &Device) -> Result<Tensor> {
 mod tests {
     use super::*;
     use crate::nn::preprocess::Preprocess;
-    use crate::nn::vit::{Activation, Sizes};
+    use crate::nn::vit::{Activation, TowerConfig};
     use crate::tensor::Rng;
     use crate::tensor::grad::gradcheck;
 
-    fn small(layout: Layout) -> Config {
+    fn small(layout: Layout) -> ClipConfig {
         let sizes = |width, layers| {
             let activation = Activation::QuickGelu;
-            Sizes { width, layers, heads: 2, hidden: 2 * width, eps: 1e-5, activation }
+            TowerConfig { width, layers, heads: 2, hidden: 2 * width, eps: 1e-5, activation }
         };
         let (vision, text) = (sizes(12, 2), sizes(8, 1));
-        Config { layout, embed: 5, image_size: 8, patch: 4, vision, context: 6, vocabulary: 9, text }
+        ClipConfig { layout, embed: 5, image_size: 8, patch: 4, vision, context: 6, vocabulary: 9, text }
     }
 
     fn random() -> Weights {

@@ -3,7 +3,7 @@
 use crate::bail;
 use crate::error::{Error, Kind, Result};
 use crate::nn::preprocess::Preprocess;
-use crate::nn::vit::{Activation, Sizes};
+use crate::nn::vit::{Activation, TowerConfig};
 use crate::nn::weights::Weights;
 use crate::tensor::op::Filter;
 use serde::Deserialize;
@@ -17,18 +17,18 @@ pub enum Layout {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Config {
+pub struct ClipConfig {
     pub layout: Layout,
     /// Width of the common features.
     pub embed: usize,
     /// Side of the images that the tower sees.
     pub image_size: usize,
     pub patch: usize,
-    pub vision: Sizes,
+    pub vision: TowerConfig,
     /// Most tokens of a text.
     pub context: usize,
     pub vocabulary: usize,
-    pub text: Sizes,
+    pub text: TowerConfig,
 }
 
 /// `open_clip_config.json`, with open_clip's defaults.
@@ -119,21 +119,21 @@ fn refused(e: serde_json::Error) -> Error {
 }
 
 impl OpenClipTower {
-    fn sizes(&self, heads: usize, activation: Activation) -> Sizes {
+    fn sizes(&self, heads: usize, activation: Activation) -> TowerConfig {
         let hidden = (self.mlp_ratio * self.width as f64) as usize;
-        Sizes { width: self.width, layers: self.layers, heads, hidden, eps: eps(), activation }
+        TowerConfig { width: self.width, layers: self.layers, heads, hidden, eps: eps(), activation }
     }
 }
 
 impl TransformersTower {
     /// With these for the width, the MLP's width and the heads where the file is silent; 12 layers, QuickGELU.
-    fn sizes(&self, [width, hidden, heads]: [usize; 3]) -> Result<Sizes> {
+    fn sizes(&self, [width, hidden, heads]: [usize; 3]) -> Result<TowerConfig> {
         let activation = match self.hidden_act.as_deref() {
             None | Some("quick_gelu") => Activation::QuickGelu,
             Some("gelu") => Activation::Gelu,
             Some(other) => bail!(Value, "clip config: expected activation `gelu` or `quick_gelu`, got `{other}`"),
         };
-        Ok(Sizes {
+        Ok(TowerConfig {
             width: self.hidden_size.unwrap_or(width),
             layers: self.num_hidden_layers.unwrap_or(12),
             heads: self.num_attention_heads.unwrap_or(heads),
@@ -144,7 +144,7 @@ impl TransformersTower {
     }
 }
 
-impl Config {
+impl ClipConfig {
     /// From `open_clip_config.json`, with how its images are prepared.
     pub fn open_clip(value: Value) -> Result<(Self, Preprocess)> {
         let file: OpenClipFile = serde_json::from_value(value).map_err(refused)?;
@@ -202,10 +202,10 @@ impl Config {
         let layers = |prefix: &str| {
             (0..).take_while(|i| w.has(&format!("{prefix}transformer.resblocks.{i}.ln_1.weight"))).count()
         };
-        let sizes = |prefix: &str, width: usize| -> Result<Sizes> {
+        let sizes = |prefix: &str, width: usize| -> Result<TowerConfig> {
             let hidden = shape(&format!("{prefix}transformer.resblocks.0.mlp.c_fc.weight"))?[0];
             let heads = width / if width == 1280 { 80 } else { 64 };
-            Ok(Sizes { width, layers: layers(prefix), heads, hidden, eps: eps(), activation: Activation::Gelu })
+            Ok(TowerConfig { width, layers: layers(prefix), heads, hidden, eps: eps(), activation: Activation::Gelu })
         };
         let (patches, projection) = (shape("visual.conv1.weight")?, shape("visual.proj")?);
         let (tokens, embedding) = (shape("visual.positional_embedding")?[0], shape("token_embedding.weight")?);
@@ -231,7 +231,7 @@ impl Config {
 
     fn open_clip_file(&self, pixels: &Preprocess) -> Value {
         let (v, t) = (&self.vision, &self.text);
-        let ratio = |z: &Sizes| z.hidden as f64 / z.width as f64;
+        let ratio = |z: &TowerConfig| z.hidden as f64 / z.width as f64;
         let interpolation = if matches!(pixels.filter, Filter::Bilinear { .. }) { "bilinear" } else { "bicubic" };
         json!({
             "model_cfg": {
@@ -248,7 +248,7 @@ impl Config {
     }
 
     fn transformers_file(&self) -> Value {
-        let tower = |z: &Sizes| {
+        let tower = |z: &TowerConfig| {
             let activation = if z.activation == Activation::QuickGelu { "quick_gelu" } else { "gelu" };
             json!({ "hidden_size": z.width, "intermediate_size": z.hidden, "num_hidden_layers": z.layers,
                 "num_attention_heads": z.heads, "hidden_act": activation, "layer_norm_eps": z.eps, "projection_dim": self.embed })
@@ -270,10 +270,10 @@ mod tests {
 
     #[test]
     fn what_a_config_leaves_out_is_the_default_of_its_library() {
-        let b32 = Config::transformers(json!({})).unwrap();
+        let b32 = ClipConfig::transformers(json!({})).unwrap();
         assert_eq!((b32.vision.width, b32.vision.heads, b32.patch, b32.text.width, b32.embed), (768, 12, 32, 512, 512));
         assert_eq!(b32.vision.activation, Activation::QuickGelu);
-        let (config, pixels) = Config::open_clip(json!({ "model_cfg": { "embed_dim": 1024,
+        let (config, pixels) = ClipConfig::open_clip(json!({ "model_cfg": { "embed_dim": 1024,
             "vision_cfg": { "image_size": 224, "layers": 32, "width": 1280, "head_width": 80, "patch_size": 14 },
             "text_cfg": { "context_length": 77, "vocab_size": 49408, "width": 1024, "heads": 16, "layers": 24 } } }))
         .unwrap();
@@ -282,8 +282,8 @@ mod tests {
         for config in [config, b32] {
             let (name, written) = config.file(&pixels);
             let read = match name {
-                "config.json" => Config::transformers(written).unwrap(),
-                _ => Config::open_clip(written).unwrap().0,
+                "config.json" => ClipConfig::transformers(written).unwrap(),
+                _ => ClipConfig::open_clip(written).unwrap().0,
             };
             assert_eq!(read, config);
         }
@@ -292,10 +292,10 @@ mod tests {
     #[test]
     fn unknown_choices_are_refused() {
         let act = json!({ "text_config": { "hidden_act": "relu" } });
-        assert!(Config::transformers(act).unwrap_err().message.contains("got `relu`"));
+        assert!(ClipConfig::transformers(act).unwrap_err().message.contains("got `relu`"));
         let tower = json!({ "width": 8, "layers": 1 });
         let file = json!({ "model_cfg": { "embed_dim": 4, "vision_cfg": tower, "text_cfg": tower },
             "preprocess_cfg": { "resize_mode": "longest" } });
-        assert!(Config::open_clip(file).unwrap_err().message.contains("got `longest`"));
+        assert!(ClipConfig::open_clip(file).unwrap_err().message.contains("got `longest`"));
     }
 }

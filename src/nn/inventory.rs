@@ -21,7 +21,7 @@ pub struct Model {
     pub name: String,
     /// Where it is published on the Hugging Face hub.
     pub repository: Option<String>,
-    pub place: Place,
+    pub place: Availability,
     /// The folder.
     pub path: Option<String>,
     pub files: Vec<File>,
@@ -30,7 +30,7 @@ pub struct Model {
 /// The kind of place where a model was found.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Place {
+pub enum Availability {
     Missing,
     Folder,
     Cache,
@@ -74,7 +74,7 @@ impl File {
 
 impl Model {
     /// What lies in a folder.
-    fn of_folder(name: &str, repository: Option<String>, place: Place, folder: &Folder) -> Self {
+    fn of_folder(name: &str, repository: Option<String>, place: Availability, folder: &Folder) -> Self {
         let mut files = Vec::new();
         collect(folder, "", DEPTH, &mut files);
         let path = folder.path().map(|path| path.display().to_string());
@@ -83,7 +83,7 @@ impl Model {
 
     fn missing(name: &str, repository: &str) -> Self {
         let repository = Some(repository.to_string());
-        Self { name: name.to_string(), repository, place: Place::Missing, path: None, files: Vec::new() }
+        Self { name: name.to_string(), repository, place: Availability::Missing, path: None, files: Vec::new() }
     }
 
     /// Bytes of the files whose hash is not known yet.
@@ -120,9 +120,9 @@ pub fn model(sources: &Sources, name: &str) -> Result<Model> {
         (Ok(folder), _) => {
             let cached = |path: &Path| path.parent().is_some_and(|p| p.ends_with("snapshots"));
             let place = match folder.path() {
-                None => Place::Embedded,
-                Some(path) if cached(path) => Place::Cache,
-                Some(_) => Place::Folder,
+                None => Availability::Embedded,
+                Some(path) if cached(path) => Availability::Cache,
+                Some(_) => Availability::Folder,
             };
             let repository = published.map(|(_, repository)| repository.to_string());
             Ok(Model::of_folder(name, repository, place, &folder))

@@ -3,7 +3,7 @@
 
 use crate::bail;
 use crate::error::{Error, Kind, Result};
-use crate::nn::archive::{Entry, byte_size, check_count};
+use crate::nn::archive::{TensorEntry, byte_size, check_count};
 use candle_core::pickle::{Object, Stack, TensorInfo};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Cursor, Read};
@@ -19,13 +19,13 @@ const MAX_PICKLE: u64 = 64 << 20;
 const LEGACY: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
 
 /// The tensors of a bare state dict, or of one under `ema`, `state_dict` or `model`, the first that is there.
-pub(super) fn entries(bytes: &[u8]) -> Result<BTreeMap<String, Entry>> {
+pub(super) fn entries(bytes: &[u8]) -> Result<BTreeMap<String, TensorEntry>> {
     let entries = if bytes.starts_with(LEGACY) { legacy(bytes)? } else { zipped(bytes)? };
     check_count(entries.len())?;
     Ok(entries)
 }
 
-fn zipped(bytes: &[u8]) -> Result<BTreeMap<String, Entry>> {
+fn zipped(bytes: &[u8]) -> Result<BTreeMap<String, TensorEntry>> {
     let mut zip = ZipArchive::new(Cursor::new(bytes)).map_err(|e| not_zip(&e))?;
     let Some(name) = zip.file_names().flatten().map(|n| n.into_owned()).find(|n| n.ends_with("data.pkl")) else {
         bail!(File, "expected a PyTorch file, got a zip file without `data.pkl`");
@@ -39,7 +39,7 @@ fn zipped(bytes: &[u8]) -> Result<BTreeMap<String, Entry>> {
 }
 
 /// Pickles of version, system, state dict and the keys of its storages, then each storage: how many numbers, and they.
-fn legacy(bytes: &[u8]) -> Result<BTreeMap<String, Entry>> {
+fn legacy(bytes: &[u8]) -> Result<BTreeMap<String, TensorEntry>> {
     let mut pickles = Cursor::new(&bytes[LEGACY.len()..bytes.len().min(MAX_PICKLE as usize)]);
     let (_version, _system) = (object(&mut pickles)?, object(&mut pickles)?);
     let (dict, keys) = (object(&mut pickles)?, object(&mut pickles)?);
@@ -86,8 +86,8 @@ fn object(pickle: &mut impl BufRead) -> Result<Object> {
 fn tensors(
     object: Object,
     folder: &str,
-    mut place: impl FnMut(&TensorInfo) -> Result<Entry>,
-) -> Result<BTreeMap<String, Entry>> {
+    mut place: impl FnMut(&TensorInfo) -> Result<TensorEntry>,
+) -> Result<BTreeMap<String, TensorEntry>> {
     let mut entries = BTreeMap::new();
     for (key, value) in state_dict(object)? {
         let name = key.clone().unicode().unwrap_or_default();
@@ -143,7 +143,7 @@ fn state_dict(object: Object) -> Result<Vec<(Object, Object)>> {
 }
 
 /// Where the bytes of a tensor lie in a zip file: PyTorch stores them uncompressed.
-fn stored(zip: &mut Zip, info: &TensorInfo) -> Result<Entry> {
+fn stored(zip: &mut Zip, info: &TensorInfo) -> Result<TensorEntry> {
     let data = zip.by_name(&info.path).map_err(|e| Error::new(Kind::File, format!("its data is missing ({e})")))?;
     if data.compression() != CompressionMethod::Stored {
         bail!(File, "its data is compressed"; hint: "save the file again with torch.save");
@@ -155,7 +155,7 @@ fn stored(zip: &mut Zip, info: &TensorInfo) -> Result<Entry> {
 }
 
 /// A tensor in a storage of `size` bytes that begins at `at`.
-fn entry(info: &TensorInfo, at: u64, size: u64) -> Result<Entry> {
+fn entry(info: &TensorInfo, at: u64, size: u64) -> Result<TensorEntry> {
     let (shape, start) = (info.layout.dims().to_vec(), info.layout.start_offset() as u64);
     let reversed = !info.layout.is_contiguous();
     if reversed && !info.layout.is_fortran_contiguous() {
@@ -163,7 +163,7 @@ fn entry(info: &TensorInfo, at: u64, size: u64) -> Result<Entry> {
     }
     let end = byte_size(&shape, info.dtype).and_then(|bytes| bytes.checked_add(start)).filter(|&end| end <= size);
     match end {
-        Some(end) => Ok(Entry { dtype: info.dtype, shape, begin: at + start, end: at + end, reversed }),
+        Some(end) => Ok(TensorEntry { dtype: info.dtype, shape, begin: at + start, end: at + end, reversed }),
         None => bail!(File, "shape {shape:?} needs more than the {size} bytes stored";
             hint: "the file is cut off; fetch it again"),
     }

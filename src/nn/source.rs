@@ -18,11 +18,11 @@ static ASSETS: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/assets");
 /// A folder of model files, read-only.
 #[derive(Clone, Debug)]
 pub struct Folder {
-    place: Place,
+    place: FolderRoot,
 }
 
 #[derive(Clone, Debug)]
-enum Place {
+enum FolderRoot {
     Disk(PathBuf),
     Embedded(&'static Dir<'static>),
 }
@@ -30,55 +30,57 @@ enum Place {
 impl Folder {
     /// A folder on disk.
     pub fn disk(path: impl Into<PathBuf>) -> Self {
-        Self { place: Place::Disk(path.into()) }
+        Self { place: FolderRoot::Disk(path.into()) }
     }
 
     /// A folder of the embedded assets such as `tiny/flux2`.
     pub fn embedded(name: &str) -> Option<Self> {
-        ASSETS.get_dir(name).map(|dir| Self { place: Place::Embedded(dir) })
+        ASSETS.get_dir(name).map(|dir| Self { place: FolderRoot::Embedded(dir) })
     }
 
     /// Where it is, for messages.
     pub fn origin(&self) -> String {
         match &self.place {
-            Place::Disk(path) => path.display().to_string(),
-            Place::Embedded(dir) => format!("embedded {}", dir.path().display()),
+            FolderRoot::Disk(path) => path.display().to_string(),
+            FolderRoot::Embedded(dir) => format!("embedded {}", dir.path().display()),
         }
     }
 
     /// The path of a folder on disk.
     pub fn path(&self) -> Option<&Path> {
         match &self.place {
-            Place::Disk(path) => Some(path),
-            Place::Embedded(_) => None,
+            FolderRoot::Disk(path) => Some(path),
+            FolderRoot::Embedded(_) => None,
         }
     }
 
     pub fn sub(&self, name: &str) -> Result<Self> {
         let found = match &self.place {
-            Place::Disk(path) => Some(path.join(name)).filter(|path| path.is_dir()).map(Self::disk),
-            Place::Embedded(dir) => dir.get_dir(dir.path().join(name)).map(|dir| Self { place: Place::Embedded(dir) }),
+            FolderRoot::Disk(path) => Some(path.join(name)).filter(|path| path.is_dir()).map(Self::disk),
+            FolderRoot::Embedded(dir) => {
+                dir.get_dir(dir.path().join(name)).map(|dir| Self { place: FolderRoot::Embedded(dir) })
+            }
         };
         found.ok_or_else(|| self.lacks(name))
     }
 
     pub fn has(&self, name: &str) -> bool {
         match &self.place {
-            Place::Disk(path) => path.join(name).exists(),
-            Place::Embedded(dir) => dir.contains(dir.path().join(name)),
+            FolderRoot::Disk(path) => path.join(name).exists(),
+            FolderRoot::Embedded(dir) => dir.contains(dir.path().join(name)),
         }
     }
 
     /// Names of the files and folders in it, in order.
     pub fn names(&self) -> BTreeSet<String> {
         match &self.place {
-            Place::Disk(path) => path
+            FolderRoot::Disk(path) => path
                 .read_dir()
                 .into_iter()
                 .flatten()
                 .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
                 .collect(),
-            Place::Embedded(dir) => {
+            FolderRoot::Embedded(dir) => {
                 dir.entries().iter().filter_map(|e| Some(e.path().file_name()?.to_str()?.to_string())).collect()
             }
         }
@@ -86,8 +88,8 @@ impl Folder {
 
     pub fn bytes(&self, name: &str) -> Result<Cow<'static, [u8]>> {
         match &self.place {
-            Place::Disk(path) => std::fs::read(path.join(name)).map(Cow::Owned).map_err(|_| self.lacks(name)),
-            Place::Embedded(dir) => match dir.get_file(dir.path().join(name)) {
+            FolderRoot::Disk(path) => std::fs::read(path.join(name)).map(Cow::Owned).map_err(|_| self.lacks(name)),
+            FolderRoot::Embedded(dir) => match dir.get_file(dir.path().join(name)) {
                 Some(file) => Ok(Cow::Borrowed(file.contents())),
                 None => Err(self.lacks(name)),
             },
@@ -102,7 +104,7 @@ impl Folder {
 
     pub fn archive(&self, name: &str) -> Result<Archive> {
         match (&self.place, self.bytes_if_embedded(name)) {
-            (Place::Disk(path), _) if path.join(name).is_file() => Archive::open(&path.join(name)),
+            (FolderRoot::Disk(path), _) if path.join(name).is_file() => Archive::open(&path.join(name)),
             (_, Some(bytes)) => Archive::embedded(&format!("{}/{name}", self.origin()), bytes),
             _ => Err(self.lacks(name)),
         }
@@ -110,7 +112,7 @@ impl Folder {
 
     /// SHA-256 of a file, where it costs nothing: of what is embedded, and in the Hugging Face cache, whose blobs are named by it.
     pub fn known_hash(&self, name: &str) -> Option<String> {
-        let Place::Disk(folder) = &self.place else {
+        let FolderRoot::Disk(folder) = &self.place else {
             return self.bytes(name).ok().map(|bytes| digest::hash(&bytes));
         };
         let blob =
@@ -131,8 +133,8 @@ impl Folder {
 
     fn bytes_if_embedded(&self, name: &str) -> Option<&'static [u8]> {
         match &self.place {
-            Place::Disk(_) => None,
-            Place::Embedded(dir) => dir.get_file(dir.path().join(name)).map(|file| file.contents()),
+            FolderRoot::Disk(_) => None,
+            FolderRoot::Embedded(dir) => dir.get_file(dir.path().join(name)).map(|file| file.contents()),
         }
     }
 

@@ -88,7 +88,7 @@ pub enum Activation {
 
 /// Sizes of a tower of blocks.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Sizes {
+pub struct TowerConfig {
     pub width: usize,
     pub layers: usize,
     pub heads: usize,
@@ -98,7 +98,7 @@ pub struct Sizes {
     pub activation: Activation,
 }
 
-impl Sizes {
+impl TowerConfig {
     pub fn check(&self) -> Result<()> {
         if self.heads == 0 || self.width == 0 || !self.width.is_multiple_of(self.heads) {
             bail!(Value, "transformer: expected a width divisible by the heads, got {} by {}", self.width, self.heads);
@@ -137,7 +137,7 @@ pub struct Block {
 }
 
 impl Block {
-    pub fn new(w: &Weights, z: &Sizes, names: &Names) -> Result<Self> {
+    pub fn new(w: &Weights, z: &TowerConfig, names: &Names) -> Result<Self> {
         let (d, hidden) = (z.width, z.hidden);
         // open_clip's beginnings: residual branches shrink with depth
         let attention = (d as f64).powf(-0.5);
@@ -160,7 +160,7 @@ impl Block {
     }
 
     /// All blocks of a tower.
-    pub fn tower(w: &Weights, z: &Sizes, names: &Names) -> Result<Vec<Self>> {
+    pub fn tower(w: &Weights, z: &TowerConfig, names: &Names) -> Result<Vec<Self>> {
         z.check()?;
         (0..z.layers).map(|i| Self::new(&w.pp(names.blocks).pp(i), z, names)).collect()
     }
@@ -202,7 +202,7 @@ pub struct Vit {
 
 impl Vit {
     /// For square images of side `image_size`, cut into squares of side `patch`.
-    pub fn new(w: &Weights, image_size: usize, patch: usize, z: &Sizes, names: &Names) -> Result<Self> {
+    pub fn new(w: &Weights, image_size: usize, patch: usize, z: &TowerConfig, names: &Names) -> Result<Self> {
         if patch == 0 || image_size == 0 || !image_size.is_multiple_of(patch) {
             bail!(
                 Value,

@@ -46,7 +46,7 @@ enum Source {
     /// Makes what is asked for; one stream per name. With a deviation, every matrix is normal with it, whatever its beginning.
     Random(Rng, Option<f64>),
     /// Shapes only: of these files, or whatever is asked for. Tensors are broadcast zeros and hold no memory.
-    Hollow(Option<Arc<Stored>>, Arc<Trace>),
+    Meta(Option<Arc<Stored>>, Arc<Trace>),
 }
 
 /// Open files, and by the name a model uses: which file, the name there, and the piece.
@@ -58,14 +58,14 @@ struct Stored {
 impl Source {
     fn stored(&self) -> Option<&Stored> {
         match self {
-            Self::Files(stored) | Self::Hollow(Some(stored), _) => Some(stored),
+            Self::Files(stored) | Self::Meta(Some(stored), _) => Some(stored),
             _ => None,
         }
     }
 
     /// The source once all tensors were taken from it.
     fn drained(&self) -> Self {
-        if let Self::Hollow(..) = self { self.clone() } else { Self::Memory }
+        if let Self::Meta(..) = self { self.clone() } else { Self::Memory }
     }
 }
 
@@ -85,11 +85,11 @@ struct Shared {
     device: Device,
     /// Low-rank changes by module name; see [`crate::nn::linear`].
     adapters: BTreeMap<String, Lora>,
-    state: Mutex<State>,
+    state: Mutex<WeightsState>,
 }
 
 #[derive(Clone, Default)]
-pub(super) struct State {
+pub(super) struct WeightsState {
     tensors: BTreeMap<String, Tensor>,
     used: BTreeSet<String>,
     /// Shapes a model asked for, by full name.
@@ -144,50 +144,50 @@ impl Weights {
     }
 
     /// Shapes without numbers, counted by `trace`: whatever a model asks for is there.
-    pub fn outline(dtype: DType, trace: &Arc<Trace>) -> Self {
-        Self::new("an outline", Source::Hollow(None, trace.clone()), dtype, &Device::Cpu)
+    pub fn meta(dtype: DType, trace: &Arc<Trace>) -> Self {
+        Self::new("meta weights", Source::Meta(None, trace.clone()), dtype, &Device::Cpu)
     }
 
     /// The same names and shapes without numbers; nothing is read.
-    pub fn hollow(&self) -> Self {
+    pub fn to_meta(&self) -> Self {
         self.traced(&Trace::new(false))
     }
 
-    /// [`Weights::hollow`], whose memory and work `trace` counts.
+    /// [`Weights::to_meta`], whose memory and work `trace` counts.
     pub fn traced(&self, trace: &Arc<Trace>) -> Self {
         let source = match &self.shared.source {
-            Source::Files(stored) => Source::Hollow(Some(stored.clone()), trace.clone()),
-            Source::Random(..) => Source::Hollow(None, trace.clone()),
+            Source::Files(stored) => Source::Meta(Some(stored.clone()), trace.clone()),
+            Source::Random(..) => Source::Meta(None, trace.clone()),
             other => other.clone(),
         };
-        let hollow = Self::new(self.origin(), source, self.dtype(), &Device::Cpu);
-        hollow.state().tensors = self.state().tensors.clone();
-        hollow
+        let meta = Self::new(self.origin(), source, self.dtype(), &Device::Cpu);
+        meta.state().tensors = self.state().tensors.clone();
+        meta
     }
 
     /// Refuses files that do not hold exactly the tensors `build` asks for, by their headers alone.
     pub fn verify<M>(&self, build: impl FnOnce(&Weights) -> Result<M>) -> Result<()> {
-        let hollow = self.hollow();
-        build(&hollow)?;
-        hollow.finish()
+        let meta = self.to_meta();
+        build(&meta)?;
+        meta.finish()
     }
 
     /// A parameter that begins as `x`, without numbers where these weights have none.
     pub fn parameter(&self, x: &Tensor) -> Result<Tensor> {
         match &self.shared.source {
-            Source::Hollow(_, trace) => Tensor::meta(x.shape(), x.dtype(), trace)?.variable(),
+            Source::Meta(_, trace) => Tensor::meta(x.shape(), x.dtype(), trace)?.variable(),
             _ => x.variable(),
         }
     }
 
     /// What counts these weights, where they have shapes and no numbers.
     pub fn trace(&self) -> Option<&Arc<Trace>> {
-        if let Source::Hollow(_, trace) = &self.shared.source { Some(trace) } else { None }
+        if let Source::Meta(_, trace) = &self.shared.source { Some(trace) } else { None }
     }
 
     /// Whether tensors have shapes and no numbers.
-    pub fn is_hollow(&self) -> bool {
-        matches!(self.shared.source, Source::Hollow(..))
+    pub fn is_meta(&self) -> bool {
+        matches!(self.shared.source, Source::Meta(..))
     }
 
     /// How many numbers of those that models asked for have names that are `chosen`.
@@ -284,7 +284,7 @@ impl Weights {
         }
     }
 
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, WeightsState> {
         self.shared.state.lock()
     }
 
@@ -323,7 +323,7 @@ impl Weights {
                 self.state().tensors.insert(full.clone(), tensor.clone());
                 tensor
             }
-            (None, Source::Hollow(None, trace)) => {
+            (None, Source::Meta(None, trace)) => {
                 let tensor = Tensor::meta(shape, self.dtype(), trace)?;
                 self.state().tensors.insert(full.clone(), tensor.clone());
                 tensor
@@ -357,7 +357,7 @@ impl Weights {
             bail!(Dtype, "{}: tensor `{name}` must be of type f32, f64, bf16 or f16, got {}", archive.origin(), dtype.as_str();
                 hint: "quantised files are not read; take the bf16 file");
         }
-        if let Source::Hollow(_, trace) = &shared.source {
+        if let Source::Meta(_, trace) = &shared.source {
             let tensor = Tensor::meta(&piece.shape[..], shared.dtype, trace)?;
             self.state().tensors.insert(full.to_string(), tensor.clone());
             return Ok(tensor);
@@ -382,9 +382,9 @@ impl Weights {
         if !self.state().tensors.is_empty() {
             return build(self); // most of it is there
         }
-        let hollow = self.hollow();
-        build(&hollow)?;
-        let asked: Vec<String> = hollow.state().asked.keys().cloned().collect();
+        let meta = self.to_meta();
+        build(&meta)?;
+        let asked: Vec<String> = meta.state().asked.keys().cloned().collect();
         let size = |name: &String| {
             let numbers = stored.pieces.get(name)?.2.shape.iter().product::<usize>();
             Some((numbers * stored.dtype(name)?.size_in_bytes()) as u64)
@@ -437,7 +437,7 @@ impl Weights {
 
     /// These weights with other tensors and adapters.
     fn replaced(&self, tensors: BTreeMap<String, Tensor>, adapters: BTreeMap<String, Lora>) -> Result<Self> {
-        let state = Mutex::new(State { tensors, ..self.state().clone() });
+        let state = Mutex::new(WeightsState { tensors, ..self.state().clone() });
         let shared = Shared { source: self.shared.source.drained(), adapters, state, ..self.shared.copy() };
         Ok(Self { shared: Arc::new(shared), prefix: self.prefix.clone() })
     }

@@ -2,7 +2,7 @@
 
 use super::param::{Params, overwrite};
 use super::schedule::Schedule;
-use super::update::{Update, sums_of_squares};
+use super::step::{AdamWStep, sums_of_squares};
 use crate::bail;
 use crate::error::{Kind, Result};
 use crate::profile::phase;
@@ -111,7 +111,7 @@ impl AdamW {
             Some(limit) if norm > limit => limit / norm,
             _ => 1.0,
         };
-        let update = Update::new(&self.options, self.step, scale);
+        let update = AdamWStep::new(&self.options, self.step, scale);
         for (i, (_, var)) in self.params.iter().enumerate() {
             update.apply(var, &gradients[i], &self.first[i], &self.second[i])?;
         }

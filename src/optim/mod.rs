@@ -4,7 +4,7 @@ mod adamw;
 mod ema;
 mod param;
 mod schedule;
-mod update;
+mod step;
 
 pub use adamw::{AdamW, OptimizerOptions, StepReport};
 pub use ema::Ema;

@@ -8,10 +8,10 @@ use crate::nn::module::Module;
 use crate::nn::opener::{Found, Takes, field};
 use crate::nn::source::Folder;
 use crate::nn::weights::Weights;
+use crate::reward::clip_encoder::{self, ClipEncoder};
 use crate::reward::head::Head;
 use crate::reward::open::{ANTIALIAS, CROP, Opener, Opening, RESIZE, TOKENIZER};
-use crate::reward::trunk::{self, Trunk};
-use crate::reward::{Batch, Judge, Reward};
+use crate::reward::{Batch, Reward, RewardModel};
 use crate::tensor::{DType, Rng, Tensor, op};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -41,7 +41,7 @@ pub(super) fn recognises(found: &Found) -> bool {
     !super::imagereward::recognises(found) && found.any(|name| name.contains("linearMSE") || name == FILES[2])
 }
 
-fn open(opening: &Opening) -> Result<Judge> {
+fn open(opening: &Opening) -> Result<RewardModel> {
     let (name, folder) = (&opening.found.name, opening.found.home()?);
     let file = head_file(folder, opening.weights().as_deref())?;
     let given = opening.option::<String>("clip")?;
@@ -49,8 +49,8 @@ fn open(opening: &Opening) -> Result<Judge> {
     let clip = given.or(opening.own.clip.clone()).unwrap_or(CLIP.into());
     let place = opening.sources.find(&clip);
     let place = if is_given { place } else { place.map_err(|e| e.hint("say where its CLIP is with `clip: folder`")) }?;
-    let trunk = opening.trunk(&clip, &place, &trunk::Choices { weights: None, ..opening.clip()? })?;
-    Ok(Judge::new(Aesthetic::open(name, folder, &file, trunk)?))
+    let encoder = opening.encoder(&clip, &place, &clip_encoder::ClipOptions { weights: None, ..opening.clip()? })?;
+    Ok(RewardModel::new(Aesthetic::open(name, folder, &file, encoder)?))
 }
 
 fn head_file(folder: &Folder, given: Option<&str>) -> Result<String> {
@@ -66,18 +66,18 @@ fn head_file(folder: &Folder, given: Option<&str>) -> Result<String> {
 }
 
 /// A random head on the CLIP of another reward.
-pub fn on(judge: &dyn Reward, hidden: [usize; 4], rng: &Rng) -> Result<Judge> {
-    let Some(trunk) = judge.trunk() else {
-        bail!(Value, "aesthetic_reward: {} has no CLIP", judge.describe(); hint: "give a reward such as `reward(\"tiny/clip\")`");
+pub fn on(reward_model: &dyn Reward, hidden: [usize; 4], rng: &Rng) -> Result<RewardModel> {
+    let Some(encoder) = reward_model.encoder() else {
+        bail!(Value, "aesthetic_reward: {} has no CLIP", reward_model.describe(); hint: "give a reward such as `reward(\"tiny/clip\")`");
     };
-    Ok(Judge::new(Aesthetic::random(Arc::clone(trunk), hidden, rng)?))
+    Ok(RewardModel::new(Aesthetic::random(Arc::clone(encoder), hidden, rng)?))
 }
 
 pub struct Aesthetic {
     name: String,
     file: Option<(Folder, String)>,
     hash: OnceLock<Option<String>>,
-    trunk: Arc<Trunk>,
+    encoder: Arc<ClipEncoder>,
     head: Head,
     weights: Weights,
     hidden: [usize; 4],
@@ -85,40 +85,40 @@ pub struct Aesthetic {
 
 impl Aesthetic {
     /// The head in `file`, whose tensors may stand behind `mlp.`.
-    pub fn open(name: &str, folder: &Folder, file: &str, trunk: Arc<Trunk>) -> Result<Self> {
-        let weights = Weights::open(vec![folder.archive(file)?], DType::F32, trunk.clip.device())?;
-        let weights = trunk.weights.trace().map_or_else(|| weights.clone(), |trace| weights.traced(trace));
+    pub fn open(name: &str, folder: &Folder, file: &str, encoder: Arc<ClipEncoder>) -> Result<Self> {
+        let weights = Weights::open(vec![folder.archive(file)?], DType::F32, encoder.clip.device())?;
+        let weights = encoder.weights.trace().map_or_else(|| weights.clone(), |trace| weights.traced(trace));
         let weights = if weights.has("mlp.layers.0.weight") { weights.pp("mlp") } else { weights };
         let file = Some((folder.clone(), file.to_string()));
-        Ok(Self { file, ..Self::new(name, weights, trunk, super::head::HIDDEN)? })
+        Ok(Self { file, ..Self::new(name, weights, encoder, super::head::HIDDEN)? })
     }
 
     /// A random head of these widths on a frozen CLIP, to be trained.
-    pub fn random(trunk: Arc<Trunk>, hidden: [usize; 4], rng: &Rng) -> Result<Self> {
-        let weights = Weights::random(rng, trunk.clip.dtype(), trunk.clip.device());
-        Self::new("random", weights, trunk, hidden)
+    pub fn random(encoder: Arc<ClipEncoder>, hidden: [usize; 4], rng: &Rng) -> Result<Self> {
+        let weights = Weights::random(rng, encoder.clip.dtype(), encoder.clip.device());
+        Self::new("random", weights, encoder, hidden)
     }
 
-    fn new(name: &str, weights: Weights, trunk: Arc<Trunk>, hidden: [usize; 4]) -> Result<Self> {
-        let width = trunk.clip.config.embed;
+    fn new(name: &str, weights: Weights, encoder: Arc<ClipEncoder>, hidden: [usize; 4]) -> Result<Self> {
+        let width = encoder.clip.config.embed;
         if let Some(&[_, stored]) = weights.shape("layers.0.weight").as_deref().filter(|shape| shape[1] != width) {
-            bail!(Shape, "reward: the head of {name} reads {stored} features, the CLIP {} gives {width}", trunk.name;
+            bail!(Shape, "reward: the head of {name} reads {stored} features, the CLIP {} gives {width}", encoder.name;
                 hint: "say which CLIP it was trained on with `clip: name`");
         }
         let head = Head::new(&weights, width, hidden)?;
         weights.finish()?;
-        Ok(Self { name: name.into(), file: None, hash: OnceLock::new(), trunk, head, weights, hidden })
+        Ok(Self { name: name.into(), file: None, hash: OnceLock::new(), encoder, head, weights, hidden })
     }
 }
 
 impl Reward for Aesthetic {
     fn compute(&self, batch: &Batch) -> Result<Tensor> {
-        let features = self.trunk.image_rows(batch)?;
+        let features = self.encoder.image_rows(batch)?;
         op::cast(&self.head.forward(&features)?, batch.images.dtype())
     }
 
-    fn trunk(&self) -> Option<&Arc<Trunk>> {
-        Some(&self.trunk)
+    fn encoder(&self) -> Option<&Arc<ClipEncoder>> {
+        Some(&self.encoder)
     }
 
     fn describe(&self) -> String {
@@ -128,21 +128,21 @@ impl Reward for Aesthetic {
     fn details(&self) -> String {
         let hash = self.hash.get_or_init(|| self.file.as_ref().and_then(|(folder, file)| folder.hash(file)));
         let hash = hash.as_ref().map_or(String::new(), |hash| format!(": sha256 {}", &hash[..12]));
-        format!("{}{hash}, on {} ({})", self.describe(), self.trunk.name, self.trunk.details())
+        format!("{}{hash}, on {} ({})", self.describe(), self.encoder.name, self.encoder.details())
     }
 
-    fn module(&self) -> Option<&dyn Module<Trained = Judge>> {
+    fn module(&self) -> Option<&dyn Module<Trained = RewardModel>> {
         Some(self)
     }
 }
 
 impl Module for Aesthetic {
-    type Trained = Judge;
+    type Trained = RewardModel;
 
     /// The head is trained; the CLIP stays as it is.
-    fn trainable(&self) -> Result<Judge> {
+    fn trainable(&self) -> Result<RewardModel> {
         let weights = self.weights.trainable(|_| true)?;
-        Ok(Judge::new(Self::new(&self.name, weights, self.trunk.clone(), self.hidden)?))
+        Ok(RewardModel::new(Self::new(&self.name, weights, self.encoder.clone(), self.hidden)?))
     }
 
     fn params(&self) -> Vec<(String, Tensor)> {
@@ -150,7 +150,7 @@ impl Module for Aesthetic {
     }
 
     fn parts(&self) -> Result<Vec<Part>> {
-        Ok(vec![self.trunk.part(), Part::of(&format!("{}: head", self.name), &self.weights)])
+        Ok(vec![self.encoder.part(), Part::of(&format!("{}: head", self.name), &self.weights)])
     }
 
     /// The head alone, and the name of its CLIP.
@@ -158,7 +158,7 @@ impl Module for Aesthetic {
         let refused = |e: std::io::Error| Error::new(Kind::File, format!("{}: {e}", folder.display()));
         std::fs::create_dir_all(folder).map_err(refused)?;
         self.weights.save(&folder.join(FILES[2]), dtype)?;
-        let own = serde_json::json!({ "reward": "aesthetic", "clip": self.trunk.name });
+        let own = serde_json::json!({ "reward": "aesthetic", "clip": self.encoder.name });
         write_whole(&folder.join("amscript.json"), format!("{own:#}\n").as_bytes()).map_err(refused)
     }
 }

@@ -1,8 +1,8 @@
-//! What one call of scoring sees, and what rewards with one trunk share during it.
+//! What one call of scoring sees, and what rewards with one encoder share during it.
 
 use crate::bail;
 use crate::error::Result;
-use crate::tensor::check::verify;
+use crate::tensor::check::require;
 use crate::tensor::{DType, Tensor};
 use parking_lot::Mutex;
 use std::sync::OnceLock;
@@ -49,7 +49,7 @@ impl<'a> Batch<'a> {
             return Ok(());
         }
         let images = self.images.constant().to_dtype(DType::F32)?;
-        verify(&Tensor::stack(&[images.min_all()?, images.max_all()?], 0)?, |ends| {
+        require(&Tensor::stack(&[images.min_all()?, images.max_all()?], 0)?, |ends| {
             let (low, high) = (ends[0] as f32, ends[1] as f32);
             if low < -0.01 || high > 1.01 {
                 bail!(Value, "score: images must lie in [0, 1], got values from {low} to {high}";
@@ -61,14 +61,14 @@ impl<'a> Batch<'a> {
         Ok(())
     }
 
-    /// Features of the images, computed once for all rewards with the same `trunk` (any number that is its own).
-    pub fn features(&self, trunk: usize, compute: impl FnOnce() -> Result<Tensor>) -> Result<Tensor> {
+    /// Features of the images, computed once for all rewards with the same `encoder` (any number that is its own).
+    pub fn features(&self, encoder: usize, compute: impl FnOnce() -> Result<Tensor>) -> Result<Tensor> {
         let mut known = self.features.lock();
-        if let Some((_, features)) = known.iter().find(|(owner, _)| *owner == trunk) {
+        if let Some((_, features)) = known.iter().find(|(owner, _)| *owner == encoder) {
             return Ok(features.clone());
         }
         let features = compute()?;
-        known.push((trunk, features.clone()));
+        known.push((encoder, features.clone()));
         Ok(features)
     }
 }

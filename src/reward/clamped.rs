@@ -25,7 +25,7 @@ impl Clamped {
 
 impl Reward for Clamped {
     fn compute(&self, batch: &Batch) -> Result<Tensor> {
-        let scores = self.inner.judge(batch)?;
+        let scores = self.inner.score_batch(batch)?;
         // a product with 0 or 1 has the gradient of what is inside, also on candle's own ops
         let inside = (scores.gt(self.low)? * scores.lt(self.high)?)?.to_dtype(scores.dtype())?;
         let held = scores.constant().clamp(self.low, self.high)?;

@@ -10,12 +10,12 @@ use crate::nn::opener::Found;
 use crate::nn::preprocess::Preprocess;
 use crate::nn::source::{Folder, Sources};
 use crate::nn::tokenizer::Tokenizer;
-use crate::nn::vit::{Activation, Sizes, TIMM, Vit};
+use crate::nn::vit::{Activation, TIMM, TowerConfig, Vit};
 use crate::nn::weights::Weights;
+use crate::reward::clip_encoder::ClipOptions;
 use crate::reward::head::{HIDDEN, Head};
 use crate::reward::open::{ANTIALIAS, CROP, Opener, Opening, RESIZE, TOKENIZER};
-use crate::reward::trunk::Choices;
-use crate::reward::{Batch, Judge, Reward};
+use crate::reward::{Batch, Reward, RewardModel};
 use crate::tensor::{DType, Device, Rng, Tensor, op};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -44,11 +44,11 @@ pub(super) fn recognises(found: &Found) -> bool {
     found.any(|name| name.starts_with("ImageReward"))
 }
 
-fn open(opening: &Opening) -> Result<Judge> {
+fn open(opening: &Opening) -> Result<RewardModel> {
     let (name, folder, vocabulary) = (&opening.found.name, opening.found.home()?, opening.tokenizer()?);
     let choices = opening.clip()?;
     let reward = ImageReward::open(name, folder, vocabulary.as_ref(), &choices, opening.sources, opening.device)?;
-    Ok(Judge::new(reward))
+    Ok(RewardModel::new(reward))
 }
 
 /// `vit_config.json`, the sizes of the image tower, which the published file leaves to its code.
@@ -67,26 +67,30 @@ impl VitConfig {
         Self { image_size: 224, patch_size: 16, width: 1024, layers: 24, heads: 16 }
     }
 
-    fn sizes(&self) -> Sizes {
+    fn sizes(&self) -> TowerConfig {
         let (width, layers, heads) = (self.width, self.layers, self.heads);
-        Sizes { width, layers, heads, hidden: 4 * width, eps: 1e-6, activation: Activation::Gelu }
+        TowerConfig { width, layers, heads, hidden: 4 * width, eps: 1e-6, activation: Activation::Gelu }
     }
 }
 
 /// Sizes of the parts.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Config {
+pub struct ImageRewardConfig {
     pub vit: VitConfig,
-    pub bert: bert::Config,
+    pub bert: bert::BertConfig,
     pub hidden: [usize; 4],
 }
 
-impl Config {
+impl ImageRewardConfig {
     /// What a folder says, else the published sizes.
     fn read(folder: &Folder) -> Result<Self> {
         Ok(Self {
             vit: if folder.has("vit_config.json") { folder.json("vit_config.json")? } else { VitConfig::vit_l_16() },
-            bert: if folder.has("med_config.json") { folder.json("med_config.json")? } else { bert::Config::base() },
+            bert: if folder.has("med_config.json") {
+                folder.json("med_config.json")?
+            } else {
+                bert::BertConfig::base()
+            },
             hidden: HIDDEN,
         })
     }
@@ -97,7 +101,7 @@ pub struct ImageReward {
     name: String,
     file: Option<(Folder, String)>,
     hash: OnceLock<Option<String>>,
-    config: Config,
+    config: ImageRewardConfig,
     preprocess: Preprocess,
     vit: Vit,
     bert: Bert,
@@ -113,7 +117,7 @@ impl ImageReward {
         name: &str,
         folder: &Folder,
         vocabulary: Option<&Folder>,
-        choices: &Choices,
+        choices: &ClipOptions,
         sources: &Sources,
         device: &Device,
     ) -> Result<Self> {
@@ -125,7 +129,7 @@ impl ImageReward {
         };
         let weights = Weights::open(vec![folder.archive(&file)?], DType::F32, device)?;
         let weights = choices.trace.as_ref().map_or_else(|| weights.clone(), |trace| weights.traced(trace));
-        let config = Config::read(folder)?;
+        let config = ImageRewardConfig::read(folder)?;
         let preprocess = Preprocess::clip(config.vit.image_size).with(
             choices.resize.as_deref(),
             choices.antialias,
@@ -140,13 +144,13 @@ impl ImageReward {
     }
 
     /// A random one with a tokenizer made for `texts`, to be trained; the vocabulary's size is set to the tokenizer's.
-    pub fn random(texts: &[String], mut config: Config, rng: &Rng, device: &Device) -> Result<Self> {
+    pub fn random(texts: &[String], mut config: ImageRewardConfig, rng: &Rng, device: &Device) -> Result<Self> {
         let tokenizer = Tokenizer::train_bert(texts)?;
         config.bert.vocab_size = tokenizer.size();
         Self::new("random image reward", Weights::random(rng, DType::F32, device), config, Arc::new(tokenizer))
     }
 
-    fn new(name: &str, weights: Weights, mut config: Config, tokenizer: Arc<Tokenizer>) -> Result<Self> {
+    fn new(name: &str, weights: Weights, mut config: ImageRewardConfig, tokenizer: Arc<Tokenizer>) -> Result<Self> {
         let (held, known) = (tokenizer.size(), config.bert.vocab_size);
         if held > known {
             bail!(Value, "reward: the tokenizer has {held} tokens, the model {known}");
@@ -185,18 +189,18 @@ impl ImageReward {
     }
 
     /// Rewards `[b k]` of pixels `[b, 3, size, size]`: k texts in a row belong to one image.
-    fn judged(&self, pixels: &Tensor, texts: &[Vec<u32>]) -> Result<Tensor> {
+    fn scores(&self, pixels: &Tensor, texts: &[Vec<u32>]) -> Result<Tensor> {
         let image = self.vit.normed(&self.vit.tokens(pixels)?)?;
         let scores = self.head.forward(&self.bert.first_states(texts, &image)?)?;
         scores.affine(1.0 / DEVIATION, -MEAN / DEVIATION)
     }
 
-    /// Rewards `[b k]` of images `[b, 3, h, w]` in `[0, 1]` for texts in the order of [`ImageReward::judged`].
+    /// Rewards `[b k]` of images `[b, 3, h, w]` in `[0, 1]` for texts in the order of [`ImageReward::scores`].
     fn rewards(&self, batch: &Batch, texts: &[Vec<u32>]) -> Result<Tensor> {
         batch.check_range()?;
         let images = batch.images;
         let pixels = self.preprocess.apply(&op::cast(images, self.weights.dtype())?)?;
-        op::cast(&self.judged(&pixels, texts)?, images.dtype())
+        op::cast(&self.scores(&pixels, texts)?, images.dtype())
     }
 }
 
@@ -238,18 +242,18 @@ impl Reward for ImageReward {
         format!("{}: {hash}{}", self.describe(), self.preprocess.describe())
     }
 
-    fn module(&self) -> Option<&dyn Module<Trained = Judge>> {
+    fn module(&self) -> Option<&dyn Module<Trained = RewardModel>> {
         Some(self)
     }
 }
 
 impl Module for ImageReward {
-    type Trained = Judge;
+    type Trained = RewardModel;
 
-    fn trainable(&self) -> Result<Judge> {
+    fn trainable(&self) -> Result<RewardModel> {
         let weights = self.weights.trainable(|_| true)?;
         let fresh = Self::new(&self.name, weights, self.config.clone(), self.tokenizer.clone())?;
-        Ok(Judge::new(Self { preprocess: self.preprocess, ..fresh }))
+        Ok(RewardModel::new(Self { preprocess: self.preprocess, ..fresh }))
     }
 
     fn params(&self) -> Vec<(String, Tensor)> {
@@ -301,7 +305,7 @@ mod tests {
 
     fn opened(folder: &Path) -> Result<ImageReward> {
         let folder = Folder::disk(folder);
-        ImageReward::open("x", &folder, None, &Choices::default(), &Sources::default(), &Device::Cpu)
+        ImageReward::open("x", &folder, None, &ClipOptions::default(), &Sources::default(), &Device::Cpu)
     }
 
     /// Case `imagereward`: the published layout, values and gradients from the image-reward package.
@@ -309,7 +313,9 @@ mod tests {
     fn golden_tokens_states_rewards_and_gradients() {
         let weights = Weights::load(&golden().join("ImageReward.pt"), DType::F32, &Device::Cpu).unwrap();
         let tokenizer = Arc::new(Tokenizer::train_bert(&captions()).unwrap());
-        let reward = ImageReward::new("x", weights, Config::read(&Folder::disk(golden())).unwrap(), tokenizer).unwrap();
+        let reward =
+            ImageReward::new("x", weights, ImageRewardConfig::read(&Folder::disk(golden())).unwrap(), tokenizer)
+                .unwrap();
         let golden: HashMap<String, Tensor> =
             crate::tensor::file::load(golden().join("expected.safetensors"), &Device::Cpu).unwrap();
         let (ids, mask) =
@@ -323,35 +329,35 @@ mod tests {
         assert_near(&image, &golden["out.image_tokens"], 2e-5);
         let states = reward.bert.first_states(&texts, &image).unwrap();
         assert_near(&states, &golden["out.text_state"], 2e-5);
-        assert_near(&reward.judged(pixels, &texts).unwrap(), &golden["out.reward"], 2e-5);
-        let (_, gradient) = value_and_grad(|x| Ok(reward.judged(x, &texts)?.sum_all()?), pixels).unwrap();
+        assert_near(&reward.scores(pixels, &texts).unwrap(), &golden["out.reward"], 2e-5);
+        let (_, gradient) = value_and_grad(|x| Ok(reward.scores(x, &texts)?.sum_all()?), pixels).unwrap();
         assert_near(&gradient, &golden["out.pixels_grad"], 1e-4 * largest(&golden["out.pixels_grad"]));
-        let whole = |x: &Tensor| reward.judged(&reward.preprocess.apply(x)?, &texts[1..2]);
+        let whole = |x: &Tensor| reward.scores(&reward.preprocess.apply(x)?, &texts[1..2]);
         let (value, gradient) = value_and_grad(|x| Ok(whole(x)?.sum_all()?), &golden["in.image.0"]).unwrap();
         assert_near(&value.reshape(1).unwrap(), &golden["out.image_reward.0"], 2e-5);
         assert_near(&gradient, &golden["out.image_grad.0"], 1e-4 * largest(&golden["out.image_grad.0"]));
     }
 
-    fn small() -> Config {
+    fn small() -> ImageRewardConfig {
         let vit = VitConfig { image_size: 8, patch_size: 4, width: 12, layers: 2, heads: 2 };
-        let bert = bert::Config {
+        let bert = bert::BertConfig {
             hidden_size: 8,
             num_hidden_layers: 2,
             num_attention_heads: 2,
             intermediate_size: 16,
             max_position_embeddings: TOKENS,
-            ..bert::Config::base()
+            ..bert::BertConfig::base()
         };
-        Config { vit, bert, hidden: [8, 6, 5, 4] }
+        ImageRewardConfig { vit, bert, hidden: [8, 6, 5, 4] }
     }
 
     /// Numbers of the published file without BLIP's two unused projections.
     #[test]
     fn the_published_size_is_known_without_a_file() {
-        let config = Config { vit: VitConfig::vit_l_16(), bert: bert::Config::base(), hidden: HIDDEN };
+        let config = ImageRewardConfig { vit: VitConfig::vit_l_16(), bert: bert::BertConfig::base(), hidden: HIDDEN };
         let tokenizer = Arc::new(Tokenizer::train_bert(&captions()).unwrap());
         let trace = crate::tensor::meta::Trace::new(false);
-        let reward = ImageReward::new("x", Weights::outline(DType::F32, &trace), config, tokenizer).unwrap();
+        let reward = ImageReward::new("x", Weights::meta(DType::F32, &trace), config, tokenizer).unwrap();
         assert_eq!(reward.weights.count(), (294 + 316 + 10, 303_301_632 + 141_977_088 + 927_969));
         assert_eq!(reward.parts().unwrap()[0].parameters, 446_206_689);
         let images = Tensor::zeros((1, 3, 8, 8), DType::F32, &Device::Cpu).unwrap();

@@ -9,13 +9,13 @@
 pub mod aesthetic;
 pub mod batch;
 pub mod clamped;
+pub mod clip_encoder;
 pub mod head;
 pub mod imagereward;
 pub mod open;
 pub mod scripted;
 pub mod similarity;
 pub mod sum;
-pub mod trunk;
 
 pub use batch::Batch;
 pub use open::{Opener, Opening, REWARDS, Rewards, rewards};
@@ -25,7 +25,7 @@ use crate::error::{Error, Kind, Result};
 use crate::nn::cost::Part;
 use crate::nn::module::Module;
 use crate::profile::phase;
-use crate::tensor::check::finite;
+use crate::tensor::check::require_finite;
 use crate::tensor::{DType, Tensor};
 use std::path::Path;
 use std::sync::Arc;
@@ -45,11 +45,11 @@ pub trait Reward: Send + Sync {
 
     /// Scores `[b]` of images `[b, 3, h, w]` in `[0, 1]`, one prompt each; differentiable in the images.
     fn score(&self, images: &Tensor, prompts: &[String]) -> Result<Tensor> {
-        self.judge(&Batch::new(images, prompts)?)
+        self.score_batch(&Batch::new(images, prompts)?)
     }
 
     /// Scores `[b]` of a batch that other rewards may judge too.
-    fn judge(&self, batch: &Batch) -> Result<Tensor> {
+    fn score_batch(&self, batch: &Batch) -> Result<Tensor> {
         let scores = phase("reward", || self.compute(batch))?;
         let count = batch.images.dim(0)?;
         if scores.dims() != [count] {
@@ -57,7 +57,7 @@ pub trait Reward: Send + Sync {
             bail!(Shape, "score: expected one number per image, [{count}], got {got:?} from {name}");
         }
         let (prompts, name) = (batch.prompts.to_vec(), self.describe());
-        finite(&scores, move |sample| {
+        require_finite(&scores, move |sample| {
             bail!(
                 Numeric,
                 "score: rewards must be finite, got NaN or infinity for sample {sample} (`{}`) from {name}",
@@ -74,14 +74,14 @@ pub trait Reward: Send + Sync {
 
     /// Unit image features `[b, d]` of images `[b, 3, h, w]`, of a reward that stands on a CLIP.
     fn features(&self, images: &Tensor) -> Result<Tensor> {
-        if let Some(trunk) = self.trunk() {
-            return trunk.image_rows(&Batch::of_images(images, &[])?);
+        if let Some(encoder) = self.encoder() {
+            return encoder.image_rows(&Batch::of_images(images, &[])?);
         }
         bail!(Value, "clip_features: {} has no CLIP", self.describe(); hint: "give a reward such as `reward(\"tiny/clip\")`")
     }
 
     /// The CLIP that it stands on.
-    fn trunk(&self) -> Option<&Arc<trunk::Trunk>> {
+    fn encoder(&self) -> Option<&Arc<clip_encoder::ClipEncoder>> {
         None
     }
 
@@ -91,7 +91,7 @@ pub trait Reward: Send + Sync {
     }
 
     /// Its weights; none of a reward without.
-    fn module(&self) -> Option<&dyn Module<Trained = Judge>> {
+    fn module(&self) -> Option<&dyn Module<Trained = RewardModel>> {
         None
     }
 }
@@ -99,25 +99,25 @@ pub trait Reward: Send + Sync {
 /// Scores of several rewards for one batch; those that stand on the same CLIP run its image tower once.
 pub fn score_all(rewards: &[Arc<dyn Reward>], images: &Tensor, prompts: &[String]) -> Result<Vec<Tensor>> {
     let batch = Batch::new(images, prompts)?;
-    rewards.iter().map(|reward| reward.judge(&batch)).collect()
+    rewards.iter().map(|reward| reward.score_batch(&batch)).collect()
 }
 
 /// A shared reward as scripts hold it.
 #[derive(Clone)]
-pub struct Judge(pub Arc<dyn Reward>);
+pub struct RewardModel(pub Arc<dyn Reward>);
 
-impl Judge {
+impl RewardModel {
     pub fn new(reward: impl Reward + 'static) -> Self {
         Self(Arc::new(reward))
     }
 
-    fn weights(&self, verb: &str) -> Result<&dyn Module<Trained = Judge>> {
+    fn weights(&self, verb: &str) -> Result<&dyn Module<Trained = RewardModel>> {
         let none = || Error::new(Kind::Value, format!("{verb}: {} has no weights", self.describe()));
         self.module().ok_or_else(none)
     }
 }
 
-impl Module for Judge {
+impl Module for RewardModel {
     type Trained = Self;
 
     fn trainable(&self) -> Result<Self> {
@@ -137,7 +137,7 @@ impl Module for Judge {
     }
 }
 
-impl std::ops::Deref for Judge {
+impl std::ops::Deref for RewardModel {
     type Target = dyn Reward;
 
     fn deref(&self) -> &Self::Target {
@@ -145,7 +145,7 @@ impl std::ops::Deref for Judge {
     }
 }
 
-impl std::fmt::Display for Judge {
+impl std::fmt::Display for RewardModel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "reward({})", self.details())
     }

@@ -6,8 +6,8 @@
 use crate::error::Result;
 use crate::nn::opener::{self, Field, Found, Given, Table, Takes, field};
 use crate::nn::source::{Folder, Sources};
-use crate::reward::trunk::{self, Shelf, Trunk};
-use crate::reward::{Judge, aesthetic, imagereward, similarity};
+use crate::reward::clip_encoder::{self, ClipCache, ClipEncoder};
+use crate::reward::{RewardModel, aesthetic, imagereward, similarity};
 use crate::tensor::Device;
 use crate::tensor::meta::Trace;
 use serde::Deserialize;
@@ -15,10 +15,10 @@ use serde::de::DeserializeOwned;
 use std::sync::Arc;
 
 /// A line of the table: see [`opener::Opener`].
-pub type Opener = opener::Opener<fn(&Opening) -> Result<Judge>>;
+pub type Opener = opener::Opener<fn(&Opening) -> Result<RewardModel>>;
 
 /// Built-in rewards and those that a program registered.
-pub type Rewards = Table<fn(&Opening) -> Result<Judge>>;
+pub type Rewards = Table<fn(&Opening) -> Result<RewardModel>>;
 
 /// The rewards built in.
 pub const REWARDS: &[Opener] =
@@ -40,7 +40,7 @@ pub(super) const CROP: Field = field("crop", Takes::Text, "`center` (shorter sid
 
 /// What can be chosen when a reward is opened.
 #[derive(Clone, Debug, Default)]
-pub struct Choices {
+pub struct RewardOptions {
     /// The line of the table, where what lies there does not tell.
     pub kind: Option<String>,
     /// The options of that kind.
@@ -61,8 +61,8 @@ pub struct Own {
 pub struct Opening<'a> {
     pub found: &'a Found,
     pub own: Own,
-    pub choices: &'a Choices,
-    pub shelf: &'a Shelf,
+    pub choices: &'a RewardOptions,
+    pub clip_cache: &'a ClipCache,
     pub sources: &'a Sources,
     pub device: &'a Device,
 }
@@ -84,8 +84,8 @@ impl Opening<'_> {
     }
 
     /// How its CLIP is to be read.
-    pub(super) fn clip(&self) -> Result<trunk::Choices> {
-        Ok(trunk::Choices {
+    pub(super) fn clip(&self) -> Result<clip_encoder::ClipOptions> {
+        Ok(clip_encoder::ClipOptions {
             weights: self.weights(),
             resize: self.option("resize")?,
             antialias: self.option("antialias")?,
@@ -95,28 +95,39 @@ impl Opening<'_> {
     }
 
     /// The CLIP in a folder, shared with the rewards that stand on it already.
-    pub(super) fn trunk(&self, name: &str, folder: &Folder, choices: &trunk::Choices) -> Result<Arc<Trunk>> {
+    pub(super) fn encoder(
+        &self,
+        name: &str,
+        folder: &Folder,
+        choices: &clip_encoder::ClipOptions,
+    ) -> Result<Arc<ClipEncoder>> {
         let tokenizer = self.tokenizer()?;
         let (from, device) = (tokenizer.as_ref().map(Folder::origin), self.device);
         let key = format!("{} {choices:?} {from:?} {device:?}", folder.origin());
-        self.shelf.take(key, || Trunk::open(name, folder, tokenizer.as_ref(), choices, device))
+        self.clip_cache.take(key, || ClipEncoder::open(name, folder, tokenizer.as_ref(), choices, device))
     }
 }
 
 /// A built-in reward; see [`open_of`].
-pub fn open(found: &Found, choices: &Choices, shelf: &Shelf, sources: &Sources, device: &Device) -> Result<Judge> {
-    open_of(&rewards(), found, choices, shelf, sources, device)
+pub fn open(
+    found: &Found,
+    choices: &RewardOptions,
+    clip_cache: &ClipCache,
+    sources: &Sources,
+    device: &Device,
+) -> Result<RewardModel> {
+    open_of(&rewards(), found, choices, clip_cache, sources, device)
 }
 
 /// The reward in what was found; its weights, if they are named, lie in its folder.
 pub fn open_of(
     rewards: &Rewards,
     found: &Found,
-    choices: &Choices,
-    shelf: &Shelf,
+    choices: &RewardOptions,
+    clip_cache: &ClipCache,
     sources: &Sources,
     device: &Device,
-) -> Result<Judge> {
+) -> Result<RewardModel> {
     let sources = &sources.clone().publishing(rewards.published());
     let own = match &found.folder {
         Some(folder) if folder.has("amscript.json") => folder.json("amscript.json")?,
@@ -124,5 +135,5 @@ pub fn open_of(
     };
     let kind = choices.kind.as_deref().or(own.reward.as_deref());
     let opener = rewards.choose(kind, found, &choices.options)?;
-    (opener.open)(&Opening { found, own, choices, shelf, sources, device })
+    (opener.open)(&Opening { found, own, choices, clip_cache, sources, device })
 }

@@ -38,7 +38,7 @@ mod tests {
     use super::*;
     use crate::error::Kind;
     use crate::nn::module::Module;
-    use crate::reward::Judge;
+    use crate::reward::RewardModel;
     use crate::tensor::grad::value_and_grad;
     use crate::tensor::{DType, Device};
 
@@ -71,6 +71,6 @@ mod tests {
         let cut = value_and_grad(|x| Ok(fixed.score(x, &prompts)?.sum_all()?), &images);
         let message = cut.err().map(|e| e.message).unwrap_or_default();
         assert!(message.starts_with("scripted_reward: a gradient is wanted"), "{message}");
-        assert_eq!(Judge::new(mean).trainable().err().unwrap().message, "trainable: scripted has no weights");
+        assert_eq!(RewardModel::new(mean).trainable().err().unwrap().message, "trainable: scripted has no weights");
     }
 }

@@ -6,9 +6,9 @@ use crate::error::Result;
 use crate::nn::cost::Part;
 use crate::nn::module::Module;
 use crate::nn::opener::{Field, Found, Takes, field};
+use crate::reward::clip_encoder::ClipEncoder;
 use crate::reward::open::{ANTIALIAS, CROP, Opener, Opening, RESIZE, TOKENIZER};
-use crate::reward::trunk::Trunk;
-use crate::reward::{Batch, Judge, Reward, aesthetic, imagereward};
+use crate::reward::{Batch, Reward, RewardModel, aesthetic, imagereward};
 use crate::tensor::{DType, Tensor};
 use std::path::Path;
 use std::sync::Arc;
@@ -32,7 +32,7 @@ pub const HPSV2: Opener = Opener {
         PREFIX,
         POSITIVE,
     ],
-    open: |opening| open(opening, Kind::Hpsv2),
+    open: |opening| open(opening, SimilarityKind::Hpsv2),
 };
 
 /// PickScore in the table of rewards.
@@ -41,7 +41,7 @@ pub const PICKSCORE: Opener = Opener {
     repositories: &[("pickscore", "yuvalkirstain/PickScore_v1")],
     recognises: |found| is_clip(found) && is_pickscore(found),
     options: OPTIONS,
-    open: |opening| open(opening, Kind::PickScore),
+    open: |opening| open(opening, SimilarityKind::PickScore),
 };
 
 /// CLIPScore in the table of rewards.
@@ -50,7 +50,7 @@ pub const CLIPSCORE: Opener = Opener {
     repositories: &[("clipscore", "openai/clip-vit-base-patch32"), ("clipscore-l14", "openai/clip-vit-large-patch14")],
     recognises: |found| is_clip(found) && !is_pickscore(found),
     options: OPTIONS,
-    open: |opening| open(opening, Kind::ClipScore),
+    open: |opening| open(opening, SimilarityKind::ClipScore),
 };
 
 const SCALE: Field = field(
@@ -79,7 +79,7 @@ fn is_pickscore(found: &Found) -> bool {
     known(&found.name) || found.folder.as_ref().is_some_and(|folder| known(&folder.origin()))
 }
 
-fn open(opening: &Opening, kind: Kind) -> Result<Judge> {
+fn open(opening: &Opening, kind: SimilarityKind) -> Result<RewardModel> {
     let mut clip = opening.clip()?;
     if let (Some(version), None) = (opening.option::<String>("version")?, &clip.weights) {
         clip.weights = Some(match version.as_str() {
@@ -88,17 +88,17 @@ fn open(opening: &Opening, kind: Kind) -> Result<Judge> {
             other => bail!(Value, "reward: expected `v2.0` or `v2.1` for `version`, got `{other}`"),
         });
     }
-    let choices = Choices {
+    let choices = SimilarityOptions {
         scale: opening.option("scale")?,
         prefix: opening.option("prefix")?.unwrap_or_default(),
         positive: opening.option("positive")?.unwrap_or_default(),
     };
-    let trunk = opening.trunk(&opening.found.name, opening.found.home()?, &clip)?;
-    Ok(Judge::new(Similarity::new(kind, trunk, choices)?))
+    let encoder = opening.encoder(&opening.found.name, opening.found.home()?, &clip)?;
+    Ok(RewardModel::new(Similarity::new(kind, encoder, choices)?))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Kind {
+pub enum SimilarityKind {
     /// The cosine.
     Hpsv2,
     /// `exp(logit_scale)` times the cosine.
@@ -107,9 +107,12 @@ pub enum Kind {
     ClipScore,
 }
 
-impl Kind {
-    pub const ALL: [(&'static str, Kind); 3] =
-        [("hpsv2", Kind::Hpsv2), ("pickscore", Kind::PickScore), ("clipscore", Kind::ClipScore)];
+impl SimilarityKind {
+    pub const ALL: [(&'static str, SimilarityKind); 3] = [
+        ("hpsv2", SimilarityKind::Hpsv2),
+        ("pickscore", SimilarityKind::PickScore),
+        ("clipscore", SimilarityKind::ClipScore),
+    ];
 
     pub fn name(self) -> &'static str {
         Self::ALL.iter().find(|(_, kind)| *kind == self).map_or("", |(name, _)| name)
@@ -118,7 +121,7 @@ impl Kind {
 
 /// What may differ from the reference.
 #[derive(Clone, Debug, Default)]
-pub struct Choices {
+pub struct SimilarityOptions {
     /// In place of the kind's own factor.
     pub scale: Option<f64>,
     /// Before each prompt.
@@ -128,17 +131,17 @@ pub struct Choices {
 }
 
 pub struct Similarity {
-    kind: Kind,
-    trunk: Arc<Trunk>,
-    choices: Choices,
+    kind: SimilarityKind,
+    encoder: Arc<ClipEncoder>,
+    choices: SimilarityOptions,
     scale: f64,
 }
 
 impl Similarity {
-    pub fn new(kind: Kind, trunk: Arc<Trunk>, choices: Choices) -> Result<Self> {
+    pub fn new(kind: SimilarityKind, encoder: Arc<ClipEncoder>, choices: SimilarityOptions) -> Result<Self> {
         let own = match kind {
-            Kind::PickScore if !trunk.weights.is_hollow() => {
-                f64::from(trunk.clip.logit_scale()?.to_dtype(crate::tensor::DType::F32)?.to_scalar::<f32>()?)
+            SimilarityKind::PickScore if !encoder.weights.is_meta() => {
+                f64::from(encoder.clip.logit_scale()?.to_dtype(crate::tensor::DType::F32)?.to_scalar::<f32>()?)
             }
             _ => 1.0,
         };
@@ -146,13 +149,13 @@ impl Similarity {
         if !scale.is_finite() {
             bail!(Value, "reward: option `scale` must be finite, got {scale}");
         }
-        Ok(Self { kind, trunk, choices, scale })
+        Ok(Self { kind, encoder, choices, scale })
     }
 
     fn texts(&self, prompts: &[String]) -> Result<Tensor> {
         match self.choices.prefix.as_str() {
-            "" => self.trunk.text_rows(prompts),
-            prefix => self.trunk.text_rows(&prompts.iter().map(|p| format!("{prefix}{p}")).collect::<Vec<_>>()),
+            "" => self.encoder.text_rows(prompts),
+            prefix => self.encoder.text_rows(&prompts.iter().map(|p| format!("{prefix}{p}")).collect::<Vec<_>>()),
         }
     }
 
@@ -164,7 +167,7 @@ impl Similarity {
 
     /// The version of a published HPSv2, by its file.
     fn version(&self) -> Option<&'static str> {
-        let (_, file) = self.trunk.file.as_ref()?;
+        let (_, file) = self.encoder.file.as_ref()?;
         match (file.starts_with("HPS_v2.1"), file.starts_with("HPS_v2")) {
             (true, _) => Some("v2.1"),
             (_, true) => Some("v2.0"),
@@ -175,27 +178,27 @@ impl Similarity {
 
 impl Reward for Similarity {
     fn compute(&self, batch: &Batch) -> Result<Tensor> {
-        let (images, texts) = (self.trunk.image_rows(batch)?, self.texts(batch.prompts)?);
+        let (images, texts) = (self.encoder.image_rows(batch)?, self.texts(batch.prompts)?);
         self.scaled((images * texts)?.sum(1)?, batch.images)
     }
 
     fn similarities(&self, images: &Tensor, prompts: &[String]) -> Result<Tensor> {
         let batch = Batch::grid(images, prompts)?;
-        let (rows, texts) = (self.trunk.image_rows(&batch)?, self.texts(prompts)?);
+        let (rows, texts) = (self.encoder.image_rows(&batch)?, self.texts(prompts)?);
         self.scaled(rows.matmul(&texts.t()?)?, images)
     }
 
-    fn trunk(&self) -> Option<&Arc<Trunk>> {
-        Some(&self.trunk)
+    fn encoder(&self) -> Option<&Arc<ClipEncoder>> {
+        Some(&self.encoder)
     }
 
     fn describe(&self) -> String {
         let version = self.version().map_or(String::new(), |version| format!(" {version}"));
-        format!("{}{version} {}", self.kind.name(), self.trunk.name)
+        format!("{}{version} {}", self.kind.name(), self.encoder.name)
     }
 
     fn details(&self) -> String {
-        let mut text = format!("{}: {}", self.describe(), self.trunk.details());
+        let mut text = format!("{}: {}", self.describe(), self.encoder.details());
         if self.scale != 1.0 {
             text += &format!(", times {}", crate::tensor::show::number(self.scale));
         }
@@ -208,90 +211,94 @@ impl Reward for Similarity {
         text
     }
 
-    fn module(&self) -> Option<&dyn Module<Trained = Judge>> {
+    fn module(&self) -> Option<&dyn Module<Trained = RewardModel>> {
         Some(self)
     }
 }
 
 impl Module for Similarity {
-    type Trained = Judge;
+    type Trained = RewardModel;
 
-    fn trainable(&self) -> Result<Judge> {
-        let trunk = Arc::new(self.trunk.trainable()?);
-        Ok(Judge::new(Self { kind: self.kind, trunk, choices: self.choices.clone(), scale: self.scale }))
+    fn trainable(&self) -> Result<RewardModel> {
+        let encoder = Arc::new(self.encoder.trainable()?);
+        Ok(RewardModel::new(Self { kind: self.kind, encoder, choices: self.choices.clone(), scale: self.scale }))
     }
 
     fn params(&self) -> Vec<(String, Tensor)> {
-        self.trunk.weights.params()
+        self.encoder.weights.params()
     }
 
     fn parts(&self) -> Result<Vec<Part>> {
-        Ok(vec![self.trunk.part()])
+        Ok(vec![self.encoder.part()])
     }
 
     fn save(&self, folder: &Path, dtype: Option<DType>) -> Result<()> {
-        self.trunk.save(folder, self.kind.name(), dtype)
+        self.encoder.save(folder, self.kind.name(), dtype)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::clip_config::{Config, Layout};
+    use crate::nn::clip_config::{ClipConfig, Layout};
     use crate::nn::source::{Folder, Sources};
-    use crate::nn::vit::{Activation, Sizes};
-    use crate::reward::trunk::Shelf;
+    use crate::nn::vit::{Activation, TowerConfig};
+    use crate::reward::clip_encoder::ClipCache;
     use crate::reward::{aesthetic::Aesthetic, open, score_all};
     use crate::tensor::grad::{gradcheck, gradients};
     use crate::tensor::{DType, Device, Rng};
 
-    fn trunk(layout: Layout, dtype: DType) -> Arc<Trunk> {
-        let sizes = |width| Sizes { width, layers: 1, heads: 2, hidden: 16, eps: 1e-5, activation: Activation::Gelu };
+    fn encoder(layout: Layout, dtype: DType) -> Arc<ClipEncoder> {
+        let sizes =
+            |width| TowerConfig { width, layers: 1, heads: 2, hidden: 16, eps: 1e-5, activation: Activation::Gelu };
         let (vision, text) = (sizes(8), sizes(8));
-        let config = Config { layout, embed: 5, image_size: 8, patch: 4, vision, context: 6, vocabulary: 0, text };
-        Arc::new(Trunk::random_as(&prompts(), config, &Rng::new(0), dtype, &Device::Cpu).unwrap())
+        let config = ClipConfig { layout, embed: 5, image_size: 8, patch: 4, vision, context: 6, vocabulary: 0, text };
+        Arc::new(ClipEncoder::random_as(&prompts(), config, &Rng::new(0), dtype, &Device::Cpu).unwrap())
     }
 
     fn prompts() -> Vec<String> {
         ["a red ring", "a blue square", "a red ring"].map(String::from).to_vec()
     }
 
-    fn reward(kind: Kind, layout: Layout, dtype: DType) -> Similarity {
-        Similarity::new(kind, trunk(layout, dtype), Choices::default()).unwrap()
+    fn reward(kind: SimilarityKind, layout: Layout, dtype: DType) -> Similarity {
+        Similarity::new(kind, encoder(layout, dtype), SimilarityOptions::default()).unwrap()
     }
 
     fn images(dtype: DType) -> Tensor {
         Rng::new(1).uniform(&[3, 3, 10, 12], dtype, &Device::Cpu).unwrap()
     }
 
-    fn opened(folder: &Path) -> Result<Judge> {
+    fn opened(folder: &Path) -> Result<RewardModel> {
         let found = Found::in_folder("here", Folder::disk(folder));
-        open::open(&found, &open::Choices::default(), &Shelf::default(), &Sources::default(), &Device::Cpu)
+        open::open(&found, &open::RewardOptions::default(), &ClipCache::default(), &Sources::default(), &Device::Cpu)
     }
 
     #[test]
     fn scores_have_the_gradient_of_finite_differences() {
-        for (_, kind) in Kind::ALL {
-            let judge = reward(kind, Layout::Transformers, DType::F64);
-            let error = gradcheck(|x| judge.score(x, &prompts()), &images(DType::F64), 0).unwrap();
+        for (_, kind) in SimilarityKind::ALL {
+            let reward_model = reward(kind, Layout::Transformers, DType::F64);
+            let error = gradcheck(|x| reward_model.score(x, &prompts()), &images(DType::F64), 0).unwrap();
             assert!(error < 1e-6, "{kind:?}: {error}");
         }
-        let judge = Aesthetic::random(trunk(Layout::OpenClip, DType::F64), [4, 4, 3, 2], &Rng::new(0)).unwrap();
-        let error = gradcheck(|x| judge.score(x, &prompts()), &images(DType::F64), 0).unwrap();
+        let reward_model =
+            Aesthetic::random(encoder(Layout::OpenClip, DType::F64), [4, 4, 3, 2], &Rng::new(0)).unwrap();
+        let error = gradcheck(|x| reward_model.score(x, &prompts()), &images(DType::F64), 0).unwrap();
         assert!(error < 1e-6, "aesthetic: {error}");
     }
 
     #[test]
     fn saved_and_read_back_it_scores_the_same() {
         let scores = |r: &dyn Reward| r.score(&images(DType::F32), &prompts()).unwrap().to_vec1::<f32>().unwrap();
-        for (layout, kind) in [(Layout::OpenClip, Kind::Hpsv2), (Layout::Transformers, Kind::PickScore)] {
-            let (folder, judge) = (tempfile::tempdir().unwrap(), reward(kind, layout, DType::F32));
-            judge.save(folder.path(), None).unwrap();
+        for (layout, kind) in
+            [(Layout::OpenClip, SimilarityKind::Hpsv2), (Layout::Transformers, SimilarityKind::PickScore)]
+        {
+            let (folder, reward_model) = (tempfile::tempdir().unwrap(), reward(kind, layout, DType::F32));
+            reward_model.save(folder.path(), None).unwrap();
             let read = opened(folder.path()).unwrap();
             assert!(read.describe() == format!("{} here", kind.name()), "{}", read.describe());
             assert!(read.details().contains("sha256 "), "{}", read.details());
-            let pairs = scores(&judge).into_iter().zip(scores(&*read)).collect::<Vec<_>>();
-            assert!(pairs.iter().all(|(a, b)| (a - b).abs() < 2e-3 * judge.scale as f32), "{pairs:?}");
+            let pairs = scores(&reward_model).into_iter().zip(scores(&*read)).collect::<Vec<_>>();
+            assert!(pairs.iter().all(|(a, b)| (a - b).abs() < 2e-3 * reward_model.scale as f32), "{pairs:?}");
             assert_eq!(scores(&*read), scores(&*read)); // from the cache
             assert!(opened(&folder.path().join("nowhere")).is_err());
         }
@@ -299,25 +306,26 @@ mod tests {
 
     #[test]
     fn an_image_tower_runs_once_for_all_rewards_on_it() {
-        let trunk = trunk(Layout::OpenClip, DType::F32);
-        let similar = Similarity::new(Kind::ClipScore, trunk.clone(), Choices::default()).unwrap();
-        let doubled = Choices { scale: Some(2.0), ..Choices::default() };
-        let twice = Similarity::new(Kind::ClipScore, trunk.clone(), doubled).unwrap();
-        let aesthetic = Aesthetic::random(trunk.clone(), [4, 4, 3, 2], &Rng::new(0)).unwrap();
+        let encoder = encoder(Layout::OpenClip, DType::F32);
+        let similar =
+            Similarity::new(SimilarityKind::ClipScore, encoder.clone(), SimilarityOptions::default()).unwrap();
+        let doubled = SimilarityOptions { scale: Some(2.0), ..SimilarityOptions::default() };
+        let twice = Similarity::new(SimilarityKind::ClipScore, encoder.clone(), doubled).unwrap();
+        let aesthetic = Aesthetic::random(encoder.clone(), [4, 4, 3, 2], &Rng::new(0)).unwrap();
         let all: [Arc<dyn Reward>; 3] = [Arc::new(similar), Arc::new(twice), Arc::new(aesthetic)];
         let scores = score_all(&all, &images(DType::F32), &prompts()).unwrap();
-        assert_eq!(trunk.seen(), 1);
+        assert_eq!(encoder.seen(), 1);
         let rows = |t: &Tensor| t.to_vec1::<f32>().unwrap();
         assert!(rows(&scores[0]).iter().zip(rows(&scores[1])).all(|(a, b)| (2.0 * a - b).abs() < 1e-6));
         score_all(&all, &images(DType::F32), &prompts()).unwrap();
-        assert_eq!(trunk.seen(), 2);
+        assert_eq!(encoder.seen(), 2);
     }
 
     #[test]
     fn every_weight_gets_a_gradient() {
-        let judge = reward(Kind::Hpsv2, Layout::Transformers, DType::F32).trainable().unwrap();
-        let params: Vec<Tensor> = judge.params().into_iter().map(|(_, t)| t).collect();
-        let loss = judge.score(&images(DType::F32), &prompts()).unwrap().sum_all().unwrap();
+        let reward_model = reward(SimilarityKind::Hpsv2, Layout::Transformers, DType::F32).trainable().unwrap();
+        let params: Vec<Tensor> = reward_model.params().into_iter().map(|(_, t)| t).collect();
+        let loss = reward_model.score(&images(DType::F32), &prompts()).unwrap().sum_all().unwrap();
         for gradient in gradients(&loss, &params).unwrap() {
             assert!(gradient.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap().is_finite());
         }
@@ -325,11 +333,11 @@ mod tests {
 
     #[test]
     fn images_out_of_range_are_refused() {
-        let judge = reward(Kind::Hpsv2, Layout::OpenClip, DType::F32);
-        let error = judge.score(&(images(DType::F32) * 255.0).unwrap(), &prompts()).err().unwrap();
+        let reward_model = reward(SimilarityKind::Hpsv2, Layout::OpenClip, DType::F32);
+        let error = reward_model.score(&(images(DType::F32) * 255.0).unwrap(), &prompts()).err().unwrap();
         assert!(error.message.starts_with("score: images must lie in [0, 1], got values from 0."), "{error}");
         let four = Tensor::zeros((1, 4, 8, 8), DType::F32, &Device::Cpu).unwrap();
-        let error = judge.score(&four, &prompts()[..1]).err().unwrap();
+        let error = reward_model.score(&four, &prompts()[..1]).err().unwrap();
         assert_eq!(error.message, "score: expected images [batch, 3, height, width], got [1, 4, 8, 8]");
     }
 }

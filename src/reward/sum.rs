@@ -41,7 +41,7 @@ impl Reward for Sum {
         let images = batch.images;
         let mut total = Tensor::full(self.offset as f32, images.dim(0)?, images.device())?.to_dtype(images.dtype())?;
         for (factor, reward) in &self.terms {
-            total = (total + (reward.judge(batch)?.to_dtype(images.dtype())? * *factor)?)?;
+            total = (total + (reward.score_batch(batch)?.to_dtype(images.dtype())? * *factor)?)?;
         }
         Ok(total)
     }

@@ -84,11 +84,11 @@ struct Inner {
     root: Rng,
     console: Arc<dyn Console>,
     started: Instant,
-    state: Mutex<State>,
+    state: Mutex<RunState>,
 }
 
 /// What changes as the run goes.
-struct State {
+struct RunState {
     streams: BTreeMap<String, Stream>,
     log: Log,
     /// Steps done, counting the one that is running.
@@ -107,7 +107,7 @@ struct State {
     result: Option<Value>,
 }
 
-impl State {
+impl RunState {
     /// Time that all steps took so far.
     fn spent(&self) -> Duration {
         self.spent + self.since.map_or(Duration::ZERO, |since| since.elapsed())
@@ -126,7 +126,7 @@ impl Run {
         let result = folder::claim(&folder, &record, start.name.is_some())?;
         let done = if start.name.is_some() && result.is_some() { ", done before" } else { "" };
         start.console.print(&format!("run directory {}{done}", folder.display()));
-        let state = State {
+        let state = RunState {
             streams: BTreeMap::new(),
             log: Log::new(folder.join("metrics.jsonl")),
             step: 0,
@@ -148,7 +148,7 @@ impl Run {
         })))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, RunState> {
         self.0.state.lock()
     }
 

@@ -91,7 +91,7 @@ impl Default for Screen {
 impl Screen {
     /// What standard output leads to.
     pub fn detect() -> Result<Self> {
-        let stream = terminal::Stream::Output;
+        let stream = terminal::StdStream::Output;
         let terminal = terminal::is_terminal(stream).then(|| terminal::size(stream));
         Self::of(terminal::variable, terminal)
     }

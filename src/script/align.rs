@@ -5,11 +5,11 @@ use super::penalty::Penalty;
 use super::reward::texts;
 use super::*;
 use crate::align as solver;
-use crate::align::{AdjointIndex, MatchingLoss, Reduction, RewardCost, Units};
+use crate::align::{AdjointIndex, MatchingOptions, Reduction, RewardCost, Units};
 use crate::bail;
 use crate::model::Flow;
-use crate::reward::Judge;
-use crate::tensor::check::together;
+use crate::reward::RewardModel;
+use crate::tensor::check::deferred_checks;
 use crate::tensor::{DType, Tensor};
 use crate::{options, script_value};
 
@@ -60,9 +60,9 @@ options! {
 }
 
 impl LossOptions {
-    fn core(self) -> MatchingLoss {
+    fn core(self) -> MatchingOptions {
         let Self { reduction, units, weighted, clip } = self;
-        MatchingLoss { reduction, units, weighted, clip, steps: None }
+        MatchingOptions { reduction, units, weighted, clip, steps: None }
     }
 }
 
@@ -120,7 +120,7 @@ pub mod align {
     /// reward_cost(bright, 3, 100)                //=> error: expected texts
     /// ```
     #[rhai_fn(return_raw)]
-    pub fn reward_cost(reward: Judge, prompts: Dynamic, scale: f64) -> RhaiResultOf<Cost> {
+    pub fn reward_cost(reward: RewardModel, prompts: Dynamic, scale: f64) -> RhaiResultOf<Cost> {
         let _ = texts(prompts.clone(), 1, "reward_cost: prompts")?;
         let score = move |images: &Tensor| {
             reward.score(images, &texts(prompts.clone(), images.dim(0)?, "reward_cost: prompts")?)
@@ -153,7 +153,7 @@ pub mod align {
     #[rhai_fn(return_raw)]
     pub fn terminal(path: Trajectory, cost: Cost) -> RhaiResultOf<Terminal> {
         let cost = cost.of_states(&path.flow)?;
-        Ok(together(|| solver::terminal_gradient(&cost, path.path.last()))?)
+        Ok(deferred_checks(|| solver::terminal_gradient(&cost, path.path.last()))?)
     }
 
     /// The terminal condition of the adjoint: the gradient of the cost at the end states, per sample.
@@ -198,7 +198,7 @@ pub mod align {
     /// let path = rollout(base, tensor([[1.0]]), (), #{ grid: uniform(2) });
     /// let adjoint = lean_adjoint(base, path, tensor([[4.0]]));
     /// adjoint.values.map(|a| a.item())   //=> [9.0, 6.0]
-    /// lean_adjoint(base, path, tensor([[4.0]]), #{ index: next_step() }).values.map(|a| a.item())   //=> [6.0, 4.0]
+    /// lean_adjoint(base, path, tensor([[4.0]]), #{ index: discrete_adjoint() }).values.map(|a| a.item())   //=> [6.0, 4.0]
     /// ```
     #[rhai_fn(return_raw)]
     pub fn lean_adjoint(
@@ -208,14 +208,14 @@ pub mod align {
         options: Map,
     ) -> RhaiResultOf<Adjoint> {
         let options = AdjointOptions::parse("lean_adjoint", options)?;
-        Ok(together(|| solver::lean_adjoint(&base, &path.path, &terminal_gradient, options.index))?)
+        Ok(deferred_checks(|| solver::lean_adjoint(&base, &path.path, &terminal_gradient, options.index))?)
     }
 
     /// The adjoints of the active steps, one for each step's target.
     ///
     /// ```rhai
     /// let base = velocity_field(|x, t, c| x);
-    /// let path = rollout(base, tensor([[1.0]]), (), #{ grid: uniform(2), keep: last(1) });
+    /// let path = rollout(base, tensor([[1.0]]), (), #{ grid: uniform(2), truncate: last(1) });
     /// lean_adjoint(base, path, tensor([[4.0]])).values.len()   //=> 1
     /// ```
     #[rhai_fn(get = "values", pure)]
@@ -255,7 +255,7 @@ pub mod align {
     /// ```rhai
     /// let base = velocity_field(|x, t, c| x);
     /// let policy = velocity_field(|x, t, c| x + 1);
-    /// let path = rollout(base, tensor([[1.0]]), (), #{ grid: uniform(4), keep: last(2) });
+    /// let path = rollout(base, tensor([[1.0]]), (), #{ grid: uniform(4), truncate: last(2) });
     /// matching_loss(policy, base, path, [tensor([[1.0]]), tensor([[4.0]])]).item()   //=> 9.0
     /// let adjoint = lean_adjoint(base, path, tensor([[1.0]]));
     /// matching_loss(policy, adjoint, path, [tensor([[1.0]]), tensor([[4.0]])]).item()   //=> 9.0
@@ -291,22 +291,22 @@ pub mod align {
     /// ```rhai
     /// let base = velocity_field(|x, t, c| x);
     /// let policy = velocity_field(|x, t, c| x + 1);
-    /// let path = rollout(base, tensor([[1.0]]), (), #{ grid: uniform(4), keep: last(1) });
+    /// let path = rollout(base, tensor([[1.0]]), (), #{ grid: uniform(4), truncate: last(1) });
     /// let adjoint = lean_adjoint(base, path, tensor([[4.0]]));
     /// let squared = matching_loss(policy, base, path, control_target(adjoint, quadratic()));
-    /// assert_close(fenchel_loss(policy, path, adjoint, quadratic()).item(), squared.item(), 1e-4);
+    /// assert_close(fenchel_young_loss(policy, path, adjoint, quadratic()).item(), squared.item(), 1e-4);
     /// ```
     #[rhai_fn(return_raw)]
-    pub fn fenchel_loss(
+    pub fn fenchel_young_loss(
         policy: Flow,
         path: Trajectory,
         adjoint: Adjoint,
         penalty: Penalty,
         options: Map,
     ) -> RhaiResultOf<Tensor> {
-        let options = LossOptions::parse("fenchel_loss", options)?.core();
+        let options = LossOptions::parse("fenchel_young_loss", options)?.core();
         let policy = solver::velocities(&policy, &path.path)?;
-        Ok(solver::fenchel_matching(&policy, &adjoint, penalty.core(), &path.path, &options)?)
+        Ok(solver::fenchel_young_matching(&policy, &adjoint, penalty.core(), &path.path, &options)?)
     }
 
     /// Mean size of the control over the kept steps and samples of a trajectory, from the adjoint of the base along it.
@@ -328,7 +328,7 @@ pub mod align {
     /// let path = rollout(velocity_field(|x, t, c| 3 * x), tensor([[1.0]]), (), #{ grid: uniform(2) });
     /// let adjoint = lean_adjoint(base, path, tensor([[1.0]]));
     /// control_norms(path, adjoint).to_array()   //=> [2.0, 5.0]
-    /// let short = rollout(base, tensor([[1.0]]), (), #{ grid: uniform(2), keep: last(1) });
+    /// let short = rollout(base, tensor([[1.0]]), (), #{ grid: uniform(2), truncate: last(1) });
     /// control_norms(short, adjoint)             //=> error: the adjoint must be one along the path's steps 1..2, got steps 0..2
     /// ```
     #[rhai_fn(return_raw)]
@@ -340,7 +340,7 @@ pub mod align {
     ///
     /// ```rhai
     /// let base = velocity_field(|x, t, c| x);
-    /// let path = rollout(base, tensor([[1.0]]), (), #{ grid: uniform(5), keep: last(2) });
+    /// let path = rollout(base, tensor([[1.0]]), (), #{ grid: uniform(5), truncate: last(2) });
     /// lean_adjoint(base, path, tensor([[4.0]])).first   //=> 3
     /// ```
     #[rhai_fn(get = "first", pure)]

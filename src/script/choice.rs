@@ -1,9 +1,7 @@
 //! Chapter `choice`: how an update goes about it, as values.
 
 use super::*;
-use crate::align::{
-    Adaptive, AdjointIndex, Criterion, EVERY, Norm, Reduction, Selection, Truncation, Units, last_steps,
-};
+use crate::align::{Adaptive, AdjointIndex, EVERY, Loss, Norm, Reduction, Selection, Truncation, Units, last_steps};
 use crate::options;
 
 options! {
@@ -92,15 +90,15 @@ choices! {
         /// All active steps enter the loss.
         all_steps = Selection::All,
         .. {
-            Selection::Some { last, others } => "some_steps({last}, {others})";
+            Selection::Some { last, others } => "random_steps({last}, {others})";
         }
     }
 
-    choice AdjointIndex: "an adjoint index such as `same_step()`", show_index {
+    choice AdjointIndex: "an adjoint index such as `paper_adjoint()`", show_index {
         /// The target of step `k` comes from the adjoint at step `k`, as the papers write it.
-        same_step = AdjointIndex::Same,
+        paper_adjoint = AdjointIndex::Same,
         /// The target of step `k` comes from the adjoint at step `k + 1`: the exact gradient of the discrete problem.
-        next_step = AdjointIndex::Next,
+        discrete_adjoint = AdjointIndex::Next,
     }
 
     choice Reduction: "a reduction such as `sum_errors()`", show_reduction {
@@ -117,13 +115,13 @@ choices! {
         control_units = Units::Control,
     }
 
-    choice Criterion: "a criterion such as `squared()`", show_criterion {
-        /// Squared distance from the control target where its mean is right (no noise, or the quadratic penalty), else Fenchel's.
-        fitting = Criterion::Fitting,
+    choice Loss: "a loss such as `squared()`", show_loss {
+        /// Squared distance from the control target where its mean is right (no noise, or the quadratic penalty), else that of Fenchel and Young.
+        automatic = Loss::Automatic,
         /// The squared distance from the control target.
-        squared = Criterion::Squared,
+        squared = Loss::Squared,
         /// `f(|u|) + f*(sigma |a|) + sigma a . u`: exact for every penalty `f` under noise, where the adjoint of a state is random.
-        fenchel = Criterion::Fenchel,
+        fenchel_young = Loss::FenchelYoung,
     }
 
     choice Norm: "the size of a control such as `sample_norm()`", show_norm {
@@ -202,11 +200,11 @@ choices! {
         /// The last few active steps and so many others, drawn for each update, enter the loss (arXiv:2409.08861).
         ///
         /// ```rhai
-        /// some_steps(10, 10)   //=> some_steps(10, 10)
+        /// random_steps(10, 10)   //=> random_steps(10, 10)
         /// ```
         #[rhai_fn(return_raw)]
-        pub fn some_steps(last: i64, others: i64) -> RhaiResultOf<Selection> {
-            let number = |n: i64| option::convert(n.into(), "some_steps");
+        pub fn random_steps(last: i64, others: i64) -> RhaiResultOf<Selection> {
+            let number = |n: i64| option::convert(n.into(), "random_steps");
             Ok(Selection::Some { last: number(last)?, others: number(others)? })
         }
     }

@@ -4,7 +4,7 @@ use super::sampler::Sampler;
 use super::*;
 use crate::flow::{Condition, OnStep, Velocity, draws, interpolant, time_tensor};
 use crate::model::Flow;
-use crate::tensor::check::together;
+use crate::tensor::check::deferred_checks;
 use crate::tensor::{Stream, Tensor};
 use crate::{align, bail, options, script_value};
 
@@ -44,7 +44,7 @@ options! {
         /// How to step from one time to the next.
         solver: Sampler = Sampler::euler(),
         /// Which steps to keep, for the adjoint and the loss.
-        keep: align::Truncation = align::Truncation::Full,
+        truncate: align::Truncation = align::Truncation::Full,
         /// The random stream of a stochastic sampler.
         rng: Option<Stream> = None,
     }
@@ -263,12 +263,12 @@ pub mod flow {
 
     /// Carries noise `x0` along a flow to data.
     ///
-    /// `condition` is one from `encode`, or `()`. The last steps named by `keep` stay in the trajectory, for the adjoint and
+    /// `condition` is one from `encode`, or `()`. The last steps named by `truncate` stay in the trajectory, for the adjoint and
     /// the loss. States are f32 (or f64) and constants: no gradient passes through them.
     ///
     /// ```rhai
     /// let field = velocity_field(|x, t, c| 2 * x);
-    /// let path = rollout(field, tensor([[1.0], [2.0]]), (), #{ grid: uniform(4), keep: last(2) });
+    /// let path = rollout(field, tensor([[1.0], [2.0]]), (), #{ grid: uniform(4), truncate: last(2) });
     /// path.last.to_array()    //=> [[5.0625], [10.125]]
     /// path.states.len()       //=> 3
     /// path.times              //=> [0.5, 0.75, 1.0]
@@ -284,7 +284,7 @@ pub mod flow {
     ) -> RhaiResultOf<Trajectory> {
         let condition = super::condition(condition, "rollout")?;
         let options = RolloutOptions::parse("rollout", options)?;
-        let keep = options.keep.active(options.grid.steps())?;
+        let keep = options.truncate.active(options.grid.steps())?;
         let options = crate::flow::RolloutOptions {
             solver: options.solver.0,
             draw: options.rng.map(draws),
@@ -292,7 +292,7 @@ pub mod flow {
             on_step: Some(watched(&context)),
             ..crate::flow::RolloutOptions::new(options.grid)
         };
-        let path = together(|| crate::flow::rollout(&flow, &x0, &condition, &options))?;
+        let path = deferred_checks(|| crate::flow::rollout(&flow, &x0, &condition, &options))?;
         Ok(Trajectory { flow, path })
     }
 

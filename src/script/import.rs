@@ -1,5 +1,6 @@
 //! `import`: the embedded `stdlib/` modules, and script files in the recipe's own folder; nothing else.
 
+use super::rename::MODULES;
 use super::source::{self, Around, own_name};
 use super::{RhaiResultOf, Session};
 use crate::bail;
@@ -119,6 +120,9 @@ fn exported(engine: &Engine, mut module: Module, ast: &AST) -> Module {
 pub fn find(session: &Session, source: Option<&str>, path: &str) -> Result<(String, String)> {
     if path.starts_with("stdlib/") {
         let Some((name, text)) = embedded().find(|(name, _)| name == path) else {
+            if let Some((_, new)) = MODULES.iter().find(|(old, _)| *old == path) {
+                bail!(Missing, "import: no module \"{path}\""; hint: "it is now \"{new}\"");
+            }
             let known: Vec<String> = embedded().map(|(name, _)| name).collect();
             bail!(Missing, "import: no module \"{path}\""; hint: "known: {}", known.join(", "));
         };

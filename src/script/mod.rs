@@ -168,7 +168,7 @@ pub const CHAPTERS: &[Chapter] = &[
         "The parts of adjoint matching: costs, the lean adjoint, losses; control intensity.",
         "lean_adjoint" => align::AdjointOptions,
         "matching_loss" => align::LossOptions,
-        "fenchel_loss" => align::LossOptions,
+        "fenchel_young_loss" => align::LossOptions,
     ),
     chapter!(
         penalty,

@@ -3,7 +3,7 @@
 use super::*;
 use crate::flow::{Condition, Velocity};
 use crate::model::Flow;
-use crate::model::families::{Choices, families, open_of};
+use crate::model::families::{ModelOptions, families, open_of};
 use crate::nn::module::Module;
 use crate::optim::Params;
 use crate::options;
@@ -20,7 +20,7 @@ options! {
         /// The type the transformer computes in; () means that of the weights, on the CPU f32 for half precision.
         compute: Option<DType> = None,
         /// Blocks run again in the backward instead of keeping what they computed; () means: above a billion numbers.
-        recompute: Option<bool> = None,
+        checkpoint_blocks: Option<bool> = None,
         /// File or folder of the network's weights, when they are not in the model's folder.
         weights: Option<String> = None,
         /// Sizes of a new, random transformer (the keys of its `config.json`) instead of the stored one.
@@ -62,12 +62,12 @@ fn open_flow(context: &NativeCallContext, name: &str, options: Map) -> Result<Fl
     let seed = session.request().seed.unwrap_or(0);
     let sizes = options.transformer.as_ref().map(|map| json(map, "flow: transformer")).transpose()?;
     let weights = options.weights.map(|path| readable(context, &path, "flow: option `weights`")).transpose()?;
-    let choices = Choices {
+    let choices = ModelOptions {
         family: options.family,
         fresh: sizes.map(|sizes| (sizes, seed)),
         dtype: options.dtype,
         compute: options.compute,
-        recompute: options.recompute,
+        checkpoint_blocks: options.checkpoint_blocks,
         weights,
         options: own,
         trace: session.planner().map(|planner| planner.trace.clone()),

@@ -10,18 +10,24 @@ pub type Table = &'static [(&'static str, &'static str)];
 
 /// All that were renamed.
 pub const RENAMED: Table = &[
+    ("--set.recompute", "checkpoint_steps"),
     ("adjoint_matching.carrying", "adjoint_model"),
     ("adjoint_matching.criterion", "loss"),
     ("adjoint_matching.matched", "loss_steps"),
     ("adjoint_matching.recompute", "checkpoint_steps"),
     ("adjoint_matching.rolled", "rollout_policy"),
     ("fenchel", "fenchel_young"),
+    ("fenchel_loss", "fenchel_young_loss"),
     ("fitting", "automatic"),
     ("flow.recompute", "checkpoint_blocks"),
     ("next_step", "discrete_adjoint"),
+    ("rollout.keep", "truncate"),
     ("same_step", "paper_adjoint"),
     ("some_steps", "random_steps"),
 ];
+
+/// Modules that were renamed.
+pub const MODULES: Table = &[("stdlib/knobs", "stdlib/sampling_options"), ("stdlib/subject", "stdlib/problem")];
 
 /// What a function that is not there is called now.
 pub fn function(table: Table, old: &str) -> Option<&'static str> {

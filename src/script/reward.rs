@@ -4,20 +4,20 @@ use super::*;
 use crate::data::Prompts;
 use crate::flow::Condition;
 use crate::nn::bert;
-use crate::nn::clip_config::{Config, Layout};
+use crate::nn::clip_config::{ClipConfig, Layout};
 use crate::nn::module::Module;
 use crate::nn::opener::Found;
 use crate::nn::source::{Folder, Sources};
-use crate::nn::vit::{Activation, Sizes};
+use crate::nn::vit::{Activation, TowerConfig};
 use crate::optim::Params;
+use crate::reward::clip_encoder::ClipEncoder;
 use crate::reward::imagereward::{self, ImageReward, VitConfig};
-use crate::reward::similarity::{self, Kind as Similar, Similarity};
-use crate::reward::trunk::Trunk;
-use crate::reward::{self as rewards, Judge, aesthetic, clamped::Clamped, scripted::Scripted, sum::Sum};
+use crate::reward::similarity::{self, Similarity, SimilarityKind as Similar};
+use crate::reward::{self as rewards, RewardModel, aesthetic, clamped::Clamped, scripted::Scripted, sum::Sum};
 use crate::tensor::{Rng, Tensor};
 use crate::{bail, options, script_value};
 
-script_value!(Judge, "a reward such as `reward(\"tiny/hpsv2\")`");
+script_value!(RewardModel, "a reward such as `reward(\"tiny/hpsv2\")`");
 
 options! {
     /// Where a reward is read from; what may differ from its reference is in the table of rewards.
@@ -39,7 +39,7 @@ impl RewardOptions {
 }
 
 /// The reward in a folder, by a name or path; its options decide what they decide of its kind.
-fn open_reward(session: &Session, name: &str, options: Map) -> Result<Judge> {
+fn open_reward(session: &Session, name: &str, options: Map) -> Result<RewardModel> {
     let table = session.registry().rewards.clone();
     let (common, options) = registry::split(options, &PlaceOptions::fields(), &table, "reward", session)?;
     let o = PlaceOptions::parse("reward", common)?;
@@ -52,18 +52,21 @@ fn open_reward(session: &Session, name: &str, options: Map) -> Result<Judge> {
         Err(error) if error.kind == Kind::Missing => (Found { name: name.into(), ..Found::default() }, Some(error)),
         Err(error) => return Err(error),
     };
-    let choices =
-        rewards::open::Choices { kind: o.kind, options, trace: session.planner().map(|planner| planner.trace.clone()) };
-    let opened = rewards::open::open_of(&table, &found, &choices, &session.shelf, &sources, session.device());
-    let judge = match (opened, missing) {
+    let choices = rewards::open::RewardOptions {
+        kind: o.kind,
+        options,
+        trace: session.planner().map(|planner| planner.trace.clone()),
+    };
+    let opened = rewards::open::open_of(&table, &found, &choices, &session.clip_cache, &sources, session.device());
+    let reward_model = match (opened, missing) {
         (Err(error), Some(missing)) if error.kind == Kind::Missing => return Err(missing),
         (opened, _) => opened?,
     };
-    session.shelf.note(&judge.0);
+    session.clip_cache.note(&reward_model.0);
     if let Some(planner) = session.planner() {
-        planner.opens(judge.parts()?);
+        planner.opens(reward_model.parts()?);
     }
-    Ok(judge)
+    Ok(reward_model)
 }
 
 options! {
@@ -117,18 +120,18 @@ options! {
 }
 
 impl ImageRewardOptions {
-    fn config(&self) -> Result<imagereward::Config> {
+    fn config(&self) -> Result<imagereward::ImageRewardConfig> {
         let (width, layers, each) = (self.width, self.layers, 16);
         let heads = |width| heads("image_reward", width, each);
-        Ok(imagereward::Config {
+        Ok(imagereward::ImageRewardConfig {
             vit: VitConfig { image_size: self.image_size, patch_size: self.patch, width, layers, heads: heads(width)? },
-            bert: bert::Config {
+            bert: bert::BertConfig {
                 hidden_size: self.text_width,
                 num_hidden_layers: self.text_layers,
                 num_attention_heads: heads(self.text_width)?,
                 intermediate_size: 4 * self.text_width,
                 max_position_embeddings: imagereward::TOKENS,
-                ..bert::Config::base()
+                ..bert::BertConfig::base()
             },
             hidden: self.hidden,
         })
@@ -146,12 +149,12 @@ options! {
 }
 
 impl ClipOptions {
-    fn config(&self) -> Result<Config> {
-        let sizes = |width: usize, layers: usize| -> Result<Sizes> {
+    fn config(&self) -> Result<ClipConfig> {
+        let sizes = |width: usize, layers: usize| -> Result<TowerConfig> {
             let (heads, hidden, activation) = (heads("clip_reward", width, 32)?, 4 * width, Activation::Gelu);
-            Ok(Sizes { width, layers, heads, hidden, eps: 1e-5, activation })
+            Ok(TowerConfig { width, layers, heads, hidden, eps: 1e-5, activation })
         };
-        Ok(Config {
+        Ok(ClipConfig {
             layout: match self.layout.as_str() {
                 "open_clip" => Layout::OpenClip,
                 "transformers" => Layout::Transformers,
@@ -226,7 +229,7 @@ fn heads(function: &str, width: usize, each: usize) -> Result<usize> {
 pub mod reward {
     use super::*;
 
-    pub type Reward = Judge;
+    pub type Reward = RewardModel;
 
     #[rhai_fn(name = "to_string", name = "to_debug", pure)]
     pub fn show_reward(r: &mut Reward) -> String {
@@ -273,7 +276,7 @@ pub mod reward {
     /// ```
     pub fn scripted_reward(context: NativeCallContext, f: FnPtr) -> Reward {
         let callback = Callback::new(&context, "scripted_reward", f);
-        Judge::new(Scripted::new(move |images: &Tensor, prompts: &[String]| {
+        RewardModel::new(Scripted::new(move |images: &Tensor, prompts: &[String]| {
             let prompts: Array = prompts.iter().map(|p| p.clone().into()).collect();
             callback.call::<Tensor>((images.clone(), prompts))
         }))
@@ -298,8 +301,8 @@ pub mod reward {
     ///
     /// ```rhai
     /// let small = #{ image_size: 16, width: 32, layers: 1, text_width: 32, text_layers: 1, embed: 8 };
-    /// let judge = clip_reward(["a red ring", "a blue square"], small);
-    /// judge.similarities(zeros([2, 3, 16, 16]), ["a red ring", "a blue square", "a red square"]).shape   //=> [2, 3]
+    /// let reward_model = clip_reward(["a red ring", "a blue square"], small);
+    /// reward_model.similarities(zeros([2, 3, 16, 16]), ["a red ring", "a blue square", "a red square"]).shape   //=> [2, 3]
     /// ```
     #[rhai_fn(return_raw)]
     pub fn similarities(r: Reward, images: Tensor, prompts: Dynamic) -> RhaiResultOf<Tensor> {
@@ -317,7 +320,7 @@ pub mod reward {
         let count = images.dims().first().copied().unwrap_or(0);
         let prompts = texts(prompts, count, "scores")?;
         let (names, judges): (Vec<_>, Vec<_>) = named.into_iter().unzip();
-        let judges = judges.into_iter().map(|judge| Ok(option::convert::<Reward>(judge, "scores")?.0));
+        let judges = judges.into_iter().map(|reward_model| Ok(option::convert::<Reward>(reward_model, "scores")?.0));
         let all = rewards::score_all(&judges.collect::<Result<Vec<_>>>()?, &images, &prompts)?;
         Ok(names.into_iter().zip(all.into_iter().map(Dynamic::from)).collect())
     }
@@ -342,7 +345,7 @@ pub mod reward {
     /// ```
     #[rhai_fn(name = "+")]
     pub fn add(a: Reward, b: Reward) -> Reward {
-        Judge::new(Sum::of(a.0).plus(&Sum::of(b.0)))
+        RewardModel::new(Sum::of(a.0).plus(&Sum::of(b.0)))
     }
 
     /// A reward plus a number.
@@ -353,7 +356,7 @@ pub mod reward {
     /// ```
     #[rhai_fn(name = "+")]
     pub fn add_number(a: Reward, b: f64) -> Reward {
-        Judge::new(Sum::of(a.0).shifted(b))
+        RewardModel::new(Sum::of(a.0).shifted(b))
     }
 
     /// A number plus a reward.
@@ -419,7 +422,7 @@ pub mod reward {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn clamp(r: Reward, low: f64, high: f64) -> RhaiResultOf<Reward> {
-        Ok(Judge::new(Clamped::new(r.0, low, high)?))
+        Ok(RewardModel::new(Clamped::new(r.0, low, high)?))
     }
 
     /// A reward where it is positive, else 0: `-relu(2 - r)` is ReFL's (arXiv:2304.05977).
@@ -452,7 +455,7 @@ pub mod reward {
     /// ```
     #[rhai_fn(name = "*")]
     pub fn multiply(a: Reward, b: f64) -> Reward {
-        Judge::new(Sum::of(a.0).scaled(b))
+        RewardModel::new(Sum::of(a.0).scaled(b))
     }
 
     /// A reward over a number.
@@ -470,42 +473,42 @@ pub mod reward {
     ///
     /// ```rhai
     /// let small = #{ image_size: 16, width: 32, layers: 1, text_width: 32, text_layers: 1, embed: 8 };
-    /// let judge = clip_reward(["a red ring", "a blue square"], small);
-    /// judge.score(zeros([2, 3, 16, 16]), ["a red ring", "a blue square"]).shape   //=> [2]
-    /// adamw(judge.trainable().params())                     //=> adamw(37 tensors ..
+    /// let reward_model = clip_reward(["a red ring", "a blue square"], small);
+    /// reward_model.score(zeros([2, 3, 16, 16]), ["a red ring", "a blue square"]).shape   //=> [2]
+    /// adamw(reward_model.trainable().params())                     //=> adamw(37 tensors ..
     /// ```
     #[rhai_fn(return_raw, volatile)]
     pub fn clip_reward(context: NativeCallContext, texts: Dynamic, options: Map) -> RhaiResultOf<Reward> {
         let o = ClipOptions::parse("clip_reward", options)?;
         let texts = super::texts(texts, 1, "clip_reward")?;
         let device = Session::of(&context).device().clone();
-        let trunk = Arc::new(Trunk::random(&texts, o.config()?, &Rng::new(o.seed), &device)?);
-        Ok(Judge::new(Similarity::new(o.kind()?, trunk, similarity::Choices::default())?))
+        let encoder = Arc::new(ClipEncoder::random(&texts, o.config()?, &Rng::new(o.seed), &device)?);
+        Ok(RewardModel::new(Similarity::new(o.kind()?, encoder, similarity::SimilarityOptions::default())?))
     }
 
     /// A random ImageReward with a tokenizer made for `texts`, to be trained and saved.
     ///
     /// ```rhai
     /// let small = #{ image_size: 16, width: 16, layers: 1, text_width: 16, text_layers: 1 };
-    /// let judge = image_reward(["a red ring", "a blue square"], small);
-    /// judge.score(zeros([2, 3, 16, 16]), ["a red ring", "a blue square"]).shape          //=> [2]
-    /// judge.similarities(zeros([2, 3, 16, 16]), ["a ring", "a square", "a dot"]).shape   //=> [2, 3]
+    /// let reward_model = image_reward(["a red ring", "a blue square"], small);
+    /// reward_model.score(zeros([2, 3, 16, 16]), ["a red ring", "a blue square"]).shape          //=> [2]
+    /// reward_model.similarities(zeros([2, 3, 16, 16]), ["a ring", "a square", "a dot"]).shape   //=> [2, 3]
     /// ```
     #[rhai_fn(return_raw, volatile)]
     pub fn image_reward(context: NativeCallContext, texts: Dynamic, options: Map) -> RhaiResultOf<Reward> {
         let o = ImageRewardOptions::parse("image_reward", options)?;
         let texts = super::texts(texts, 1, "image_reward")?;
         let device = Session::of(&context).device().clone();
-        Ok(Judge::new(ImageReward::random(&texts, o.config()?, &Rng::new(o.seed), &device)?))
+        Ok(RewardModel::new(ImageReward::random(&texts, o.config()?, &Rng::new(o.seed), &device)?))
     }
 
     /// A random aesthetic predictor: a linear head on the unit image features of another reward's CLIP, which stays as it is.
     ///
     /// ```rhai
     /// let small = #{ image_size: 16, width: 32, layers: 1, text_width: 32, text_layers: 1, embed: 8 };
-    /// let judge = aesthetic_reward(clip_reward(["a ring"], small), #{ hidden: [8, 8, 4, 4] });
-    /// judge.score(zeros([2, 3, 16, 16]), "").shape   //=> [2]
-    /// judge.trainable().params().len                 //=> 10
+    /// let reward_model = aesthetic_reward(clip_reward(["a ring"], small), #{ hidden: [8, 8, 4, 4] });
+    /// reward_model.score(zeros([2, 3, 16, 16]), "").shape   //=> [2]
+    /// reward_model.trainable().params().len                 //=> 10
     /// ```
     #[rhai_fn(return_raw)]
     pub fn aesthetic_reward(clip: Reward, options: Map) -> RhaiResultOf<Reward> {
@@ -537,8 +540,8 @@ pub mod reward {
     /// Writes a reward's weights, config and tokenizer into a folder of the run that `reward(folder)` reads.
     ///
     /// ```rhai no_run
-    /// let judge = clip_reward(["a red ring", "a blue square"]);
-    /// judge.save("hpsv2");
+    /// let reward_model = clip_reward(["a red ring", "a blue square"]);
+    /// reward_model.save("hpsv2");
     /// ```
     #[rhai_fn(return_raw, volatile)]
     pub fn save(context: NativeCallContext, r: Reward, folder: &str) -> RhaiResultOf<()> {

@@ -41,7 +41,7 @@ impl Console for Session {
         Session::begin_step(self, step);
     }
     fn rewards(&self) -> Vec<String> {
-        self.shelf.details()
+        self.clip_cache.details()
     }
 }
 

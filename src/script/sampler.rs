@@ -122,7 +122,7 @@ pub mod sampler {
     /// It diverges at `t = 0` and is clipped: `2 (1 - t + o) / (t + o)`; where the offset `o` is left out it is the width of each step.
     ///
     /// ```rhai
-    /// memoryless().step(0.5, 0.1)                       //=> #{"gain": 1.0, "pull": 1.66667, "rho": 1.0, "w": 2.0}
+    /// memoryless().step(0.5, 0.1)                       //=> #{"gain": 1.0, "mean_reversion": 1.66667, "rho": 1.0, "w": 2.0}
     /// memoryless(0.25).step(0.0, 0.1).w    //=> 10.0
     /// ```
     #[rhai_fn(name = "memoryless")]
@@ -185,19 +185,20 @@ pub mod sampler {
         Noise::Schedule(Arc::new(move |t| callback.call((t,))))
     }
 
-    /// What the step from time `t`, `h` wide, does: `x + h [(1 + rho) v - pull x] + sqrt(h w) z`.
+    /// What the step from time `t`, `h` wide, does: `x + h [(1 + rho) v - mean_reversion x] + sqrt(h w) z`.
     ///
     /// `gain` is `G = w / (1 + rho)`: the quadratic penalty's target is `-G a`.
     ///
     /// ```rhai
-    /// linear_decay().step(0.5, 0.1)   //=> #{"gain": 0.4, "pull": 0.5, "rho": 0.25, "w": 0.5}
+    /// linear_decay().step(0.5, 0.1)   //=> #{"gain": 0.4, "mean_reversion": 0.5, "rho": 0.25, "w": 0.5}
     /// linear_decay().step(1.0, 0.1)   //=> error: must lie in [0, 1)
     /// ```
     #[rhai_fn(name = "step", return_raw)]
     pub fn noise_step(noise: NoiseLevel, t: f64, h: f64) -> RhaiResultOf<Map> {
         let step = super::step(&noise, t, h)?;
         let w = step.w.unwrap_or_default();
-        let parts = [("w", w), ("rho", step.rho), ("pull", step.pull), ("gain", w / (1.0 + step.rho))];
+        let parts =
+            [("w", w), ("rho", step.rho), ("mean_reversion", step.mean_reversion), ("gain", w / (1.0 + step.rho))];
         Ok(parts.into_iter().map(|(name, x)| (name.into(), x.into())).collect())
     }
 

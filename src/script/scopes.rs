@@ -16,12 +16,12 @@ pub(super) struct Scopes<'a> {
 
 struct Scope<'a> {
     depth: usize,
-    kind: Kind,
+    kind: ScopeKind,
     names: Vec<&'a str>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Kind {
+enum ScopeKind {
     Block,
     /// It begins behind the word of that number, and ends where its argument or statement does.
     Closure(usize),
@@ -32,7 +32,7 @@ enum Kind {
 impl<'a> Scopes<'a> {
     /// At the beginning of a text that finds these variables.
     pub fn new(variables: &[&'a str]) -> Self {
-        let all = Scope { depth: 0, kind: Kind::Block, names: variables.to_vec() };
+        let all = Scope { depth: 0, kind: ScopeKind::Block, names: variables.to_vec() };
         Self { depth: 0, open: vec![all], coming: vec![], unfinished: vec![] }
     }
 
@@ -43,7 +43,7 @@ impl<'a> Scopes<'a> {
             if scope.names.contains(&name) {
                 return Some(inside);
             }
-            inside &= scope.kind != Kind::Function;
+            inside &= scope.kind != ScopeKind::Function;
         }
         None
     }
@@ -60,7 +60,7 @@ impl<'a> Scopes<'a> {
             Token::LeftBrace => {
                 let coming = self.coming.pop_if(|scope| scope.depth == self.depth);
                 self.depth += 1;
-                let (kind, names) = coming.map_or((Kind::Block, vec![]), |scope| (scope.kind, scope.names));
+                let (kind, names) = coming.map_or((ScopeKind::Block, vec![]), |scope| (scope.kind, scope.names));
                 self.open.push(Scope { depth: self.depth, kind, names });
             }
             Token::MapStart | Token::LeftParen | Token::LeftBracket | Token::QuestionBracket => self.depth += 1,
@@ -82,28 +82,30 @@ impl<'a> Scopes<'a> {
                 let name = next.and_then(Word::name).map(|name| (self.depth, name));
                 self.unfinished.extend(name);
             }
-            Token::For => self.expect(Kind::Block, names(words, i + 1, &Token::In)),
-            Token::Fn if words.get(i + 2).is_some_and(|w| w.is(&Token::Unit)) => self.expect(Kind::Function, vec![]),
-            Token::Fn => self.expect(Kind::Function, names(words, i + 2, &Token::RightParen)),
+            Token::For => self.expect(ScopeKind::Block, names(words, i + 1, &Token::In)),
+            Token::Fn if words.get(i + 2).is_some_and(|w| w.is(&Token::Unit)) => {
+                self.expect(ScopeKind::Function, vec![])
+            }
+            Token::Fn => self.expect(ScopeKind::Function, names(words, i + 2, &Token::RightParen)),
             Token::Catch if next.is_some_and(|w| w.is(&Token::LeftParen)) => {
-                self.expect(Kind::Block, names(words, i + 1, &Token::RightParen));
+                self.expect(ScopeKind::Block, names(words, i + 1, &Token::RightParen));
             }
             Token::Pipe if i == 0 || !words[i - 1].ends_operand() => {
                 let names = names(words, i + 1, &Token::Pipe);
                 let begin = words.iter().skip(i + 1).position(|word| word.is(&Token::Pipe)).map_or(i, |n| i + 1 + n);
-                self.open.push(Scope { depth: self.depth, kind: Kind::Closure(begin), names });
+                self.open.push(Scope { depth: self.depth, kind: ScopeKind::Closure(begin), names });
             }
             _ => {}
         }
     }
 
-    fn expect(&mut self, kind: Kind, names: Vec<&'a str>) {
+    fn expect(&mut self, kind: ScopeKind, names: Vec<&'a str>) {
         self.coming.push(Scope { depth: self.depth, kind, names });
     }
 
     fn end_closures(&mut self, at: usize) {
         let ends =
-            |scope: &Scope| matches!(scope.kind, Kind::Closure(begin) if begin < at) && scope.depth == self.depth;
+            |scope: &Scope| matches!(scope.kind, ScopeKind::Closure(begin) if begin < at) && scope.depth == self.depth;
         while self.open.pop_if(|scope| ends(scope)).is_some() {}
     }
 }

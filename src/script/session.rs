@@ -6,7 +6,7 @@ use super::word::words;
 use super::{fault, option};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
-use crate::reward::trunk::Shelf;
+use crate::reward::clip_encoder::ClipCache;
 use crate::run::plan::Planner;
 use crate::screen::{Images, Plot, Screen};
 use crate::{bail, tensor::Device};
@@ -85,7 +85,7 @@ pub struct Session {
     planner: Option<Planner>,
     registry: RwLock<Registry>,
     /// Rewards that are open, and the networks they share.
-    pub shelf: Shelf,
+    pub clip_cache: ClipCache,
 }
 
 impl Session {
@@ -102,7 +102,7 @@ impl Session {
             functions: Mutex::default(),
             settings: Mutex::default(),
             registry: RwLock::default(),
-            shelf: Shelf::default(),
+            clip_cache: ClipCache::default(),
         }
     }
 

@@ -7,7 +7,7 @@ use super::penalty::Penalty;
 use super::sampler::Sampler;
 use super::*;
 use crate::align::{
-    self as solver, AdjointIndex, Criterion, MatchingLoss, Norm, Reduction, Selection, Truncation, Units,
+    self as solver, AdjointIndex, Loss, MatchingOptions, Norm, Reduction, Selection, Truncation, Units,
 };
 use crate::flow::{Grid, RolloutOptions, Velocity};
 use crate::model::Flow;
@@ -29,7 +29,7 @@ options! {
         grid: Grid = grid(),
         /// How to step from one time to the next; with noise, the update is one of stochastic adjoint matching.
         solver: Sampler = euler(),
-        /// The random stream of a stochastic sampler and of `some_steps`; () means the batch's.
+        /// The random stream of a stochastic sampler and of `random_steps`; () means the batch's.
         rng: Option<Stream> = None,
         /// The active steps.
         truncate: Truncation = Truncation::Full,
@@ -40,7 +40,7 @@ options! {
         /// The adjoint of a step's target: `a_k` as the papers, or `a_{k+1}`, the exact gradient of the discrete problem.
         index: AdjointIndex = AdjointIndex::Same,
         /// How far a control is from the one the adjoint asks for.
-        criterion: Criterion = Criterion::Fitting,
+        loss: Loss = Loss::Automatic,
         /// Sum or mean of the errors over steps and latent entries.
         reduction: Reduction = Reduction::Sum,
         /// Errors of the velocity, or of the control that noise carries.
@@ -61,7 +61,7 @@ options! {
         adjoint_model: Option<Flow> = None,
         /// Run the policy again in the loss's backward, at one active step after the other, instead of keeping the graphs of all: K
         /// forwards more, the memory of one step.
-        recompute: bool = false,
+        checkpoint_steps: bool = false,
     }
 }
 
@@ -149,14 +149,14 @@ impl UpdateOptions {
             regularizer: self.penalty.core().clone(),
             norm: self.norm,
             index: self.index,
-            criterion: self.criterion,
-            loss: MatchingLoss { reduction, units, weighted, clip, steps: None },
+            loss: self.loss,
+            loss_options: MatchingOptions { reduction, units, weighted, clip, steps: None },
             loss_steps: self.loss_steps,
             noise_free_end: self.noise_free_end,
             guidance: self.guidance.0,
             rollout_policy: field(self.rollout_policy),
             adjoint_model: field(self.adjoint_model),
-            recompute: self.recompute,
+            checkpoint_steps: self.checkpoint_steps,
         };
         Method::new(Arc::new(core), text).drawing_from(rng)
     }

@@ -6,13 +6,13 @@ use super::{DType, Tensor};
 use crate::context::kept;
 use crate::error::Result;
 
-type Judge = Box<dyn FnOnce(&[f64]) -> Result<()>>;
+type Requirement = Box<dyn FnOnce(&[f64]) -> Result<()>>;
 
 /// What a thread keeps of its context.
 #[derive(Default)]
 struct Checks {
-    /// Those of the outermost [`together`], in order.
-    open: Option<Vec<(Tensor, Judge)>>,
+    /// Those of the outermost [`deferred_checks`], in order.
+    open: Option<Vec<(Tensor, Requirement)>>,
     reads: usize,
     later: bool,
 }
@@ -46,7 +46,7 @@ pub fn as_on_a_device<T>(f: impl FnOnce() -> T) -> T {
 }
 
 /// Runs `f`; the checks put off in it are made at its end, with one read. The first that fails is the error, whatever came of it later.
-pub fn together<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
+pub fn deferred_checks<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
     let outermost = kept(|checks: &mut Checks| match checks.open {
         Some(_) => false,
         None => {
@@ -59,49 +59,49 @@ pub fn together<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
     }
     let _open = Open;
     let value = f();
-    settle(kept(|checks: &mut Checks| checks.open.take()).unwrap_or_default())?;
+    settle_all(kept(|checks: &mut Checks| checks.open.take()).unwrap_or_default())?;
     value
 }
 
-fn settle(checks: Vec<(Tensor, Judge)>) -> Result<()> {
+fn settle_all(checks: Vec<(Tensor, Requirement)>) -> Result<()> {
     if checks.is_empty() {
         return Ok(());
     }
     let numbers: Vec<Tensor> = checks.iter().map(|(x, _)| x.clone()).collect();
     let numbers = read(&Tensor::cat(&numbers, 0)?)?;
     let mut rest = &numbers[..];
-    for (x, judge) in checks {
+    for (x, requirement) in checks {
         let (own, after) = rest.split_at(x.elem_count());
         rest = after;
-        judge(own)?;
+        requirement(own)?;
     }
     Ok(())
 }
 
-/// Has a few numbers `[n]` judged, at once or at the end of what runs [`together`].
-pub fn verify(numbers: &Tensor, judge: impl FnOnce(&[f64]) -> Result<()> + 'static) -> Result<()> {
+/// Has a few numbers `[n]` checked, at once or at the end of what runs [`deferred_checks`].
+pub fn require(numbers: &Tensor, requirement: impl FnOnce(&[f64]) -> Result<()> + 'static) -> Result<()> {
     let numbers = numbers.constant().to_dtype(DType::F64)?;
-    let judge = kept(|checks: &mut Checks| {
+    let requirement = kept(|checks: &mut Checks| {
         let waits = checks.later || !numbers.device().is_cpu();
         match checks.open.as_mut().filter(|_| waits) {
             Some(open) => {
-                open.push((numbers.clone(), Box::new(judge)));
+                open.push((numbers.clone(), Box::new(requirement)));
                 None
             }
-            None => Some(judge),
+            None => Some(requirement),
         }
     });
-    match judge {
-        Some(judge) => judge(&read(&numbers)?),
+    match requirement {
+        Some(requirement) => requirement(&read(&numbers)?),
         None => Ok(()),
     }
 }
 
 /// Refuses a tensor with NaN or infinity: `fault` gets the first sample that holds one, and makes the error.
-pub fn finite(x: &Tensor, fault: impl FnOnce(usize) -> Result<()> + 'static) -> Result<()> {
+pub fn require_finite(x: &Tensor, fault: impl FnOnce(usize) -> Result<()> + 'static) -> Result<()> {
     // x * 0 is 0 where x is finite and NaN elsewhere, so one sum per sample answers for all of it.
     let zeros = sum_per_sample(&(x.constant() * 0.0)?)?;
-    verify(&zeros, |zeros| zeros.iter().position(|z| z.is_nan()).map_or(Ok(()), fault))
+    require(&zeros, |zeros| zeros.iter().position(|z| z.is_nan()).map_or(Ok(()), fault))
 }
 
 #[cfg(test)]
@@ -112,7 +112,7 @@ mod tests {
 
     fn check(values: [f32; 4]) -> Result<()> {
         let x = Tensor::new(&values, &Device::Cpu)?.reshape((2, 2))?;
-        finite(&x, move |sample| bail!(Numeric, "sample {sample} of {values:?}"))
+        require_finite(&x, move |sample| bail!(Numeric, "sample {sample} of {values:?}"))
     }
 
     #[test]
@@ -126,9 +126,9 @@ mod tests {
     fn checks_put_off_are_read_once_and_the_first_fault_is_told() {
         let before = reads();
         let run = |third: f32| -> Result<()> {
-            together(|| {
+            deferred_checks(|| {
                 check([0.0; 4])?;
-                together(|| check([third, 0.0, 0.0, 0.0]))?;
+                deferred_checks(|| check([third, 0.0, 0.0, 0.0]))?;
                 check([0.0, 0.0, 0.0, f32::NAN])?;
                 bail!(Value, "what came of it")
             })
@@ -136,9 +136,9 @@ mod tests {
         let told = |third| as_on_a_device(|| run(third).unwrap_err().message);
         assert!(told(f32::NAN).starts_with("sample 0") && told(1.0).starts_with("sample 1"));
         assert_eq!(reads() - before, 2);
-        assert!(as_on_a_device(|| together(|| check([0.0; 4]))).is_ok());
+        assert!(as_on_a_device(|| deferred_checks(|| check([0.0; 4]))).is_ok());
         assert!(run(f32::NAN).unwrap_err().message.starts_with("sample 0"), "at once on the processor");
-        let panics = || together::<()>(|| std::panic::resume_unwind(Box::new("left")));
+        let panics = || deferred_checks::<()>(|| std::panic::resume_unwind(Box::new("left")));
         assert!(std::panic::catch_unwind(panics).is_err());
         assert!(told(f32::NAN).starts_with("sample 0"), "a panic leaves nothing open");
     }

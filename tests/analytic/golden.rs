@@ -2,7 +2,7 @@
 
 use super::toy::{Mlp, Tensors, golden, relative, reward};
 use amscript::align::{
-    Adjoint, AdjointIndex, MatchingLoss, Norm, Regularizer, control_target, lean_adjoint, matching_loss,
+    Adjoint, AdjointIndex, MatchingOptions, Norm, Regularizer, control_target, lean_adjoint, matching_loss,
     terminal_gradient,
 };
 use amscript::flow::{Condition, Grid, RolloutOptions, Trajectory, Velocity, klein_grid, rollout};
@@ -91,7 +91,7 @@ fn targets_losses_and_gradients() {
                 case.check(&format!("target.{name}"), &stack(&targets), 1e-11);
             }
             for (suffix, weighted) in [("", false), ("_h", true)] {
-                let options = MatchingLoss { weighted, ..Default::default() };
+                let options = MatchingOptions { weighted, ..Default::default() };
                 let loss = matching_loss(&case.tuned, &case.base, &path, &targets, &options).unwrap();
                 case.check(&format!("loss{suffix}.{name}.K{k}"), &loss.reshape(1).unwrap(), 1e-11);
                 let gradient = flat(gradients(&loss, &case.tuned.params()).unwrap());
@@ -111,7 +111,7 @@ fn direct_gradient_is_half_the_weighted_matching_gradient_at_the_base() {
             let targets =
                 control_target(&case.adjoint(&path, AdjointIndex::Next), &Regularizer::quadratic(), Norm::Sample)
                     .unwrap();
-            let options = MatchingLoss { weighted: true, ..Default::default() };
+            let options = MatchingOptions { weighted: true, ..Default::default() };
             let (_, twin, _) = golden();
             let loss = (matching_loss(&twin, &case.base, &path, &targets, &options).unwrap() * 0.5).unwrap();
             case.check(&format!("direct_grad.K{k}"), &flat(gradients(&loss, &twin.params()).unwrap()), 1e-10);

@@ -2,7 +2,7 @@
 
 use crate::analytic::toy::{Counted, Mlp, adjoint_matching, draft, golden, load, numbers, relative, reward};
 use amscript::align::{
-    self, Adaptive, AdjointIndex, AdjointMatching, Batch, Draft, MatchingLoss, MethodState, Norm, Reduction, Refl,
+    self, Adaptive, AdjointIndex, AdjointMatching, Batch, Draft, MatchingOptions, MethodState, Norm, Reduction, Refl,
     Regularizer, RewardCost, TerminalCost, Truncation, control_intensity, control_mass, control_target, lean_adjoint,
     matching_loss, terminal_gradient,
 };
@@ -36,13 +36,17 @@ fn the_fused_update_equals_the_separate_functions_to_the_bit() {
     let (base, tuned) = networks();
     let condition = Condition::default();
     for (index, p, k) in [(AdjointIndex::Same, 4.0, 3), (AdjointIndex::Next, 2.0, 8), (AdjointIndex::Same, 2.0, 1)] {
-        let loss = MatchingLoss {
+        let loss = MatchingOptions {
             weighted: k == 3,
             reduction: if k == 1 { Reduction::Mean } else { Reduction::Sum },
             ..Default::default()
         };
-        let options =
-            AdjointMatching { index, regularizer: Regularizer::power(p).unwrap(), loss: loss.clone(), ..options(k) };
+        let options = AdjointMatching {
+            index,
+            regularizer: Regularizer::power(p).unwrap(),
+            loss_options: loss.clone(),
+            ..options(k)
+        };
         let fused = adjoint_matching(&tuned, &base, &start(), &condition, &cost(5.0), &options).unwrap();
 
         let path =
@@ -243,14 +247,14 @@ fn draft_with_noise_drawn_again_averages_ends() {
 #[test]
 fn steps_and_clipping_choose_what_enters_the_loss() {
     let (base, tuned) = networks();
-    let loss_of = |loss: MatchingLoss| {
-        let options = AdjointMatching { loss, ..options(4) };
+    let loss_of = |loss: MatchingOptions| {
+        let options = AdjointMatching { loss_options: loss, ..options(4) };
         let update = adjoint_matching(&tuned, &base, &start(), &Condition::default(), &cost(5.0), &options).unwrap();
         let gradient = gradients(&update.losses[0], &tuned.params()).unwrap();
         (numbers(&update.losses[0])[0], gradient, update.trace.unwrap().path.velocities.len())
     };
-    let one = |k: usize| loss_of(MatchingLoss { steps: Some(vec![k]), ..Default::default() });
-    let (whole, gradient, kept) = loss_of(MatchingLoss::default());
+    let one = |k: usize| loss_of(MatchingOptions { steps: Some(vec![k]), ..Default::default() });
+    let (whole, gradient, kept) = loss_of(MatchingOptions::default());
     assert_eq!(kept, 4);
     let parts: Vec<_> = (STEPS - 4..STEPS).map(one).collect();
     assert!((parts.iter().map(|p| p.0).sum::<f64>() / whole - 1.0).abs() < 1e-12);
@@ -259,10 +263,10 @@ fn steps_and_clipping_choose_what_enters_the_loss() {
         assert!(relative(&sum, g) < 1e-12);
     }
     // Everything above the bound counts as the bound, without a gradient.
-    let (clipped, gradient, _) = loss_of(MatchingLoss { clip: Some(1e-9), ..Default::default() });
+    let (clipped, gradient, _) = loss_of(MatchingOptions { clip: Some(1e-9), ..Default::default() });
     assert!((clipped - 4e-9).abs() < 1e-20, "{clipped:e}");
     assert!(gradient.iter().all(|g| numbers(g).iter().all(|g| *g == 0.0)));
-    let unbounded = loss_of(MatchingLoss { clip: Some(1e9), ..Default::default() }).0;
+    let unbounded = loss_of(MatchingOptions { clip: Some(1e9), ..Default::default() }).0;
     assert!((unbounded / whole - 1.0).abs() < 1e-12);
 }
 

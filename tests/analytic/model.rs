@@ -8,7 +8,7 @@ use amscript::align::{
 };
 use amscript::flow::{Condition, RolloutOptions, Velocity, klein_grid, rollout};
 use amscript::model::adapter::Targets;
-use amscript::model::{Choices, Flow, open};
+use amscript::model::{Flow, ModelOptions, open};
 use amscript::nn::module::Module;
 use amscript::nn::source::Sources;
 use amscript::optim::{AdamW, OptimizerOptions, Params, constant_rate};
@@ -27,7 +27,7 @@ struct Case {
 
 impl Case {
     fn new() -> Self {
-        let base = open("tests/golden/flux2", &Sources::default(), &Choices::default(), &Device::Cpu).unwrap();
+        let base = open("tests/golden/flux2", &Sources::default(), &ModelOptions::default(), &Device::Cpu).unwrap();
         let policy = base.lora(4, 1.0, &Targets::Usual, &Rng::new(7)).unwrap();
         let condition = base.encode(&["a red cat".into(), "a blue dog".into()]).unwrap();
         let x0 = base.noise(2, None, &mut Rng::new(1)).unwrap();
@@ -72,7 +72,7 @@ impl Case {
         let end = terminal_gradient(&self.cost(300.0), path.last()).unwrap();
         let adjoint = lean_adjoint(carrying, &path, &end.gradient, options.index).unwrap();
         let targets = control_target(&adjoint, &options.regularizer, Norm::Sample).unwrap();
-        matching_loss(policy, base, &path, &targets, &options.loss).unwrap()
+        matching_loss(policy, base, &path, &targets, &options.loss_options).unwrap()
     }
 
     fn bits(&self) -> Vec<Vec<f32>> {
@@ -138,7 +138,7 @@ fn a_policy_that_runs_again_takes_the_same_update() {
     for (rolled, calls) in [(None, [STEPS, STEPS + 3]), (Some(guided), [3, 6])] {
         let counted = Arc::new(Counted::new(Box::leak(Box::new(policy.clone()))));
         let kept = AdjointMatching { rollout_policy: rolled, ..Case::options(3) };
-        let again = AdjointMatching { recompute: true, ..kept.clone() };
+        let again = AdjointMatching { checkpoint_steps: true, ..kept.clone() };
         let held = Held(counted.clone(), wanted.clone());
         let update = |options| adjoint_matching(&held, base, x0, condition, &case.cost(300.0), options).unwrap();
         let expected = update(&kept);

@@ -2,9 +2,7 @@
 //! programming, at whose control Fenchel's condition holds on average and the squared distance is not smallest.
 
 use crate::analytic::toy::{Gaussian, adjoint_matching, numbers};
-use amscript::align::{
-    AdjointIndex, AdjointMatching, Criterion, Regularizer, RewardCost, lean_adjoint, terminal_gradient,
-};
+use amscript::align::{AdjointIndex, AdjointMatching, Loss, Regularizer, RewardCost, lean_adjoint, terminal_gradient};
 use amscript::flow::{Condition, Draw, Dynamics, Noise, RolloutOptions, Sde, Solver, Velocity, rollout, uniform};
 use amscript::tensor::grad::gradients;
 use amscript::tensor::{DType, Device, Rng, Tensor};
@@ -66,7 +64,8 @@ fn optimum() -> Vec<Line> {
             numbers(&step.advance(&state, &BASE.velocity(&state, &time, &Condition::default()).unwrap()).unwrap())[0]
         };
         let (offset, factor) = (drift(0.0), drift(1.0) - drift(0.0));
-        let mean = |y: &f64| nodes.iter().zip(&weights).map(|(z, w)| w * slope.at(y + step.spread() * z)).sum::<f64>();
+        let mean =
+            |y: &f64| nodes.iter().zip(&weights).map(|(z, w)| w * slope.at(y + step.noise_std() * z)).sum::<f64>();
         let mean: Vec<f64> = grid.iter().map(|y| mean(y) / total).collect();
         let u: Vec<f64> = mean.iter().map(|m| -root(step.sigma() * m)).collect();
         let x: Vec<f64> = grid.iter().zip(&u).map(|(y, u)| (y - offset - step.h * step.sigma() * u) / factor).collect();
@@ -88,7 +87,7 @@ impl Velocity for Optimal {
         let k = (t.to_vec1::<f64>()?[0] * STEPS as f64).round() as usize;
         let u: Vec<f64> = numbers(x).iter().map(|x| self.controls[k].at(*x)).collect();
         let u = Tensor::new(u, x.device())?.reshape(x.dims())?.broadcast_add(&self.shift.get(k)?)?;
-        Ok((BASE.velocity(x, t, c)? + (u * dynamics(k).velocity_per_control())?)?)
+        Ok((BASE.velocity(x, t, c)? + (u * dynamics(k).control_gain())?)?)
     }
 }
 
@@ -130,12 +129,12 @@ fn the_lean_adjoint_of_the_next_step_is_right_on_average() {
 fn only_fenchels_loss_has_its_least_mean_at_the_optimum() {
     let policy = policy();
     let mut rng = Rng::new(2);
-    let mut of = |criterion: Criterion| {
+    let mut of = |loss: Loss| {
         let options = AdjointMatching {
             rollout: noisy(3),
             regularizer: Regularizer::power(4.0).unwrap(),
             index: AdjointIndex::Next,
-            criterion,
+            loss,
             ..AdjointMatching::new(uniform(STEPS).unwrap())
         };
         let slopes: Vec<Vec<f64>> = (0..40)
@@ -150,7 +149,7 @@ fn only_fenchels_loss_has_its_least_mean_at_the_optimum() {
             .collect();
         (0..STEPS).map(|k| errors(&slopes.iter().map(|g| g[k]).collect::<Vec<_>>())).collect::<Vec<_>>()
     };
-    let (fenchel, squared) = (of(Criterion::Fenchel), of(Criterion::Squared));
+    let (fenchel, squared) = (of(Loss::FenchelYoung), of(Loss::Squared));
     assert!(fenchel.iter().all(|z| z.abs() < 4.0), "{fenchel:?}");
     // Less so at the last step: its adjoint is random by that step's noise alone.
     assert!(squared[..STEPS - 1].iter().all(|z| z.abs() > 10.0), "{squared:?}");

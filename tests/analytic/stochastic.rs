@@ -2,7 +2,7 @@
 
 use crate::analytic::toy::{Gaussian, Mlp, Tensors, adjoint_matching, golden, numbers, relative, reward};
 use amscript::align::{
-    AdjointIndex, AdjointMatching, Criterion, MatchingLoss, Norm, Regularizer, Truncation, Units, control_target,
+    AdjointIndex, AdjointMatching, Loss, MatchingOptions, Norm, Regularizer, Truncation, Units, control_target,
     lean_adjoint, terminal_gradient,
 };
 use amscript::flow::{Condition, Draw, Gddim, Grid, Noise, RolloutOptions, Sde, Solver, rollout, uniform};
@@ -66,7 +66,7 @@ fn states_adjoints_and_targets() {
             |f: &dyn Fn(usize) -> f64| Tensor::new((0..STEPS).map(f).collect::<Vec<f64>>(), &Device::Cpu).unwrap();
         case.check("w", &column(&|k| steps[k].w.unwrap()), 1e-12);
         case.check("rho", &column(&|k| steps[k].rho), 1e-12);
-        case.check("G", &column(&|k| steps[k].sigma() * steps[k].velocity_per_control()), 1e-12);
+        case.check("G", &column(&|k| steps[k].sigma() * steps[k].control_gain()), 1e-12);
         case.check("states", &Tensor::stack(&path.states, 0).unwrap(), 1e-11);
         let end = terminal_gradient(&reward(&case.expected["in.reward_c"], LAMBDA), path.last()).unwrap();
         let adjoint = lean_adjoint(&case.base, &path, &end.gradient, AdjointIndex::Same).unwrap();
@@ -88,7 +88,7 @@ fn updates_with_noise() {
             let options = AdjointMatching {
                 rollout: case.rollout(Arc::new(Sde { noise: noise.clone(), last: None })),
                 truncate: Truncation::Last(k),
-                loss: MatchingLoss { units, ..Default::default() },
+                loss_options: MatchingOptions { units, ..Default::default() },
                 ..AdjointMatching::new(uniform(STEPS).unwrap())
             };
             let cost = reward(&case.expected["in.reward_c"], LAMBDA);
@@ -103,7 +103,7 @@ fn updates_with_noise() {
             case.check(&format!("{prefix}grad.K{k}"), &gradient, 1e-10);
             // Fenchel's is the same for the quadratic penalty, where there is noise at all.
             if name != "sin2" || k < STEPS {
-                let fenchel = update(&AdjointMatching { criterion: Criterion::Fenchel, ..options.clone() });
+                let fenchel = update(&AdjointMatching { loss: Loss::FenchelYoung, ..options.clone() });
                 case.check(&format!("{prefix}loss.K{k}"), &fenchel.losses[0].reshape(1).unwrap(), 1e-11);
                 let gradient = flat(gradients(&fenchel.losses[0], &case.tuned.params()).unwrap());
                 case.check(&format!("{prefix}grad.K{k}"), &gradient, 1e-10);
@@ -123,7 +123,7 @@ fn control_units_need_noise() {
     let case = Case::new("sin2");
     let options = AdjointMatching {
         rollout: case.rollout(Arc::new(Sde { noise: Noise::SineSquared(1.0), last: None })),
-        loss: MatchingLoss { units: Units::Control, ..Default::default() },
+        loss_options: MatchingOptions { units: Units::Control, ..Default::default() },
         ..AdjointMatching::new(uniform(STEPS).unwrap())
     };
     let cost = reward(&case.expected["in.reward_c"], LAMBDA);
@@ -152,11 +152,11 @@ fn gddim_steps() {
                 &amscript::flow::time_tensor(*t, x).unwrap(),
                 &Condition::default(),
             );
-            let next = (step.advance(x, &v.unwrap()).unwrap() + (z * step.spread()).unwrap()).unwrap();
+            let next = (step.advance(x, &v.unwrap()).unwrap() + (z * step.noise_std()).unwrap()).unwrap();
             let expected = e["out.gddim.next"].get(i).unwrap().get(j).unwrap();
             assert!(relative(&next, &expected) < 1e-11, "{eta} {t} {s}");
             let var = numbers(&e["out.gddim.var"].get(i).unwrap())[j];
-            assert!((step.spread().powi(2) - var).abs() < 1e-13, "{eta} {t} {s}");
+            assert!((step.noise_std().powi(2) - var).abs() < 1e-13, "{eta} {t} {s}");
         }
         let path = rollout(&case.tuned, &e["in.x0"], &Condition::default(), &case.rollout(Arc::new(solver))).unwrap();
         let states = Tensor::stack(&path.states, 0).unwrap();

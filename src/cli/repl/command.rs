@@ -1,7 +1,7 @@
 //! The commands of the prompt, `:name argument`, and the questions `?name` and `??name`.
 
 use super::Prompt;
-use super::lexer::{self, Kind};
+use super::lexer::{self, TokenKind};
 use super::workspace::{ANSWER, SOURCE};
 use crate::bail;
 use crate::cli::{quantity, recipe};
@@ -263,7 +263,7 @@ fn definition(text: &str, name: &str) -> Option<String> {
     let tokens = lexer::tokens(text);
     let meant: Vec<usize> = (0..tokens.len()).filter(|&i| tokens[i].counts()).collect();
     let at = meant.windows(2).rev().find(|w| tokens[w[0]].text == "fn" && tokens[w[1]].text == name)?[0];
-    let open = (at..tokens.len()).find(|&i| tokens[i].kind == Kind::Open && tokens[i].text == "{")?;
+    let open = (at..tokens.len()).find(|&i| tokens[i].kind == TokenKind::Open && tokens[i].text == "{")?;
     let end = tokens[lexer::partner(&tokens, open)?].end();
     let mut start = at;
     while start > 0 && !tokens[start - 1].counts() && !tokens[start - 1].text.contains("\n\n") {

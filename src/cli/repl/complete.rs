@@ -1,6 +1,6 @@
 //! What may stand at the cursor: names, methods and properties by the type before the point, option keys, files, models.
 
-use super::lexer::{KEYWORDS, Kind, Token, VALUES, open, tokens};
+use super::lexer::{KEYWORDS, Token, TokenKind, VALUES, open, tokens};
 use super::workspace::Variable;
 use crate::script::catalog::{Catalog, Entry, Overload, script_type};
 use rhai::Engine;
@@ -29,7 +29,7 @@ pub struct Candidate {
 
 /// What the cursor is in.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Place<'a> {
+pub enum CompletionSite<'a> {
     Command(&'a str),
     /// Behind a point: the type before it.
     Member(Option<String>, &'a str),
@@ -49,34 +49,37 @@ pub fn complete(text: &str, names: &Names) -> (usize, Vec<Candidate>) {
     let place = place(text, names);
     let start = text.len() - place.typed().len();
     let mut found = match &place {
-        Place::Command(typed) => commands(typed, names),
-        Place::Member(kind, typed) => members(text, kind.as_deref(), typed, names),
-        Place::Module(module, typed) => module_functions(module, typed),
-        Place::Option(function, given, typed) => options(function, given, typed),
-        Place::Text(function, typed) => models(*function, typed, names),
-        Place::Name(typed) => globals(typed, names),
-        Place::Nothing => vec![],
+        CompletionSite::Command(typed) => commands(typed, names),
+        CompletionSite::Member(kind, typed) => members(text, kind.as_deref(), typed, names),
+        CompletionSite::Module(module, typed) => module_functions(module, typed),
+        CompletionSite::Option(function, given, typed) => options(function, given, typed),
+        CompletionSite::Text(function, typed) => models(*function, typed, names),
+        CompletionSite::Name(typed) => globals(typed, names),
+        CompletionSite::Nothing => vec![],
     };
     found.sort();
     found.dedup_by(|a, b| a.text == b.text);
     (start, found)
 }
 
-impl Place<'_> {
+impl CompletionSite<'_> {
     /// What is there already.
     pub fn typed(&self) -> &str {
         match self {
-            Place::Command(t) | Place::Member(_, t) | Place::Module(_, t) | Place::Option(_, _, t) => t,
-            Place::Text(_, t) | Place::Name(t) => t,
-            Place::Nothing => "",
+            CompletionSite::Command(t)
+            | CompletionSite::Member(_, t)
+            | CompletionSite::Module(_, t)
+            | CompletionSite::Option(_, _, t) => t,
+            CompletionSite::Text(_, t) | CompletionSite::Name(t) => t,
+            CompletionSite::Nothing => "",
         }
     }
 }
 
 /// Where the end of a text is.
-pub fn place<'a>(text: &'a str, names: &Names) -> Place<'a> {
+pub fn place<'a>(text: &'a str, names: &Names) -> CompletionSite<'a> {
     if let Some(command) = text.strip_prefix(':').filter(|c| !c.contains(' ')) {
-        return Place::Command(command);
+        return CompletionSite::Command(command);
     }
     let (text, all) = match text.strip_prefix(':').and_then(|t| t.split_once(' ')) {
         Some((_, code)) => (code, tokens(code)),
@@ -84,42 +87,46 @@ pub fn place<'a>(text: &'a str, names: &Names) -> Place<'a> {
     };
     let pieces: Vec<Token> = all.iter().copied().filter(Token::counts).collect();
     match all.last() {
-        Some(last) if last.kind == Kind::Text && !last.closed => {
-            return Place::Text(called(&pieces[..pieces.len() - 1]), &last.text[1..]);
+        Some(last) if last.kind == TokenKind::Text && !last.closed => {
+            return CompletionSite::Text(called(&pieces[..pieces.len() - 1]), &last.text[1..]);
         }
-        Some(last) if last.kind == Kind::Comment || last.kind == Kind::Number => return Place::Nothing,
+        Some(last) if last.kind == TokenKind::Comment || last.kind == TokenKind::Number => {
+            return CompletionSite::Nothing;
+        }
         _ => {}
     }
-    let word = pieces.last().filter(|t| t.kind == Kind::Word && t.end() == text.len());
+    let word = pieces.last().filter(|t| t.kind == TokenKind::Word && t.end() == text.len());
     let (typed, before) = match word {
         Some(word) => (word.text, &pieces[..pieces.len() - 1]),
         None => (&text[text.len()..], &pieces[..]),
     };
     match before.split_last() {
-        Some((point, owner)) if point.is(".") => Place::Member(kind_of(owner, names).map(|(kind, _)| kind), typed),
+        Some((point, owner)) if point.is(".") => {
+            CompletionSite::Member(kind_of(owner, names).map(|(kind, _)| kind), typed)
+        }
         Some((colons, owner)) if colons.is("::") => match owner.last() {
-            Some(module) => Place::Module(module.text, typed),
-            None => Place::Nothing,
+            Some(module) => CompletionSite::Module(module.text, typed),
+            None => CompletionSite::Nothing,
         },
-        Some((last, _)) if last.is("#{") || last.is(",") => key(before, typed).unwrap_or(Place::Name(typed)),
-        _ => Place::Name(typed),
+        Some((last, _)) if last.is("#{") || last.is(",") => key(before, typed).unwrap_or(CompletionSite::Name(typed)),
+        _ => CompletionSite::Name(typed),
     }
 }
 
 /// The place of an option key, if the innermost bracket is a map that is an argument.
-fn key<'a>(before: &[Token<'a>], typed: &'a str) -> Option<Place<'a>> {
+fn key<'a>(before: &[Token<'a>], typed: &'a str) -> Option<CompletionSite<'a>> {
     let map = *open(before).last().filter(|t| t.is("#{"))?;
     let at = before.iter().position(|t| t == map)?;
     let inside = &before[at + 1..];
     let given = inside.windows(2).filter(|pair| pair[1].is(":")).map(|pair| pair[0].text).collect();
-    Some(Place::Option(called(&before[..at])?, given, typed))
+    Some(CompletionSite::Option(called(&before[..at])?, given, typed))
 }
 
 /// The function whose argument list is open at the end.
 pub fn called<'a>(before: &[Token<'a>]) -> Option<&'a str> {
     let bracket = *open(before).last().filter(|t| t.is("("))?;
     let at = before.iter().position(|t| t == bracket)?;
-    at.checked_sub(1).map(|i| before[i]).filter(|t| t.kind == Kind::Word).map(|t| t.text)
+    at.checked_sub(1).map(|i| before[i]).filter(|t| t.kind == TokenKind::Word).map(|t| t.text)
 }
 
 /// The type of the expression that ends there, and where it begins: a variable, a literal, a call, a property.
@@ -128,15 +135,15 @@ fn kind_of(before: &[Token], names: &Names) -> Option<(String, usize)> {
     let at = rest.len();
     let literal = |kind: &str| Some((kind.to_string(), at));
     match last.kind {
-        Kind::Text => literal("string"),
-        Kind::Number => literal(if last.text.contains(['.', 'e']) { "number" } else { "integer" }),
-        Kind::Close => {
+        TokenKind::Text => literal("string"),
+        TokenKind::Number => literal(if last.text.contains(['.', 'e']) { "number" } else { "integer" }),
+        TokenKind::Close => {
             let start = super::lexer::partner(before, at)?;
             match (before[start].text, start.checked_sub(1).map(|i| before[i])) {
-                ("(", Some(name)) if name.kind == Kind::Word => given_back(&before[..start], true, names),
+                ("(", Some(name)) if name.kind == TokenKind::Word => given_back(&before[..start], true, names),
                 ("(", _) => kind_of(&before[start + 1..at], names).map(|(kind, _)| (kind, start)),
                 ("[", None) => Some(("array".into(), start)),
-                ("[", Some(owner)) if owner.kind == Kind::Sign || owner.kind == Kind::Open => {
+                ("[", Some(owner)) if owner.kind == TokenKind::Sign || owner.kind == TokenKind::Open => {
                     Some(("array".into(), start))
                 }
                 ("[", Some(_)) => kind_of(&before[..start], names).filter(|(kind, _)| kind == "Tensor"),
@@ -144,7 +151,7 @@ fn kind_of(before: &[Token], names: &Names) -> Option<(String, usize)> {
                 _ => None,
             }
         }
-        Kind::Word => match at.checked_sub(1).map(|i| before[i]) {
+        TokenKind::Word => match at.checked_sub(1).map(|i| before[i]) {
             Some(point) if point.is(".") => given_back(before, false, names),
             _ => names.variables.get(last.text).map(|v| (v.kind.clone(), at)),
         },
@@ -308,7 +315,7 @@ pub fn signature(text: &str) -> Option<String> {
     }
     let bracket = *open(&pieces).last().filter(|t| t.is("("))?;
     let at = pieces.iter().position(|t| t == bracket)?;
-    let name = at.checked_sub(1).map(|i| pieces[i]).filter(|t| t.kind == Kind::Word)?;
+    let name = at.checked_sub(1).map(|i| pieces[i]).filter(|t| t.kind == TokenKind::Word)?;
     let overloads = || Catalog::get().named(name.text).flat_map(|e| &e.overloads).filter(|o| o.function == name.text);
     let first = overloads().max_by_key(|o| o.parameters.len())?;
     let is_method = at >= 2 && pieces[at - 2].is(".");

@@ -1,7 +1,7 @@
 //! The line editor: what rustyline is told of our language.
 
-use super::complete::{self, Names, Place};
-use super::lexer::{self, KEYWORDS, Kind, Token, VALUES};
+use super::complete::{self, CompletionSite, Names};
+use super::lexer::{self, KEYWORDS, Token, TokenKind, VALUES};
 use crate::script::catalog::Catalog;
 use parking_lot::Mutex;
 use rustyline::completion::{Completer, FilenameCompleter, Pair};
@@ -73,7 +73,7 @@ fn file_name<'a>(text: &'a str, names: &Names) -> Option<&'a str> {
     match text.split_once(' ') {
         Some((":load" | ":save" | ":watch", typed)) => Some(typed.trim_start()),
         _ => match complete::place(text, names) {
-            Place::Text(_, typed) => Some(&text[text.len() - typed.len()..]),
+            CompletionSite::Text(_, typed) => Some(&text[text.len() - typed.len()..]),
             _ => None,
         },
     }
@@ -138,16 +138,16 @@ pub fn painted(text: &str, cursor: Option<usize>) -> String {
 }
 
 fn is_bracket(token: &Token) -> bool {
-    matches!(token.kind, Kind::Open | Kind::Close)
+    matches!(token.kind, TokenKind::Open | TokenKind::Close)
 }
 
 fn style(token: &Token, next: Option<&Token>) -> &'static str {
     match token.kind {
-        Kind::Comment => "2",
-        Kind::Text => "32",
-        Kind::Number => "33",
-        Kind::Word if KEYWORDS.contains(&token.text) || VALUES.contains(&token.text) => "35",
-        Kind::Word if next.is_some_and(|t| t.is("(")) && Catalog::get().named(token.text).next().is_some() => "34",
+        TokenKind::Comment => "2",
+        TokenKind::Text => "32",
+        TokenKind::Number => "33",
+        TokenKind::Word if KEYWORDS.contains(&token.text) || VALUES.contains(&token.text) => "35",
+        TokenKind::Word if next.is_some_and(|t| t.is("(")) && Catalog::get().named(token.text).next().is_some() => "34",
         _ => "",
     }
 }

@@ -2,7 +2,7 @@
 
 /// What a piece of text is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum TokenKind {
     Space,
     Comment,
     /// A string or a character, with its quotes.
@@ -17,7 +17,7 @@ pub enum Kind {
 /// One piece; all pieces together are the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Token<'a> {
-    pub kind: Kind,
+    pub kind: TokenKind,
     pub text: &'a str,
     pub start: usize,
     /// A string or comment whose end is there; anything else is always closed.
@@ -31,11 +31,11 @@ impl Token<'_> {
 
     /// Whether it means something to the script.
     pub fn counts(&self) -> bool {
-        !matches!(self.kind, Kind::Space | Kind::Comment)
+        !matches!(self.kind, TokenKind::Space | TokenKind::Comment)
     }
 
     pub fn is(&self, sign: &str) -> bool {
-        self.text == sign && self.kind != Kind::Text
+        self.text == sign && self.kind != TokenKind::Text
     }
 }
 
@@ -61,24 +61,24 @@ pub fn tokens(text: &str) -> Vec<Token<'_>> {
 }
 
 /// Kind, length and end of the first piece of a text that is not empty.
-fn piece(text: &str) -> (Kind, usize, bool) {
+fn piece(text: &str) -> (TokenKind, usize, bool) {
     let bytes = text.as_bytes();
     let first = text.chars().next().unwrap_or(' ');
     let run = |wanted: &dyn Fn(char) -> bool| text.find(|c| !wanted(c)).unwrap_or(text.len());
     let (kind, (length, closed)) = match (first, bytes.get(1)) {
-        (c, _) if c.is_whitespace() => (Kind::Space, (run(&char::is_whitespace), true)),
-        ('/', Some(b'/')) => (Kind::Comment, (text.find('\n').unwrap_or(text.len()), true)),
-        ('/', Some(b'*')) => (Kind::Comment, block_comment(bytes)),
-        ('"', _) | ('\'', _) => (Kind::Text, quoted(text, first)),
-        ('`', _) => (Kind::Text, template(text)),
-        ('#', Some(b'{')) => (Kind::Open, (2, true)),
-        ('#', _) if raw(text).is_some() => (Kind::Text, raw(text).unwrap_or((1, true))),
-        (c, _) if c.is_ascii_digit() => (Kind::Number, (number(text), true)),
-        (c, _) if c.is_alphabetic() || c == '_' => (Kind::Word, (run(&|c| c.is_alphanumeric() || c == '_'), true)),
-        ('(' | '[' | '{', _) => (Kind::Open, (1, true)),
-        (')' | ']' | '}', _) => (Kind::Close, (1, true)),
-        (':', Some(b':')) => (Kind::Sign, (2, true)),
-        (c, _) => (Kind::Sign, (c.len_utf8(), true)),
+        (c, _) if c.is_whitespace() => (TokenKind::Space, (run(&char::is_whitespace), true)),
+        ('/', Some(b'/')) => (TokenKind::Comment, (text.find('\n').unwrap_or(text.len()), true)),
+        ('/', Some(b'*')) => (TokenKind::Comment, block_comment(bytes)),
+        ('"', _) | ('\'', _) => (TokenKind::Text, quoted(text, first)),
+        ('`', _) => (TokenKind::Text, template(text)),
+        ('#', Some(b'{')) => (TokenKind::Open, (2, true)),
+        ('#', _) if raw(text).is_some() => (TokenKind::Text, raw(text).unwrap_or((1, true))),
+        (c, _) if c.is_ascii_digit() => (TokenKind::Number, (number(text), true)),
+        (c, _) if c.is_alphabetic() || c == '_' => (TokenKind::Word, (run(&|c| c.is_alphanumeric() || c == '_'), true)),
+        ('(' | '[' | '{', _) => (TokenKind::Open, (1, true)),
+        (')' | ']' | '}', _) => (TokenKind::Close, (1, true)),
+        (':', Some(b':')) => (TokenKind::Sign, (2, true)),
+        (c, _) => (TokenKind::Sign, (c.len_utf8(), true)),
     };
     (kind, length, closed)
 }
@@ -139,8 +139,8 @@ fn template(text: &str) -> (usize, bool) {
             while i < text.len() && depth > 0 {
                 let (kind, length, _) = piece(&text[i..]);
                 depth = match kind {
-                    Kind::Open if text[i..i + length].ends_with('{') => depth + 1,
-                    Kind::Close if &text[i..i + length] == "}" => depth - 1,
+                    TokenKind::Open if text[i..i + length].ends_with('{') => depth + 1,
+                    TokenKind::Close if &text[i..i + length] == "}" => depth - 1,
                     _ => depth,
                 };
                 i += length;
@@ -170,7 +170,7 @@ fn raw(text: &str) -> Option<(usize, bool)> {
 /// Whether more must follow: a bracket, text or comment is open, or a doc comment waits for its function.
 pub fn unfinished(text: &str) -> bool {
     let tokens = tokens(text);
-    if tokens.iter().rev().find(|t| t.kind != Kind::Space).is_some_and(|t| t.text.starts_with("///")) {
+    if tokens.iter().rev().find(|t| t.kind != TokenKind::Space).is_some_and(|t| t.text.starts_with("///")) {
         return true;
     }
     !tokens.iter().all(|t| t.closed || t.text.starts_with('\'') || ends_in_its_line(t)) || !open(&tokens).is_empty()
@@ -186,8 +186,8 @@ pub fn open<'a, 'b>(tokens: &'b [Token<'a>]) -> Vec<&'b Token<'a>> {
     let mut stack = vec![];
     for token in tokens {
         match token.kind {
-            Kind::Open => stack.push(token),
-            Kind::Close => drop(stack.pop()),
+            TokenKind::Open => stack.push(token),
+            TokenKind::Close => drop(stack.pop()),
             _ => {}
         }
     }
@@ -196,13 +196,13 @@ pub fn open<'a, 'b>(tokens: &'b [Token<'a>]) -> Vec<&'b Token<'a>> {
 
 /// The bracket that belongs to the one at `index`, if both are there.
 pub fn partner(tokens: &[Token], index: usize) -> Option<usize> {
-    let backward = tokens.get(index)?.kind == Kind::Close;
+    let backward = tokens.get(index)?.kind == TokenKind::Close;
     let mut depth = 0_i32;
     let mut at = index;
     loop {
         match tokens.get(at)?.kind {
-            Kind::Open => depth += 1,
-            Kind::Close => depth -= 1,
+            TokenKind::Open => depth += 1,
+            TokenKind::Close => depth -= 1,
             _ => {}
         }
         if depth == 0 {
@@ -216,7 +216,7 @@ pub fn partner(tokens: &[Token], index: usize) -> Option<usize> {
 mod tests {
     use super::*;
 
-    fn kinds(text: &str) -> Vec<(Kind, &str)> {
+    fn kinds(text: &str) -> Vec<(TokenKind, &str)> {
         tokens(text).into_iter().filter(Token::counts).map(|t| (t.kind, t.text)).collect()
     }
 
@@ -227,7 +227,7 @@ mod tests {
         {
             assert_eq!(tokens(text).iter().map(|t| t.text).collect::<String>(), text);
         }
-        use Kind::*;
+        use TokenKind::*;
         let found = kinds("a.b(0..3, 1.5e-3) `x${ {1} }y`");
         let wanted = [
             (Word, "a"),

@@ -1,6 +1,6 @@
 //! A session as a recipe that runs.
 
-use super::lexer::{Kind, Token, tokens};
+use super::lexer::{Token, TokenKind, tokens};
 use super::workspace::ANSWER;
 
 /// The inputs that ran, in order.
@@ -31,7 +31,7 @@ impl Record {
 }
 
 fn asks(input: &Input) -> bool {
-    tokens(&input.code).iter().any(|t| t.kind == Kind::Word && t.text == ANSWER)
+    tokens(&input.code).iter().any(|t| t.kind == TokenKind::Word && t.text == ANSWER)
 }
 
 impl Input {
@@ -65,8 +65,8 @@ fn last_expression(code: &str) -> usize {
     let (mut depth, mut start) = (0, 0);
     for (i, token) in pieces.iter().enumerate() {
         match token.kind {
-            Kind::Open => depth += 1,
-            Kind::Close => depth -= 1,
+            TokenKind::Open => depth += 1,
+            TokenKind::Close => depth -= 1,
             _ => {}
         }
         let next = pieces.get(i + 1);

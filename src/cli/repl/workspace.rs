@@ -1,6 +1,6 @@
 //! What a prompt remembers between inputs: variables, functions, imported modules, and the text of it all.
 
-use super::lexer::{Kind, Token, tokens};
+use super::lexer::{Token, TokenKind, tokens};
 use super::record::Record;
 use crate::cli::recipe::Source;
 use crate::error::{Error, Kind as Class, Result};
@@ -124,8 +124,10 @@ impl Workspace {
     /// A module of the host is imported when its name is first used.
     fn import_used(&mut self, code: &str) {
         let found = tokens(code);
-        let used =
-            found.windows(2).filter(|pair| pair[0].kind == Kind::Word && pair[1].is("::")).map(|pair| pair[0].text);
+        let used = found
+            .windows(2)
+            .filter(|pair| pair[0].kind == TokenKind::Word && pair[1].is("::"))
+            .map(|pair| pair[0].text);
         for name in used {
             let module = format!("stdlib/{name}");
             let known = import::embedded().any(|(embedded, _)| embedded == module);
@@ -214,7 +216,7 @@ fn unmuted(input: &str) -> (&str, bool) {
 fn imported(found: &[Token]) -> Vec<(String, String)> {
     let mut depth = 0;
     let outside = found.iter().filter(|t| t.counts()).filter(|token| {
-        depth += i32::from(token.kind == Kind::Open) - i32::from(token.kind == Kind::Close);
+        depth += i32::from(token.kind == TokenKind::Open) - i32::from(token.kind == TokenKind::Close);
         depth == 0
     });
     let words: Vec<&str> = outside.map(|t| t.text).collect();

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 /// An autoencoder and the normalisation of its latents.
 pub struct Latents {
-    pub config: vae::Config,
+    pub config: vae::AutoencoderConfig,
     autoencoder: Autoencoder,
     scaling: Scaling,
     part: Part,
@@ -27,7 +27,7 @@ enum Scaling {
 }
 
 impl Latents {
-    pub fn new(config: &vae::Config, w: &Weights) -> Result<Self> {
+    pub fn new(config: &vae::AutoencoderConfig, w: &Weights) -> Result<Self> {
         let autoencoder = Autoencoder::new(config, w)?;
         let scaling = match config.class_name.as_str() {
             "AutoencoderKLFlux2" => {
@@ -64,11 +64,11 @@ impl Latents {
         groups: Option<usize>,
         dtype: DType,
         device: &Device,
-    ) -> Result<(vae::Config, Weights)> {
+    ) -> Result<(vae::AutoencoderConfig, Weights)> {
         let archives = part.archives()?;
         let layout = vae::layout(vae::levels(archives.iter().flat_map(|archive| archive.entries().keys())));
         let weights = Weights::open_as(archives, &layout, dtype, device)?;
-        let mut config = part.config()?.map_or_else(|| vae::Config::of(&weights), Ok)?;
+        let mut config = part.config()?.map_or_else(|| vae::AutoencoderConfig::of(&weights), Ok)?;
         config.norm_num_groups = groups.unwrap_or(config.norm_num_groups);
         weights.verify(|w| Self::new(&config, w))?;
         Ok((config, weights))
@@ -79,9 +79,9 @@ impl Latents {
         self.part.clone()
     }
 
-    /// See [`Autoencoder::recomputing`].
-    pub fn recomputing(self, recompute: bool) -> Self {
-        Self { autoencoder: self.autoencoder.recomputing(recompute), ..self }
+    /// See [`Autoencoder::checkpointed`].
+    pub fn checkpointed(self, checkpoint_blocks: bool) -> Self {
+        Self { autoencoder: self.autoencoder.checkpointed(checkpoint_blocks), ..self }
     }
 
     /// Mean and log-variance `[batch, c, h, w]` of raw latents of images in [0, 1].

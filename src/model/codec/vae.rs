@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 /// `vae/config.json`.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Config {
+pub struct AutoencoderConfig {
     /// `AutoencoderKLFlux2`, or `AutoencoderKL` for Stable Diffusion's.
     #[serde(rename = "_class_name", default = "class_name")]
     pub class_name: String,
@@ -55,7 +55,7 @@ fn sample_size() -> usize {
 /// Epsilon of every group norm.
 const EPS: f64 = 1e-6;
 
-impl Config {
+impl AutoencoderConfig {
     /// The sizes of weights that have no config beside them, as far as they can be read from the tensors.
     pub fn of(w: &Weights) -> Result<Self> {
         let first = |name: String| w.shape(&name).and_then(|shape| shape.first().copied());
@@ -149,7 +149,7 @@ pub struct Autoencoder {
 }
 
 impl Autoencoder {
-    pub fn new(config: &Config, w: &Weights) -> Result<Self> {
+    pub fn new(config: &AutoencoderConfig, w: &Weights) -> Result<Self> {
         let z = config.latent_channels;
         if config.block_out_channels.iter().any(|c| c % config.norm_num_groups != 0) {
             bail!(
@@ -168,9 +168,9 @@ impl Autoencoder {
         })
     }
 
-    /// The same; with `recompute`, the decoder's resnets keep only their input for the backward to the latents and run again there.
-    pub fn recomputing(self, recompute: bool) -> Self {
-        Self { decoder: Decoder { recompute, ..self.decoder }, ..self }
+    /// The same; with `checkpoint_blocks`, the decoder's resnets keep only their input for the backward to the latents and run again there.
+    pub fn checkpointed(self, checkpoint_blocks: bool) -> Self {
+        Self { decoder: Decoder { checkpoint_blocks, ..self.decoder }, ..self }
     }
 
     /// Mean and log-variance of the latents, each `[batch, latent_channels, h / f, w / f]`, of images in [-1, 1].
@@ -208,13 +208,13 @@ impl Conv {
     }
 }
 
-struct Norm {
+struct GroupNorm {
     weight: Tensor,
     bias: Tensor,
     groups: usize,
 }
 
-impl Norm {
+impl GroupNorm {
     fn new(w: &Weights, channels: usize, groups: usize) -> Result<Self> {
         Ok(Self {
             weight: w.get("weight", &[channels], Init::Ones)?,
@@ -235,7 +235,7 @@ impl Norm {
 
 /// Two convolutions with a shortcut.
 struct Resnet {
-    norms: [Norm; 2],
+    norms: [GroupNorm; 2],
     convs: [Conv; 2],
     shortcut: Option<Conv>,
 }
@@ -244,7 +244,7 @@ impl Resnet {
     fn new(w: &Weights, inner: usize, outer: usize, groups: usize) -> Result<Self> {
         let shortcut = if inner == outer { None } else { Some(Conv::new(&w.pp("conv_shortcut"), inner, outer, 1)?) };
         Ok(Self {
-            norms: [Norm::new(&w.pp("norm1"), inner, groups)?, Norm::new(&w.pp("norm2"), outer, groups)?],
+            norms: [GroupNorm::new(&w.pp("norm1"), inner, groups)?, GroupNorm::new(&w.pp("norm2"), outer, groups)?],
             convs: [Conv::new(&w.pp("conv1"), inner, outer, 3)?, Conv::new(&w.pp("conv2"), outer, outer, 3)?],
             shortcut,
         })
@@ -265,7 +265,7 @@ impl Resnet {
 /// Resnet, single-head attention over the pixels, resnet.
 struct Middle {
     resnets: [Resnet; 2],
-    norm: Norm,
+    norm: GroupNorm,
     qkv: [Linear; 3],
     out: Linear,
 }
@@ -279,7 +279,7 @@ impl Middle {
                 Resnet::new(&w.pp("resnets.0"), channels, channels, groups)?,
                 Resnet::new(&w.pp("resnets.1"), channels, channels, groups)?,
             ],
-            norm: Norm::new(&attention.pp("group_norm"), channels, groups)?,
+            norm: GroupNorm::new(&attention.pp("group_norm"), channels, groups)?,
             qkv: [linear("to_q")?, linear("to_k")?, linear("to_v")?],
             out: linear("to_out.0")?,
         })
@@ -301,12 +301,12 @@ struct Encoder {
     first: Conv,
     levels: Vec<(Vec<Resnet>, Option<Conv>)>,
     middle: Middle,
-    norm: Norm,
+    norm: GroupNorm,
     last: Conv,
 }
 
 impl Encoder {
-    fn new(config: &Config, w: &Weights) -> Result<Self> {
+    fn new(config: &AutoencoderConfig, w: &Weights) -> Result<Self> {
         let (widths, groups) = (&config.block_out_channels, config.norm_num_groups);
         let top = widths[widths.len() - 1];
         let mut levels = Vec::new();
@@ -323,7 +323,7 @@ impl Encoder {
             first: Conv::new(&w.pp("conv_in"), 3, widths[0], 3)?,
             levels,
             middle: Middle::new(&w.pp("mid_block"), top, groups)?,
-            norm: Norm::new(&w.pp("conv_norm_out"), top, groups)?,
+            norm: GroupNorm::new(&w.pp("conv_norm_out"), top, groups)?,
             last: Conv::new(&w.pp("conv_out"), top, 2 * config.latent_channels, 3)?,
         })
     }
@@ -346,13 +346,13 @@ struct Decoder {
     first: Conv,
     middle: Middle,
     levels: Vec<(Vec<Arc<Resnet>>, Option<Conv>)>,
-    norm: Norm,
+    norm: GroupNorm,
     last: Conv,
-    recompute: bool,
+    checkpoint_blocks: bool,
 }
 
 impl Decoder {
-    fn new(config: &Config, w: &Weights) -> Result<Self> {
+    fn new(config: &AutoencoderConfig, w: &Weights) -> Result<Self> {
         let groups = config.norm_num_groups;
         let widths: Vec<usize> = config.block_out_channels.iter().rev().copied().collect();
         let mut levels = Vec::new();
@@ -371,9 +371,9 @@ impl Decoder {
             first: Conv::new(&w.pp("conv_in"), config.latent_channels, widths[0], 3)?,
             middle: Middle::new(&w.pp("mid_block"), widths[0], groups)?,
             levels,
-            norm: Norm::new(&w.pp("conv_norm_out"), bottom, groups)?,
+            norm: GroupNorm::new(&w.pp("conv_norm_out"), bottom, groups)?,
             last: Conv::new(&w.pp("conv_out"), bottom, 3, 3)?,
-            recompute: false,
+            checkpoint_blocks: false,
         })
     }
 
@@ -381,7 +381,7 @@ impl Decoder {
         let mut x = self.middle.forward(&self.first.forward(latents)?)?;
         for (resnets, up) in &self.levels {
             for resnet in resnets {
-                x = match self.recompute {
+                x = match self.checkpoint_blocks {
                     true => {
                         let resnet = resnet.clone();
                         segment(&[&x], &[], move |i| resnet.forward(&i[0]))?

@@ -14,7 +14,7 @@ use crate::nn::opener::{Field, Found, Takes, field};
 use crate::nn::source::{Component, Folder};
 use crate::nn::weights::Weights;
 use crate::tensor::{DType, Tensor};
-use network::{Config, Transformer};
+use network::{Flux2Config, Transformer};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -123,7 +123,7 @@ fn open(opening: &Opening) -> Result<(Parts, Weights)> {
     let (encoder, tokenizer) = (part(opening, "text_encoder")?, part(opening, "tokenizer")?);
     let (tokens, states) = (defaults.max_sequence_length, &defaults.text_encoder_out_layers);
     let text = TextEncoder::open(&encoder, &tokenizer, tokens, states, opening.choices, device)?;
-    let recompute = opening.recompute(&weights);
+    let checkpoint_blocks = opening.checkpoint_blocks(&weights);
     latents.serve(name, config.in_channels)?;
     if config.joint_attention_dim != text.features() {
         bail!(
@@ -138,22 +138,22 @@ fn open(opening: &Opening) -> Result<(Parts, Weights)> {
         Size::Square(side) => [side; 2],
         Size::Sides(sides) => sides,
     };
-    let codec = Arc::new(ImageCodec::new(name, latents.recomputing(recompute), size)?);
-    Ok((parts(config, codec, Arc::new(text), &defaults, recompute)?, weights))
+    let codec = Arc::new(ImageCodec::new(name, latents.checkpointed(checkpoint_blocks), size)?);
+    Ok((parts(config, codec, Arc::new(text), &defaults, checkpoint_blocks)?, weights))
 }
 
 fn parts(
-    config: Config,
+    config: Flux2Config,
     codec: Arc<ImageCodec>,
     prompts: Arc<TextEncoder>,
     defaults: &Defaults,
-    recompute: bool,
+    checkpoint_blocks: bool,
 ) -> Result<Parts> {
     let recorded = record(&config);
     let around = vec![prompts.part()?, codec.latents.part()];
     Ok(Parts {
         network: Box::new(move |weights| {
-            Ok(Arc::new(Network(weights.build(|w| Transformer::new(&config, w, recompute))?)))
+            Ok(Arc::new(Network(weights.build(|w| Transformer::new(&config, w, checkpoint_blocks))?)))
         }),
         prompts,
         codec,
@@ -191,9 +191,9 @@ fn autoencoder(opening: &Opening) -> Result<Component> {
 }
 
 /// The transformer's sizes and weights: new ones, or those stored, all used and none missing.
-fn network(opening: &Opening) -> Result<(Config, Weights)> {
+fn network(opening: &Opening) -> Result<(Flux2Config, Weights)> {
     let choices = opening.choices;
-    if let Some((config, rng)) = opening.fresh::<Config>()? {
+    if let Some((config, rng)) = opening.fresh::<Flux2Config>()? {
         let (dtype, device) = (choices.dtype.unwrap_or(DType::F32), opening.device);
         return Ok(match opening.option("deviation")? {
             Some(deviation) => (config, Weights::noise(&rng, deviation, dtype, device)),
@@ -207,7 +207,7 @@ fn network(opening: &Opening) -> Result<(Config, Weights)> {
     let archives = stored.archives()?;
     let dtype = choices.dtype.unwrap_or_else(|| Weights::usual_dtype(&archives));
     let weights = Weights::open_as(archives, &names::layout, dtype, opening.device)?.computing(choices.compute);
-    let mut config: Config = stored.config()?.map_or_else(|| Config::of(&weights), Ok)?;
+    let mut config: Flux2Config = stored.config()?.map_or_else(|| Flux2Config::of(&weights), Ok)?;
     if let Some(heads) = opening.option::<usize>("num_heads")? {
         (config.num_attention_heads, config.attention_head_dim) = (heads, config.width() / heads.max(1));
     }
@@ -241,7 +241,7 @@ impl Conditioner for TextEncoder {
 }
 
 /// `transformer/config.json` in the diffusers layout.
-fn record(c: &Config) -> Value {
+fn record(c: &Flux2Config) -> Value {
     json!({
         "_class_name": "Flux2Transformer2DModel", "patch_size": 1, "in_channels": c.in_channels, "out_channels": null,
         "num_layers": c.num_layers, "num_single_layers": c.num_single_layers,

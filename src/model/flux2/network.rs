@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 /// `transformer/config.json`.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Config {
+pub struct Flux2Config {
     pub in_channels: usize,
     pub num_layers: usize,
     pub num_single_layers: usize,
@@ -47,7 +47,7 @@ fn eps() -> f64 {
     1e-6
 }
 
-impl Config {
+impl Flux2Config {
     /// The sizes of weights that have no config beside them. Heads are as wide as the norms of their queries; the four axes
     /// of the rotation share a head equally, as published.
     pub fn of(w: &Weights) -> Result<Self> {
@@ -105,7 +105,7 @@ impl Config {
 
 /// The transformer: latents, time and prompt embeddings to a velocity.
 pub struct Transformer {
-    config: Config,
+    config: Flux2Config,
     embed_image: Linear,
     embed_text: Linear,
     time: [Linear; 2],
@@ -128,14 +128,14 @@ struct Block<T> {
 }
 
 impl<T> Block<T> {
-    fn new(inner: T, w: &Weights, recompute: bool) -> Self {
-        Self { inner: Arc::new(inner), params: recompute.then(|| w.variables()) }
+    fn new(inner: T, w: &Weights, checkpoint_blocks: bool) -> Self {
+        Self { inner: Arc::new(inner), params: checkpoint_blocks.then(|| w.variables()) }
     }
 }
 
 impl Transformer {
-    /// With `recompute`, blocks keep only their inputs for the backward and run again there: memory for compute.
-    pub fn new(config: &Config, w: &Weights, recompute: bool) -> Result<Self> {
+    /// With `checkpoint_blocks`, blocks keep only their inputs for the backward and run again there: memory for compute.
+    pub fn new(config: &Flux2Config, w: &Weights, checkpoint_blocks: bool) -> Result<Self> {
         config.check()?;
         let (d, channels) = (config.width(), config.in_channels);
         let time = w.pp("time_guidance_embed.timestep_embedder");
@@ -153,11 +153,11 @@ impl Transformer {
             modulation_single: gates("single_stream_modulation.linear", 3)?,
             double: (0..config.num_layers)
                 .map(|i| w.pp(format!("transformer_blocks.{i}")))
-                .map(|w| Ok(Block::new(DoubleBlock::new(config, &w)?, &w, recompute)))
+                .map(|w| Ok(Block::new(DoubleBlock::new(config, &w)?, &w, checkpoint_blocks)))
                 .collect::<Result<_>>()?,
             single: (0..config.num_single_layers)
                 .map(|i| w.pp(format!("single_transformer_blocks.{i}")))
-                .map(|w| Ok(Block::new(SingleBlock::new(config, &w.pp("attn"))?, &w, recompute)))
+                .map(|w| Ok(Block::new(SingleBlock::new(config, &w.pp("attn"))?, &w, checkpoint_blocks)))
                 .collect::<Result<_>>()?,
             norm_out: gates("norm_out.linear", 2)?,
             project: w.pp("proj_out").linear_from(d, channels, false, Init::Zeros)?,
@@ -167,7 +167,7 @@ impl Transformer {
         })
     }
 
-    pub fn config(&self) -> &Config {
+    pub fn config(&self) -> &Flux2Config {
         &self.config
     }
 
@@ -288,7 +288,7 @@ struct Projection {
 }
 
 impl Projection {
-    fn new(config: &Config, parts: [Linear; 3], w: &Weights, norms: [&str; 2]) -> Result<Self> {
+    fn new(config: &Flux2Config, parts: [Linear; 3], w: &Weights, norms: [&str; 2]) -> Result<Self> {
         let norm = |name: &str| w.get(&format!("{name}.weight"), &[config.attention_head_dim], Init::Ones);
         Ok(Self {
             parts,
@@ -320,20 +320,20 @@ fn attend([q, k, v]: [Tensor; 3], rope: &Rotations) -> Result<Tensor> {
 
 /// Image and text stream with joint attention.
 struct DoubleBlock {
-    image: Stream,
-    text: Stream,
+    image: TokenStream,
+    text: TokenStream,
 }
 
 /// One stream of a double block.
-struct Stream {
+struct TokenStream {
     project: Projection,
     out: Linear,
     mlp: [Linear; 2],
     eps: f64,
 }
 
-impl Stream {
-    fn new(config: &Config, w: &Weights, [q, k, v, out, ff]: [&str; 5], norms: [&str; 2]) -> Result<Self> {
+impl TokenStream {
+    fn new(config: &Flux2Config, w: &Weights, [q, k, v, out, ff]: [&str; 5], norms: [&str; 2]) -> Result<Self> {
         let (d, hidden, attn) = (config.width(), config.hidden(), w.pp("attn"));
         let linear = |name: &str| attn.pp(name).linear(d, d, false);
         Ok(Self {
@@ -360,12 +360,12 @@ impl Stream {
 }
 
 impl DoubleBlock {
-    fn new(config: &Config, w: &Weights) -> Result<Self> {
+    fn new(config: &Flux2Config, w: &Weights) -> Result<Self> {
         let image = ["to_q", "to_k", "to_v", "to_out.0", "ff"];
         let text = ["add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "ff_context"];
         Ok(Self {
-            image: Stream::new(config, w, image, ["norm_q", "norm_k"])?,
-            text: Stream::new(config, w, text, ["norm_added_q", "norm_added_k"])?,
+            image: TokenStream::new(config, w, image, ["norm_q", "norm_k"])?,
+            text: TokenStream::new(config, w, text, ["norm_added_q", "norm_added_k"])?,
         })
     }
 
@@ -396,7 +396,7 @@ struct SingleBlock {
 }
 
 impl SingleBlock {
-    fn new(config: &Config, w: &Weights) -> Result<Self> {
+    fn new(config: &Flux2Config, w: &Weights) -> Result<Self> {
         let (d, hidden) = (config.width(), config.hidden());
         // Rows: q, k, v, then both halves of the gated MLP.
         let all = w.pp("to_qkv_mlp_proj").linear(d, 3 * d + 2 * hidden, false)?;

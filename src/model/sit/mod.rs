@@ -16,7 +16,7 @@ use crate::nn::opener::{Field, Found, Takes, field};
 use crate::nn::source::{Component, Folder};
 use crate::nn::weights::Weights;
 use crate::tensor::{DType, Tensor};
-use network::{Config, Transformer};
+use network::{SitConfig, Transformer};
 use serde_json::json;
 use std::sync::Arc;
 
@@ -65,11 +65,11 @@ fn recognises(found: &Found) -> bool {
 
 fn open(opening: &Opening) -> Result<(Parts, Weights)> {
     let (name, home, choices) = (opening.name, opening.found.home()?, opening.choices);
-    let (config, weights) = match opening.fresh::<Config>()? {
+    let (config, weights) = match opening.fresh::<SitConfig>()? {
         Some((config, rng)) => {
             let dtype = choices.dtype.unwrap_or(DType::F32);
             let weights = match &choices.trace {
-                Some(trace) => Weights::outline(dtype, trace),
+                Some(trace) => Weights::meta(dtype, trace),
                 None => network::random(&config, &rng, dtype, opening.device)?,
             };
             (config, weights)
@@ -87,16 +87,16 @@ fn open(opening: &Opening) -> Result<(Parts, Weights)> {
         bail!(Value, "{name}: expected {} sentences, one per class, got {}", config.num_classes, sentences.len());
     }
     let weights = opening.held(weights);
-    let recompute = opening.recompute(&weights);
+    let checkpoint_blocks = opening.checkpoint_blocks(&weights);
     let latents = codec::open(&vae, opening.option("norm_num_groups")?, choices.trace.as_ref(), opening.device)?;
     latents.serve(name, config.in_channels)?;
-    let latents = latents.recomputing(recompute);
+    let latents = latents.checkpointed(checkpoint_blocks);
     let size = [config.input_size * latents.pixels(); 2];
     let codec = Arc::new(ImageCodec::new(name, latents, size)?);
     let (config_json, around) = (json!(config), vec![codec.latents.part()]);
     let parts = Parts {
         network: Box::new(move |weights| {
-            Ok(Arc::new(Network(weights.build(|w| Transformer::new(&config, w, recompute))?)))
+            Ok(Arc::new(Network(weights.build(|w| Transformer::new(&config, w, checkpoint_blocks))?)))
         }),
         prompts: Arc::new(Classes { sentences }),
         codec,
@@ -110,7 +110,7 @@ fn open(opening: &Opening) -> Result<(Parts, Weights)> {
 }
 
 /// The weights of a SiT, all used and none missing, and its sizes: from its config, else from the tensors.
-fn stored(opening: &Opening) -> Result<(Config, Weights)> {
+fn stored(opening: &Opening) -> Result<(SitConfig, Weights)> {
     let (home, choices) = (opening.found.home()?, opening.choices);
     let archive = match &opening.found.weights {
         Some(file) => Archive::open(file)?,
@@ -123,7 +123,7 @@ fn stored(opening: &Opening) -> Result<(Config, Weights)> {
     let dtype = choices.dtype.unwrap_or_else(|| Weights::usual_dtype(&archives));
     let weights = Weights::open(archives, dtype, opening.device)?.computing(choices.compute);
     let heads = opening.option("num_heads")?;
-    let config = if home.has("config.json") { home.json("config.json")? } else { Config::of(&weights, heads)? };
+    let config = if home.has("config.json") { home.json("config.json")? } else { SitConfig::of(&weights, heads)? };
     weights.verify(|w| Transformer::new(&config, w, false))?;
     Ok((config, weights))
 }

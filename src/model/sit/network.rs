@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 /// Sizes: `config.json` beside the weights, or read from the tensors' shapes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Config {
+pub struct SitConfig {
     pub depth: usize,
     pub hidden_size: usize,
     pub num_heads: usize,
@@ -52,7 +52,7 @@ const TIME_CHANNELS: usize = 256;
 /// Epsilon of every layer norm.
 const EPS: f64 = 1e-6;
 
-impl Config {
+impl SitConfig {
     /// The sizes of stored weights; shapes do not tell the number of heads of other widths than the published ones.
     pub fn of(w: &Weights, heads: Option<usize>) -> Result<Self> {
         let shape = |name: &str, rank: usize| match w.shape(name) {
@@ -122,7 +122,7 @@ pub fn trained(name: &str) -> bool {
 }
 
 /// New weights as SiT begins: gates and output closed, positions as sines and cosines.
-pub fn random(config: &Config, rng: &Rng, dtype: DType, device: &Device) -> Result<Weights> {
+pub fn random(config: &SitConfig, rng: &Rng, dtype: DType, device: &Device) -> Result<Weights> {
     let weights = Weights::random(rng, dtype, device);
     Transformer::new(config, &weights, false)?;
     let at = positions(config)?.to_dtype(dtype)?.to_device(device)?;
@@ -130,7 +130,7 @@ pub fn random(config: &Config, rng: &Rng, dtype: DType, device: &Device) -> Resu
 }
 
 /// Positions `[1, tokens, width]`: of the column, then of the row, each as sines, then cosines.
-fn positions(config: &Config) -> Result<Tensor> {
+fn positions(config: &SitConfig) -> Result<Tensor> {
     let (side, quarter) = (config.side(), config.hidden_size / 4);
     let frequency = |j: usize| 1e4f64.powf(-(j as f64) / quarter as f64);
     let mut values = Vec::new();
@@ -145,7 +145,7 @@ fn positions(config: &Config) -> Result<Tensor> {
 
 /// The transformer: latents, time and class labels to a velocity.
 pub struct Transformer {
-    config: Config,
+    config: SitConfig,
     embed: Linear,
     positions: Tensor,
     time: [Linear; 2],
@@ -159,8 +159,8 @@ pub struct Transformer {
 }
 
 impl Transformer {
-    /// With `recompute`, blocks keep only their inputs for the backward and run again there: memory for compute.
-    pub fn new(config: &Config, w: &Weights, recompute: bool) -> Result<Self> {
+    /// With `checkpoint_blocks`, blocks keep only their inputs for the backward and run again there: memory for compute.
+    pub fn new(config: &SitConfig, w: &Weights, checkpoint_blocks: bool) -> Result<Self> {
         config.check()?;
         let (d, c, p) = (config.hidden_size, config.in_channels, config.patch_size);
         let (outputs, embed, time) =
@@ -177,7 +177,7 @@ impl Transformer {
             classes: w.get("y_embedder.embedding_table.weight", &[config.num_classes + 1, d], Init::Normal(0.02))?,
             blocks: (0..config.depth)
                 .map(|i| w.pp(format!("blocks.{i}")))
-                .map(|w| Ok((Arc::new(Block::new(config, &w)?), recompute.then(|| w.variables()))))
+                .map(|w| Ok((Arc::new(Block::new(config, &w)?), checkpoint_blocks.then(|| w.variables()))))
                 .collect::<Result<_>>()?,
             modulation: gates(&last, d, 2)?,
             project: last.pp("linear").linear_from(d, p * p * outputs, true, Init::Zeros)?,
@@ -186,7 +186,7 @@ impl Transformer {
         })
     }
 
-    pub fn config(&self) -> &Config {
+    pub fn config(&self) -> &SitConfig {
         &self.config
     }
 
@@ -272,7 +272,7 @@ struct Block {
 }
 
 impl Block {
-    fn new(config: &Config, w: &Weights) -> Result<Self> {
+    fn new(config: &SitConfig, w: &Weights) -> Result<Self> {
         let (d, hidden) = (config.hidden_size, config.hidden());
         let linear = |name: &str, inner, outer| w.pp(name).linear_from(inner, outer, true, glorot(inner, outer));
         Ok(Self {

@@ -229,14 +229,14 @@ mod tests {
     fn old_names_are_found_and_rewritten_where_they_are_names() {
         let script = r#"// evenly(3), times: 1
 let f = velocity_field(|x, t, c| x);
-let o = #{ times: evenly(2), keep: last(1) };
+let o = #{ times: evenly(2), truncate: last(1) };
 print("evenly(4)" + `${evenly(1).times} evenly`); /* evenly */ let m = #{ times: 1 };
 rollout(f, ones([1]), (), o + #{ "times": evenly(4) });
 fn mine(evenly) { [1, 2].map(|k| evenly(k)) }
 "#;
         let wanted = r#"// evenly(3), times: 1
 let f = velocity_field(|x, t, c| x);
-let o = #{ grid: uniform(2), keep: last(1) };
+let o = #{ grid: uniform(2), truncate: last(1) };
 print("evenly(4)" + `${uniform(1).times} evenly`); /* evenly */ let m = #{ times: 1 };
 rollout(f, ones([1]), (), o + #{ "grid": uniform(4) });
 fn mine(evenly) { [1, 2].map(|k| evenly(k)) }

@@ -5,7 +5,7 @@ use super::norm::{softmax, softmax_back};
 use super::{Arg, File, Grid, Unit, aligned, fresh, launch, like, pack};
 use crate::error::Result;
 use crate::tensor::Array;
-use crate::tensor::op::Sizes;
+use crate::tensor::op::AttentionShape;
 use crate::tensor::op::call::{Inputs, Kept, given};
 use candle_core::DType;
 
@@ -16,7 +16,7 @@ pub fn on_tensor_cores(q: &Array) -> bool {
 }
 
 /// `softmax(scale q k^T + mask) v` per head, and on tensor cores the log-sum-exp of every score row.
-pub fn attention(inputs: Inputs<4>, z: Sizes) -> Result<(Array, Option<Array>)> {
+pub fn attention(inputs: Inputs<4>, z: AttentionShape) -> Result<(Array, Option<Array>)> {
     let q = given(inputs[0])?;
     if !on_tensor_cores(q) {
         return Ok((Problem::new(inputs, DType::F32, z)?.in_blocks()?, None));
@@ -31,7 +31,7 @@ pub fn attention(inputs: Inputs<4>, z: Sizes) -> Result<(Array, Option<Array>)> 
 pub fn attention_back(
     kept: Kept<4, Option<Array>>,
     gradient: &Array,
-    z: Sizes,
+    z: AttentionShape,
     wanted: [bool; 4],
 ) -> Result<[Option<Array>; 4]> {
     match kept.more {
@@ -45,7 +45,7 @@ pub fn attention_back(
 }
 
 /// Bytes held for a time: in blocks, those of scores, and numbers by head in f32.
-pub fn scratch(q: &Array, z: Sizes) -> usize {
+pub fn scratch(q: &Array, z: AttentionShape) -> usize {
     if on_tensor_cores(q) {
         return 0;
     }
@@ -60,11 +60,11 @@ struct Problem {
     k: Array,
     v: Array,
     mask: Option<Array>,
-    z: Sizes,
+    z: AttentionShape,
 }
 
 impl Problem {
-    fn new([q, k, v, mask]: Inputs<4>, dtype: DType, z: Sizes) -> Result<Self> {
+    fn new([q, k, v, mask]: Inputs<4>, dtype: DType, z: AttentionShape) -> Result<Self> {
         let part = |x: Option<&Array>| aligned(given(x)?, dtype);
         let mask = mask.map(|m| aligned(m, DType::F32)).transpose()?;
         Ok(Self { q: part(q)?, k: part(k)?, v: part(v)?, mask, z })
@@ -122,7 +122,7 @@ impl Problem {
 pub const SCORES: usize = if cfg!(test) { 1 << 11 } else { 1 << 26 };
 
 /// Queries at a time.
-fn block(z: Sizes) -> usize {
+fn block(z: AttentionShape) -> usize {
     (SCORES / (z.batch * z.heads * z.t).max(1)).clamp(1, z.s.max(1))
 }
 

@@ -26,7 +26,7 @@ pub fn self_attention(qkv: &Tensor, heads: usize, scale: f64, mask: Option<&Tens
 
 /// Sizes of one attention: `q [batch, s, heads, d]`, `k, v [batch, t, kv, d]`, and from one token to the next in them.
 #[derive(Clone, Copy)]
-pub struct Sizes {
+pub struct AttentionShape {
     pub batch: usize,
     pub s: usize,
     pub t: usize,
@@ -38,7 +38,7 @@ pub struct Sizes {
     key_row: usize,
 }
 
-impl Sizes {
+impl AttentionShape {
     fn check_mask(&self, mask: Option<&Array>) -> Result<()> {
         let Some(m) = mask else { return Ok(()) };
         let (b, h, s, t) = m.dims4()?;
@@ -90,9 +90,9 @@ struct Attention {
 }
 
 impl Attention {
-    fn sizes(&self, [q, k, ..]: Inputs<4>) -> Result<Sizes> {
+    fn sizes(&self, [q, k, ..]: Inputs<4>) -> Result<AttentionShape> {
         let ((batch, s, heads, d), (_, t, kv, _)) = (given(q)?.dims4()?, given(k)?.dims4()?);
-        Ok(Sizes { batch, s, t, heads, kv, d, scale: self.scale, query_row: heads * d, key_row: kv * d })
+        Ok(AttentionShape { batch, s, t, heads, kv, d, scale: self.scale, query_row: heads * d, key_row: kv * d })
     }
 }
 
@@ -188,10 +188,10 @@ struct SelfAttention {
 }
 
 impl SelfAttention {
-    fn sizes(&self, qkv: Option<&Array>) -> Result<Sizes> {
+    fn sizes(&self, qkv: Option<&Array>) -> Result<AttentionShape> {
         let ((batch, s, all), heads) = (given(qkv)?.dims3()?, self.heads);
         let d = all / (3 * heads);
-        Ok(Sizes { batch, s, t: s, heads, kv: heads, d, scale: self.scale, query_row: all, key_row: all })
+        Ok(AttentionShape { batch, s, t: s, heads, kv: heads, d, scale: self.scale, query_row: all, key_row: all })
     }
 }
 
@@ -262,7 +262,7 @@ struct Problem<'a, T> {
     k: Data<'a, T>,
     v: Data<'a, T>,
     mask: Option<Masked<'a, T>>,
-    z: Sizes,
+    z: AttentionShape,
 }
 
 impl<T: Real> Problem<'_, T> {
@@ -283,27 +283,27 @@ impl<T: Real> Problem<'_, T> {
 }
 
 impl<'a, T: Real> Problem<'a, T> {
-    fn apart([q, k, v, mask]: Inputs<'a, 4>, z: Sizes) -> Result<Self> {
+    fn apart([q, k, v, mask]: Inputs<'a, 4>, z: AttentionShape) -> Result<Self> {
         Ok(Self { q: data(given(q)?)?, k: data(given(k)?)?, v: data(given(v)?)?, mask: masked(mask, z)?, z })
     }
 
-    fn packed(qkv: &'a Array, mask: Option<&'a Array>, z: Sizes) -> Result<Self> {
+    fn packed(qkv: &'a Array, mask: Option<&'a Array>, z: AttentionShape) -> Result<Self> {
         let width = if qkv.elem_count() == 0 { 0 } else { z.heads * z.d };
         let part = |i: usize| Ok::<_, Error>(data::<T>(qkv)?.skip(i * width));
         Ok(Self { q: part(0)?, k: part(1)?, v: part(2)?, mask: masked(mask, z)?, z })
     }
 }
 
-/// A mask's numbers, and [`Sizes::mask_steps`].
+/// A mask's numbers, and [`AttentionShape::mask_steps`].
 type Masked<'a, T> = (Data<'a, T>, usize, usize);
 
-fn masked<T: Real>(mask: Option<&Array>, z: Sizes) -> Result<Option<Masked<'_, T>>> {
+fn masked<T: Real>(mask: Option<&Array>, z: AttentionShape) -> Result<Option<Masked<'_, T>>> {
     let Some(mask) = mask else { return Ok(None) };
     let (per_batch, per_head) = z.mask_steps(mask)?;
     Ok(Some((data::<T>(mask)?, per_batch, per_head)))
 }
 
-fn attended<T: Real>(inputs: Inputs<4>, z: Sizes) -> Result<(Array, Option<Array>)> {
+fn attended<T: Real>(inputs: Inputs<4>, z: AttentionShape) -> Result<(Array, Option<Array>)> {
     let q = given(inputs[0])?;
     let (out, lse) = forward(&Problem::<T>::apart(inputs, z)?);
     let lse = Array::from_vec(lse, (z.batch, z.heads, z.s), q.device())?;
@@ -313,7 +313,7 @@ fn attended<T: Real>(inputs: Inputs<4>, z: Sizes) -> Result<(Array, Option<Array
 fn attended_back<T: Real>(
     kept: Kept<4, Option<Array>>,
     gradient: &Array,
-    z: Sizes,
+    z: AttentionShape,
     wanted: [bool; 4],
 ) -> Result<[Option<Array>; 4]> {
     let zeros = |i: usize| vec![T::zero(); kept.shapes[i].iter().product()];
@@ -330,13 +330,13 @@ fn attended_back<T: Real>(
     Ok(gradients)
 }
 
-fn packed<T: Real>(qkv: &Array, mask: Option<&Array>, z: Sizes) -> Result<(Array, Array)> {
+fn packed<T: Real>(qkv: &Array, mask: Option<&Array>, z: AttentionShape) -> Result<(Array, Array)> {
     let (out, lse) = forward(&Problem::<T>::packed(qkv, mask, z)?);
     let out = Array::from_vec(out, (z.batch, z.s, z.heads * z.d), qkv.device())?;
     Ok((out, Array::from_vec(lse, (z.batch, z.heads, z.s), qkv.device())?))
 }
 
-fn packed_back<T: Real>(kept: Kept<2, Array>, gradient: &Array, z: Sizes) -> Result<Array> {
+fn packed_back<T: Real>(kept: Kept<2, Array>, gradient: &Array, z: AttentionShape) -> Result<Array> {
     let [qkv, mask] = kept.inputs;
     let (qkv, width) = (given(qkv)?, z.heads * z.d);
     let (problem, g, lse) = (Problem::<T>::packed(qkv, mask, z)?, data::<T>(gradient)?, data::<T>(kept.more)?);

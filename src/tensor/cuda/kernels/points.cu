@@ -129,7 +129,7 @@ extern "C" __global__ void rotate(const T *x, const f32 *cos, const f32 *sin, T 
     }
 }
 
-// One step of AdamW; gradient, moments and value are f32. See optim/update.rs.
+// One step of AdamW; gradient, moments and value are f32. See optim/step.rs.
 extern "C" __global__ void adamw(const T *g, f32 *x, f32 *first, f32 *second, i64 n, float scale, float b1, float b2, float rate1, float c2, float epsilon, float decay) {
     EACH(i) {
         float h = scale * wide(g[i]);

@@ -37,7 +37,7 @@ fn sum_of_squares(x: &Tensor) -> Result<f64> {
 const CHUNK: usize = 1 << 15;
 
 /// The numbers of one step, equal for all parameters.
-pub(super) struct Update {
+pub(super) struct AdamWStep {
     pub rate: f64,
     /// Factor on the gradient, from clipping.
     scale: f64,
@@ -48,7 +48,7 @@ pub(super) struct Update {
     decay: f64,
 }
 
-impl Update {
+impl AdamWStep {
     pub fn new(options: &OptimizerOptions, step: usize, scale: f64) -> Self {
         let rate = options.rate.rate(step);
         let corrections = options.betas.map(|b| 1.0 - b.powf((step + 1) as f64));
@@ -139,7 +139,7 @@ mod tests {
         let mut rng = Rng::new(4);
         let mut draw = || rng.normal(&[70_000], DType::F32, &Device::Cpu).unwrap();
         let (x, g) = (draw(), draw());
-        let update = Update::new(&OptimizerOptions::default(), 2, 0.7);
+        let update = AdamWStep::new(&OptimizerOptions::default(), 2, 0.7);
         let run = |fused: bool| {
             let var = |t: &Tensor| t.variable().unwrap();
             let (x, m, v) = (var(&x), var(&g.affine(0.5, 0.0).unwrap()), var(&g.sqr().unwrap()));

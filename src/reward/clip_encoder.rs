@@ -3,7 +3,7 @@
 use crate::bail;
 use crate::error::{Error, Kind, Result};
 use crate::nn::clip::{Clip, unit};
-use crate::nn::clip_config::{Config, Layout};
+use crate::nn::clip_config::{ClipConfig, Layout};
 use crate::nn::clip_text::clean;
 use crate::nn::cost::Part;
 use crate::nn::files::write_whole;
@@ -26,7 +26,7 @@ const OPEN_CLIP: [&str; 4] =
     ["open_clip_model.safetensors", "HPS_v2.1_compressed.pt", "HPS_v2_compressed.pt", "open_clip_pytorch_model.bin"];
 
 /// A CLIP that rewards stand on.
-pub struct Trunk {
+pub struct ClipEncoder {
     /// Where it came from, as the user said it.
     pub name: String,
     /// The file of its weights.
@@ -44,7 +44,7 @@ pub struct Trunk {
 
 /// What a folder does not say.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Choices {
+pub struct ClipOptions {
     /// The weight file in the folder.
     pub weights: Option<String>,
     pub resize: Option<String>,
@@ -54,14 +54,14 @@ pub struct Choices {
     pub trace: Option<Arc<Trace>>,
 }
 
-impl Trunk {
+impl ClipEncoder {
     /// From a folder in open_clip's or transformers' layout; `tokenizer` is a folder to read it from, else what lies beside the
     /// weights, else CLIP's published one.
     pub fn open(
         name: &str,
         folder: &Folder,
         tokenizer: Option<&Folder>,
-        choices: &Choices,
+        choices: &ClipOptions,
         device: &Device,
     ) -> Result<Self> {
         let transformers = folder.has("config.json");
@@ -77,12 +77,12 @@ impl Trunk {
         let weights = Weights::open(archives, DType::F32, device)?;
         let (config, pixels) = match (transformers, folder.has("open_clip_config.json")) {
             (true, _) => {
-                let config = Config::transformers(folder.json("config.json")?)?;
+                let config = ClipConfig::transformers(folder.json("config.json")?)?;
                 (config, Preprocess::clip(config.image_size))
             }
-            (_, true) => Config::open_clip(folder.json("open_clip_config.json")?)?,
+            (_, true) => ClipConfig::open_clip(folder.json("open_clip_config.json")?)?,
             _ => {
-                let config = Config::of_tensors(&weights)?;
+                let config = ClipConfig::of_tensors(&weights)?;
                 (config, Preprocess::clip(config.image_size))
             }
         };
@@ -103,13 +103,13 @@ impl Trunk {
     }
 
     /// A random CLIP with a tokenizer trained on `texts`, to be trained; `config`'s vocabulary is set to the tokenizer's.
-    pub fn random(texts: &[String], config: Config, rng: &Rng, device: &Device) -> Result<Self> {
+    pub fn random(texts: &[String], config: ClipConfig, rng: &Rng, device: &Device) -> Result<Self> {
         Self::random_as(texts, config, rng, DType::F32, device)
     }
 
     pub(crate) fn random_as(
         texts: &[String],
-        mut config: Config,
+        mut config: ClipConfig,
         rng: &Rng,
         dtype: DType,
         device: &Device,
@@ -123,7 +123,7 @@ impl Trunk {
     fn new(
         name: &str,
         weights: Weights,
-        config: Config,
+        config: ClipConfig,
         preprocess: Preprocess,
         tokenizer: Arc<Tokenizer>,
     ) -> Result<Self> {
@@ -244,23 +244,23 @@ fn open_clip_file(folder: &Folder) -> Result<String> {
     }
 }
 
-/// Rewards that are open, and their trunks, so that those on the same file and preprocessing share one.
+/// Rewards that are open, and their encoders, so that those on the same file and preprocessing share one.
 #[derive(Default)]
-pub struct Shelf {
-    trunks: Mutex<BTreeMap<String, Weak<Trunk>>>,
+pub struct ClipCache {
+    encoders: Mutex<BTreeMap<String, Weak<ClipEncoder>>>,
     rewards: Mutex<Vec<Weak<dyn Reward>>>,
 }
 
-impl Shelf {
-    /// The trunk of that key, opened when none is at hand.
-    pub fn take(&self, key: String, open: impl FnOnce() -> Result<Trunk>) -> Result<Arc<Trunk>> {
-        let mut open_ones = self.trunks.lock();
-        if let Some(trunk) = open_ones.get(&key).and_then(Weak::upgrade) {
-            return Ok(trunk);
+impl ClipCache {
+    /// The encoder of that key, opened when none is at hand.
+    pub fn take(&self, key: String, open: impl FnOnce() -> Result<ClipEncoder>) -> Result<Arc<ClipEncoder>> {
+        let mut open_ones = self.encoders.lock();
+        if let Some(encoder) = open_ones.get(&key).and_then(Weak::upgrade) {
+            return Ok(encoder);
         }
-        let trunk = Arc::new(open()?);
-        open_ones.insert(key, Arc::downgrade(&trunk));
-        Ok(trunk)
+        let encoder = Arc::new(open()?);
+        open_ones.insert(key, Arc::downgrade(&encoder));
+        Ok(encoder)
     }
 
     /// Notes a reward, for the record of a run.
