@@ -72,7 +72,7 @@ const MISTAKES: &[(&str, &[&str])] = &[
         "let f = velocity_field(|x, t, c| x);\nrollout(f, ones([1]), (), #{ gird: uniform(4), truncate: \"all\" });",
         &[
             "2:30 option rollout: unknown option `gird`; did you mean `grid`?",
-            "2:54 option rollout: option `truncate`: expected a truncation such as `last(3)`, got \"all\"",
+            "2:58 option rollout: option `truncate`: expected a truncation such as `last(3)`, got \"all\"",
         ],
     ),
     (

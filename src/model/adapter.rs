@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::flow::{Condition, Velocity};
 use crate::nn::lora::{self, Form, Names};
 use crate::nn::weights::Weights;
+use crate::tensor::meta::counted;
 use crate::tensor::op::Lora;
 use crate::tensor::{DType, Rng, Tensor};
 use std::collections::BTreeMap;
@@ -101,16 +102,27 @@ impl Flow {
     }
 }
 
+/// A network without numbers, whose passes a plan counts.
+struct Counted(Arc<dyn Velocity>);
+
+impl Velocity for Counted {
+    fn velocity(&self, x: &Tensor, t: &Tensor, condition: &Condition) -> Result<Tensor> {
+        counted(self.0.velocity(x, t, condition)?)
+    }
+}
+
 impl Model {
     /// The velocity: of the network, of one that looks at the time first, or of two forwards of these.
     pub(super) fn network(&self) -> Result<Arc<dyn Velocity>> {
         let Model { parts, weights, strength, guidance, .. } = self.clone();
+        let meta = weights.is_meta();
         let network: Arc<dyn Velocity> = match strength {
             Some(strength) if !weights.adapters().is_empty() => {
                 Arc::new(Timed { parts: parts.clone(), weights, strength })
             }
             _ => (parts.network)(&weights)?,
         };
+        let network = if meta { Arc::new(Counted(network)) } else { network };
         Ok(match guidance {
             Some(scale) => Arc::new(Guided { parts, network, scale }),
             None => network,

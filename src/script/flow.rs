@@ -284,6 +284,7 @@ pub mod flow {
     ) -> RhaiResultOf<Trajectory> {
         let condition = super::condition(condition, "rollout")?;
         let options = RolloutOptions::parse("rollout", options)?;
+        Session::of(&context).planner().inspect(|planner| planner.samples(&x0));
         let keep = options.truncate.active(options.grid.steps())?;
         let options = crate::flow::RolloutOptions {
             solver: options.solver.0,

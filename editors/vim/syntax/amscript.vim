@@ -8,25 +8,26 @@ syn keyword amscriptKeyword break return throw try catch fn private this import 
 syn keyword amscriptKeyword is_def_var is_def_fn type_of
 syn keyword amscriptBoolean true false
 syn keyword amscriptFunction abs adamw adaptive adjoint_matching aesthetic_reward all_linears all_steps apropos arange argmax assert_close at
-syn keyword amscriptFunction autoencoder between bf16 broadcast cat checkpoint choose clamp clamp_heads clamp_through class_names class_prompts
-syn keyword amscriptFunction clip_features clip_reward compare_grid condition constant constant_rate control_intensity control_mass control_norm control_norms control_target control_units
-syn keyword amscriptFunction cos cosine count coverage cpu cuda cumsum data_from_velocity decode density detach distance
-syn keyword amscriptFunction distort draft draw ema encode encode_image entry_norm estimate euler exp eye f16
-syn keyword amscriptFunction f32 f64 feature_distance fenchel fenchel_loss finish fitting flatten floor flow frechet_distance full
-syn keyword amscriptFunction gddim gelu grad gradcheck gradients guided heatmap help heun histogram i64 image_grid
-syn keyword amscriptFunction image_reward images integers interpolate is_scene item klein_grid last last_steps lean_adjoint linear linear_decay
-syn keyword amscriptFunction linspace load_image load_lora load_state load_tensors log log_softmax lora lpips lpips_net manifold matching_loss
-syn keyword amscriptFunction matmul max maximum mean mean_errors memoryless merge min minimum models moments ms_ssim
-syn keyword amscriptFunction ms_ssim_distance narrow next_step noise noise_from_velocity noise_schedule norm normal normalised of ones options
-syn keyword amscriptFunction oracle oracle_report paired pairwise param params penalty permute pixel_distance plot power precision
-syn keyword amscriptFunction progress prompts quadratic random_text_encoder read_log read_run recall reconstruct refl relu reshape restore
-syn keyword amscriptFunction result results_table reward reward_cost rms_norm rng rollout round same_step sample sample_norm save
-syn keyword amscriptFunction save_image save_lora save_results save_tensors scatter score score_from_velocity scores scripted_reward sde select settings
-syn keyword amscriptFunction shapes shifted show sigmoid sign silu similarities sin sine_squared softmax softplus some_steps
-syn keyword amscriptFunction split sqrt square squared squeeze ssim stack start_run state std step steps
-syn keyword amscriptFunction strength sum sum_errors swap tanh taps tensor terminal_cost terminal_gradient time to to_array
-syn keyword amscriptFunction trainable transpose u32 uniform unload_text_encoder unsqueeze up_to update value_and_grad velocity velocity_field velocity_from_data
-syn keyword amscriptFunction velocity_from_noise velocity_from_score velocity_units vjp zeros
+syn keyword amscriptFunction autoencoder automatic batch between bf16 broadcast cat checkpoint choose clamp clamp_heads clamp_through
+syn keyword amscriptFunction class_names class_prompts clip_features clip_reward compare_grid condition constant constant_rate control_intensity control_mass control_norm control_norms
+syn keyword amscriptFunction control_target control_units cos cosine count coverage cpu cuda cumsum data_from_velocity decode density
+syn keyword amscriptFunction detach discrete_adjoint distance distort div draft draw ema encode encode_image entry_norm estimate
+syn keyword amscriptFunction euler exp eye f16 f32 f64 feature_distance fenchel_young fenchel_young_loss finish flatten floor
+syn keyword amscriptFunction flow frechet_distance full gddim gelu grad gradcheck gradients grid guided heatmap help
+syn keyword amscriptFunction heun histogram i64 image_grid image_reward images infinity integers interpolate is_scene item klein_grid
+syn keyword amscriptFunction last last_steps lean_adjoint linear linear_decay linspace load_image load_lora load_state load_tensors log log_softmax
+syn keyword amscriptFunction lora lpips lpips_net manifold matching_loss matmul max maximum mean mean_errors memoryless merge
+syn keyword amscriptFunction method_state min minimum models moments ms_ssim ms_ssim_distance narrow noise noise_from_velocity noise_schedule norm
+syn keyword amscriptFunction normal normalised of ones options oracle oracle_report over paired pairwise paper_adjoint param
+syn keyword amscriptFunction params penalty permute pixel_distance plot power precision progress prompts quadratic random_steps random_text_encoder
+syn keyword amscriptFunction read_log read_run recall reconstruct refl relu repeat reshape restore result results_table reward
+syn keyword amscriptFunction reward_cost rms_norm rng rollout round rows sample sample_norm save save_image save_lora save_results
+syn keyword amscriptFunction save_tensors scatter score score_from_velocity scores scripted_reward sde select settings shapes shifted show
+syn keyword amscriptFunction sigmoid sign silu similarities sin sine_squared softmax softplus split sqrt square squared
+syn keyword amscriptFunction squeeze ssim stack start_run state std step steps strength sum sum_errors swap
+syn keyword amscriptFunction tanh taps tensor terminal terminal_cost terminal_gradient time to to_array trainable transpose u32
+syn keyword amscriptFunction uniform unload_text_encoder unsqueeze up_to update value_and_grad velocity velocity_field velocity_from_data velocity_from_noise velocity_from_score velocity_units
+syn keyword amscriptFunction vjp zeros zip
 syn match amscriptNumber /\<\d[0-9_]*\(\.\d\+\)\?\([eE][-+]\?\d\+\)\?\>/
 syn region amscriptString start=/"/ skip=/\\./ end=/"/
 syn region amscriptString start=/`/ end=/`/

@@ -72,6 +72,7 @@ fn all() -> Vec<Case> {
         attention::cases(),
         conv::cases(),
         elementwise::cases(),
+        gate::cases(),
         layout::cases(),
         linear::cases(),
         norm::cases(),
