@@ -113,7 +113,7 @@ fn autoencoder_both_ways() {
     let z = g["in.z"].variable().unwrap();
     let decoded = latents.decode(&z).unwrap().affine(2.0, -1.0).unwrap();
     close("decoded", &decoded.constant(), &g["out.decoded"], 1e-5);
-    let gradient = pullback(&decoded, &g["in.image_cotangent"], &[z.clone()]).unwrap().remove(0);
+    let gradient = pullback(&decoded, &g["in.image_cotangent"], std::slice::from_ref(&z)).unwrap().remove(0);
     close("decoded vjp", &gradient, &g["out.decoded_vjp"], 1e-5);
 }
 

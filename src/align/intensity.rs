@@ -20,5 +20,5 @@ pub fn control_norms(policy: &[Tensor], base: &[Tensor]) -> Result<Tensor> {
 
 /// `|x|` of tensors `[batch, ..]`, one per step: `[steps, batch]`.
 pub fn norms(steps: &[Tensor]) -> Result<Tensor> {
-    Ok(Tensor::stack(&steps.iter().map(norm_per_sample).collect::<Result<Vec<_>>>()?, 0)?)
+    Tensor::stack(&steps.iter().map(norm_per_sample).collect::<Result<Vec<_>>>()?, 0)
 }

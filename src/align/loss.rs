@@ -94,7 +94,7 @@ pub fn velocity_matching(
                 bail!(Shape, "matching_loss: targets must have the state's shape {expected:?}, got {got:?}");
             }
             let goal = (base[i].constant().to_dtype(x.dtype())? + targets[i].constant().to_dtype(x.dtype())?)?;
-            Ok((policy[i].to_dtype(x.dtype())? - goal)?.sqr()?)
+            (policy[i].to_dtype(x.dtype())? - goal)?.sqr()
         })
     })
 }
@@ -119,14 +119,14 @@ pub fn fenchel_young_matching(
             "fenchel_young_loss: there must be one velocity and one adjoint for each of {steps} kept steps, got {got:?}"
         );
     }
-    let scaled = |i: usize| -> Result<Tensor> { Ok((adjoint.values[i].constant() * adjoint.dynamics[i].sigma())?) };
+    let scaled = |i: usize| -> Result<Tensor> { adjoint.values[i].constant() * adjoint.dynamics[i].sigma() };
     let slope = |i: usize| norm_per_sample(&scaled(i)?.to_dtype(DType::F64)?);
     let slopes = read(&Tensor::cat(&(0..steps).map(slope).collect::<Result<Vec<_>>>()?, 0)?)?;
     phase("loss", || {
         accumulate(path, options, |i, x| {
             let unit = adjoint.dynamics[i].control_gain();
             if unit == 0.0 {
-                return Ok(Tensor::zeros(x.dim(0)?, x.dtype(), x.device())?);
+                return Tensor::zeros(x.dim(0)?, x.dtype(), x.device());
             }
             let (a, batch) = (scaled(i)?, x.dim(0)?);
             let u = ((policy[i].to_dtype(x.dtype())? - adjoint.base_velocities[i].constant().to_dtype(x.dtype())?)?
@@ -136,7 +136,7 @@ pub fn fenchel_young_matching(
             // The root has no gradient at 0, where the control is at first.
             let size = (sum_per_sample(&u.sqr()?)? + 1e-24)?.sqrt()?;
             let gap = ((regularizer.value(&size)? + conjugate)? + sum_per_sample(&(u * a)?)?)?;
-            Ok((gap * (2.0 * unit * unit))?)
+            gap * (2.0 * unit * unit)
         })
     })
 }
@@ -172,7 +172,7 @@ fn accumulate(
         Reduction::Sum => batch,
         Reduction::Mean => entries * if options.weighted { 1.0 } else { active.len() as f64 },
     };
-    Ok((loss / divisor)?)
+    loss / divisor
 }
 
 /// `((1 + rho) / sigma)^2`.
@@ -190,5 +190,5 @@ fn control_weight(step: &Dynamics, k: usize) -> Result<f64> {
 fn clipped(errors: &Tensor, most: f64) -> Result<Tensor> {
     let within = errors.constant().le(most)?;
     let ceiling = errors.zeros_like()?.affine(0.0, most)?;
-    Ok(within.where_cond(errors, &ceiling)?.sum_all()?)
+    within.where_cond(errors, &ceiling)?.sum_all()
 }

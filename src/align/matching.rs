@@ -279,7 +279,7 @@ impl Rerun {
 fn noise_free_end(field: &dyn Velocity, path: &Trajectory) -> Result<Tensor> {
     let k = path.steps() - 1;
     let x = path.state(k)?;
-    Ok((x + (velocity(field, path, k)?.constant().to_dtype(x.dtype())? * path.grid.width(k))?)?)
+    x + (velocity(field, path, k)?.constant().to_dtype(x.dtype())? * path.grid.width(k))?
 }
 
 /// The control that an adjoint asks for at each step, `h_k` times its mean size over the batch, in units of control.

@@ -98,7 +98,7 @@ impl Regularizer {
     /// The optimal controls for adjoints of one shape, `[batch, ..]`; `|a|` is the norm over all but the batch.
     pub fn controls(&self, adjoints: &[Tensor]) -> Result<Vec<Tensor>> {
         if self.is_quadratic() {
-            return Ok(adjoints.iter().map(Tensor::neg).collect::<crate::error::Result<_>>()?);
+            return adjoints.iter().map(Tensor::neg).collect::<crate::error::Result<_>>();
         }
         let norms = adjoints.iter().map(|a| norm_per_sample(&a.to_dtype(DType::F64)?)).collect::<Result<Vec<_>>>()?;
         let norms = if norms.is_empty() { Vec::new() } else { read(&Tensor::cat(&norms, 0)?)? };
@@ -107,7 +107,7 @@ impl Regularizer {
         let mut factors = factors.collect::<Vec<f64>>().into_iter();
         let controls = adjoints.iter().map(|a| {
             let own: Vec<f64> = factors.by_ref().take(a.dim(0)?).collect();
-            Ok(a.broadcast_mul(&spread(&Tensor::new(own, a.device())?, a)?)?)
+            a.broadcast_mul(&spread(&Tensor::new(own, a.device())?, a)?)
         });
         controls.collect()
     }
@@ -149,7 +149,7 @@ impl Inverse<'_> {
             if f.dims() != r.dims() {
                 bail!(Shape, "penalty: the function must keep the shape {:?} of r, got {:?}", r.dims(), f.dims());
             }
-            Ok(f.sum_all()?)
+            f.sum_all()
         };
         let slopes = value_and_grad(total, &Tensor::new(r, &Device::Cpu)?)?.1.to_vec1::<f64>()?;
         for (r, s) in r.iter().zip(&slopes) {
@@ -236,7 +236,7 @@ mod tests {
     use crate::tensor::Rng;
 
     fn penalty(f: impl Fn(&Tensor) -> crate::error::Result<Tensor> + Send + Sync + 'static) -> Regularizer {
-        Regularizer::Penalty(Arc::new(move |r| Ok(f(r)?)))
+        Regularizer::Penalty(Arc::new(move |r| f(r)))
     }
 
     fn adjoints() -> Vec<Tensor> {

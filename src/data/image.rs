@@ -43,7 +43,7 @@ pub fn write(image: &RgbImage, path: &Path) -> Result<()> {
 pub fn from_rgb(image: &RgbImage) -> Result<Tensor> {
     let (width, height) = (image.width() as usize, image.height() as usize);
     let pixels = Tensor::from_slice(image.as_raw(), (1, height, width, 3), &Device::Cpu)?;
-    Ok((pixels.permute((0, 3, 1, 2))?.to_dtype(DType::F32)? / 255.0)?.contiguous()?)
+    (pixels.permute((0, 3, 1, 2))?.to_dtype(DType::F32)? / 255.0)?.contiguous()
 }
 
 /// 8-bit pixels of one image; values outside `[0, 1]` are cut, NaN is black.

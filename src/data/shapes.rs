@@ -257,7 +257,7 @@ pub fn render(scenes: &[Scene], rng: &mut Rng) -> Result<Tensor> {
 /// Makes `n` images in parallel and stacks them.
 pub fn images(n: usize, make: impl Fn(usize) -> Vec<f32> + Sync + Send) -> Result<Tensor> {
     let all: Vec<f32> = (0..n).into_par_iter().flat_map_iter(make).collect();
-    Ok(Tensor::from_vec(all, (n, 3, SIDE, SIDE), &Device::Cpu)?)
+    Tensor::from_vec(all, (n, 3, SIDE, SIDE), &Device::Cpu)
 }
 
 /// `n` random scenes: images `[n, 3, 64, 64]` in `[0, 1]` and their captions.

@@ -10,56 +10,56 @@ use crate::tensor::{DType, Tensor};
 /// `x_t = (1 - t) x_0 + t x_1`.
 pub fn interpolate(x0: &Tensor, x1: &Tensor, t: &Tensor) -> Result<Tensor> {
     let t = spread(t, x0)?;
-    Ok((x0.broadcast_mul(&one_minus(&t)?)? + x1.broadcast_mul(&t)?)?)
+    x0.broadcast_mul(&one_minus(&t)?)? + x1.broadcast_mul(&t)?
 }
 
 /// `v = x_1 - x_0`, the velocity of the straight line.
 pub fn velocity(x0: &Tensor, x1: &Tensor) -> Result<Tensor> {
-    Ok((x1 - x0)?)
+    x1 - x0
 }
 
 /// `x_1 = x + (1 - t) v`.
 pub fn data_from_velocity(v: &Tensor, x: &Tensor, t: &Tensor) -> Result<Tensor> {
-    Ok((x + v.broadcast_mul(&one_minus(&spread(t, x)?)?)?)?)
+    x + v.broadcast_mul(&one_minus(&spread(t, x)?)?)?
 }
 
 /// `x_0 = x - t v`.
 pub fn noise_from_velocity(v: &Tensor, x: &Tensor, t: &Tensor) -> Result<Tensor> {
-    Ok((x - v.broadcast_mul(&spread(t, x)?)?)?)
+    x - v.broadcast_mul(&spread(t, x)?)?
 }
 
 /// `s = (t v - x) / (1 - t)`, for `t < 1`.
 pub fn score_from_velocity(v: &Tensor, x: &Tensor, t: &Tensor) -> Result<Tensor> {
     below_one("score_from_velocity", t)?;
     let t = spread(t, x)?;
-    Ok((v.broadcast_mul(&t)? - x)?.broadcast_div(&one_minus(&t)?)?)
+    (v.broadcast_mul(&t)? - x)?.broadcast_div(&one_minus(&t)?)
 }
 
 /// `v = (x_1 - x) / (1 - t)`, for `t < 1`.
 pub fn velocity_from_data(x1: &Tensor, x: &Tensor, t: &Tensor) -> Result<Tensor> {
     below_one("velocity_from_data", t)?;
-    Ok((x1 - x)?.broadcast_div(&one_minus(&spread(t, x)?)?)?)
+    (x1 - x)?.broadcast_div(&one_minus(&spread(t, x)?)?)
 }
 
 /// `v = (x - x_0) / t`, for `t > 0`.
 pub fn velocity_from_noise(x0: &Tensor, x: &Tensor, t: &Tensor) -> Result<Tensor> {
     above_zero("velocity_from_noise", t)?;
-    Ok((x - x0)?.broadcast_div(&spread(t, x)?)?)
+    (x - x0)?.broadcast_div(&spread(t, x)?)
 }
 
 /// `v = (x + (1 - t) s) / t`, for `t > 0`.
 pub fn velocity_from_score(score: &Tensor, x: &Tensor, t: &Tensor) -> Result<Tensor> {
     above_zero("velocity_from_score", t)?;
     let t = spread(t, x)?;
-    Ok((x + score.broadcast_mul(&one_minus(&t)?)?)?.broadcast_div(&t)?)
+    (x + score.broadcast_mul(&one_minus(&t)?)?)?.broadcast_div(&t)
 }
 
 fn one_minus(t: &Tensor) -> Result<Tensor> {
-    Ok(t.affine(-1.0, 1.0)?)
+    t.affine(-1.0, 1.0)
 }
 
 fn times(t: &Tensor) -> Result<Vec<f64>> {
-    Ok(t.constant().flatten_all()?.to_dtype(DType::F64)?.to_vec1()?)
+    t.constant().flatten_all()?.to_dtype(DType::F64)?.to_vec1()
 }
 
 fn below_one(function: &str, t: &Tensor) -> Result<()> {

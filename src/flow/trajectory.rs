@@ -110,7 +110,7 @@ impl Trajectory {
 
 /// The number `t` for every sample of `x`: `[batch]` in `x`'s dtype.
 pub fn time_tensor(t: f64, x: &Tensor) -> Result<Tensor> {
-    Ok(Tensor::full(t, x.dim(0)?, x.device())?.to_dtype(x.dtype())?)
+    Tensor::full(t, x.dim(0)?, x.device())?.to_dtype(x.dtype())
 }
 
 /// Steps of a rollout, one at a time.
@@ -233,7 +233,7 @@ mod tests {
 
     impl Velocity for Pull {
         fn velocity(&self, x: &Tensor, t: &Tensor, _: &Condition) -> Result<Tensor> {
-            Ok(t.reshape((t.elem_count(), 1))?.broadcast_sub(x)?.broadcast_mul(&self.0)?)
+            t.reshape((t.elem_count(), 1))?.broadcast_sub(x)?.broadcast_mul(&self.0)
         }
     }
 

@@ -28,9 +28,8 @@ pub fn frechet_distance(a: &Tensor, b: &Tensor) -> Result<f64> {
     let root = &eigenvectors * lengths * eigenvectors.transpose();
     let product = &root * matrix(&s2)? * &root;
     let roots: f64 = product.symmetric_eigenvalues().iter().map(|v| v.max(0.0).sqrt()).sum();
-    let trace = |s: &Tensor| -> Result<f64> {
-        Ok((s * Tensor::eye(d, DType::F64, &Device::Cpu)?)?.sum_all()?.to_scalar::<f64>()?)
-    };
+    let trace =
+        |s: &Tensor| -> Result<f64> { (s * Tensor::eye(d, DType::F64, &Device::Cpu)?)?.sum_all()?.to_scalar::<f64>() };
     Ok((means + trace(&s1)? + trace(&s2)? - 2.0 * roots).max(0.0))
 }
 

@@ -290,7 +290,7 @@ impl Lpips {
     pub fn terms(&self, a: &[Tensor], b: &[Tensor]) -> Result<Vec<Tensor>> {
         let term = |((a, b), head): ((&Tensor, &Tensor), &Tensor)| {
             let means = (a - b)?.sqr()?.flatten_from(2)?.mean(2)?;
-            Ok(means.matmul(&head.to_dtype(means.dtype())?.reshape(((), 1))?)?.squeeze(1)?)
+            means.matmul(&head.to_dtype(means.dtype())?.reshape(((), 1))?)?.squeeze(1)
         };
         a.iter().zip(b).zip(&self.heads).map(term).collect()
     }
@@ -329,7 +329,7 @@ impl Lpips {
 fn normalised(images: &Tensor, signed: bool) -> Result<Tensor> {
     let row = |values: [f64; 3]| Tensor::new(&values, images.device())?.to_dtype(images.dtype())?.reshape((1, 3, 1, 1));
     let x = if signed { images.clone() } else { images.affine(2.0, -1.0)? };
-    Ok(x.broadcast_sub(&row([-0.030, -0.088, -0.188])?)?.broadcast_div(&row([0.458, 0.448, 0.450])?)?)
+    x.broadcast_sub(&row([-0.030, -0.088, -0.188])?)?.broadcast_div(&row([0.458, 0.448, 0.450])?)
 }
 
 impl Distance for Lpips {
@@ -341,7 +341,7 @@ impl Distance for Lpips {
     fn between(&self, a: &[Tensor], b: &[Tensor]) -> Result<Tensor> {
         let mut terms = self.terms(a, b)?.into_iter();
         let Some(first) = terms.next() else { bail!(Internal, "lpips: no taps") };
-        terms.try_fold(first, |sum, term| Ok((sum + term)?))
+        terms.try_fold(first, |sum, term| sum + term)
     }
 }
 
@@ -418,7 +418,7 @@ mod tests {
                 let error = top(&((got - expected).unwrap() / expected).unwrap());
                 assert!(error < 1e-5, "{case} {name}: {error}");
             }
-            let sum = |x: &Tensor| Ok(lpips.between(&lpips.prepare(x)?, &y)?.sum_all()?);
+            let sum = |x: &Tensor| lpips.between(&lpips.prepare(x)?, &y)?.sum_all();
             let (_, gradient) = value_and_grad(sum, x).unwrap();
             let expected = &g[&format!("out.{case}.grad_x")];
             let error = top(&(gradient - expected).unwrap()) / top(expected);
@@ -462,7 +462,7 @@ mod tests {
         for lpips in [Lpips::new(lpips.net, dead, &[]).unwrap(), lpips] {
             let y = lpips.prepare(&flat).unwrap();
             let (value, gradient) =
-                value_and_grad(|x| Ok(lpips.between(&lpips.prepare(x)?, &y)?.sum_all()?), &flat).unwrap();
+                value_and_grad(|x| lpips.between(&lpips.prepare(x)?, &y)?.sum_all(), &flat).unwrap();
             assert_eq!((value.to_scalar::<f32>().unwrap(), top(&gradient)), (0.0, 0.0));
         }
     }

@@ -36,7 +36,7 @@ impl Distance for Pixels {
     }
 
     fn between(&self, a: &[Tensor], b: &[Tensor]) -> Result<Tensor> {
-        Ok((&a[0] - &b[0])?.sqr()?.mean(D::Minus1)?.sqrt()?)
+        (&a[0] - &b[0])?.sqr()?.mean(D::Minus1)?.sqrt()
     }
 }
 
@@ -55,7 +55,7 @@ impl<F: Fn(&Tensor) -> Result<Tensor> + Send + Sync> Distance for Features<F> {
     }
 
     fn between(&self, a: &[Tensor], b: &[Tensor]) -> Result<Tensor> {
-        Ok((1.0 - (&a[0] * &b[0])?.sum(D::Minus1)?)?)
+        1.0 - (&a[0] * &b[0])?.sum(D::Minus1)?
     }
 }
 
@@ -105,17 +105,17 @@ pub fn pairwise(distance: &dyn Distance, groups: &[Tensor]) -> Result<Tensor> {
             let (first, second): (Vec<u32>, Vec<u32>) = pairs.iter().copied().unzip();
             let rows = |indices: Vec<u32>| -> Result<Vec<Tensor>> {
                 let indices = Tensor::new(indices, group.device())?;
-                features.iter().map(|x| Ok(x.index_select(&indices, 0)?)).collect()
+                features.iter().map(|x| x.index_select(&indices, 0)).collect()
             };
-            Ok(distance.between(&rows(first)?, &rows(second)?)?.to_dtype(DType::F32)?)
+            distance.between(&rows(first)?, &rows(second)?)?.to_dtype(DType::F32)
         });
-        Ok(Tensor::cat(&batches.collect::<Result<Vec<_>>>()?, 0)?.mean(0)?)
+        Tensor::cat(&batches.collect::<Result<Vec<_>>>()?, 0)?.mean(0)
     });
     let means = means.collect::<Result<Vec<_>>>()?;
     if means.is_empty() {
         bail!(Value, "pairwise: needs at least one group, got none");
     }
-    Ok(Tensor::stack(&means, 0)?)
+    Tensor::stack(&means, 0)
 }
 
 /// The features of a group, made of a few images at a time.
@@ -124,7 +124,7 @@ fn prepared(distance: &dyn Distance, group: &Tensor) -> Result<Vec<Tensor>> {
     let batches = (0..n).step_by(IMAGES).map(|i| distance.prepare(&group.narrow(0, i, IMAGES.min(n - i))?));
     let batches = batches.collect::<Result<Vec<_>>>()?;
     let slots = batches.first().map_or(0, Vec::len);
-    (0..slots).map(|slot| Ok(Tensor::cat(&batches.iter().map(|b| &b[slot]).collect::<Vec<_>>(), 0)?)).collect()
+    (0..slots).map(|slot| Tensor::cat(&batches.iter().map(|b| &b[slot]).collect::<Vec<_>>(), 0)).collect()
 }
 
 #[cfg(test)]

@@ -50,7 +50,7 @@ impl Ssim {
     /// Structural similarity `[n]` of images `[n, 3, h, w]`, at most 1.
     pub fn ssim(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
         self.check("ssim", a, b, self.window)?;
-        Ok(self.statistics(a, &b.to_dtype(a.dtype())?)?.0.mean(1)?)
+        self.statistics(a, &b.to_dtype(a.dtype())?)?.0.mean(1)
     }
 
     /// The shorter side that MS-SSIM needs: the window must fit into the coarsest level with a pixel to spare.
@@ -116,7 +116,7 @@ fn gaussian(count: usize) -> Vec<f64> {
 fn power(x: &Tensor, e: f64) -> Result<Tensor> {
     let clear = x.constant().gt(1e-8)?.to_dtype(x.dtype())?;
     let base = ((x * &clear)? + clear.affine(-1.0, 1.0)?)?;
-    Ok((base.powf(e)? * clear)?)
+    base.powf(e)? * clear
 }
 
 /// One minus MS-SSIM.
@@ -126,7 +126,7 @@ impl Distance for Ssim {
     }
 
     fn between(&self, a: &[Tensor], b: &[Tensor]) -> Result<Tensor> {
-        Ok(self.ms_ssim(&a[0], &b[0])?.affine(-1.0, 1.0)?)
+        self.ms_ssim(&a[0], &b[0])?.affine(-1.0, 1.0)
     }
 }
 
@@ -151,7 +151,7 @@ mod tests {
             let of = |name: &str| &g[&format!("{name}.{case}.{}", "x")[..]];
             let (x, y) = (of("in"), &g[&format!("in.{case}.y")]);
             let ssim = Ssim::default().ssim(x, y).unwrap();
-            let (sum, gradient) = value_and_grad(|x| Ok(Ssim::default().ms_ssim(x, y)?.sum_all()?), x).unwrap();
+            let (sum, gradient) = value_and_grad(|x| Ssim::default().ms_ssim(x, y)?.sum_all(), x).unwrap();
             let errors = [
                 top(&(ssim - &g[&format!("out.{case}.ssim")]).unwrap()),
                 top(&(sum.reshape(1).unwrap() - &g[&format!("out.{case}.ms_ssim")]).unwrap()),
@@ -178,7 +178,7 @@ mod tests {
         let opposite = x.affine(-1.0, 1.0).unwrap();
         let small = Ssim { window: 3, levels: 5 };
         for y in [&opposite, &x, &x.zeros_like().unwrap()] {
-            let (value, gradient) = value_and_grad(|x| Ok(small.ms_ssim(x, y)?.sum_all()?), &x).unwrap();
+            let (value, gradient) = value_and_grad(|x| small.ms_ssim(x, y)?.sum_all(), &x).unwrap();
             assert!(top(&gradient).is_finite() && value.to_scalar::<f64>().unwrap().is_finite());
         }
         assert!((small.ms_ssim(&x, &x).unwrap().to_vec1::<f64>().unwrap()[0] - 1.0).abs() < 1e-12);

@@ -171,14 +171,14 @@ impl Velocity for Timed {
             parts.push(at(*strength)?.velocity(&x, &t, &condition.rows(rows)?)?);
             rows.iter().zip(&mut placed).for_each(|(row, place)| order[*row as usize] = place);
         }
-        Ok(Tensor::cat(&parts, 0)?.index_select(&Tensor::new(order, x.device())?, 0)?)
+        Tensor::cat(&parts, 0)?.index_select(&Tensor::new(order, x.device())?, 0)
     }
 }
 
 /// Times as decimal numbers: 0.7, not the f32 beside it, so that they compare as a script writes them.
 fn numbers(t: &Tensor) -> Result<Vec<f64>> {
     if t.dtype() == DType::F64 {
-        return Ok(t.flatten_all()?.to_vec1()?);
+        return t.flatten_all()?.to_vec1();
     }
     let values: Vec<f32> = t.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?;
     Ok(values.iter().map(|v| v.to_string().parse().unwrap_or(f64::from(*v))).collect())

@@ -178,7 +178,7 @@ impl Layer {
         let x = (x + self.out.forward(&attended)?)?;
         let h = op::rms_norm(&x, &self.norm_2, eps)?;
         let inner = (op::silu(&self.gate.forward(&h)?)? * self.up.forward(&h)?)?;
-        Ok((&x + self.down.forward(&inner)?)?)
+        &x + self.down.forward(&inner)?
     }
 }
 
@@ -190,9 +190,7 @@ fn mask(lengths: &[usize], tokens: usize, dtype: DType, device: &Device) -> Resu
             values.extend((0..tokens).map(|j| if j <= i && j < length { 0f32 } else { f32::NEG_INFINITY }));
         }
     }
-    Ok(Tensor::from_vec(values, (lengths.len(), 1, tokens, tokens), &Device::Cpu)?
-        .to_dtype(dtype)?
-        .to_device(device)?)
+    Tensor::from_vec(values, (lengths.len(), 1, tokens, tokens), &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
 }
 
 /// Cosine and sine of position times frequency, `[s, head / 2]` each.
@@ -201,7 +199,7 @@ fn rotation(config: &Qwen3Config, tokens: usize, dtype: DType, device: &Device) 
     let angle = |n: usize| (n / half) as f64 * theta.powf(-((n % half) as f64) / half as f64);
     let table = |f: fn(f64) -> f64| -> Result<Tensor> {
         let values: Vec<f64> = (0..tokens * half).map(|n| f(angle(n))).collect();
-        Ok(Tensor::from_vec(values, (tokens, half), &Device::Cpu)?.to_dtype(dtype)?.to_device(device)?)
+        Tensor::from_vec(values, (tokens, half), &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
     };
     Ok((table(f64::cos)?, table(f64::sin)?))
 }

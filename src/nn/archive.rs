@@ -121,7 +121,7 @@ impl Archive {
         if entry.reversed {
             let shape: Vec<usize> = entry.shape.iter().rev().copied().collect();
             let order: Vec<usize> = (0..shape.len()).rev().collect();
-            return Ok(tensor(bytes, &shape)?.permute(order)?.narrow(0, rows.start, rows.len())?.contiguous()?);
+            return tensor(bytes, &shape)?.permute(order)?.narrow(0, rows.start, rows.len())?.contiguous();
         }
         let row = bytes.len() / count.max(1);
         let shape: Vec<usize> = std::iter::once(rows.len()).chain(inner.iter().copied()).collect();

@@ -182,7 +182,7 @@ impl Bert {
 fn padding(texts: &[Vec<u32>], n: usize, dtype: DType, device: &Device) -> Result<Tensor> {
     let keys = texts.iter().flat_map(|text| (0..n).map(|i| if i < text.len() { 0.0 } else { HIDDEN })).collect();
     let keys = Tensor::from_vec(keys, (texts.len(), 1, 1, n), &Device::Cpu)?.to_dtype(dtype)?.to_device(device)?;
-    Ok(keys.expand((texts.len(), 1, n, n))?.contiguous()?)
+    keys.expand((texts.len(), 1, n, n))?.contiguous()
 }
 
 #[cfg(test)]

@@ -116,7 +116,7 @@ impl Clip {
 
     /// The factor that was trained with the features, `exp(logit_scale)`.
     pub fn logit_scale(&self) -> Result<Tensor> {
-        Ok(self.logit_scale.exp()?)
+        self.logit_scale.exp()
     }
 
     pub fn dtype(&self) -> DType {
@@ -171,7 +171,7 @@ impl Text {
 fn causal(tokens: usize, dtype: DType, device: &Device) -> Result<Tensor> {
     let hidden = |n: usize| if n % tokens > n / tokens { f32::NEG_INFINITY } else { 0.0 };
     let values: Vec<f32> = (0..tokens * tokens).map(hidden).collect();
-    Ok(Tensor::from_vec(values, (1, 1, tokens, tokens), &Device::Cpu)?.to_dtype(dtype)?.to_device(device)?)
+    Tensor::from_vec(values, (1, 1, tokens, tokens), &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
 }
 
 #[cfg(test)]
@@ -246,7 +246,7 @@ mod tests {
     fn rows_of_zeros_stay_zero_and_have_a_finite_gradient() {
         let x = Tensor::new(&[[3f64, 4.0], [0.0, 0.0]], &Device::Cpu).unwrap();
         assert_eq!(unit(&x).unwrap().to_vec2::<f64>().unwrap(), [[0.6, 0.8], [0.0, 0.0]]);
-        let (_, gradient) = crate::tensor::grad::value_and_grad(|x| Ok(unit(x)?.sum_all()?), &x).unwrap();
+        let (_, gradient) = crate::tensor::grad::value_and_grad(|x| unit(x)?.sum_all(), &x).unwrap();
         assert!(gradient.flatten_all().unwrap().to_vec1::<f64>().unwrap().iter().all(|g| g.is_finite()));
     }
 }

@@ -181,7 +181,7 @@ pub fn read(path: &Path, names: &Names, dtype: DType, device: &Device) -> Result
             bail!(Shape, "{origin}: tensors `{a}` and `{b}` must have shapes [rank, {inner}] and [{out}, rank], got {:?} and {:?}",
                 shape(a), shape(b); hint: "the file was made for a model of another size");
         }
-        let tensor = |name: &str| -> Result<Tensor> { Ok(archive.read(name)?.to_dtype(dtype)?.to_device(device)?) };
+        let tensor = |name: &str| -> Result<Tensor> { archive.read(name)?.to_dtype(dtype)?.to_device(device) };
         let scale = match &pair.alpha {
             Some(alpha) => scalar(&archive, alpha)? / rank as f64,
             None => alphas.scale(bare, rank),
@@ -233,12 +233,12 @@ fn scalar(archive: &Archive, name: &str) -> Result<f64> {
     if shape.iter().product::<usize>() != 1 {
         bail!(Shape, "{}: tensor `{name}` must hold one number, got shape {shape:?}", archive.origin());
     }
-    Ok(archive.read(name)?.to_dtype(DType::F64)?.flatten_all()?.get(0)?.to_scalar()?)
+    archive.read(name)?.to_dtype(DType::F64)?.flatten_all()?.get(0)?.to_scalar()
 }
 
 fn swap_halves(x: &Tensor) -> Result<Tensor> {
     let half = x.dim(0)? / 2;
-    Ok(Tensor::cat(&[x.narrow(0, half, half)?, x.narrow(0, 0, half)?], 0)?)
+    Tensor::cat(&[x.narrow(0, half, half)?, x.narrow(0, 0, half)?], 0)
 }
 
 /// Alphas that the file's metadata give.
@@ -333,7 +333,7 @@ pub fn write(
 
 /// `scale B`
 fn folded(lora: &Lora) -> Result<Tensor> {
-    Ok((lora.b.constant() * lora.scale)?)
+    lora.b.constant() * lora.scale
 }
 
 /// The adapters of stacked modules as one: ranks side by side, `B` in blocks on the diagonal. `None` where none is adapted.

@@ -69,7 +69,7 @@ impl Preprocess {
         };
         let channel = |values: [f64; 3]| -> Result<Tensor> {
             let values = Tensor::new(&values, &Device::Cpu)?.reshape((1, 3, 1, 1))?;
-            Ok(values.to_dtype(images.dtype())?.to_device(images.device())?)
+            values.to_dtype(images.dtype())?.to_device(images.device())
         };
         let factor = channel(self.std)?.recip()?;
         cropped.broadcast_mul(&factor)?.broadcast_add(&(channel(self.mean)?.neg()? * factor)?)

@@ -70,5 +70,5 @@ pub(super) fn overwrite(var: &Tensor, value: Option<Tensor>, name: &str) -> Resu
         bail!(Shape, "load: `{name}` must have shape {:?}, got {:?}", var.dims(), value.dims());
     }
     // A copy: `set` refuses a source that shares storage with the variable.
-    Ok(var.set(&value.to_dtype(var.dtype())?.to_device(var.device())?.copy()?)?)
+    var.set(&value.to_dtype(var.dtype())?.to_device(var.device())?.copy()?)
 }

@@ -85,7 +85,7 @@ impl AdamWStep {
         second.set(&((v * b2)? + (gradient.sqr()? * ((1.0 - b2) * self.scale * self.scale))?)?)?;
         let root = ((second.constant() / c2)?.sqrt()? + self.epsilon)?;
         let change = ((first.constant() * (self.rate / c1))? / root)?;
-        Ok(value.set(&((value.constant() * self.decay)? - change)?)?)
+        value.set(&((value.constant() * self.decay)? - change)?)
     }
 }
 

@@ -169,7 +169,7 @@ impl ClipEncoder {
         if !self.weights.params().is_empty() {
             let rows: Vec<u32> =
                 texts.iter().map(|t| fresh.iter().position(|f| *f == t).unwrap_or_default() as u32).collect();
-            return Ok(self.encode(&fresh)?.index_select(&Tensor::new(rows, self.clip.device())?, 0)?);
+            return self.encode(&fresh)?.index_select(&Tensor::new(rows, self.clip.device())?, 0);
         }
         let progress = Progress::new("prompts", 0, fresh.len());
         for (done, chunk) in fresh.chunks(64).enumerate() {
@@ -180,7 +180,7 @@ impl ClipEncoder {
             }
         }
         let rows: Vec<&Tensor> = texts.iter().filter_map(|text| cache.get(text)).collect();
-        Ok(Tensor::stack(&rows, 0)?)
+        Tensor::stack(&rows, 0)
     }
 
     fn encode(&self, texts: &[&String]) -> Result<Tensor> {

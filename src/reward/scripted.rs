@@ -46,7 +46,7 @@ mod tests {
     fn what_goes_in_and_comes_out_is_checked() {
         let images = Tensor::ones((2, 3, 2, 2), DType::F32, &Device::Cpu).unwrap();
         let prompts = ["a".to_string(), "b".to_string()];
-        let mean = Scripted::new(|x, _| Ok(x.mean((1, 2, 3))?));
+        let mean = Scripted::new(|x, _| x.mean((1, 2, 3)));
         assert_eq!(mean.score(&images, &prompts).unwrap().to_vec1::<f32>().unwrap(), [1.0, 1.0]);
         let message = |r: Result<Tensor>| r.err().map(|e| e.message).unwrap_or_default();
         assert_eq!(
@@ -54,21 +54,21 @@ mod tests {
             "score: expected one prompt per image, got 1 prompts for 2 images"
         );
         assert!(message(mean.score(&images.narrow(1, 0, 2).unwrap(), &prompts)).contains("got [2, 2, 2, 2]"));
-        let total = Scripted::new(|x, _| Ok(x.sum_all()?));
+        let total = Scripted::new(|x, _| x.sum_all());
         assert_eq!(
             message(total.score(&images, &prompts)),
             "score: expected one number per image, [2], got [] from scripted"
         );
-        let broken = Scripted::new(|x, _| Ok(Tensor::new(&[1f32, f32::NAN], x.device())?));
+        let broken = Scripted::new(|x, _| Tensor::new(&[1f32, f32::NAN], x.device()));
         let error = broken.score(&images, &prompts).err().unwrap();
         assert_eq!(error.kind, Kind::Numeric);
         assert_eq!(
             error.message,
             "score: rewards must be finite, got NaN or infinity for sample 1 (`b`) from scripted"
         );
-        let fixed = Scripted::new(|x, _| Ok(x.constant().mean((1, 2, 3))?));
+        let fixed = Scripted::new(|x, _| x.constant().mean((1, 2, 3)));
         assert_eq!(fixed.score(&images, &prompts).unwrap().to_vec1::<f32>().unwrap(), [1.0, 1.0]);
-        let cut = value_and_grad(|x| Ok(fixed.score(x, &prompts)?.sum_all()?), &images);
+        let cut = value_and_grad(|x| fixed.score(x, &prompts)?.sum_all(), &images);
         let message = cut.err().map(|e| e.message).unwrap_or_default();
         assert!(message.starts_with("scripted_reward: a gradient is wanted"), "{message}");
         assert_eq!(RewardModel::new(mean).trainable().err().unwrap().message, "trainable: scripted has no weights");

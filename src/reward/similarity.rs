@@ -162,7 +162,7 @@ impl Similarity {
     fn scaled(&self, cosine: Tensor, images: &Tensor) -> Result<Tensor> {
         let cosine = if self.choices.positive { cosine.relu()? } else { cosine };
         let scores = if self.scale == 1.0 { cosine } else { (cosine * self.scale)? };
-        Ok(scores.to_dtype(images.dtype())?)
+        scores.to_dtype(images.dtype())
     }
 
     /// The version of a published HPSv2, by its file.

@@ -85,10 +85,10 @@ mod tests {
     fn a_sum_is_linear_in_values_and_gradients() {
         let images = Tensor::full(0.5f64, (2, 3, 2, 2), &Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
         let prompts = ["a".to_string(), "b".to_string()];
-        let sum: Arc<dyn Reward> = Arc::new(Scripted::new(|x, _| Ok(x.sum((1, 2, 3))?))); // 6
-        let squares: Arc<dyn Reward> = Arc::new(Scripted::new(|x, _| Ok(x.sqr()?.sum((1, 2, 3))?))); // 3
+        let sum: Arc<dyn Reward> = Arc::new(Scripted::new(|x, _| x.sum((1, 2, 3)))); // 6
+        let squares: Arc<dyn Reward> = Arc::new(Scripted::new(|x, _| x.sqr()?.sum((1, 2, 3)))); // 3
         let mixed = Sum::of(sum).scaled(0.5).plus(&Sum::of(squares).shifted(1.0).scaled(-2.0));
-        let (_, gradient) = value_and_grad(|x| Ok(mixed.score(x, &prompts)?.sum_all()?), &images).unwrap();
+        let (_, gradient) = value_and_grad(|x| mixed.score(x, &prompts)?.sum_all(), &images).unwrap();
         assert_eq!(mixed.score(&images, &prompts).unwrap().to_vec1::<f64>().unwrap(), [0.5 * 6.0 - 2.0 * 4.0; 2]);
         assert!(gradient.flatten_all().unwrap().to_vec1::<f64>().unwrap().iter().all(|g| (g + 1.5).abs() < 1e-12));
         assert_eq!(mixed.describe(), "0.5 * scripted - 2 * scripted - 2");

@@ -77,7 +77,7 @@ fn control_sizes(path: &crate::flow::Trajectory, adjoint: &solver::Adjoint) -> R
 
 /// Mean over kept steps and samples of `|v_policy - v_base|`, from velocities at hand.
 pub fn mean_control(path: &crate::flow::Trajectory, adjoint: &solver::Adjoint) -> Result<f64> {
-    Ok(control_sizes(path, adjoint)?.to_dtype(DType::F64)?.mean_all()?.to_scalar()?)
+    control_sizes(path, adjoint)?.to_dtype(DType::F64)?.mean_all()?.to_scalar()
 }
 
 /// The loss of given targets, from the base's velocities.
@@ -107,7 +107,7 @@ pub mod align {
     /// ```
     pub fn terminal_cost(context: NativeCallContext, closure: FnPtr) -> Cost {
         let callback = Callback::new(&context, "terminal_cost", closure);
-        Cost::new(move |images| Ok(callback.call::<Tensor>((images.clone(),))?.neg()?), 1.0)
+        Cost::new(move |images| callback.call::<Tensor>((images.clone(),))?.neg(), 1.0)
     }
 
     /// The cost `-scale * reward` of images; `prompts` are texts, a prompt set, or the condition that was encoded from them.

@@ -12,7 +12,7 @@ pub type RhaiResultOf<T> = Result<T, Box<EvalAltResult>>;
 
 /// Candle's result as ours, so that `?` takes it to the script.
 pub fn core<T>(result: crate::error::Result<T>) -> crate::error::Result<T> {
-    Ok(result?)
+    result
 }
 
 /// Scripts see `#{kind, message, hint}` in `catch (e)`; an interrupt cannot be caught.

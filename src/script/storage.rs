@@ -96,7 +96,7 @@ pub mod storage {
         let session = Session::of(&context);
         let file = session.readable(path).map_err(|e| e.within("load_tensors"))?;
         let tensors = crate::tensor::file::load(&file, session.device());
-        let tensors = tensors.map_err(|e| Error::from(e).within(format_args!("load_tensors: \"{path}\"")))?;
+        let tensors = tensors.map_err(|e| e.within(format_args!("load_tensors: \"{path}\"")))?;
         Ok(tensors.into_iter().map(|(name, x)| (name.into(), Dynamic::from(x))).collect())
     }
 

@@ -347,7 +347,7 @@ pub mod tensor {
 
 /// Moves a tensor made on the CPU to the session's device.
 fn place(context: &NativeCallContext, x: crate::error::Result<tensor::Tensor>) -> Result<tensor::Tensor> {
-    Ok(x?.to_device(Session::of(context).device())?)
+    x?.to_device(Session::of(context).device())
 }
 
 fn several(tensors: Array, function: &str) -> Result<Vec<tensor::Tensor>> {

@@ -118,7 +118,7 @@ fn order_two_is_plain_adjoint_matching() {
     for (u, a) in targets.iter().zip(&adjoint.values) {
         assert_eq!(numbers(u), numbers(&a.neg().unwrap()));
     }
-    let closure = Regularizer::Penalty(Arc::new(|r: &Tensor| Ok((r.sqr()? * 0.5)?)));
+    let closure = Regularizer::Penalty(Arc::new(|r: &Tensor| r.sqr()? * 0.5));
     let options = AdjointMatching { regularizer: closure, ..options };
     let other = adjoint_matching(&tuned, &base, &start(), &Condition::default(), &cost(5.0), &options).unwrap();
     assert!(relative(&other.losses[0].reshape(1).unwrap(), &update.losses[0].reshape(1).unwrap()) < 1e-12);
@@ -165,7 +165,7 @@ fn the_target_is_where_penalty_and_adjoint_balance() {
     let f = |r: &Tensor| -> amscript::Result<Tensor> { (r.exp()? - r)? + r.powf(3.0)? };
     let penalty = Regularizer::Penalty(Arc::new(f));
     let u = penalty.controls(std::slice::from_ref(&a)).unwrap().remove(0);
-    let objective = |u: &Tensor| Ok((f(&norm_per_sample(u)?)?.sum_all()? + (u * &a)?.sum_all()?)?);
+    let objective = |u: &Tensor| f(&norm_per_sample(u)?)?.sum_all()? + (u * &a)?.sum_all()?;
     let (_, slope) = value_and_grad(objective, &u).unwrap();
     assert!(numbers(&slope).iter().all(|g| g.abs() < 1e-11), "{slope}");
 }

@@ -37,7 +37,7 @@ impl Case {
     /// Brightness of the decoded images.
     fn cost(&self, scale: f64) -> RewardCost {
         let base = self.base.clone();
-        RewardCost::new(move |x| Ok(base.decode(x)?.flatten_from(1)?.mean(1)?), scale).unwrap()
+        RewardCost::new(move |x| base.decode(x)?.flatten_from(1)?.mean(1), scale).unwrap()
     }
 
     fn options(k: usize) -> AdjointMatching {
@@ -53,7 +53,7 @@ impl Case {
     fn train(&self, n: usize) -> Vec<f32> {
         let mut optimizer = self.optimizer();
         let step = |_| {
-            let high = RewardCost::new(|x| Ok(x.flatten_from(1)?.mean(1)?), 300.0).unwrap();
+            let high = RewardCost::new(|x| x.flatten_from(1)?.mean(1), 300.0).unwrap();
             let options = Self::options(2);
             let update =
                 adjoint_matching(&self.policy, &self.base, &self.x0, &self.condition, &high, &options).unwrap();

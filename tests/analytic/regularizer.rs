@@ -15,7 +15,7 @@ const BASE: Gaussian = Gaussian { means: [0.0, -0.3], deviations: [1.0, 0.8] };
 
 /// `lambda r(x) = -lambda (x - goal)^2 / 2`.
 fn cost() -> RewardCost {
-    RewardCost::new(|x| Ok(((x - GOAL)?.sqr()? * -0.5)?.sum(1)?), LAMBDA).unwrap()
+    RewardCost::new(|x| ((x - GOAL)?.sqr()? * -0.5)?.sum(1), LAMBDA).unwrap()
 }
 
 fn solver() -> Arc<dyn Solver> {
@@ -87,7 +87,7 @@ impl Velocity for Optimal {
         let k = (t.to_vec1::<f64>()?[0] * STEPS as f64).round() as usize;
         let u: Vec<f64> = numbers(x).iter().map(|x| self.controls[k].at(*x)).collect();
         let u = Tensor::new(u, x.device())?.reshape(x.dims())?.broadcast_add(&self.shift.get(k)?)?;
-        Ok((BASE.velocity(x, t, c)? + (u * dynamics(k).control_gain())?)?)
+        BASE.velocity(x, t, c)? + (u * dynamics(k).control_gain())?
     }
 }
 
@@ -144,7 +144,7 @@ fn only_fenchels_loss_has_its_least_mean_at_the_optimum() {
                 let x0 = (x0 - 1.5).unwrap();
                 let cost = cost();
                 let update = adjoint_matching(&policy, &BASE, &x0, &Condition::default(), &cost, &options).unwrap();
-                numbers(&gradients(&update.losses[0], &[policy.shift.clone()]).unwrap()[0])
+                numbers(&gradients(&update.losses[0], std::slice::from_ref(&policy.shift)).unwrap()[0])
             })
             .collect();
         (0..STEPS).map(|k| errors(&slopes.iter().map(|g| g[k]).collect::<Vec<_>>())).collect::<Vec<_>>()

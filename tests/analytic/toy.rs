@@ -69,7 +69,7 @@ impl Mlp {
     }
 
     pub fn params(&self) -> Vec<Tensor> {
-        self.0.iter().map(|v| v.clone()).collect()
+        self.0.to_vec()
     }
 }
 
@@ -83,7 +83,7 @@ impl Velocity for Mlp {
     fn velocity(&self, x: &Tensor, t: &Tensor, _: &Condition) -> Result<Tensor> {
         let layer = |x: &Tensor, i: usize| x.matmul(&self.0[i].t()?)?.broadcast_add(&self.0[i + 1]);
         let x = Tensor::cat(&[x, &t.unsqueeze(1)?], 1)?;
-        Ok(layer(&layer(&layer(&x, 0)?.tanh()?, 2)?.tanh()?, 4)?)
+        layer(&layer(&layer(&x, 0)?.tanh()?, 2)?.tanh()?, 4)
     }
 }
 
@@ -112,7 +112,7 @@ pub fn reward(c: &Tensor, scale: f64) -> RewardCost {
     let c = c.clone();
     let reward = move |x: &Tensor| {
         let waves = x.sin()?.broadcast_mul(&c)?.sum(1)?;
-        Ok((waves - (sum_per_sample(&x.sqr()?)? * 0.3)?)?)
+        waves - (sum_per_sample(&x.sqr()?)? * 0.3)?
     };
     RewardCost::new(reward, scale).unwrap()
 }
@@ -140,6 +140,6 @@ impl Velocity for Gaussian {
         let slopes = Tensor::new(times.iter().map(|t| slope(*t)).collect::<Vec<_>>(), x.device())?;
         let means = Tensor::new(times.iter().map(|t| (1.0 - t) * m0 + t * m1).collect::<Vec<_>>(), x.device())?;
         let centred = x.broadcast_sub(&spread(&means, x)?)?;
-        Ok((centred.broadcast_mul(&spread(&slopes, x)?)? + (m1 - m0))?)
+        centred.broadcast_mul(&spread(&slopes, x)?)? + (m1 - m0)
     }
 }

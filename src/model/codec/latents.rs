@@ -176,7 +176,7 @@ impl Latents {
 pub fn patchify(x: &Tensor) -> Result<Tensor> {
     let (b, c, h, w) = x.dims4()?;
     let x = x.reshape((b, c, h / 2, 2, w / 2, 2))?.permute((0, 1, 3, 5, 2, 4))?;
-    Ok(x.contiguous()?.reshape((b, 4 * c, h / 2, w / 2))?)
+    x.contiguous()?.reshape((b, 4 * c, h / 2, w / 2))
 }
 
 /// The inverse of [`patchify`].

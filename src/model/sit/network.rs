@@ -140,7 +140,7 @@ fn positions(config: &SitConfig) -> Result<Tensor> {
             values.extend((0..quarter).map(|j| (at as f64 * frequency(j)).cos()));
         }
     }
-    Ok(Tensor::from_vec(values, (1, side * side, config.hidden_size), &Device::Cpu)?)
+    Tensor::from_vec(values, (1, side * side, config.hidden_size), &Device::Cpu)
 }
 
 /// The transformer: latents, time and class labels to a velocity.

@@ -2,8 +2,8 @@
 
 use super::Weights;
 use crate::error::Result;
-use crate::tensor::{DType, Tensor};
 use crate::tensor::op::Lora;
+use crate::tensor::{DType, Tensor};
 use std::collections::BTreeMap;
 
 impl Weights {

@@ -438,7 +438,7 @@ pub(super) fn cases() -> Vec<super::cases::Case> {
         let (name, scale) = (format!("attention {s} x {t}, {heads} / {kv} heads of {d}"), 1.0 / (d as f64).sqrt());
         all.push(case(&name, shapes, move |i| attention(&i[0], &i[1], &i[2], scale, None)));
         for masks in [[batch, 1], [1, heads]].into_iter().take(batch) {
-            all.push(case(&format!("{name}, masks {masks:?}"), shapes, move |i| {
+            all.push(case(format!("{name}, masks {masks:?}"), shapes, move |i| {
                 let mask = beside(&i[0], &[masks[0], masks[1], s, t], 4)?;
                 attention(&i[0], &i[1], &i[2], scale, Some(&mask))
             }));
@@ -451,7 +451,7 @@ pub(super) fn cases() -> Vec<super::cases::Case> {
         attention(&i[0], &i[1], &i[2], 0.25, Some(&mask.to_dtype(beside(&i[0], &[1], 1)?.dtype())?))
     }));
     for (tokens, masked) in [(5, true), (150, false)] {
-        all.push(case(&format!("self_attention of {tokens}"), &[&[2, tokens, 3 * 4 * 2]], move |i| {
+        all.push(case(format!("self_attention of {tokens}"), &[&[2, tokens, 3 * 4 * 2]], move |i| {
             let mask = masked.then(|| beside(&i[0], &[1, 4, tokens, tokens], 8)).transpose()?;
             self_attention(&i[0], 4, 0.7, mask.as_ref())
         }));

@@ -388,11 +388,11 @@ pub(super) fn cases() -> Vec<super::cases::Case> {
         let name = |name: &str| format!("{name} of {rows} x {width}");
         let (x, vector, vectors) = ([2, rows, width], [width], [2, width]);
         let layer: &[&[usize]] = &[&x, &vector, &vector];
-        all.push(case(&name("layer_norm"), layer, |i| layer_norm(&i[0], Some(&i[1]), Some(&i[2]), 1e-3)));
-        all.push(case(&name("layer_norm without bias"), &layer[..2], |i| layer_norm(&i[0], Some(&i[1]), None, 1e-3)));
-        all.push(case(&name("plain layer_norm"), &layer[..1], |i| layer_norm(&i[0], None, None, 1e-3)));
-        all.push(case(&name("rms_norm"), &layer[..2], |i| rms_norm(&i[0], &i[1], 1e-3)));
-        all.push(case(&name("modulated_norm"), &[&x, &vectors, &vectors], |i| {
+        all.push(case(name("layer_norm"), layer, |i| layer_norm(&i[0], Some(&i[1]), Some(&i[2]), 1e-3)));
+        all.push(case(name("layer_norm without bias"), &layer[..2], |i| layer_norm(&i[0], Some(&i[1]), None, 1e-3)));
+        all.push(case(name("plain layer_norm"), &layer[..1], |i| layer_norm(&i[0], None, None, 1e-3)));
+        all.push(case(name("rms_norm"), &layer[..2], |i| rms_norm(&i[0], &i[1], 1e-3)));
+        all.push(case(name("modulated_norm"), &[&x, &vectors, &vectors], |i| {
             modulated_norm(&i[0], &i[1], &i[2], 1e-3)
         }));
     }
@@ -402,9 +402,9 @@ pub(super) fn cases() -> Vec<super::cases::Case> {
         let shapes: &[&[usize]] = &[&[2, channels, h, w], &[channels], &[channels]];
         let name = |name: &str| format!("{name} of {channels} channels, {h} x {w}");
         let plain = move |i: &[Tensor]| group_norm(&i[0], groups, &i[1], &i[2], 1e-3);
-        all.push(case(&name("group_norm"), shapes, plain).offset(0, 2.0));
+        all.push(case(name("group_norm"), shapes, plain).offset(0, 2.0));
         let gated = move |i: &[Tensor]| group_norm_silu(&i[0], groups, &i[1], &i[2], 1e-3);
-        all.push(case(&name("group_norm_silu"), shapes, gated).offset(0, 2.0));
+        all.push(case(name("group_norm_silu"), shapes, gated).offset(0, 2.0));
     }
     all
 }

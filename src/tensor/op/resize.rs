@@ -178,7 +178,7 @@ const FILTERS: [Filter; 4] = [
 pub(super) fn cases() -> Vec<super::cases::Case> {
     let case = |filter| {
         let resized = move |i: &[Tensor]| resize(&i[0], 3, 7, filter);
-        super::cases::case(&format!("resize, {filter:?}"), &[&[2, 3, 5, 4]], resized).without_card()
+        super::cases::case(format!("resize, {filter:?}"), &[&[2, 3, 5, 4]], resized).without_card()
     };
     FILTERS.into_iter().map(case).collect()
 }

@@ -118,7 +118,7 @@ pub(super) fn cases() -> Vec<super::cases::Case> {
     let mut all = Vec::new();
     for (name, turn) in [("rope_pairs", rope_pairs as Turn), ("rope_halves", rope_halves)] {
         for (batch, s, heads, d) in [(2, 3, 2, 6), (2, 5, 3, 8)] {
-            all.push(case(&format!("{name} of {s} x {d}"), &[&[batch, s, heads, d]], move |i| {
+            all.push(case(format!("{name} of {s} x {d}"), &[&[batch, s, heads, d]], move |i| {
                 let angles = beside(&i[0], &[s, d / 2], 4)?;
                 turn(&i[0], &angles.cos()?, &angles.sin()?)
             }));

@@ -87,7 +87,7 @@ pub(super) fn normalise<T: Real>(row: &mut [T]) -> T {
 
 #[cfg(test)]
 pub(super) fn cases() -> Vec<super::cases::Case> {
-    let case = |width| super::cases::case(&format!("softmax of {width}"), &[&[3, width]], |i| softmax(&i[0]));
+    let case = |width| super::cases::case(format!("softmax of {width}"), &[&[3, width]], |i| softmax(&i[0]));
     let wide = [6, 32, 2080].map(|width| case(width).scaled(0, 2.0));
     wide.into_iter().chain([case(7)]).collect()
 }
