@@ -1,25 +1,14 @@
 //! amscript: a scripting host that aligns flow-matching image models to rewards.
 //!
-//! Dependencies point one way: `cli > script > align, reward, metric, run > screen > model, flow, optim, data > nn > tensor > context, error`.
+//! The layers below the host are crates of their own, which a program finds here by their names.
 
-pub mod align;
 pub mod cli;
-pub mod context;
-pub mod data;
-pub mod error;
-pub mod file;
-pub mod flow;
-pub mod metric;
-pub mod model;
-pub mod nn;
-pub mod optim;
-pub mod profile;
-pub mod progress;
-pub mod reward;
-pub mod run;
-pub mod screen;
 pub mod script;
-pub mod tensor;
-pub mod terminal;
 
-pub use error::{Error, Kind, Result};
+pub use amscript_align::{self as align, flow, optim};
+pub use amscript_base::{Error, Kind, Result, bail, context, error, file, profile, progress, terminal};
+pub use amscript_model as model;
+pub use amscript_nn::{self as nn, data};
+pub use amscript_reward::{self as reward, metric};
+pub use amscript_run::{self as run, screen};
+pub use amscript_tensor as tensor;

@@ -1,10 +1,10 @@
 //! `amscript check`: what is wrong with scripts, for people or, with `--json`, for editors.
 
 use super::{CheckArgs, fault, output, recipe};
-use crate::bail;
-use crate::data::write_whole;
-use crate::error::{Error, Kind, Result};
 use crate::script::check::{self, Finding, Report, Severity};
+use amscript_base::bail;
+use amscript_base::error::{Error, Kind, Result};
+use amscript_nn::data::write_whole;
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::ExitCode;

@@ -1,10 +1,10 @@
 //! The reference manual and what editors need, printed from the catalogue.
 
 use super::{editor, output, page};
-use crate::bail;
-use crate::error::{Error, Kind, Result};
 use crate::script::catalog::{Catalog, Entry};
 use crate::script::option::Field;
+use amscript_base::bail;
+use amscript_base::error::{Error, Kind, Result};
 use std::path::Path;
 
 /// The generated files and their texts.

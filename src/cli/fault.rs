@@ -1,8 +1,8 @@
 //! An error as people read it: message, place with the source line and a caret, the calls that led there, the hint.
 
-use crate::error::{Error, Kind, Place};
-use crate::run::progress::above_bar;
-use crate::terminal;
+use amscript_base::error::{Error, Kind, Place};
+use amscript_base::terminal;
+use amscript_run::progress::above_bar;
 use std::process::ExitCode;
 
 /// The report; `source` gives a script's text by its name.

@@ -20,8 +20,8 @@ pub mod report;
 pub mod run;
 mod setting;
 
-use crate::error::Error;
-use crate::terminal;
+use amscript_base::error::Error;
+use amscript_base::terminal;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::PathBuf;

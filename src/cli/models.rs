@@ -1,12 +1,12 @@
 //! `amscript models`: what is known, what is found, and which files it is made of.
 
 use super::{ModelsArgs, output, quantity};
-use crate::bail;
-use crate::error::Result;
-use crate::nn::inventory::{self, Availability, File, Model};
-use crate::nn::source::Sources;
-use crate::progress::Progress;
 use crate::script::registry::Registry;
+use amscript_base::bail;
+use amscript_base::error::Result;
+use amscript_base::progress::Progress;
+use amscript_nn::inventory::{self, Availability, File, Model};
+use amscript_nn::source::Sources;
 use comfy_table::{CellAlignment, Table, presets};
 
 /// Prints the list, or one model in detail.
@@ -28,7 +28,7 @@ fn listing(arguments: &ModelsArgs) -> Result<String> {
     }
     if arguments.json {
         let json = serde_json::to_string_pretty(&models);
-        return json.map_err(|e| crate::error::Error::new(crate::error::Kind::Internal, e.to_string()));
+        return json.map_err(|e| amscript_base::error::Error::new(amscript_base::error::Kind::Internal, e.to_string()));
     }
     Ok(table(&models, arguments.name.is_some()))
 }

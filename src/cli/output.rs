@@ -3,9 +3,9 @@
 //! A command whose reader has gone ends quietly with status 0; one that cannot write for another reason says so and fails. A script
 //! goes on either way, so that what it trains is saved, and ends like this afterwards.
 
-use crate::run::progress::above_bar;
 use crate::script::session::Printer;
-use crate::terminal;
+use amscript_base::terminal;
+use amscript_run::progress::above_bar;
 use anyhow::Context as _;
 use parking_lot::Mutex;
 use std::io::{self, Write};

@@ -1,10 +1,10 @@
 //! `amscript run --plan`: the plan of a run as people read it.
 
 use super::quantity::{bytes, count, flops};
-use crate::model::text::CACHED_BYTES;
-use crate::nn::cost::Part;
-use crate::profile::Totals;
-use crate::run::plan::{Plan, Update};
+use amscript_base::profile::Totals;
+use amscript_model::text::CACHED_BYTES;
+use amscript_nn::cost::Part;
+use amscript_run::plan::{Plan, Update};
 use comfy_table::{CellAlignment, Table, presets};
 
 /// Parts, work and memory, each as a small table.

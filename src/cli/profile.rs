@@ -2,7 +2,7 @@
 
 use super::plan::table;
 use super::quantity::bytes;
-use crate::profile::{Profile, Totals};
+use amscript_base::profile::{Profile, Totals};
 use std::time::Duration;
 
 /// Phases and ops, the longest first.

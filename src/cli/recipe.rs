@@ -2,8 +2,8 @@
 //! is no file is looked for among them.
 
 use super::{NewArgs, output, setting};
-use crate::bail;
-use crate::error::{Error, Kind, Result, nearest};
+use amscript_base::bail;
+use amscript_base::error::{Error, Kind, Result, nearest};
 use include_dir::{Dir, include_dir};
 use std::io::Read;
 use std::path::{Path, PathBuf};

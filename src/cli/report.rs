@@ -1,10 +1,10 @@
 //! `amscript report`: the page of one or several runs, and event files for TensorBoard.
 
 use super::{ReportArgs, output};
-use crate::error::Result;
-use crate::run::report::Report;
-use crate::run::tensorboard;
-use crate::terminal;
+use amscript_base::error::Result;
+use amscript_base::terminal;
+use amscript_run::report::Report;
+use amscript_run::tensorboard;
 use std::path::PathBuf;
 
 /// Writes what is asked for and prints where; what could not be read goes to standard error.

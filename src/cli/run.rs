@@ -3,13 +3,13 @@
 use super::output::{self, Lines};
 use super::recipe::{self, Source};
 use super::{RunArgs, SessionArgs, fault};
-use crate::bail;
-use crate::error::{Error, Kind, Result};
-use crate::screen::Screen;
 use crate::script::session::{Printer, Request};
 use crate::script::{Host, Session};
-use crate::tensor::{Device, place};
-use crate::terminal::note;
+use amscript_base::bail;
+use amscript_base::error::{Error, Kind, Result};
+use amscript_base::terminal::note;
+use amscript_run::screen::Screen;
+use amscript_tensor::{Device, place};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;

@@ -1,11 +1,11 @@
 //! Chapter `adapter`: low-rank adapters of a flow.
 
 use super::*;
-use crate::model::Flow;
-use crate::model::adapter::Targets;
-use crate::nn::lora::Form;
-use crate::tensor::{DType, Rng};
 use crate::{options, script_value};
+use amscript_model::Flow;
+use amscript_model::adapter::Targets;
+use amscript_nn::lora::Form;
+use amscript_tensor::{DType, Rng};
 use option::FromScript;
 use std::path::PathBuf;
 

@@ -4,14 +4,14 @@ use super::flow::Trajectory;
 use super::penalty::Penalty;
 use super::reward::texts;
 use super::*;
-use crate::align as solver;
-use crate::align::{AdjointIndex, MatchingOptions, Reduction, RewardCost, Units};
-use crate::bail;
-use crate::model::Flow;
-use crate::reward::RewardModel;
-use crate::tensor::check::deferred_checks;
-use crate::tensor::{DType, Tensor};
 use crate::{options, script_value};
+use amscript_align as solver;
+use amscript_align::{AdjointIndex, MatchingOptions, Reduction, RewardCost, Units};
+use amscript_base::bail;
+use amscript_model::Flow;
+use amscript_reward::RewardModel;
+use amscript_tensor::check::deferred_checks;
+use amscript_tensor::{DType, Tensor};
 
 script_value!(Flow, "a flow such as `flow(\"tiny/flux2\")`");
 
@@ -67,7 +67,7 @@ impl LossOptions {
 }
 
 /// Size of the policy's control at every step and sample of a path, `[steps, batch]`, beside the adjoint along it.
-fn control_sizes(path: &crate::flow::Trajectory, adjoint: &solver::Adjoint) -> Result<Tensor> {
+fn control_sizes(path: &amscript_align::flow::Trajectory, adjoint: &solver::Adjoint) -> Result<Tensor> {
     let (steps, active) = (path.window(), adjoint.first..adjoint.first + adjoint.values.len());
     if steps != active {
         bail!(Shape, "control_norms: the adjoint must be one along the path's steps {steps:?}, got steps {active:?}");
@@ -76,7 +76,7 @@ fn control_sizes(path: &crate::flow::Trajectory, adjoint: &solver::Adjoint) -> R
 }
 
 /// Mean over kept steps and samples of `|v_policy - v_base|`, from velocities at hand.
-pub fn mean_control(path: &crate::flow::Trajectory, adjoint: &solver::Adjoint) -> Result<f64> {
+pub fn mean_control(path: &amscript_align::flow::Trajectory, adjoint: &solver::Adjoint) -> Result<f64> {
     control_sizes(path, adjoint)?.to_dtype(DType::F64)?.mean_all()?.to_scalar()
 }
 

@@ -1,7 +1,7 @@
 //! Chapter `array`: arrays of numbers.
 
 use super::*;
-use crate::bail;
+use amscript_base::bail;
 
 /// Arrays of numbers, and pairs of two arrays; Rhai's own functions of arrays (`map`, `filter`, `sort`, ..) stand beside these.
 #[export_module(manifest)]

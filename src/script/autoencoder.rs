@@ -2,14 +2,14 @@
 
 use super::model::{SaveOptions, json, readable, writable};
 use super::*;
-use crate::model::codec::latents::{Latents, patchify};
-use crate::nn::cost::Part;
-use crate::nn::files::write_whole;
-use crate::nn::module::Module;
-use crate::nn::source::Folder;
-use crate::nn::weights::Weights;
-use crate::optim::Params;
-use crate::tensor::{DType, Tensor};
+use amscript_align::optim::Params;
+use amscript_model::codec::latents::{Latents, patchify};
+use amscript_nn::cost::Part;
+use amscript_nn::files::write_whole;
+use amscript_nn::module::Module;
+use amscript_nn::source::Folder;
+use amscript_nn::weights::Weights;
+use amscript_tensor::{DType, Tensor};
 use serde_json::Value;
 use std::fmt;
 use std::path::Path;
@@ -29,7 +29,7 @@ impl Autoencoder {
         Ok(Self { config, weights, latents: Arc::new(latents) })
     }
 
-    fn random(config: Map, rng: &crate::tensor::Rng, session: &Session) -> Result<Self> {
+    fn random(config: Map, rng: &amscript_tensor::Rng, session: &Session) -> Result<Self> {
         Self::new(json(&config, "autoencoder")?, Weights::random(rng, DType::F32, session.device()))
     }
 
@@ -108,7 +108,7 @@ pub mod autoencoder {
     pub fn autoencoder_random(
         context: NativeCallContext,
         config: Map,
-        rng: crate::tensor::Stream,
+        rng: amscript_tensor::Stream,
     ) -> RhaiResultOf<Autoencoder> {
         Ok(rng.draw(|rng| super::Autoencoder::random(config, rng, &Session::of(&context)))?)
     }

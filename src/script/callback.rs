@@ -3,7 +3,7 @@
 use super::fault::{self, RhaiResultOf};
 use super::option::{FromScript, convert};
 use super::session::Session;
-use crate::error::Result;
+use amscript_base::error::Result;
 use rhai::{FnPtr, FuncArgs, NativeCallContext};
 use std::sync::Arc;
 
@@ -45,8 +45,8 @@ impl Callback {
 mod tests {
     use super::super::{Host, Request};
     use super::*;
-    use crate::error::{Error, Kind};
-    use crate::tensor::{DType, Device, Tensor, grad};
+    use amscript_base::error::{Error, Kind};
+    use amscript_tensor::{DType, Device, Tensor, grad};
 
     /// Keeps the closure that the script gives to `keep`.
     fn kept(script: &str) -> (Host, Callback) {

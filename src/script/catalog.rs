@@ -5,7 +5,7 @@ use super::choice::PLAIN;
 use super::example::{self, Example};
 use super::option::Field;
 use super::{CHAPTERS, Chapter, import, reader, short_type};
-use crate::error::nearest;
+use amscript_base::error::nearest;
 use rhai::{Engine, Module};
 use std::collections::BTreeMap;
 use std::sync::OnceLock;

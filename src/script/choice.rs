@@ -1,8 +1,8 @@
 //! Chapter `choice`: how an update goes about it, as values.
 
 use super::*;
-use crate::align::{Adaptive, AdjointIndex, EVERY, Loss, Norm, Reduction, Selection, Truncation, Units, last_steps};
 use crate::options;
+use amscript_align::{Adaptive, AdjointIndex, EVERY, Loss, Norm, Reduction, Selection, Truncation, Units, last_steps};
 
 options! {
     /// When the control is measured.

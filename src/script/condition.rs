@@ -1,14 +1,14 @@
 //! Chapter `condition`: what a velocity is conditioned on.
 
 use super::*;
-use crate::tensor::Tensor;
+use amscript_tensor::Tensor;
 
 /// What a model is conditioned on, one row per sample: prompts, class labels, named tensors. `flow.encode(..)` makes it.
 #[export_module(manifest)]
 pub mod condition {
     use super::*;
 
-    pub type Condition = crate::flow::Condition;
+    pub type Condition = amscript_align::flow::Condition;
 
     /// A condition from prompt embeddings `[batch, tokens, features]`.
     ///

@@ -1,11 +1,11 @@
 //! Chapter `data`: prompts, the shapes world, the oracle.
 
 use super::*;
-use crate::data::{caption::Scene, class, distort, oracle, prompts, shapes};
 use crate::script_value;
-use crate::tensor::{Stream, Tensor};
+use amscript_nn::data::{caption::Scene, class, distort, oracle, prompts, shapes};
+use amscript_tensor::{Stream, Tensor};
 
-script_value!(crate::data::Prompts, "a prompt set such as `prompts(\"shapes/train\")`");
+script_value!(amscript_nn::data::Prompts, "a prompt set such as `prompts(\"shapes/train\")`");
 
 /// Captions given as an array of texts, a prompt set or a condition.
 pub fn captions(value: Dynamic, place: &str) -> Result<Vec<String>> {
@@ -24,7 +24,7 @@ fn as_array(texts: Vec<String>) -> Array {
 pub mod data {
     use super::*;
 
-    pub type Prompts = crate::data::Prompts;
+    pub type Prompts = amscript_nn::data::Prompts;
 
     #[rhai_fn(name = "to_string", name = "to_debug", pure)]
     pub fn show_prompts(prompts: &mut Prompts) -> String {
@@ -164,7 +164,7 @@ pub mod data {
     /// is_scene("a cat on a mat")                            //=> false
     /// ```
     pub fn is_scene(text: &str) -> bool {
-        crate::data::caption::Scene::parse(text).is_ok()
+        amscript_nn::data::caption::Scene::parse(text).is_ok()
     }
 
     /// The true preference: how well each image shows its caption, from 0 to 1.

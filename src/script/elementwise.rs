@@ -1,7 +1,7 @@
 //! Chapter `elementwise`: functions of each number of a tensor.
 
 use super::*;
-use crate::tensor::{Tensor, array, op};
+use amscript_tensor::{Tensor, array, op};
 
 /// A module of functions from tensor to tensor.
 macro_rules! elementwise {

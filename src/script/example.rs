@@ -1,8 +1,8 @@
 //! Examples in doc comments and Markdown: taken out, run, and compared with what they promise.
 
 use super::{Host, Request, Session};
-use crate::error::Result;
-use crate::tensor::place;
+use amscript_base::error::Result;
+use amscript_tensor::place;
 use rhai::{AST, Dynamic, Scope};
 
 /// A fenced script; `no_run` ones are only compiled.

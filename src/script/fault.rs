@@ -4,34 +4,17 @@ use super::Session;
 use super::catalog::script_type;
 use super::source::own_name;
 use super::suggest;
-use crate::error::{Error, Kind, Place};
+use amscript_base::error::{Error, Kind, Place};
+use amscript_base::thrown::CARRIED;
 use rhai::{Dynamic, EvalAltResult, Map, Position};
 
 /// What a fallible native returns; the definition writer knows this spelling.
 pub type RhaiResultOf<T> = Result<T, Box<EvalAltResult>>;
 
 /// Candle's result as ours, so that `?` takes it to the script.
-pub fn core<T>(result: crate::error::Result<T>) -> crate::error::Result<T> {
+pub fn core<T>(result: amscript_base::error::Result<T>) -> amscript_base::error::Result<T> {
     result
 }
-
-/// Scripts see `#{kind, message, hint}` in `catch (e)`; an interrupt cannot be caught.
-impl From<Error> for Box<EvalAltResult> {
-    fn from(error: Error) -> Self {
-        if error.kind == Kind::Interrupt {
-            return EvalAltResult::ErrorTerminated(Dynamic::from(error), Position::NONE).into();
-        }
-        let mut map = Map::new();
-        map.insert("kind".into(), error.kind.name().into());
-        map.insert("message".into(), error.message.clone().into());
-        map.insert("hint".into(), error.hint.clone().map_or(Dynamic::UNIT, Dynamic::from));
-        map.insert(CARRIED.into(), Dynamic::from(error));
-        EvalAltResult::ErrorRuntime(map.into(), Position::NONE).into()
-    }
-}
-
-/// The key under which the whole [`Error`] travels through a script.
-const CARRIED: &str = "error";
 
 /// Rhai's error as ours; `source` names the script that was running at the outermost level.
 pub fn from_script(error: EvalAltResult, source: &str, session: &Session) -> Error {

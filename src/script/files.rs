@@ -1,8 +1,8 @@
 //! Which files a script may read and write.
 
 use super::Session;
-use crate::bail;
-use crate::error::{Error, Kind, Result};
+use amscript_base::bail;
+use amscript_base::error::{Error, Kind, Result};
 use std::path::{Component, Path, PathBuf};
 
 impl Session {

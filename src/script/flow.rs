@@ -2,15 +2,17 @@
 
 use super::sampler::Sampler;
 use super::*;
-use crate::flow::{Condition, OnStep, Velocity, draws, interpolant, time_tensor};
-use crate::model::Flow;
-use crate::tensor::check::deferred_checks;
-use crate::tensor::{Stream, Tensor};
-use crate::{align, bail, options, script_value};
+use crate::{options, script_value};
+use amscript_align as align;
+use amscript_align::flow::{Condition, OnStep, Velocity, draws, interpolant, time_tensor};
+use amscript_base::bail;
+use amscript_model::Flow;
+use amscript_tensor::check::deferred_checks;
+use amscript_tensor::{Stream, Tensor};
 
-script_value!(crate::flow::Grid, "a time grid such as `uniform(20)`", |grid| {
+script_value!(amscript_align::flow::Grid, "a time grid such as `uniform(20)`", |grid| {
     let n = grid.steps();
-    match crate::flow::uniform(n).is_ok_and(|uniform| uniform == *grid) {
+    match amscript_align::flow::uniform(n).is_ok_and(|uniform| uniform == *grid) {
         true => format!("uniform({n})"),
         false => format!("grid of {n} steps, the last {:.4} wide", grid.width(n - 1)),
     }
@@ -33,14 +35,14 @@ impl Velocity for ClosureField {
 #[derive(Clone)]
 pub struct Trajectory {
     pub flow: Flow,
-    pub path: crate::flow::Trajectory,
+    pub path: amscript_align::flow::Trajectory,
 }
 
 options! {
     /// How to roll out.
     pub struct RolloutOptions {
         /// The times, from 0 (noise) to 1 (data).
-        grid: crate::flow::Grid = crate::flow::uniform(20).unwrap_or_else(|_| unreachable!()),
+        grid: amscript_align::flow::Grid = amscript_align::flow::uniform(20).unwrap_or_else(|_| unreachable!()),
         /// How to step from one time to the next.
         solver: Sampler = Sampler::euler(),
         /// Which steps to keep, for the adjoint and the loss.
@@ -90,7 +92,7 @@ fn numbers(values: &[f64]) -> Array {
 pub mod flow {
     use super::*;
 
-    pub type Grid = crate::flow::Grid;
+    pub type Grid = amscript_align::flow::Grid;
     pub type Trajectory = super::Trajectory;
     pub type Interpolant = super::Linear;
 
@@ -193,7 +195,7 @@ pub mod flow {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn uniform(n: i64) -> RhaiResultOf<Grid> {
-        Ok(crate::flow::uniform(option::convert(n.into(), "uniform")?)?)
+        Ok(amscript_align::flow::uniform(option::convert(n.into(), "uniform")?)?)
     }
 
     /// A time grid of `n` steps that linger near noise: `t = s / (s + factor (1 - s))` for equally spaced `s`.
@@ -203,7 +205,7 @@ pub mod flow {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn shifted(n: i64, factor: f64) -> RhaiResultOf<Grid> {
-        Ok(crate::flow::shifted(option::convert(n.into(), "shifted")?, factor)?)
+        Ok(amscript_align::flow::shifted(option::convert(n.into(), "shifted")?, factor)?)
     }
 
     /// The time grid of FLUX.2 [klein] for `n` steps and an image of `image_tokens` tokens (16 x 16 pixels each).
@@ -215,7 +217,7 @@ pub mod flow {
     #[rhai_fn(return_raw)]
     pub fn klein_grid(n: i64, image_tokens: i64) -> RhaiResultOf<Grid> {
         let n = option::convert(n.into(), "klein_grid")?;
-        Ok(crate::flow::klein_grid(n, option::convert(image_tokens.into(), "klein_grid: image_tokens")?)?)
+        Ok(amscript_align::flow::klein_grid(n, option::convert(image_tokens.into(), "klein_grid: image_tokens")?)?)
     }
 
     /// A time grid of the given times, which rise from 0 to 1.
@@ -286,14 +288,14 @@ pub mod flow {
         let options = RolloutOptions::parse("rollout", options)?;
         Session::of(&context).planner().inspect(|planner| planner.samples(&x0));
         let keep = options.truncate.active(options.grid.steps())?;
-        let options = crate::flow::RolloutOptions {
+        let options = amscript_align::flow::RolloutOptions {
             solver: options.solver.0,
             draw: options.rng.map(draws),
             keep,
             on_step: Some(watched(&context)),
-            ..crate::flow::RolloutOptions::new(options.grid)
+            ..amscript_align::flow::RolloutOptions::new(options.grid)
         };
-        let path = deferred_checks(|| crate::flow::rollout(&flow, &x0, &condition, &options))?;
+        let path = deferred_checks(|| amscript_align::flow::rollout(&flow, &x0, &condition, &options))?;
         Ok(Trajectory { flow, path })
     }
 

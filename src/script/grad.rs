@@ -1,8 +1,8 @@
 //! Chapter `grad`: derivatives of script functions.
 
 use super::*;
-use crate::tensor::Tensor;
-use crate::tensor::grad as native;
+use amscript_tensor::Tensor;
+use amscript_tensor::grad as native;
 
 /// First derivatives; what comes back is detached. Second derivatives are not available.
 #[export_module(manifest)]

@@ -1,7 +1,7 @@
 //! What every native gets without writing it: integers where a float is expected, options that may be left out, panics
 //! turned into errors.
 
-use crate::error::{Error, Kind};
+use amscript_base::error::{Error, Kind};
 use rhai::plugin::{ModuleManifest, PluginFunc};
 use rhai::{Dynamic, FuncRegistration, Map, Module, NativeCallContext};
 use std::any::TypeId;
@@ -180,7 +180,7 @@ mod tests {
         }
     }
 
-    fn run(text: &str) -> crate::error::Result<String> {
+    fn run(text: &str) -> amscript_base::error::Result<String> {
         let mut engine = Engine::new();
         engine.register_global_module(widen(&[exported_manifest!(sample)]).into());
         let session = Session::new(Request::default(), Box::new(|_| ()));
@@ -189,14 +189,14 @@ mod tests {
     }
 
     #[test]
-    fn integers_go_where_floats_are_expected_unless_an_overload_is_written() -> crate::error::Result<()> {
+    fn integers_go_where_floats_are_expected_unless_an_overload_is_written() -> amscript_base::error::Result<()> {
         assert_eq!(run("halve(3)")?, "1.5");
         assert_eq!(run("which(1) + which(1.0)")?, "integerfloat");
         Ok(())
     }
 
     #[test]
-    fn the_last_map_may_be_left_out() -> crate::error::Result<()> {
+    fn the_last_map_may_be_left_out() -> amscript_base::error::Result<()> {
         assert_eq!(run("draw(1, 2.5) + \", \" + draw(1, 2, #{ a: 1 })")?, "1 2.5 0, 1 2 1");
         Ok(())
     }

@@ -1,9 +1,9 @@
 //! Chapter `image`: image files and grids.
 
 use super::*;
-use crate::data::image as pictures;
 use crate::options;
-use crate::tensor::Tensor;
+use amscript_nn::data::image as pictures;
+use amscript_tensor::Tensor;
 
 options! {
     /// What stands around the images of a grid.
@@ -100,7 +100,7 @@ pub mod image {
 
 fn named(names: Vec<String>, sets: Vec<Tensor>) -> Result<Vec<(String, Tensor)>> {
     if names.len() != sets.len() {
-        crate::bail!(Shape, "compare_grid: needs one name per set, got {} and {}", names.len(), sets.len());
+        amscript_base::bail!(Shape, "compare_grid: needs one name per set, got {} and {}", names.len(), sets.len());
     }
     Ok(names.into_iter().zip(sets).collect())
 }

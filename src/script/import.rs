@@ -3,8 +3,8 @@
 use super::rename::MODULES;
 use super::source::{self, Around, own_name};
 use super::{RhaiResultOf, Session};
-use crate::bail;
-use crate::error::{Error, Kind, Result};
+use amscript_base::bail;
+use amscript_base::error::{Error, Kind, Result};
 use include_dir::{Dir, include_dir};
 use parking_lot::Mutex;
 

@@ -1,8 +1,8 @@
 //! Chapter `language`: help, checks, timing, and the arithmetic of plain numbers.
 
 use super::*;
-use crate::bail;
-use crate::tensor::{Tensor, array};
+use amscript_base::bail;
+use amscript_tensor::{Tensor, array};
 use rhai::{FuncRegistration, Position};
 
 /// Help, checks and timing; beside these stands the whole of Rhai: `let`, `if`, `for`, `fn`, closures, arrays, object maps, `print`.
@@ -111,7 +111,7 @@ pub mod language {
     /// ```
     #[rhai_fn(name = "to_string", name = "to_debug")]
     pub fn show_number(x: f64) -> String {
-        crate::tensor::show::number(x)
+        amscript_tensor::show::number(x)
     }
 
     /// Errors unless two numbers, or two tensors of one shape, differ by at most `tolerance`.
@@ -139,7 +139,7 @@ fn close(difference: f64, tolerance: f64) -> Result<()> {
     if difference <= tolerance {
         return Ok(());
     }
-    let shown = crate::tensor::show::number;
+    let shown = amscript_tensor::show::number;
     bail!(Value, "assert_close: may differ by {}, differ by {}", shown(tolerance), shown(difference))
 }
 

@@ -3,11 +3,11 @@
 use super::align::{Cost, mean_control};
 use super::flow::{Trajectory, condition};
 use super::*;
-use crate::align as solver;
-use crate::flow::Condition;
-use crate::model::Flow;
-use crate::tensor::{Stream, Tensor};
 use crate::{options, script_value};
+use amscript_align as solver;
+use amscript_align::flow::Condition;
+use amscript_model::Flow;
+use amscript_tensor::{Stream, Tensor};
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -365,8 +365,8 @@ pub mod method {
 mod tests {
     use super::super::{Host, Request};
     use super::*;
-    use crate::align::Needs;
-    use crate::flow::Velocity;
+    use amscript_align::Needs;
+    use amscript_align::flow::Velocity;
 
     /// The spread of rewards about a level that it keeps, in groups.
     struct Spread {
@@ -389,7 +389,7 @@ mod tests {
             batch: &solver::Batch,
             state: &mut solver::MethodState,
         ) -> Result<solver::Update> {
-            let t = crate::flow::time_tensor(0.0, &batch.x0)?;
+            let t = amscript_align::flow::time_tensor(0.0, &batch.x0)?;
             let x1 = (&batch.x0 + policy.velocity(&batch.x0, &t, &batch.condition)?)?;
             let reward = solver::rewards(&*batch.cost, &x1, "spread")?;
             let level = state.number("level");

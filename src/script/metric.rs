@@ -1,16 +1,18 @@
 //! Chapter `metric`: distances of images, diversity, sets of features, and means with standard errors.
 
 use super::*;
-use crate::metric::frechet;
-use crate::metric::lpips::{Lpips, Net};
-use crate::metric::neighbours::{self, Manifold};
-use crate::metric::pairwise::{self as pairs, Distance as Measure};
-use crate::metric::{Estimate, ssim::Ssim};
-use crate::nn::archive::Archive;
-use crate::nn::source::Folder;
-use crate::optim::Params;
-use crate::tensor::{DType, Rng, Tensor, show};
-use crate::{bail, options};
+use crate::options;
+use amscript_align::optim::Params;
+use amscript_base::bail;
+use amscript_nn::archive::Archive;
+use amscript_nn::source::Folder;
+use amscript_reward::metric::frechet;
+use amscript_reward::metric::lpips::{Lpips, Net};
+use amscript_reward::metric::neighbours::{self, Manifold};
+use amscript_reward::metric::pairwise::{self as pairs, Distance as Measure};
+use amscript_reward::metric::ssim::Ssim;
+use amscript_run::Estimate;
+use amscript_tensor::{DType, Rng, Tensor, show};
 use std::fmt;
 
 /// A distance between images as scripts hold it.

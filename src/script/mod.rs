@@ -10,17 +10,17 @@
 //!    `Dynamic`. An integer is accepted for every `f64`; a last parameter `options: Map` may be left out by scripts. Neither
 //!    needs an overload. A first parameter `context: NativeCallContext` gives [`Session::of`]`(&context)`: device, seed,
 //!    folders, interrupt.
-//! 4. Types that scripts hold: `pub type Grid = crate::flow::Grid;` inside the module names it; give it `Display` and
+//! 4. Types that scripts hold: `pub type Grid = amscript_align::flow::Grid;` inside the module names it; give it `Display` and
 //!    `script_value!(Grid, "a time grid such as `uniform(20)`")` so that it can be an option; add
 //!    `#[rhai_fn(global, name = "to_string", name = "to_debug", pure)] pub fn show_grid(grid: &mut Grid) -> String`.
 //!    Properties: `#[rhai_fn(get = "times", pure, return_raw)] pub fn times(grid: &mut Grid) -> ..`.
 //! 5. Options: an [`crate::options!`] struct, `RolloutOptions::parse("rollout", options)?` in the body, and
-//!    `"rollout" => crate::flow::RolloutOptions` in the chapter's line of the table. Options that other functions have too are a struct
+//!    `"rollout" => amscript_align::flow::RolloutOptions` in the chapter's line of the table. Options that other functions have too are a struct
 //!    of their own, taken in by `..loss: LossOptions`.
 //! 6. Closures: [`Callback::new`]`(&context, "scripted_reward", closure)`, then `callback.call::<Tensor>((x, t))`, also later,
 //!    from other threads and inside a backward pass.
 //!    Its result may be any [`option::FromScript`] type.
-//! 7. Random streams are [`crate::tensor::Stream`] (shared, so that a draw moves the script's stream on):
+//! 7. Random streams are [`amscript_tensor::Stream`] (shared, so that a draw moves the script's stream on):
 //!    `rng.draw(|rng| rng.normal(..))`.
 //! 8. Arrays and other values: [`option::list`], [`option::convert`].
 //! 9. A choice without parameters is one line of `choices!` in `choice.rs`. The core's enums do not know how scripts write them.
@@ -78,9 +78,9 @@ pub use callback::Callback;
 pub use fault::{RhaiResultOf, core};
 pub use session::{Request, Session};
 
-use crate::align::Method;
-use crate::bail;
-use crate::error::{Error, Kind, Result};
+use amscript_align::Method;
+use amscript_base::bail;
+use amscript_base::error::{Error, Kind, Result};
 use option::{Field, Given};
 use rhai::plugin::*;
 use rhai::{AST, Array, FnPtr, Map, OptimizationLevel, Scope};

@@ -1,13 +1,13 @@
 //! Chapter `model`: flow models, opened, asked, saved.
 
 use super::*;
-use crate::flow::{Condition, Velocity};
-use crate::model::Flow;
-use crate::model::families::{ModelOptions, families, open_of};
-use crate::nn::module::Module;
-use crate::optim::Params;
 use crate::options;
-use crate::tensor::{DType, Tensor};
+use amscript_align::flow::{Condition, Velocity};
+use amscript_align::optim::Params;
+use amscript_model::Flow;
+use amscript_model::families::{ModelOptions, families, open_of};
+use amscript_nn::module::Module;
+use amscript_tensor::{DType, Tensor};
 use std::path::PathBuf;
 
 options! {
@@ -121,7 +121,7 @@ use option::FromScript;
 pub mod model {
     use super::*;
 
-    pub type Flow = crate::model::Flow;
+    pub type Flow = amscript_model::Flow;
 
     /// A flow model by name or path.
     ///
@@ -230,7 +230,7 @@ pub mod model {
     /// flow("tiny/flux2").noise(4, rng(0)).shape   //=> [4, 32, 8, 8]
     /// ```
     #[rhai_fn(return_raw, volatile)]
-    pub fn noise(flow: Flow, n: i64, rng: crate::tensor::Stream) -> RhaiResultOf<Tensor> {
+    pub fn noise(flow: Flow, n: i64, rng: amscript_tensor::Stream) -> RhaiResultOf<Tensor> {
         let n: usize = option::convert(n.into(), "noise: n")?;
         Ok(rng.draw(|rng| flow.noise(n, None, rng))?)
     }
@@ -242,7 +242,7 @@ pub mod model {
     /// flow("tiny/flux2").noise(1, rng(0), 30)               //=> error: must be multiples of 8
     /// ```
     #[rhai_fn(name = "noise", return_raw, volatile)]
-    pub fn noise_of_size(flow: Flow, n: i64, rng: crate::tensor::Stream, size: Dynamic) -> RhaiResultOf<Tensor> {
+    pub fn noise_of_size(flow: Flow, n: i64, rng: amscript_tensor::Stream, size: Dynamic) -> RhaiResultOf<Tensor> {
         let n: usize = option::convert(n.into(), "noise: n")?;
         let sides = match usize::from_script(size.clone()) {
             Some(side) => vec![side],

@@ -1,9 +1,9 @@
 //! Chapter `operator`: arithmetic and comparison of tensors, with tensors and numbers on either side.
 
 use super::*;
-use crate::bail;
-use crate::tensor::Tensor;
-use crate::tensor::array::{compare, equal, scalar_like};
+use amscript_base::bail;
+use amscript_tensor::Tensor;
+use amscript_tensor::array::{compare, equal, scalar_like};
 
 /// A module of binary operators, each for two tensors, a tensor and a number, a number and a tensor.
 macro_rules! operators {
@@ -190,7 +190,7 @@ fn mask(a: &Tensor, b: &Tensor, how: fn(&Tensor, &Tensor) -> Result<Tensor>) -> 
 
 /// Integers beside a number with a fraction would be cut.
 fn floating(x: Tensor) -> Result<Tensor> {
-    Ok(if x.dtype().is_int() { x.to_dtype(crate::tensor::DType::F32)? } else { x })
+    Ok(if x.dtype().is_int() { x.to_dtype(amscript_tensor::DType::F32)? } else { x })
 }
 
 /// Two tensors that can be combined: one dtype, shapes that broadcast.

@@ -1,12 +1,12 @@
 //! Chapter `optim`: AdamW, learning-rate schedules, moving averages.
 
 use super::*;
-use crate::bail;
-use crate::nn::module::Module as _;
-use crate::optim as optimizers;
-use crate::optim::{Params, Schedule};
-use crate::tensor::Tensor;
 use crate::{options, script_value};
+use amscript_align::optim as optimizers;
+use amscript_align::optim::{Params, Schedule};
+use amscript_base::bail;
+use amscript_nn::module::Module as _;
+use amscript_tensor::Tensor;
 use parking_lot::{Mutex, MutexGuard};
 use std::fmt;
 
@@ -88,7 +88,7 @@ fn params(value: Dynamic, function: &str) -> Result<Params> {
     if let Some(params) = value.clone().try_cast::<Params>() {
         return Ok(params);
     }
-    if let Some(flow) = value.clone().try_cast::<crate::model::Flow>() {
+    if let Some(flow) = value.clone().try_cast::<amscript_model::Flow>() {
         return Params::new(flow.params());
     }
     if let Some(tensor) = value.clone().try_cast::<Tensor>() {
@@ -234,7 +234,7 @@ pub mod optim {
     pub fn step(context: NativeCallContext, optimizer: Optimizer, loss: Tensor, options: Map) -> RhaiResultOf<Map> {
         let options = StepOptions::parse("step", options)?;
         if let Some(planner) = Session::of(&context).planner() {
-            planner.stops(&crate::profile::phase("backward", || optimizer.lock().gradients(&loss))?)?;
+            planner.stops(&amscript_base::profile::phase("backward", || optimizer.lock().gradients(&loss))?)?;
         }
         let report = optimizer.lock().step(&loss, options.clip)?;
         Ok([("rate".into(), report.rate.into()), ("norm".into(), report.norm.into())].into_iter().collect())

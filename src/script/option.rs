@@ -1,9 +1,9 @@
 //! Script values as Rust values: single ones by [`FromScript`], object maps of options by [`crate::options!`].
 
 use super::rename::{self, RENAMED};
-use crate::bail;
-use crate::error::{Error, Kind, Result, nearest};
-use crate::tensor::{DType, Tensor};
+use amscript_base::bail;
+use amscript_base::error::{Error, Kind, Result, nearest};
+use amscript_tensor::{DType, Tensor};
 use rhai::{Array, Blob, Dynamic, FnPtr, ImmutableString, Map};
 
 /// A Rust type that a script value can become.
@@ -100,7 +100,7 @@ impl FromScript for Tensor {
         value.flatten().try_cast()
     }
     fn show(&self) -> String {
-        crate::tensor::show::show(self)
+        amscript_tensor::show::show(self)
     }
 }
 
@@ -209,9 +209,9 @@ pub fn show(value: &Dynamic) -> String {
         return format!("{:?}", &**text);
     }
     if let Some(tensor) = value.read_lock::<Tensor>() {
-        return crate::tensor::show::brief(&tensor);
+        return amscript_tensor::show::brief(&tensor);
     }
-    if let Some(rate) = value.read_lock::<crate::optim::Schedule>() {
+    if let Some(rate) = value.read_lock::<amscript_align::optim::Schedule>() {
         return rate.to_string();
     }
     if let Some(items) = value.read_lock::<Array>() {

@@ -1,9 +1,9 @@
 //! Chapter `penalty`: control penalties and the controls they ask for.
 
 use super::*;
-use crate::align::{self as solver, Adjoint, Norm, Regularizer};
-use crate::tensor::Tensor;
 use crate::{options, script_value};
+use amscript_align::{self as solver, Adjoint, Norm, Regularizer};
+use amscript_tensor::Tensor;
 use std::fmt;
 
 script_value!(Penalty, "a control penalty such as `power(4)`");

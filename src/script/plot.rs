@@ -1,11 +1,12 @@
 //! Chapter `plot`: pictures of numbers.
 
 use super::*;
-use crate::data::image as pictures;
-use crate::run::Run;
-use crate::screen::{Labels, Series, Style};
-use crate::tensor::{Tensor, show};
-use crate::{bail, options};
+use crate::options;
+use amscript_base::bail;
+use amscript_nn::data::image as pictures;
+use amscript_run::Run;
+use amscript_run::screen::{Labels, Series, Style};
+use amscript_tensor::{Tensor, show};
 
 options! {
     /// Names around a plot.
@@ -109,11 +110,11 @@ fn series(values: Dynamic, function: &str) -> Result<Vec<Series>> {
 }
 
 /// Writes a plot by the ending of its file.
-fn save(plot: &crate::screen::Plot, file: &std::path::Path) -> Result<()> {
+fn save(plot: &amscript_run::screen::Plot, file: &std::path::Path) -> Result<()> {
     let ending = file.extension().and_then(|e| e.to_str()).unwrap_or_default().to_lowercase();
     match ending.as_str() {
         "svg" => {
-            let written = crate::nn::files::write_whole(file, plot.svg()?.as_bytes());
+            let written = amscript_nn::files::write_whole(file, plot.svg()?.as_bytes());
             written.map_err(|e| Error::new(Kind::File, format!("save_image: cannot write `{}` ({e})", file.display())))
         }
         "png" | "jpg" | "jpeg" => pictures::write(&plot.image()?, file),
@@ -126,7 +127,7 @@ fn save(plot: &crate::screen::Plot, file: &std::path::Path) -> Result<()> {
 pub mod plot {
     use super::*;
 
-    pub type Plot = crate::screen::Plot;
+    pub type Plot = amscript_run::screen::Plot;
 
     #[rhai_fn(name = "to_string", name = "to_debug", pure)]
     pub fn show_plot(plot: &mut Plot) -> String {
@@ -216,7 +217,7 @@ pub mod plot {
     /// ```
     #[rhai_fn(get = "shape", pure)]
     pub fn plot_shape(_plot: &mut Plot) -> Array {
-        let (width, height) = crate::screen::drawing::SIZE;
+        let (width, height) = amscript_run::screen::drawing::SIZE;
         [1, 3, height, width].map(|n| Dynamic::from(i64::from(n))).to_vec()
     }
 

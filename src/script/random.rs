@@ -1,8 +1,8 @@
 //! Chapter `random`: seeded streams of random numbers.
 
 use super::*;
-use crate::bail;
-use crate::tensor::{DType, Stream, Tensor, array};
+use amscript_base::bail;
+use amscript_tensor::{DType, Stream, Tensor, array};
 
 crate::script_value!(Stream, "a random stream such as `rng(0)`");
 
@@ -27,7 +27,7 @@ pub mod random {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn rng(seed: i64) -> RhaiResultOf<Rng> {
-        Ok(Stream::new(crate::tensor::Rng::new(option::convert(seed.into(), "rng")?)))
+        Ok(Stream::new(amscript_tensor::Rng::new(option::convert(seed.into(), "rng")?)))
     }
 
     /// An independent stream that depends on the seed and the name, not on what was drawn before.

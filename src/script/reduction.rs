@@ -1,8 +1,8 @@
 //! Chapter `reduction`: sums, extremes, norms, softmax, and the matrix product.
 
 use super::*;
-use crate::tensor::array::{dimension, extreme};
-use crate::tensor::{Tensor, array};
+use amscript_tensor::array::{dimension, extreme};
+use amscript_tensor::{Tensor, array};
 
 /// Over all numbers, over one dimension, or over an array of dimensions; a reduced dimension goes.
 #[export_module(manifest)]

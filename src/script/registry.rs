@@ -2,11 +2,11 @@
 
 use super::option::{self, Field, FromScript};
 use super::{Host, Session};
-use crate::error::{Kind, Result};
-use crate::model::{self, Families};
-use crate::nn::opener::{self, Given, Table, Takes};
-use crate::nn::source::Sources;
-use crate::reward::{self, Rewards};
+use amscript_base::error::{Kind, Result};
+use amscript_model::{self as model, Families};
+use amscript_nn::opener::{self, Given, Table, Takes};
+use amscript_nn::source::Sources;
+use amscript_reward::{self as reward, Rewards};
 use rhai::{Dynamic, Map};
 use serde_json::{Value, json};
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! Names that scripts used to have, for errors and for `amscript check --fix`.
 
 use super::catalog::Catalog;
-use crate::error::{Error, Kind};
+use amscript_base::error::{Error, Kind};
 
 /// Old names and new ones: of a function, or with a point of one function's option.
 ///

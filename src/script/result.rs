@@ -3,9 +3,9 @@
 use super::run::numbers;
 use super::*;
 use crate::options;
-use crate::run::log::Log;
-use crate::run::{Row, Run, Table, folder, record};
-use crate::tensor::Tensor;
+use amscript_run::log::Log;
+use amscript_run::{Row, Run, Table, folder, record};
+use amscript_tensor::Tensor;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 

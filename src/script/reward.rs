@@ -1,21 +1,22 @@
 //! Chapter `reward`: judges of images, their arithmetic, and what trains them.
 
 use super::*;
-use crate::data::Prompts;
-use crate::flow::Condition;
-use crate::nn::bert;
-use crate::nn::clip_config::{ClipConfig, Layout};
-use crate::nn::module::Module;
-use crate::nn::opener::Found;
-use crate::nn::source::{Folder, Sources};
-use crate::nn::vit::{Activation, TowerConfig};
-use crate::optim::Params;
-use crate::reward::clip_encoder::ClipEncoder;
-use crate::reward::imagereward::{self, ImageReward, VitConfig};
-use crate::reward::similarity::{self, Similarity, SimilarityKind as Similar};
-use crate::reward::{self as rewards, RewardModel, aesthetic, clamped::Clamped, scripted::Scripted, sum::Sum};
-use crate::tensor::{Rng, Tensor};
-use crate::{bail, options, script_value};
+use crate::{options, script_value};
+use amscript_align::flow::Condition;
+use amscript_align::optim::Params;
+use amscript_base::bail;
+use amscript_nn::bert;
+use amscript_nn::clip_config::{ClipConfig, Layout};
+use amscript_nn::data::Prompts;
+use amscript_nn::module::Module;
+use amscript_nn::opener::Found;
+use amscript_nn::source::{Folder, Sources};
+use amscript_nn::vit::{Activation, TowerConfig};
+use amscript_reward::clip_encoder::ClipEncoder;
+use amscript_reward::imagereward::{self, ImageReward, VitConfig};
+use amscript_reward::similarity::{self, Similarity, SimilarityKind as Similar};
+use amscript_reward::{self as rewards, RewardModel, aesthetic, clamped::Clamped, scripted::Scripted, sum::Sum};
+use amscript_tensor::{Rng, Tensor};
 
 script_value!(RewardModel, "a reward such as `reward(\"tiny/hpsv2\")`");
 

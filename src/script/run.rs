@@ -1,13 +1,14 @@
 //! Chapter `run`: settings, steps, log, images and checkpoints of a run.
 
 use super::*;
-use crate::model::Flow;
-use crate::nn::lora::Form;
-use crate::nn::module::Module as _;
-use crate::run::progress::Counter;
-use crate::run::{Console, Recipe, Saved, Start, Steps as Iterating};
-use crate::tensor::{Stream, Tensor, show as text};
-use crate::{bail, options};
+use crate::options;
+use amscript_base::bail;
+use amscript_model::Flow;
+use amscript_nn::lora::Form;
+use amscript_nn::module::Module as _;
+use amscript_run::progress::Counter;
+use amscript_run::{Console, Recipe, Saved, Start, Steps as Iterating};
+use amscript_tensor::{Stream, Tensor, show as text};
 use parking_lot::Mutex;
 use serde_json::Value;
 
@@ -158,7 +159,7 @@ fn count(n: i64) -> Result<usize> {
 pub mod run {
     use super::*;
 
-    pub type Run = crate::run::Run;
+    pub type Run = amscript_run::Run;
     pub type Steps = super::Steps;
 
     #[rhai_fn(name = "to_string", name = "to_debug", pure)]
@@ -221,7 +222,7 @@ pub mod run {
             recipe: Recipe { path, text: source },
             settings: settings.iter().map(|(key, v)| (key.to_string(), setting(context.engine(), v))).collect(),
             seed: option::convert(seed, "start_run: `seed`")?,
-            device: crate::tensor::place::name(session.device()),
+            device: amscript_tensor::place::name(session.device()),
             console: session,
         })?)
     }

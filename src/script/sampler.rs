@@ -2,8 +2,9 @@
 
 use super::option::FromScript;
 use super::*;
-use crate::flow::{Dynamics, Euler, Gddim, Heun, Noise, Sde, Solver};
-use crate::{bail, options, script_value};
+use crate::{options, script_value};
+use amscript_align::flow::{Dynamics, Euler, Gddim, Heun, Noise, Sde, Solver};
+use amscript_base::bail;
 use std::fmt;
 
 script_value!(Sampler, "a sampler such as `euler()`");

@@ -4,12 +4,13 @@ use super::registry::Registry;
 use super::source::{self, Around, Insert};
 use super::word::words;
 use super::{fault, option};
-use crate::context::Context;
-use crate::error::{Error, Kind, Result};
-use crate::reward::clip_encoder::ClipCache;
-use crate::run::plan::Planner;
-use crate::screen::{Images, Plot, Screen};
-use crate::{bail, tensor::Device};
+use amscript_base::bail;
+use amscript_base::context::Context;
+use amscript_base::error::{Error, Kind, Result};
+use amscript_reward::clip_encoder::ClipCache;
+use amscript_run::plan::Planner;
+use amscript_run::screen::{Images, Plot, Screen};
+use amscript_tensor::Device;
 use image::RgbImage;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use rhai::{AST, Dynamic, Engine, EvalAltResult, Map, NativeCallContext, ParseErrorType, Scope};
@@ -167,7 +168,7 @@ impl Session {
             return Ok(());
         }
         let file = self.shown_file()?;
-        crate::data::image::write(picture, &file)?;
+        amscript_nn::data::image::write(picture, &file)?;
         self.print(&format!("{what}: {}", file.display()));
         Ok(())
     }

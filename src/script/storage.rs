@@ -1,8 +1,8 @@
 //! Chapter `storage`: kinds of number, devices, and tensors in files.
 
 use super::*;
-use crate::nn::archive;
-use crate::tensor::{DType, Device, Tensor};
+use amscript_nn::archive;
+use amscript_tensor::{DType, Device, Tensor};
 use std::collections::BTreeMap;
 
 /// Where and how numbers are kept. Files are safetensors.
@@ -81,7 +81,7 @@ pub mod storage {
     #[rhai_fn(return_raw)]
     pub fn cuda(card: i64) -> RhaiResultOf<Device> {
         let card = option::convert::<usize>(card.into(), "cuda")?;
-        Ok(crate::tensor::place::named(&format!("cuda:{card}"))?)
+        Ok(amscript_tensor::place::named(&format!("cuda:{card}"))?)
     }
 
     /// The tensors of a safetensors file as an object map.
@@ -95,7 +95,7 @@ pub mod storage {
     pub fn load_tensors(context: NativeCallContext, path: &str) -> RhaiResultOf<Map> {
         let session = Session::of(&context);
         let file = session.readable(path).map_err(|e| e.within("load_tensors"))?;
-        let tensors = crate::tensor::file::load(&file, session.device());
+        let tensors = amscript_tensor::file::load(&file, session.device());
         let tensors = tensors.map_err(|e| e.within(format_args!("load_tensors: \"{path}\"")))?;
         Ok(tensors.into_iter().map(|(name, x)| (name.into(), Dynamic::from(x))).collect())
     }

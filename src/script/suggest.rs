@@ -4,7 +4,7 @@ use super::Session;
 use super::catalog::{Catalog, Overload, script_type};
 use super::rename::{self, RENAMED};
 use super::source::own_name;
-use crate::error::{Error, Kind, nearest};
+use amscript_base::error::{Error, Kind, nearest};
 use rhai::Engine;
 use std::collections::BTreeSet;
 use std::sync::OnceLock;

@@ -1,8 +1,8 @@
 //! Chapter `tensor`: making tensors, their shape, indexing, files.
 
 use super::*;
-use crate::tensor::array::{self, Pick};
-use crate::tensor::show;
+use amscript_tensor::array::{self, Pick};
+use amscript_tensor::show;
 use std::ops::{Range, RangeInclusive};
 
 /// Tensors are values: every function returns a new one, and all of them let gradients through.
@@ -10,9 +10,9 @@ use std::ops::{Range, RangeInclusive};
 pub mod tensor {
     use super::*;
 
-    pub type Tensor = crate::tensor::Tensor;
-    pub type DType = crate::tensor::DType;
-    pub type Device = crate::tensor::Device;
+    pub type Tensor = amscript_tensor::Tensor;
+    pub type DType = amscript_tensor::DType;
+    pub type Device = amscript_tensor::Device;
 
     #[rhai_fn(name = "to_string", name = "to_debug", pure)]
     pub fn show_tensor(x: &mut Tensor) -> String {
@@ -26,7 +26,7 @@ pub mod tensor {
 
     #[rhai_fn(name = "to_string", name = "to_debug", pure)]
     pub fn show_device(device: &mut Device) -> String {
-        crate::tensor::place::name(device)
+        amscript_tensor::place::name(device)
     }
 
     /// A tensor of the numbers in a nested array, or of one number, in f32.
@@ -40,7 +40,7 @@ pub mod tensor {
     pub fn tensor(context: NativeCallContext, values: Dynamic) -> RhaiResultOf<Tensor> {
         let (shape, mut flat) = (shape_of(&values), vec![]);
         gather(values, &shape, &mut flat)?;
-        Ok(place(&context, Tensor::from_vec(flat, shape, &crate::tensor::Device::Cpu))?)
+        Ok(place(&context, Tensor::from_vec(flat, shape, &amscript_tensor::Device::Cpu))?)
     }
 
     /// A tensor of zeros.
@@ -73,7 +73,7 @@ pub mod tensor {
     pub fn full(context: NativeCallContext, shape: Array, value: f64) -> RhaiResultOf<Tensor> {
         let shape = option::list::<usize>(shape, "shape")?;
         array::affordable(&shape, "full")?;
-        Ok(place(&context, Tensor::full(value as f32, shape, &crate::tensor::Device::Cpu))?)
+        Ok(place(&context, Tensor::full(value as f32, shape, &amscript_tensor::Device::Cpu))?)
     }
 
     /// The numbers from 0 up to, but not including, `n`.
@@ -86,7 +86,7 @@ pub mod tensor {
         let count = array::affordable(&[option::convert(n.into(), "arange")?], "arange")?;
         Ok(place(
             &context,
-            Tensor::from_vec((0..count).map(|i| i as f32).collect(), count, &crate::tensor::Device::Cpu),
+            Tensor::from_vec((0..count).map(|i| i as f32).collect(), count, &amscript_tensor::Device::Cpu),
         )?)
     }
 
@@ -98,7 +98,7 @@ pub mod tensor {
     #[rhai_fn(return_raw)]
     pub fn linspace(context: NativeCallContext, start: f64, end: f64, n: i64) -> RhaiResultOf<Tensor> {
         let n = array::affordable(&[option::convert(n.into(), "linspace")?], "linspace")?;
-        Ok(array::linspace(start, end, n, crate::tensor::DType::F32, Session::of(&context).device())?)
+        Ok(array::linspace(start, end, n, amscript_tensor::DType::F32, Session::of(&context).device())?)
     }
 
     /// The identity matrix.
@@ -110,7 +110,7 @@ pub mod tensor {
     pub fn eye(context: NativeCallContext, n: i64) -> RhaiResultOf<Tensor> {
         let n = option::convert::<usize>(n.into(), "eye")?;
         array::affordable(&[n, n], "eye")?;
-        Ok(place(&context, Tensor::eye(n, crate::tensor::DType::F32, &crate::tensor::Device::Cpu))?)
+        Ok(place(&context, Tensor::eye(n, amscript_tensor::DType::F32, &amscript_tensor::Device::Cpu))?)
     }
 
     /// Tensors one after the other along an existing dimension.
@@ -346,14 +346,14 @@ pub mod tensor {
 }
 
 /// Moves a tensor made on the CPU to the session's device.
-fn place(context: &NativeCallContext, x: crate::error::Result<tensor::Tensor>) -> Result<tensor::Tensor> {
+fn place(context: &NativeCallContext, x: amscript_base::error::Result<tensor::Tensor>) -> Result<tensor::Tensor> {
     x?.to_device(Session::of(context).device())
 }
 
 fn several(tensors: Array, function: &str) -> Result<Vec<tensor::Tensor>> {
     let tensors = option::list::<tensor::Tensor>(tensors, function)?;
     if tensors.is_empty() {
-        crate::bail!(Value, "{function}: expected at least one tensor, got an empty array");
+        amscript_base::bail!(Value, "{function}: expected at least one tensor, got an empty array");
     }
     Ok(tensors)
 }
@@ -372,14 +372,18 @@ fn gather(values: Dynamic, shape: &[usize], flat: &mut Vec<f32>) -> Result<()> {
     let (Some((&n, rest)), true) = (shape.split_first(), values.is_array()) else {
         let number = option::convert::<f64>(values, "tensor")?;
         if !shape.is_empty() {
-            crate::bail!(Shape, "tensor: expected rows of equal length, got a number beside a row of {}", shape[0]);
+            amscript_base::bail!(
+                Shape,
+                "tensor: expected rows of equal length, got a number beside a row of {}",
+                shape[0]
+            );
         }
         flat.push(number as f32);
         return Ok(());
     };
     let items: Array = values.into_array().unwrap_or_default();
     if items.len() != n {
-        crate::bail!(Shape, "tensor: expected rows of equal length, got {n} and {} entries", items.len());
+        amscript_base::bail!(Shape, "tensor: expected rows of equal length, got {n} and {} entries", items.len());
     }
     items.into_iter().try_for_each(|item| gather(item, rest, flat))
 }
@@ -406,7 +410,7 @@ fn pick(value: Dynamic) -> Result<Pick> {
     }
     match value.as_int() {
         Ok(i) => Ok(Pick::At(i)),
-        Err(_) => crate::bail!(
+        Err(_) => amscript_base::bail!(
             Type,
             "index: expected an integer, a range or an array of integers, got {}",
             option::show(&value)

@@ -2,10 +2,10 @@
 
 use super::reward::texts;
 use super::*;
-use crate::flow::Condition;
-use crate::model::text::{RandomSizes, TextEncoder};
 use crate::options;
-use crate::tensor::{DType, Rng};
+use amscript_align::flow::Condition;
+use amscript_model::text::{RandomSizes, TextEncoder};
+use amscript_tensor::{DType, Rng};
 
 options! {
     /// Sizes of a random text encoder.
@@ -57,7 +57,7 @@ pub mod text {
         let (width, layers, heads, hidden) = (o.width, o.layers, o.heads, o.hidden);
         let sizes = RandomSizes { width, layers, heads, hidden, tokens: o.tokens, states: o.states };
         let texts = super::texts(texts, 1, "random_text_encoder")?;
-        Ok(super::Encoder(Arc::new(crate::model::text::TextEncoder::random(&texts, &sizes, &Rng::new(o.seed))?)))
+        Ok(super::Encoder(Arc::new(amscript_model::text::TextEncoder::random(&texts, &sizes, &Rng::new(o.seed))?)))
     }
 
     /// The condition of prompts: their texts, token ids `[n, tokens]` and embeddings `[n, tokens, features]`.

@@ -6,13 +6,13 @@ use super::method::{Batch, BatchOptions, Method, Update};
 use super::penalty::Penalty;
 use super::sampler::Sampler;
 use super::*;
-use crate::align::{
+use crate::options;
+use amscript_align::flow::{Grid, RolloutOptions, Velocity};
+use amscript_align::{
     self as solver, AdjointIndex, Loss, MatchingOptions, Norm, Reduction, Selection, Truncation, Units,
 };
-use crate::flow::{Grid, RolloutOptions, Velocity};
-use crate::model::Flow;
-use crate::options;
-use crate::tensor::{Stream, Tensor};
+use amscript_model::Flow;
+use amscript_tensor::{Stream, Tensor};
 
 fn grid() -> Grid {
     super::flow::RolloutOptions::default().grid

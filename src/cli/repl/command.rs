@@ -3,17 +3,17 @@
 use super::Prompt;
 use super::lexer::{self, TokenKind};
 use super::workspace::{ANSWER, SOURCE};
-use crate::bail;
 use crate::cli::{quantity, recipe};
-use crate::error::{Result, nearest};
-use crate::model::Flow;
-use crate::nn::module::Module as _;
-use crate::profile;
-use crate::run::progress::span;
-use crate::run::record::peak_memory;
 use crate::script::catalog::Catalog;
 use crate::script::{help, import};
-use crate::tensor::Tensor;
+use amscript_base::bail;
+use amscript_base::error::{Result, nearest};
+use amscript_base::profile;
+use amscript_model::Flow;
+use amscript_nn::module::Module as _;
+use amscript_run::progress::span;
+use amscript_run::record::peak_memory;
+use amscript_tensor::Tensor;
 use rhai::Dynamic;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
@@ -179,7 +179,7 @@ fn save(prompt: &mut Prompt, file: &str) -> Result<()> {
     if file.exists() {
         bail!(File, ":save does not write over \"{}\"", file.display(); hint: "give another name");
     }
-    crate::run::record::write_text(file, &prompt.workspace.recipe()?)?;
+    amscript_run::record::write_text(file, &prompt.workspace.recipe()?)?;
     prompt.say(&format!("wrote {}", file.display()));
     Ok(())
 }
@@ -200,7 +200,7 @@ fn watch(prompt: &mut Prompt, file: &str) -> Result<()> {
                     file.display(),
                     span(start.elapsed())
                 )),
-                Err(e) if e.kind == crate::Kind::Interrupt => return Err(e),
+                Err(e) if e.kind == amscript_base::Kind::Interrupt => return Err(e),
                 Err(e) => drop(prompt.complain(&e)),
             }
             prompt.renew();

@@ -14,12 +14,12 @@ pub mod workspace;
 
 use super::output::Lines;
 use super::{PromptArgs, fault, run};
-use crate::error::{Error, Kind, Result};
-use crate::nn::source::Sources;
-use crate::screen::{Colours, Plot, Screen};
 use crate::script::{Host, Session};
-use crate::tensor::place;
-use crate::terminal::note;
+use amscript_base::error::{Error, Kind, Result};
+use amscript_base::terminal::note;
+use amscript_nn::source::Sources;
+use amscript_run::screen::{Colours, Plot, Screen};
+use amscript_tensor::place;
 use complete::Names;
 use parking_lot::Mutex;
 use rhai::Dynamic;

@@ -3,9 +3,9 @@
 use super::lexer::{Token, TokenKind, tokens};
 use super::record::Record;
 use crate::cli::recipe::Source;
-use crate::error::{Error, Kind as Class, Result};
 use crate::script::catalog::script_type;
 use crate::script::{Host, Session, import};
+use amscript_base::error::{Error, Kind as Class, Result};
 use rhai::{AST, Dynamic, Map, Scope};
 use std::collections::BTreeMap;
 use std::sync::Arc;

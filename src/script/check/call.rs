@@ -2,11 +2,11 @@
 
 use super::fact::accepts;
 use super::walk::{Kind, Walker};
-use crate::error::{Error, Kind as ErrorKind, nearest};
 use crate::script::catalog::{Catalog, Entry, Overload};
 use crate::script::option::{self, Field};
 use crate::script::rename;
 use crate::script::suggest::{self, did_you_mean};
+use amscript_base::error::{Error, Kind as ErrorKind, nearest};
 use rhai::{Expr, FnCallExpr, FnPtr, Position};
 
 impl<'a> Walker<'a> {

@@ -2,9 +2,9 @@
 
 use super::Module;
 use super::walk::{Kind, Walker};
-use crate::error::{Error, Kind as ErrorKind, nearest};
 use crate::script::import;
 use crate::script::suggest::{self, did_you_mean};
+use amscript_base::error::{Error, Kind as ErrorKind, nearest};
 use rhai::Position;
 
 impl<'a> Walker<'a> {

@@ -14,7 +14,7 @@ mod walk;
 use super::rename::{self, RENAMED, Table};
 use super::source::Around;
 use super::{Request, Session, fault, import, limit};
-use crate::error::{Error, Place};
+use amscript_base::error::{Error, Place};
 use fact::Facts;
 use rhai::{AST, Engine, Expr, Position, Stmt};
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,8 +1,8 @@
 //! What a script declares with `settings(#{ .. })`, held against what it reads.
 
 use super::walk::{Walker, root};
-use crate::error::{Error, Kind as ErrorKind};
 use crate::script::option;
+use amscript_base::error::{Error, Kind as ErrorKind};
 use rhai::{Expr, FnCallExpr, Position};
 
 /// The settings of a file.

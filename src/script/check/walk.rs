@@ -5,9 +5,9 @@ use super::body::Body;
 use super::fact::{Facts, Known};
 use super::setting::Settings;
 use super::{Checker, Finding, Module, Severity, place};
-use crate::error::{Error, Kind as ErrorKind, nearest};
 use crate::script::rename::{self, Table};
 use crate::script::suggest;
+use amscript_base::error::{Error, Kind as ErrorKind, nearest};
 use rhai::{AST, ASTFlags, Expr, FnCallExpr, FnPtr, Position, Stmt, StmtBlock};
 use std::collections::BTreeMap;
 

@@ -1,0 +1,161 @@
+//! Samplers: one step of `dX = v(X, t) dt`, or of an SDE with the same marginals.
+
+use super::grid::Grid;
+use super::noise::{Dynamics, Noise};
+use amscript_base::bail;
+use amscript_base::error::Result;
+use amscript_tensor::Tensor;
+use amscript_tensor::op::combine;
+
+/// A velocity at a state and a time, its condition fixed.
+pub type VelocityFn<'a> = dyn FnMut(&Tensor, f64) -> Result<Tensor> + 'a;
+
+/// One method of stepping from a time to the next.
+pub trait Solver: Send + Sync {
+    /// What step `k` of the grid does.
+    fn dynamics(&self, grid: &Grid, k: usize) -> Result<Dynamics> {
+        Ok(Dynamics::deterministic(grid.width(k)))
+    }
+
+    /// The state after step `k` without its noise, given the state `x` and the velocity `v` there; `field` gives further stages.
+    fn step(&self, _field: &mut VelocityFn, x: &Tensor, v: &Tensor, grid: &Grid, k: usize) -> Result<Tensor> {
+        self.dynamics(grid, k)?.advance(x, v)
+    }
+
+    /// Whether steps draw noise.
+    fn stochastic(&self) -> bool {
+        false
+    }
+
+    /// Refuses a grid that the method does not fit.
+    fn check(&self, _grid: &Grid) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Euler's method: `x + h v`. Order 1, one velocity per step.
+#[derive(Debug, Clone, Copy)]
+pub struct Euler;
+
+/// Heun's method: the mean of the velocities at both ends. Order 2, two velocities per step.
+#[derive(Debug, Clone, Copy)]
+pub struct Heun;
+
+/// Euler and Maruyama's method for the SDE with some noise; with `last`, in the last so many steps only, Euler's before.
+#[derive(Clone)]
+pub struct Sde {
+    pub noise: Noise,
+    pub last: Option<usize>,
+}
+
+/// The implicit sampler with stochasticity `eta` (arXiv:2206.05564): 0 is Euler's method, 1 ancestral sampling.
+///
+/// From `t` to `s`: `x' = s x1 + sqrt((1-s)^2 - var) e + sqrt(var) z` with `x1 = x + (1-t) v`, `e = x - t v` and
+/// `var = (1-s)^2 [1 - ((1-s) t / (s (1-t)))^(2 eta^2)]`. It keeps the marginals at any step width
+/// where the prediction `x1` of the data is exact, and in the limit of narrow steps.
+#[derive(Debug, Clone, Copy)]
+pub struct Gddim {
+    pub eta: f64,
+}
+
+impl Gddim {
+    pub fn new(eta: f64) -> Result<Self> {
+        if !(eta >= 0.0 && eta.is_finite()) {
+            bail!(Value, "gddim: eta must be at least 0, got {eta}");
+        }
+        Ok(Self { eta })
+    }
+}
+
+impl Solver for Euler {}
+
+impl Solver for Heun {
+    fn step(&self, field: &mut VelocityFn, x: &Tensor, v: &Tensor, grid: &Grid, k: usize) -> Result<Tensor> {
+        let h = grid.width(k);
+        let ahead = field(&combine((x, 1.0), (v, h))?, grid.times()[k + 1])?;
+        combine((&combine((x, 1.0), (v, 0.5 * h))?, 1.0), (&ahead, 0.5 * h))
+    }
+}
+
+impl Solver for Sde {
+    fn dynamics(&self, grid: &Grid, k: usize) -> Result<Dynamics> {
+        match self.last {
+            Some(last) if k + last < grid.steps() => Euler.dynamics(grid, k),
+            _ => self.noise.dynamics(grid.times()[k], grid.width(k)),
+        }
+    }
+
+    fn stochastic(&self) -> bool {
+        true
+    }
+
+    fn check(&self, grid: &Grid) -> Result<()> {
+        match self.last {
+            Some(k) if !(1..=grid.steps()).contains(&k) => {
+                bail!(Value, "sde: `last` must lie in 1..={}, the steps of the grid, got {k}", grid.steps())
+            }
+            _ => self.noise.check(grid),
+        }
+    }
+}
+
+impl Solver for Gddim {
+    fn dynamics(&self, grid: &Grid, k: usize) -> Result<Dynamics> {
+        let (t, s, h) = (grid.times()[k], grid.times()[k + 1], grid.width(k));
+        if self.eta == 0.0 {
+            return Euler.dynamics(grid, k);
+        }
+        let ratio = (1.0 - s) * t / (s * (1.0 - t));
+        let kept = ratio.powf(2.0 * self.eta * self.eta);
+        // x' = (s + q) x + (s (1 - t) - q t) v + sqrt(var) z with q = sqrt((1-s)^2 - var).
+        let q = (1.0 - s) * kept.sqrt();
+        let var = (1.0 - s).powi(2) * (1.0 - kept);
+        let (rho, mean_reversion) = ((s * (1.0 - t) - q * t) / h - 1.0, (1.0 - s - q) / h);
+        Ok(Dynamics { h, rho, mean_reversion, w: Some(var / h) })
+    }
+
+    fn stochastic(&self) -> bool {
+        self.eta > 0.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::uniform;
+    use amscript_tensor::Device;
+
+    /// Error at t = 1 for dx/dt = x cos(3 t) from x(0) = 1.
+    fn error(solver: &dyn Solver, steps: usize) -> f64 {
+        let mut field = |x: &Tensor, t: f64| x * (3.0 * t).cos();
+        let mut x = Tensor::new(&[1f64], &Device::Cpu).unwrap();
+        let grid = uniform(steps).unwrap();
+        for k in 0..steps {
+            let v = field(&x, grid.times()[k]).unwrap();
+            x = solver.step(&mut field, &x, &v, &grid, k).unwrap();
+        }
+        (x.to_vec1::<f64>().unwrap()[0] - (3f64.sin() / 3.0).exp()).abs()
+    }
+
+    #[test]
+    fn samplers_converge_with_their_order() {
+        for (solver, order) in [(&Euler as &dyn Solver, 1.0), (&Heun, 2.0)] {
+            let slope = (error(solver, 512) / error(solver, 1024)).log2();
+            assert!((slope - order).abs() < 0.05, "order {slope}, not {order}");
+        }
+    }
+
+    #[test]
+    fn gddim_without_noise_is_euler_and_its_last_step_is_free_of_noise() {
+        let grid = uniform(5).unwrap();
+        for k in 0..5 {
+            assert_eq!(Gddim::new(0.0).unwrap().dynamics(&grid, k).unwrap(), Euler.dynamics(&grid, k).unwrap());
+            // The limit of little noise is Euler's step too.
+            let near = Gddim::new(1e-5).unwrap().dynamics(&grid, k).unwrap();
+            assert!(k == 0 || (near.rho.abs() < 1e-8 && near.mean_reversion.abs() < 1e-8), "{near:?}");
+        }
+        let last = Gddim::new(1.0).unwrap().dynamics(&grid, 4).unwrap();
+        assert_eq!((last.w, last.mean_reversion), (Some(0.0), 0.0));
+        assert!(Gddim::new(-1.0).is_err());
+    }
+}

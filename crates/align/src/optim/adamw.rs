@@ -1,0 +1,329 @@
+//! AdamW (Loshchilov & Hutter, arXiv:1711.05101) with named, readable state and clipping by the global norm.
+
+use super::param::{Params, overwrite};
+use super::schedule::Schedule;
+use super::step::{AdamWStep, sums_of_squares};
+use amscript_base::bail;
+use amscript_base::error::{Kind, Result};
+use amscript_base::profile::phase;
+use amscript_tensor::grad::gradients;
+use amscript_tensor::{DType, Device, Tensor};
+
+/// Settings of [`AdamW`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct OptimizerOptions {
+    pub rate: Schedule,
+    /// Decay of the first and the second moment.
+    pub betas: [f64; 2],
+    pub epsilon: f64,
+    pub weight_decay: f64,
+    /// Refuse to start when a trainable tensor gets no gradient, or one that is zero.
+    pub check: bool,
+}
+
+impl Default for OptimizerOptions {
+    fn default() -> Self {
+        let rate = Schedule::Constant { rate: 1e-3, warmup: None };
+        Self { rate, betas: [0.9, 0.99], epsilon: 1e-8, weight_decay: 0.01, check: true }
+    }
+}
+
+/// What one step did.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepReport {
+    /// Learning rate that the step used.
+    pub rate: f64,
+    /// Global gradient norm before clipping.
+    pub norm: f64,
+}
+
+/// The optimizer: parameters, moments and the number of steps taken.
+pub struct AdamW {
+    params: Params,
+    options: OptimizerOptions,
+    first: Vec<Tensor>,
+    second: Vec<Tensor>,
+    step: usize,
+}
+
+impl AdamW {
+    pub fn new(params: Params, options: OptimizerOptions) -> Result<Self> {
+        if params.is_empty() {
+            bail!(Value, "adamw: there must be a trainable tensor, got none"; hint: "add adapters with lora(..) or call trainable()");
+        }
+        if options.betas.iter().any(|b| !(0.0..1.0).contains(b)) {
+            bail!(Value, "adamw: betas must lie in [0, 1), got {:?}", options.betas);
+        }
+        if !(options.epsilon > 0.0 && options.weight_decay >= 0.0) {
+            let (epsilon, decay) = (options.epsilon, options.weight_decay);
+            bail!(Value, "adamw: epsilon must be above 0 and weight_decay at least 0, got {epsilon} and {decay}");
+        }
+        let zeros = || params.iter().map(|(_, v)| v.zeros_like()?.constant().variable());
+        let (first, second) = (zeros().collect::<Result<_>>()?, zeros().collect::<Result<_>>()?);
+        Ok(Self { params, options, first, second, step: 0 })
+    }
+
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// Steps taken so far.
+    pub fn steps(&self) -> usize {
+        self.step
+    }
+
+    /// Learning rate of the next step.
+    pub fn rate(&self) -> f64 {
+        self.options.rate.rate(self.step)
+    }
+
+    /// Differentiates `loss` and takes one step, the gradient scaled down to norm `clip` where it is longer.
+    pub fn step(&mut self, loss: &Tensor, clip: Option<f64>) -> Result<StepReport> {
+        let gradients = phase("backward", || self.gradients(loss))?;
+        phase("optimizer", || self.apply(&gradients, clip))
+    }
+
+    /// Gradients of `loss` for the parameters, in their order.
+    pub fn gradients(&self, loss: &Tensor) -> Result<Vec<Tensor>> {
+        let wanted = self.params.tensors();
+        let error = match gradients(loss, &wanted) {
+            Ok(gradients) => return Ok(gradients),
+            Err(error) => error,
+        };
+        // Only on the way to an error: which tensors does the loss not reach?
+        let unreached = (0..wanted.len()).filter(|&i| gradients(loss, &wanted[i..=i]).is_err());
+        let names: Vec<&str> = unreached.map(|i| self.params.name(i)).collect();
+        if names.is_empty() || names.len() == wanted.len() && error.kind != Kind::Numeric {
+            return Err(error.within("step"));
+        }
+        bail!(Numeric, "step: every trainable tensor must get a gradient, got none for {}", list(&names))
+    }
+
+    /// Takes one step with given gradients; nothing is changed when one of them is refused.
+    pub fn apply(&mut self, gradients: &[Tensor], clip: Option<f64>) -> Result<StepReport> {
+        let norms = self.norms(gradients)?;
+        if self.options.check && self.step == 0 {
+            self.check_start(&norms)?;
+        }
+        let norm = norms.iter().map(|n| n * n).sum::<f64>().sqrt();
+        let scale = match clip {
+            Some(limit) if limit.is_nan() || limit <= 0.0 => bail!(Value, "step: clip must be above 0, got {limit}"),
+            Some(limit) if norm > limit => limit / norm,
+            _ => 1.0,
+        };
+        let update = AdamWStep::new(&self.options, self.step, scale);
+        for (i, (_, var)) in self.params.iter().enumerate() {
+            update.apply(var, &gradients[i], &self.first[i], &self.second[i])?;
+        }
+        self.step += 1;
+        Ok(StepReport { rate: update.rate, norm })
+    }
+
+    /// Norm of each gradient; one that is not finite is an error.
+    fn norms(&self, gradients: &[Tensor]) -> Result<Vec<f64>> {
+        if gradients.len() != self.params.len() {
+            bail!(Shape, "step: there must be {} gradients, got {}", self.params.len(), gradients.len());
+        }
+        for ((name, var), gradient) in self.params.iter().zip(gradients) {
+            if gradient.dims() != var.dims() {
+                let (expected, got) = (var.dims(), gradient.dims());
+                bail!(Shape, "step: the gradient of `{name}` must have shape {expected:?}, got {got:?}");
+            }
+        }
+        let norms: Vec<f64> = sums_of_squares(gradients)?.into_iter().map(f64::sqrt).collect();
+        if let Some(i) = norms.iter().position(|norm| !norm.is_finite()) {
+            let (name, norm) = (self.params.name(i), norms[i]);
+            bail!(Numeric, "step: the gradient of `{name}` must be finite, got {norm}"; hint: "lower the rate or the reward scale");
+        }
+        Ok(norms)
+    }
+
+    /// Every tensor must learn from the first step on; LoRA's A may not while its B is still zero.
+    fn check_start(&self, norms: &[f64]) -> Result<()> {
+        let mut idle = Vec::new();
+        for (i, (name, _)) in self.params.iter().enumerate() {
+            if norms[i] == 0.0 && !self.waits_for_partner(name, norms)? {
+                idle.push(name);
+            }
+        }
+        if !idle.is_empty() {
+            let all = if idle.len() == norms.len() { "all of " } else { "" };
+            bail!(
+                Numeric,
+                "step: every trainable tensor must get a gradient at the first step, got zero for {all}{}",
+                list(&idle);
+                hint: "check that the loss depends on them, or pass check: false to adamw"
+            );
+        }
+        Ok(())
+    }
+
+    /// Whether `name` is the A of an adapter whose B is zero and has a gradient.
+    fn waits_for_partner(&self, name: &str, norms: &[f64]) -> Result<bool> {
+        let Some((head, tail)) = name.rsplit_once("lora_A") else { return Ok(false) };
+        let partner = format!("{head}lora_B{tail}");
+        for (i, (other, var)) in self.params.iter().enumerate() {
+            if other == partner {
+                return Ok(norms[i] > 0.0 && sums_of_squares(&[var.constant()])? == [0.0]);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Copies of everything a resume needs: `step`, and `first.<name>` and `second.<name>` of every parameter.
+    pub fn state(&self) -> Result<Vec<(String, Tensor)>> {
+        let mut state = vec![("step".to_string(), Tensor::new(self.step as i64, &Device::Cpu)?)];
+        for (prefix, moments) in [("first", &self.first), ("second", &self.second)] {
+            for ((name, _), moment) in self.params.iter().zip(moments) {
+                state.push((format!("{prefix}.{name}"), moment.constant().copy()?));
+            }
+        }
+        Ok(state)
+    }
+
+    /// Takes up a stored state.
+    pub fn load_state(&mut self, mut tensor: impl FnMut(&str) -> Option<Tensor>) -> Result<()> {
+        let Some(step) = tensor("step") else {
+            bail!(Missing, "load: `step` must be present, got no tensor of that name");
+        };
+        for (prefix, moments) in [("first", &self.first), ("second", &self.second)] {
+            for ((name, _), moment) in self.params.iter().zip(moments) {
+                let name = format!("{prefix}.{name}");
+                overwrite(moment, tensor(&name), &name)?;
+            }
+        }
+        self.step = step.to_dtype(DType::I64)?.to_scalar::<i64>()? as usize;
+        Ok(())
+    }
+}
+
+/// The first few names, and how many more there are.
+fn list(names: &[&str]) -> String {
+    let shown: Vec<String> = names.iter().take(4).map(|n| format!("`{n}`")).collect();
+    match names.len().saturating_sub(4) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::optim::{constant_rate, cosine};
+    use amscript_tensor::Rng;
+
+    fn params(named: &[(&str, &[f64])]) -> Params {
+        let make = |v: &[f64]| Tensor::new(v, &Device::Cpu).unwrap().variable().unwrap();
+        Params::new(named.iter().map(|(n, v)| (n.to_string(), make(v)))).unwrap()
+    }
+
+    fn values(params: &Params, index: usize) -> Vec<f64> {
+        params.tensors()[index].to_vec1().unwrap()
+    }
+
+    fn row(values: &[f64]) -> Tensor {
+        Tensor::new(values, &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn steps_match_the_update_equations() {
+        let options = OptimizerOptions { rate: cosine(0.1, 10, 3).unwrap(), ..Default::default() };
+        let p = params(&[("w", &[0.5, -2.0])]);
+        let mut opt = AdamW::new(p.clone(), options).unwrap();
+        let (mut x, mut m, mut v) = ([0.5f64, -2.0], [0.0; 2], [0.0; 2]);
+        for k in 0..6 {
+            let g = [1.0 + k as f64, -0.3];
+            opt.apply(&[row(&g)], None).unwrap();
+            let (rate, t) = (options.rate.rate(k), k as i32 + 1);
+            for i in 0..2 {
+                m[i] = 0.9 * m[i] + 0.1 * g[i];
+                v[i] = 0.99 * v[i] + 0.01 * g[i] * g[i];
+                let (mh, vh) = (m[i] / (1.0 - 0.9f64.powi(t)), v[i] / (1.0 - 0.99f64.powi(t)));
+                x[i] -= rate * (0.01 * x[i] + mh / (vh.sqrt() + 1e-8));
+            }
+        }
+        for (got, expected) in values(&p, 0).iter().zip(x) {
+            assert!((got - expected).abs() < 1e-12, "{got} {expected}");
+        }
+    }
+
+    #[test]
+    fn clipping_scales_the_global_norm() {
+        let options = OptimizerOptions { weight_decay: 0.0, epsilon: 1e3, ..Default::default() };
+        let change = |clip, factor: f64| {
+            let p = params(&[("a", &[0.0]), ("b", &[0.0])]);
+            let mut opt = AdamW::new(p.clone(), options).unwrap();
+            let report = opt.apply(&[row(&[3.0 * factor]), row(&[4.0 * factor])], clip).unwrap();
+            assert!((report.norm - 5.0 * factor).abs() < 1e-12);
+            values(&p, 1)[0]
+        };
+        assert!((change(Some(1.0), 1.0) / change(None, 0.2) - 1.0).abs() < 1e-12);
+        assert_eq!(change(Some(9.0), 1.0), change(None, 1.0));
+    }
+
+    #[test]
+    fn step_minimises_a_quadratic() {
+        let p = params(&[("w", &[3.0])]);
+        let rate = constant_rate(0.1).unwrap();
+        let mut opt =
+            AdamW::new(p.clone(), OptimizerOptions { rate, weight_decay: 0.0, ..Default::default() }).unwrap();
+        for _ in 0..200 {
+            let loss = (&p.tensors()[0] - 1.0).unwrap().sqr().unwrap().sum_all().unwrap();
+            opt.step(&loss, None).unwrap();
+        }
+        assert!((values(&p, 0)[0] - 1.0).abs() < 1e-3, "{}", values(&p, 0)[0]);
+    }
+
+    #[test]
+    fn resume_continues_to_the_same_bytes() {
+        let mut rng = Rng::new(9);
+        let g: Vec<Tensor> = (0..6).map(|_| rng.normal(&[40], DType::F32, &Device::Cpu).unwrap()).collect();
+        let fresh = |x: &Tensor| {
+            let p = Params::new([("w".to_string(), x.variable().unwrap())]).unwrap();
+            AdamW::new(p, OptimizerOptions { rate: cosine(0.1, 6, 2).unwrap(), ..Default::default() }).unwrap()
+        };
+        let mut whole = fresh(&g[5].copy().unwrap());
+        g.iter().for_each(|g| {
+            whole.apply(std::slice::from_ref(g), None).unwrap();
+        });
+        let mut half = fresh(&g[5].copy().unwrap());
+        g[..3].iter().for_each(|g| {
+            half.apply(std::slice::from_ref(g), None).unwrap();
+        });
+        let mut rest = fresh(&half.params().tensors()[0].copy().unwrap().constant());
+        let state: std::collections::HashMap<_, _> = half.state().unwrap().into_iter().collect();
+        rest.load_state(|name| state.get(name).cloned()).unwrap();
+        g[3..].iter().for_each(|g| {
+            rest.apply(std::slice::from_ref(g), None).unwrap();
+        });
+        let bits = |o: &AdamW| o.params().tensors()[0].to_vec1::<f32>().unwrap();
+        assert_eq!(bits(&whole), bits(&rest));
+        assert_eq!(rest.steps(), 6);
+    }
+
+    #[test]
+    fn the_first_step_names_tensors_that_do_not_learn() {
+        let p = params(&[("x.lora_A", &[1.0]), ("x.lora_B", &[0.0]), ("y", &[1.0])]);
+        let (zero, one) = (row(&[0.0]), row(&[1.0]));
+        let refuse = |g: &[Tensor]| {
+            let mut opt = AdamW::new(p.clone(), OptimizerOptions::default()).unwrap();
+            opt.apply(g, None).map(|_| ()).map_err(|e| e.message)
+        };
+        let message = refuse(&[zero.clone(), one.clone(), zero.clone()]).unwrap_err();
+        assert_eq!(message, "step: every trainable tensor must get a gradient at the first step, got zero for `y`");
+        let message = refuse(&[zero.clone(), zero.clone(), one.clone()]).unwrap_err();
+        assert!(message.ends_with("got zero for `x.lora_A`, `x.lora_B`"), "{message}");
+        let message = refuse(&[zero.clone(), row(&[f64::NAN]), one.clone()]).unwrap_err();
+        assert_eq!(message, "step: the gradient of `x.lora_B` must be finite, got NaN");
+        assert_eq!(refuse(&[zero, one.clone(), one]), Ok(()));
+    }
+
+    #[test]
+    fn a_loss_that_misses_a_tensor_names_it() {
+        let p = params(&[("seen", &[1.0]), ("unseen", &[1.0])]);
+        let mut opt = AdamW::new(p.clone(), OptimizerOptions::default()).unwrap();
+        let loss = p.tensors()[0].sqr().unwrap().sum_all().unwrap();
+        let message = opt.step(&loss, None).unwrap_err().message;
+        assert_eq!(message, "step: every trainable tensor must get a gradient, got none for `unseen`");
+    }
+}

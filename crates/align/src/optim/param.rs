@@ -1,0 +1,74 @@
+//! The trainable tensors of a model, with their names.
+
+use amscript_base::bail;
+use amscript_base::error::Result;
+use amscript_tensor::{DType, Tensor};
+
+/// Trainable tensors, each with the name it has in its model. Clones share the tensors.
+#[derive(Clone, Default)]
+pub struct Params {
+    entries: Vec<(String, Tensor)>,
+}
+
+impl Params {
+    /// From named tensors; each must be trainable (a variable) and f32 or f64.
+    pub fn new(named: impl IntoIterator<Item = (String, Tensor)>) -> Result<Self> {
+        let mut entries = Vec::new();
+        for (name, tensor) in named {
+            if !tensor.is_variable() {
+                bail!(Value, "params: `{name}` must be trainable, got a constant tensor"; hint: "make it with param(tensor)");
+            }
+            if !matches!(tensor.dtype(), DType::F32 | DType::F64) {
+                bail!(Dtype, "params: `{name}` must be f32 or f64, got {:?}", tensor.dtype());
+            }
+            entries.push((name, tensor));
+        }
+        Ok(Self { entries })
+    }
+
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// How many numbers they hold together.
+    pub fn elements(&self) -> usize {
+        self.entries.iter().map(|(_, v)| v.elem_count()).sum()
+    }
+
+    pub fn name(&self, index: usize) -> &str {
+        &self.entries[index].0
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.entries.iter().map(|(name, var)| (name.as_str(), var))
+    }
+
+    /// The tensors themselves, tracked, in order.
+    pub fn tensors(&self) -> Vec<Tensor> {
+        self.entries.iter().map(|(_, v)| v.clone()).collect()
+    }
+
+    /// Overwrites every value by the tensor of the same name; a missing or misshaped one is an error.
+    pub fn load(&self, mut tensor: impl FnMut(&str) -> Option<Tensor>) -> Result<()> {
+        for (name, var) in self.iter() {
+            overwrite(var, tensor(name), name)?;
+        }
+        Ok(())
+    }
+}
+
+/// Copies `value` into `var`, in `var`'s dtype and on its device.
+pub(super) fn overwrite(var: &Tensor, value: Option<Tensor>, name: &str) -> Result<()> {
+    let Some(value) = value else {
+        bail!(Missing, "load: `{name}` must be present, got no tensor of that name");
+    };
+    if value.dims() != var.dims() {
+        bail!(Shape, "load: `{name}` must have shape {:?}, got {:?}", var.dims(), value.dims());
+    }
+    // A copy: `set` refuses a source that shares storage with the variable.
+    var.set(&value.to_dtype(var.dtype())?.to_device(var.device())?.copy()?)
+}

@@ -1,0 +1,12 @@
+//! What every crate of amscript stands on: errors, what belongs to a host ([`context`]), files that appear whole or not at all.
+
+pub mod context;
+pub mod error;
+pub mod file;
+pub mod profile;
+pub mod progress;
+pub mod terminal;
+#[cfg(feature = "rhai")]
+pub mod thrown;
+
+pub use error::{Error, Kind, Result};

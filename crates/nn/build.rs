@@ -1,0 +1,5 @@
+//! Files embedded by `include_dir!` count as sources: adding one rebuilds the crate.
+
+fn main() {
+    println!("cargo:rerun-if-changed=../../assets");
+}

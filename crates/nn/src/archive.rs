@@ -1,0 +1,350 @@
+//! Files of named tensors, opened by their headers: safetensors (also embedded ones) and PyTorch zip files.
+//!
+//! Files are mapped, not read. Sizes, names and offsets are checked against the file before memory is spent on a tensor.
+
+use crate::pickle;
+use amscript_base::bail;
+use amscript_base::error::{Error, Kind, Result};
+use amscript_base::file::Draft;
+use amscript_base::progress::{self, Progress};
+use amscript_tensor::{Array, DType, Device, Tensor};
+use memmap2::Mmap;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Range;
+use std::path::Path;
+
+const MAX_HEADER: u64 = 16 << 20;
+const MAX_TENSORS: usize = 20_000;
+
+/// Type, shape and place of a stored tensor.
+#[derive(Clone, Debug)]
+pub struct TensorEntry {
+    pub dtype: DType,
+    pub shape: Vec<usize>,
+    /// Bytes from the start of the file.
+    pub(super) begin: u64,
+    pub(super) end: u64,
+    /// The last dimension varies slowest.
+    pub(super) reversed: bool,
+}
+
+enum Body {
+    File(Mmap),
+    Embedded(&'static [u8]),
+}
+
+impl Body {
+    /// Gives the pages of a tensor that was copied back to the system.
+    fn release(&self, entry: &TensorEntry) {
+        #[cfg(unix)]
+        if let Self::File(map) = self {
+            let (start, len) = (entry.begin as usize, (entry.end - entry.begin) as usize);
+            // SAFETY: the mapping is of a file and read-only; pages come back from the file when they are touched again.
+            unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, len) }.ok();
+        }
+    }
+}
+
+/// One open file of tensors; tensors are read when asked for.
+pub struct Archive {
+    origin: String,
+    body: Body,
+    entries: BTreeMap<String, TensorEntry>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl Archive {
+    /// Opens a safetensors file, or a PyTorch zip file when the name ends in `.pt`, `.pth`, `.bin` or `.ckpt`.
+    pub fn open(path: &Path) -> Result<Self> {
+        let origin = path.display().to_string();
+        let refused = |e: std::io::Error| Error::new(Kind::File, format!("{origin}: {e}"));
+        let file = File::open(path).map_err(refused)?;
+        if file.metadata().map_err(refused)?.len() == 0 {
+            bail!(File, "{origin}: expected a file of tensors, got 0 bytes");
+        }
+        // SAFETY: weight files are not changed while they are open; one that is cut short meanwhile ends the process.
+        let map = unsafe { Mmap::map(&file) }.map_err(refused)?;
+        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+        let parsed = match extension {
+            "pt" | "pth" | "bin" | "ckpt" => pickle::entries(&map).map(|entries| (entries, BTreeMap::new())),
+            _ => safetensors_entries(&map),
+        };
+        let (entries, metadata) = parsed.map_err(|e| e.within(&origin))?;
+        Ok(Self { origin, body: Body::File(map), entries, metadata })
+    }
+
+    /// Opens safetensors bytes that live in the binary.
+    pub fn embedded(origin: &str, bytes: &'static [u8]) -> Result<Self> {
+        let (entries, metadata) = safetensors_entries(bytes).map_err(|e| e.within(origin))?;
+        Ok(Self { origin: origin.to_string(), body: Body::Embedded(bytes), entries, metadata })
+    }
+
+    /// The file, for messages.
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+
+    pub fn entries(&self) -> &BTreeMap<String, TensorEntry> {
+        &self.entries
+    }
+
+    /// The texts a safetensors header carries beside its tensors.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// Reads one tensor, in its stored type, into host memory.
+    pub fn read(&self, name: &str) -> Result<Tensor> {
+        let rows = self.entry(name)?.shape.first().copied().unwrap_or(1);
+        self.read_rows(name, 0..rows)
+    }
+
+    /// Reads rows of one tensor, in its stored type, into host memory.
+    pub fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Tensor> {
+        let entry = self.entry(name)?;
+        let all = match &self.body {
+            Body::File(map) => &map[..],
+            Body::Embedded(bytes) => bytes,
+        };
+        let bytes = &all[entry.begin as usize..entry.end as usize];
+        let tensor = |bytes: &[u8], shape: &[usize]| {
+            let tensor = Array::from_raw_buffer(bytes, entry.dtype, shape, &Device::Cpu).map(Tensor::from);
+            self.body.release(entry);
+            tensor
+        };
+        let Some((&count, inner)) = entry.shape.split_first() else { return Ok(tensor(bytes, &[])?) };
+        if rows.end > count || rows.start > rows.end {
+            bail!(Shape, "{}: tensor `{name}` has rows 0..{count}, asked for {rows:?}", self.origin);
+        }
+        if entry.reversed {
+            let shape: Vec<usize> = entry.shape.iter().rev().copied().collect();
+            let order: Vec<usize> = (0..shape.len()).rev().collect();
+            return tensor(bytes, &shape)?.permute(order)?.narrow(0, rows.start, rows.len())?.contiguous();
+        }
+        let row = bytes.len() / count.max(1);
+        let shape: Vec<usize> = std::iter::once(rows.len()).chain(inner.iter().copied()).collect();
+        Ok(tensor(&bytes[rows.start * row..rows.end * row], &shape)?)
+    }
+
+    fn entry(&self, name: &str) -> Result<&TensorEntry> {
+        let missing = || Error::new(Kind::Missing, format!("{}: no tensor `{name}`", self.origin));
+        self.entries.get(name).ok_or_else(missing)
+    }
+}
+
+type Header = (BTreeMap<String, TensorEntry>, BTreeMap<String, String>);
+
+fn safetensors_entries(bytes: &[u8]) -> Result<Header> {
+    let length = header_length(bytes, bytes.len() as u64)?;
+    parse_header(&bytes[8..8 + length as usize], bytes.len() as u64)
+}
+
+fn header_length(start: &[u8], size: u64) -> Result<u64> {
+    if start.starts_with(b"PK") {
+        bail!(File, "expected a safetensors file, got a zip file"; hint: "name a PyTorch file `.pt`");
+    }
+    if start.starts_with(b"version ") {
+        bail!(File, "expected a safetensors file, got a Git LFS pointer"; hint: "fetch the file itself with `git lfs pull`");
+    }
+    let Some(Ok(length)) = start.get(..8).map(|bytes| <[u8; 8]>::try_from(bytes).map(u64::from_le_bytes)) else {
+        bail!(File, "expected a safetensors file, got {size} bytes");
+    };
+    if length > MAX_HEADER {
+        bail!(File, "expected a safetensors header of at most {MAX_HEADER} bytes, got {length}";
+            hint: "the file is damaged or not a safetensors file");
+    }
+    if length + 8 > size {
+        bail!(File, "the header needs {} bytes, got a file of {size}", length + 8; hint: "the file is cut off; fetch it again");
+    }
+    Ok(length)
+}
+
+#[derive(Deserialize)]
+struct Field {
+    dtype: String,
+    shape: Vec<usize>,
+    data_offsets: [u64; 2],
+}
+
+fn parse_header(header: &[u8], size: u64) -> Result<Header> {
+    let unreadable =
+        |e: serde_json::Error| Error::new(Kind::File, format!("the safetensors header is not valid ({e})"));
+    let fields: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(header).map_err(unreadable)?;
+    check_count(fields.len())?;
+    let start = 8 + header.len() as u64;
+    let (mut entries, mut metadata) = (BTreeMap::new(), BTreeMap::new());
+    for (name, value) in fields {
+        if name == "__metadata__" {
+            metadata = serde_json::from_value(value).map_err(unreadable)?;
+            continue;
+        }
+        let field: Field = serde_json::from_value(value)
+            .map_err(|e| Error::new(Kind::File, format!("tensor `{name}`: the header entry is not valid ({e})")))?;
+        let [begin, end] = field.data_offsets;
+        let dtype = dtype_of(&field.dtype).map_err(|e| e.within(format!("tensor `{name}`")))?;
+        if end > size - start {
+            bail!(File, "tensor `{name}` ends at byte {} of a file of {size} bytes", start.saturating_add(end);
+                hint: "the file is cut off; fetch it again");
+        }
+        if end.checked_sub(begin).is_none() || end.checked_sub(begin) != byte_size(&field.shape, dtype) {
+            bail!(
+                File,
+                "tensor `{name}`: shape {:?} of {} does not fill bytes {begin}..{end}",
+                field.shape,
+                field.dtype
+            );
+        }
+        let (begin, end) = (start + begin, start + end);
+        entries.insert(name, TensorEntry { dtype, shape: field.shape, begin, end, reversed: false });
+    }
+    check_cover(&entries, start, size)?;
+    Ok((entries, metadata))
+}
+
+/// The tensors lie one after the other and fill the file.
+fn check_cover(entries: &BTreeMap<String, TensorEntry>, start: u64, size: u64) -> Result<()> {
+    let mut order: Vec<(&String, &TensorEntry)> = entries.iter().collect();
+    order.sort_by_key(|(_, entry)| (entry.begin, entry.end));
+    let mut reached = start;
+    for (name, entry) in order {
+        if entry.begin != reached {
+            bail!(File, "tensor `{name}` starts at byte {} where {reached} was expected", entry.begin);
+        }
+        reached = entry.end;
+    }
+    if reached != size {
+        bail!(File, "the tensors end at byte {reached} of a file of {size} bytes");
+    }
+    Ok(())
+}
+
+pub(super) fn check_count(count: usize) -> Result<()> {
+    if count > MAX_TENSORS {
+        bail!(Limit, "expected at most {MAX_TENSORS} tensors, got {count}");
+    }
+    Ok(())
+}
+
+pub(super) fn byte_size(shape: &[usize], dtype: DType) -> Option<u64> {
+    shape.iter().try_fold(dtype.size_in_bytes() as u64, |bytes, &n| bytes.checked_mul(n as u64))
+}
+
+const DTYPES: [(&str, DType); 10] = [
+    ("F32", DType::F32),
+    ("F16", DType::F16),
+    ("BF16", DType::BF16),
+    ("F64", DType::F64),
+    ("F8_E4M3", DType::F8E4M3),
+    ("I64", DType::I64),
+    ("I32", DType::I32),
+    ("I16", DType::I16),
+    ("U32", DType::U32),
+    ("U8", DType::U8),
+];
+
+fn dtype_of(name: &str) -> Result<DType> {
+    match DTYPES.iter().find(|(known, _)| *known == name) {
+        Some((_, dtype)) => Ok(*dtype),
+        None => bail!(Dtype, "type {name} is not supported"),
+    }
+}
+
+/// Writes a safetensors file, whole or not at all. Equal tensors give equal bytes.
+pub fn write<'a>(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
+    metadata: &BTreeMap<String, String>,
+) -> Result<()> {
+    let refused = |e: std::io::Error| Error::new(Kind::File, format!("{}: {e}", path.display()));
+    let tensors: BTreeMap<&str, &Tensor> = tensors.into_iter().collect();
+    let mut header = serde_json::Map::new();
+    if !metadata.is_empty() {
+        header.insert("__metadata__".into(), serde_json::json!(metadata));
+    }
+    let mut offset = 0;
+    for (name, tensor) in &tensors {
+        let Some((dtype, _)) = DTYPES.iter().find(|(_, dtype)| *dtype == tensor.dtype()) else {
+            bail!(Dtype, "{}: tensor `{name}` of type {:?} cannot be saved", path.display(), tensor.dtype());
+        };
+        let end = offset + tensor.elem_count() * tensor.dtype().size_in_bytes();
+        let entry = serde_json::json!({"dtype": dtype, "shape": tensor.dims(), "data_offsets": [offset, end]});
+        header.insert(name.to_string(), entry);
+        offset = end;
+    }
+    let mut header = serde_json::Value::Object(header).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let mut file = Draft::new(path).map_err(refused)?;
+    file.write(&(header.len() as u64).to_le_bytes()).map_err(refused)?;
+    file.write(&header).map_err(refused)?;
+    let shown = format!("saving {}", path.file_name().unwrap_or_default().to_string_lossy());
+    let _shown = Progress::bytes(shown, offset as u64);
+    for tensor in tensors.values() {
+        let tensor = tensor.constant().to_device(&Device::Cpu)?;
+        file.write(&safetensors::View::data(&tensor.array())).map_err(refused)?;
+        progress::bytes((tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64);
+    }
+    file.finish().map_err(refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn file(bytes: &[u8]) -> tempfile::TempPath {
+        let mut file = tempfile::Builder::new().suffix(".safetensors").tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        file.into_temp_path()
+    }
+
+    fn refusal(bytes: &[u8]) -> String {
+        let path = file(bytes);
+        let message = Archive::open(&path).err().expect("refused").to_string();
+        message.replace(&path.display().to_string(), "F")
+    }
+
+    fn with_header(header: &str, body: usize) -> Vec<u8> {
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.resize(bytes.len() + body, 0);
+        bytes
+    }
+
+    #[test]
+    fn written_tensors_come_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.safetensors");
+        let a = Tensor::new(&[[1f32, 2.0], [3.0, 4.0]], &Device::Cpu).unwrap();
+        let b = a.flatten_all().unwrap().to_dtype(DType::F16).unwrap();
+        let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+        write(&path, [("b", &b), ("a", &a.t().unwrap())], &metadata).unwrap();
+        let archive = Archive::open(&path).unwrap();
+        assert_eq!(archive.read("a").unwrap().to_vec2::<f32>().unwrap(), [[1.0, 3.0], [2.0, 4.0]]);
+        assert_eq!(archive.read("b").unwrap().dtype(), DType::F16);
+        let read = safetensors::SafeTensors::deserialize(&std::fs::read(&path).unwrap()).map(|s| s.len());
+        assert_eq!(read.unwrap(), 2);
+    }
+
+    #[test]
+    fn damaged_files_are_refused_by_name() {
+        let one = r#"{"x":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}}"#;
+        assert!(Archive::open(&file(&with_header(one, 16))).is_ok());
+        assert!(refusal(&with_header(one, 12)).contains("F: tensor `x` ends at byte 81 of a file of 77 bytes"));
+        assert!(refusal(&with_header(one, 20)).contains("the tensors end at byte"));
+        let shape = one.replace("[2,2]", "[2,3]");
+        assert!(
+            refusal(&with_header(&shape, 16)).contains("tensor `x`: shape [2, 3] of F32 does not fill bytes 0..16")
+        );
+        let huge = one.replace("[2,2]", "[4294967296,4294967296]");
+        assert!(refusal(&with_header(&huge, 16)).contains("does not fill"));
+        let two = r#"{"x":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"y":{"dtype":"U8","shape":[4],"data_offsets":[2,6]}}"#;
+        assert!(refusal(&with_header(two, 6)).contains("tensor `y` starts at byte"));
+        assert!(refusal(b"PK\x03\x04 zip").contains("got a zip file"));
+        assert!(refusal(b"version https://git-lfs").contains("Git LFS"));
+        assert!(refusal(&u64::MAX.to_le_bytes()).contains("at most 16777216 bytes"));
+        assert!(refusal(b"abc").contains("got 3 bytes"));
+        assert!(refusal(&with_header("{\"x\": 3}", 0)).contains("tensor `x`: the header entry is not valid"));
+    }
+}

@@ -1,0 +1,13 @@
+//! Prompts, class names, and the shapes world: scenes, captions, and the oracle that knows the truth.
+
+pub mod caption;
+pub mod class;
+pub mod distort;
+pub mod font;
+pub mod image;
+pub mod oracle;
+pub mod prompts;
+pub mod shapes;
+
+pub use amscript_base::file::write_whole;
+pub use prompts::Prompts;

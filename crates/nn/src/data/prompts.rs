@@ -1,0 +1,142 @@
+//! Prompt sets: named ones of the shapes world, or a text file with one prompt per line.
+
+use super::caption::Scene;
+use amscript_base::{
+    bail,
+    error::{Error, Kind, Result},
+};
+use amscript_tensor::Rng;
+use std::{
+    path::Path,
+    sync::{Arc, OnceLock},
+};
+
+/// Prompts in groups; sampling takes from each group equally often, indexing runs through them in order.
+#[derive(Clone, Debug)]
+pub struct Prompts {
+    pub name: String,
+    groups: Arc<Vec<Vec<String>>>,
+}
+
+/// Names that are not files.
+pub const NAMES: [&str; 3] = ["shapes/train", "shapes/test", "shapes/single"];
+
+/// Adds the names of the known sets.
+pub fn hint(error: Error) -> Error {
+    error.hint(format!("a file with one prompt per line, or {}", NAMES.map(|n| format!("`{n}`")).join(", ")))
+}
+
+impl std::fmt::Display for Prompts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "prompts({}, {} of them)", self.name, self.len())
+    }
+}
+
+impl Prompts {
+    /// A named set, or a file with one prompt per line (empty lines skipped).
+    pub fn open(name: &str) -> Result<Prompts> {
+        match name {
+            "shapes/train" => Ok(Self { name: name.into(), groups: split(0).clone() }),
+            "shapes/test" => Ok(Self { name: name.into(), groups: split(1).clone() }),
+            "shapes/single" => Self::from_list(name, Scene::all(1).iter().map(Scene::caption).collect()),
+            _ => Self::read(Path::new(name)),
+        }
+    }
+
+    pub fn from_list(name: &str, prompts: Vec<String>) -> Result<Prompts> {
+        if prompts.is_empty() {
+            bail!(Value, "prompts: must hold at least one prompt, got none in `{name}`");
+        }
+        Ok(Self { name: name.into(), groups: Arc::new(vec![prompts]) })
+    }
+
+    /// A text file with one prompt per line (empty lines skipped).
+    pub fn read(path: &Path) -> Result<Prompts> {
+        let text = std::fs::read_to_string(path).map_err(|e| {
+            let message = format!("prompts: must be a file or a known set, got `{}` ({e})", path.display());
+            hint(Error::new(Kind::Missing, message))
+        })?;
+        let lines = text.lines().map(str::trim).filter(|l| !l.is_empty()).map(String::from).collect();
+        Self::from_list(&path.display().to_string(), lines)
+    }
+
+    pub fn len(&self) -> usize {
+        self.groups.iter().map(Vec::len).sum()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The prompt at `index`; negative counts from the end.
+    pub fn get(&self, index: i64) -> Result<String> {
+        let len = self.len() as i64;
+        let wanted = if index < 0 { index + len } else { index };
+        match usize::try_from(wanted).ok().and_then(|i| self.groups.iter().flatten().nth(i)) {
+            Some(prompt) => Ok(prompt.clone()),
+            None => bail!(Value, "prompts: index must lie in -{len}..{len}, got {index}"),
+        }
+    }
+
+    /// `n` prompts in random order, from each group equally often, none twice before its group is used up.
+    pub fn sample(&self, n: usize, rng: &mut Rng) -> Vec<String> {
+        let groups = self.groups.len();
+        let mut out = Vec::with_capacity(n);
+        for (i, group) in self.groups.iter().enumerate() {
+            let wanted = out.len() + n / groups + usize::from(i < n % groups);
+            while out.len() < wanted {
+                let picked = rng.distinct((wanted - out.len()).min(group.len()), group.len());
+                out.extend(picked.into_iter().map(|j| group[j].clone()));
+            }
+        }
+        rng.distinct(n, n).into_iter().map(|i| out[i].clone()).collect()
+    }
+}
+
+/// Captions with one and with two objects, of the training (0) or the held-out (1) part.
+fn split(part: usize) -> &'static Arc<Vec<Vec<String>>> {
+    static PARTS: OnceLock<[Arc<Vec<Vec<String>>>; 2]> = OnceLock::new();
+    let parts = PARTS.get_or_init(|| {
+        let of = |held_out| {
+            let captions =
+                |k| Scene::all(k).iter().filter(|s| s.held_out() == held_out).map(Scene::caption).collect::<Vec<_>>();
+            Arc::new(vec![captions(1), captions(2)])
+        };
+        [of(false), of(true)]
+    });
+    &parts[part]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{collections::HashSet, io::Write};
+
+    #[test]
+    fn named_sets_are_disjoint_and_complete() {
+        let (train, test) = (Prompts::open("shapes/train").unwrap(), Prompts::open("shapes/test").unwrap());
+        let all: HashSet<&String> = train.groups.iter().chain(test.groups.iter()).flatten().collect();
+        assert_eq!(all.len(), train.len() + test.len());
+        assert_eq!(all.len(), 256 + 32768);
+    }
+
+    #[test]
+    fn samples_are_balanced_and_do_not_repeat() {
+        let set = Prompts::open("shapes/test").unwrap();
+        let picked = set.sample(40, &mut Rng::new(1));
+        assert_eq!(picked.iter().collect::<HashSet<_>>().len(), 40);
+        assert_eq!(picked.iter().filter(|p| p.contains(" and ")).count(), 20);
+        assert_eq!(picked, set.sample(40, &mut Rng::new(1)));
+    }
+
+    #[test]
+    fn files_and_indices() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        writeln!(file, "one\n\n two ").unwrap();
+        let set = Prompts::open(file.path().to_str().unwrap()).unwrap();
+        assert_eq!((set.len(), set.get(-1).unwrap()), (2, "two".into()));
+        assert!(set.get(2).unwrap_err().message.contains("got 2"));
+        assert_eq!(set.sample(5, &mut Rng::new(2)).len(), 5);
+        assert!(Prompts::open("shapes/tset").unwrap_err().to_string().contains("shapes/train"));
+    }
+}

@@ -1,0 +1,213 @@
+//! What is known and what is found: every model, its files, their types, sizes and hashes, from headers alone.
+
+use super::source::{Folder, Sources};
+use crate::archive::Archive;
+use crate::digest;
+use amscript_base::bail;
+use amscript_base::error::{Error, Kind, Result};
+use amscript_tensor::DType;
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// Files up to this size are always hashed.
+const SMALL: u64 = 16 << 20;
+/// Folders below a model's own that are looked into.
+const DEPTH: usize = 2;
+
+/// A model by name, and what was found of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Model {
+    pub name: String,
+    /// Where it is published on the Hugging Face hub.
+    pub repository: Option<String>,
+    pub place: Availability,
+    /// The folder.
+    pub path: Option<String>,
+    pub files: Vec<File>,
+}
+
+/// The kind of place where a model was found.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Availability {
+    Missing,
+    Folder,
+    Cache,
+    Embedded,
+}
+
+/// One file of a model.
+#[derive(Clone, Debug, Serialize)]
+pub struct File {
+    /// Folder below the model's, such as `transformer`; empty for the model's own.
+    pub component: String,
+    pub name: String,
+    pub bytes: u64,
+    pub sha256: Option<String>,
+    /// What is wrong with it.
+    pub fault: Option<String>,
+    /// What it holds, when it is a readable file of tensors.
+    pub tensors: Option<Tensors>,
+}
+
+/// What a file of tensors holds.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Tensors {
+    pub count: usize,
+    pub parameters: u64,
+    /// Types of the numbers, such as `bf16`, the most frequent first.
+    pub types: Vec<String>,
+}
+
+impl File {
+    /// The name with its folder.
+    pub fn path(&self) -> String {
+        if self.component.is_empty() { self.name.clone() } else { format!("{}/{}", self.component, self.name) }
+    }
+
+    /// Whether it is one of those that hold tensors, readable or not.
+    pub fn is_weights(&self) -> bool {
+        ends_with(&self.name, &["safetensors", "pt", "pth", "ckpt", "bin"])
+    }
+}
+
+impl Model {
+    /// What lies in a folder.
+    fn of_folder(name: &str, repository: Option<String>, place: Availability, folder: &Folder) -> Self {
+        let mut files = Vec::new();
+        collect(folder, "", DEPTH, &mut files);
+        let path = folder.path().map(|path| path.display().to_string());
+        Self { name: name.to_string(), repository, place, path, files }
+    }
+
+    fn missing(name: &str, repository: &str) -> Self {
+        let repository = Some(repository.to_string());
+        Self { name: name.to_string(), repository, place: Availability::Missing, path: None, files: Vec::new() }
+    }
+
+    /// Bytes of the files whose hash is not known yet.
+    pub fn unhashed(&self) -> u64 {
+        self.files.iter().filter(|file| file.sha256.is_none()).map(|file| file.bytes).sum()
+    }
+
+    /// Hashes the files whose hash is not known yet; progress bars count their bytes.
+    pub fn hash(&mut self) {
+        let root = PathBuf::from(self.path.as_deref().unwrap_or_default());
+        for file in self.files.iter_mut().filter(|file| file.sha256.is_none()) {
+            file.sha256 = digest::hash_file(&root.join(file.path())).ok();
+        }
+    }
+}
+
+/// Every model that is known or found.
+pub fn models(sources: &Sources) -> Vec<Model> {
+    let mut models: Vec<Model> = Vec::new();
+    let mut seen = BTreeSet::new();
+    let known = sources.published().iter().map(|(short, _)| short.to_string()).chain(sources.known().into_keys());
+    for name in known {
+        let model = model(sources, &name);
+        let fresh = model.as_ref().is_ok_and(|m| m.path.is_none() || seen.insert(m.path.clone()));
+        models.extend(model.ok().filter(|_| fresh));
+    }
+    models
+}
+
+/// One model by name or path; a published one that is not found is known all the same.
+pub fn model(sources: &Sources, name: &str) -> Result<Model> {
+    let published = sources.published().iter().find(|(short, _)| *short == name);
+    match (sources.find(name), published) {
+        (Ok(folder), _) => {
+            let cached = |path: &Path| path.parent().is_some_and(|p| p.ends_with("snapshots"));
+            let place = match folder.path() {
+                None => Availability::Embedded,
+                Some(path) if cached(path) => Availability::Cache,
+                Some(_) => Availability::Folder,
+            };
+            let repository = published.map(|(_, repository)| repository.to_string());
+            Ok(Model::of_folder(name, repository, place, &folder))
+        }
+        (Err(_), Some((short, repository))) => Ok(Model::missing(short, repository)),
+        (Err(error), None) => Err(error),
+    }
+}
+
+fn ends_with(name: &str, extensions: &[&str]) -> bool {
+    Path::new(name).extension().and_then(|e| e.to_str()).is_some_and(|e| extensions.contains(&e))
+}
+
+/// The files of a folder and of those below it.
+fn collect(folder: &Folder, component: &str, depth: usize, files: &mut Vec<File>) {
+    for name in folder.names().into_iter().filter(|name| !name.starts_with('.')) {
+        match folder.sub(&name) {
+            Ok(_) if depth == 0 => {}
+            Ok(below) => {
+                let component = if component.is_empty() { name } else { format!("{component}/{name}") };
+                collect(&below, &component, depth - 1, files);
+            }
+            Err(_) => files.push(file(folder, component, name)),
+        }
+    }
+}
+
+fn file(folder: &Folder, component: &str, name: String) -> File {
+    let size = size(folder, &name);
+    let bytes = *size.as_ref().unwrap_or(&0);
+    let mut file = File { component: component.into(), name, bytes, sha256: None, fault: None, tensors: None };
+    match size.and_then(|_| examine(folder, &file)) {
+        Ok(tensors) => file.tensors = tensors,
+        Err(error) => file.fault = Some(plain(&error, folder)),
+    }
+    file.sha256 = known_hash(folder, &file);
+    file
+}
+
+fn size(folder: &Folder, name: &str) -> Result<u64> {
+    let Some(path) = folder.path().map(|path| path.join(name)) else {
+        return Ok(folder.bytes(name)?.len() as u64);
+    };
+    match std::fs::metadata(&path) {
+        Ok(metadata) => Ok(metadata.len()),
+        Err(_) if path.is_symlink() => {
+            bail!(Missing, "what it links to is not there; a download may not have ended")
+        }
+        Err(e) => Err(Error::new(Kind::File, e.to_string())),
+    }
+}
+
+/// What a file of tensors holds; an index is compared with the shards it lists.
+fn examine(folder: &Folder, file: &File) -> Result<Option<Tensors>> {
+    if let Some(stem) = file.name.strip_suffix(".safetensors.index.json") {
+        return folder.weights(stem, DType::F32, &amscript_tensor::Device::Cpu).map(|_| None);
+    }
+    match file.is_weights() {
+        true => folder.archive(&file.name).map(|archive| Some(holds(&archive))),
+        false => Ok(None),
+    }
+}
+
+fn holds(archive: &Archive) -> Tensors {
+    let mut types: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut parameters = 0;
+    for entry in archive.entries().values() {
+        *types.entry(entry.dtype.as_str()).or_default() += 1;
+        parameters += entry.shape.iter().product::<usize>() as u64;
+    }
+    let mut types: Vec<(&str, usize)> = types.into_iter().collect();
+    types.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    let types = types.into_iter().map(|(name, _)| name.to_string()).collect();
+    Tensors { count: archive.entries().len(), parameters, types }
+}
+
+/// The reason without the folder, which is shown beside it.
+fn plain(error: &Error, folder: &Folder) -> String {
+    error.message.replace(&format!("{}/", folder.origin()), "")
+}
+
+/// The hash of a file where it is known without reading, or of a small one.
+fn known_hash(folder: &Folder, file: &File) -> Option<String> {
+    match folder.known_hash(&file.name) {
+        None if file.bytes <= SMALL => folder.hash(&file.name),
+        known => known,
+    }
+}

@@ -1,0 +1,357 @@
+//! LoRA files: which modules their tensors change, whatever names the file uses, and back.
+//!
+//! A pair `A [rank, in]`, `B [out, rank]` changes a weight by `alpha / rank B A`. Read are the names of diffusers and PEFT
+//! (`lora_A`, `lora_B`), of kohya (`lora_down`, `lora_up`), with the module named as in the model or in its other published
+//! layout, below any of the usual prefixes or none. Alpha comes from a tensor `<module>.alpha`, else from the header's
+//! `lora_adapter_metadata` (diffusers), else from an `adapter_config.json` beside the file (PEFT), else it is the rank.
+
+use crate::archive::{self, Archive};
+use amscript_base::bail;
+use amscript_base::error::{Error, Kind, Result, nearest};
+use amscript_tensor::op::Lora;
+use amscript_tensor::{DType, Device, Tensor};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+
+/// Prefixes of module names, beside the component's; several may follow one another.
+const PREFIXES: [&str; 5] = ["base_model.model.", "base_model.", "diffusion_model.", "model.", "unet."];
+
+/// Prefixes of module names written with underscores.
+const FLAT_PREFIXES: [&str; 2] = ["lora_unet_", "lora_transformer_"];
+
+/// What a tensor of a pair is called.
+const ROLES: [(&str, Role); 9] = [
+    (".lora_A.weight", Role::A),
+    (".lora_B.weight", Role::B),
+    (".lora_A.default.weight", Role::A),
+    (".lora_B.default.weight", Role::B),
+    (".lora_down.weight", Role::A),
+    (".lora_up.weight", Role::B),
+    (".lora.down.weight", Role::A),
+    (".lora.up.weight", Role::B),
+    (".alpha", Role::Alpha),
+];
+
+/// Parts of the names of other adapters, which are refused.
+const OTHERS: [(&str, &str); 6] = [
+    ("lora_magnitude_vector", "DoRA"),
+    ("dora_scale", "DoRA"),
+    ("lokr_", "LoKr"),
+    ("hada_", "LoHa"),
+    ("oft_", "OFT"),
+    ("lora_mid", "a convolution's LoRA"),
+];
+
+#[derive(Clone, Copy, PartialEq)]
+enum Role {
+    A,
+    B,
+    Alpha,
+}
+
+/// How a file names and stores its adapters.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Form {
+    /// `<component>.<module>.lora_A.weight`, modules as in the model.
+    Diffusers,
+    /// `lora_unet_<module>.lora_down.weight` and `.alpha`, modules as in the other layout, with underscores.
+    Kohya,
+}
+
+/// A linear module in a model's other published layout.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Alias {
+    pub module: String,
+    /// Place among the matrices that are stacked there as one.
+    pub part: usize,
+    /// The two halves of its rows change places.
+    pub swapped: bool,
+}
+
+/// The names of a model's linear modules.
+pub struct Names<'a> {
+    /// Prefix of the diffusers form.
+    pub component: &'a str,
+    /// `[out, in]` by name.
+    pub linears: &'a BTreeMap<String, [usize; 2]>,
+    pub alias: &'a dyn Fn(&str) -> Option<Alias>,
+}
+
+/// Rows of a matrix in a file, and the module they belong to.
+#[derive(Clone, Debug)]
+struct Slot {
+    module: String,
+    rows: Range<usize>,
+    swapped: bool,
+}
+
+/// One module of a file: the names of its tensors.
+#[derive(Default)]
+struct Pair {
+    a: Option<String>,
+    b: Option<String>,
+    alpha: Option<String>,
+}
+
+impl Names<'_> {
+    /// The modules of the other layout, each with the modules stacked in it, in order. What has one name only stands by itself.
+    fn stacks(&self) -> BTreeMap<String, Vec<Slot>> {
+        let mut stacks: BTreeMap<String, BTreeMap<usize, Slot>> = BTreeMap::new();
+        for (module, [out, _]) in self.linears {
+            let own = || Alias { module: module.clone(), part: 0, swapped: false };
+            let Alias { module: stack, part, swapped } = (self.alias)(module).unwrap_or_else(own);
+            let slot = Slot { module: module.clone(), rows: 0..*out, swapped };
+            stacks.entry(stack).or_default().insert(part, slot);
+        }
+        let placed = |slots: BTreeMap<usize, Slot>| {
+            let mut start = 0;
+            let place = |slot: Slot| {
+                let rows = start..start + slot.rows.len();
+                start = rows.end;
+                Slot { rows, ..slot }
+            };
+            slots.into_values().map(place).collect()
+        };
+        stacks.into_iter().map(|(name, slots)| (name, placed(slots))).collect()
+    }
+
+    /// Every name a file may use for a module or a stack of them, without prefix.
+    fn known(&self) -> BTreeMap<String, Vec<Slot>> {
+        let whole = |(module, [out, _]): (&String, &[usize; 2])| {
+            (module.clone(), vec![Slot { module: module.clone(), rows: 0..*out, swapped: false }])
+        };
+        let mut known = self.stacks();
+        known.extend(self.linears.iter().map(whole));
+        known
+    }
+
+    /// The name without prefixes, and whether it is written with underscores.
+    fn bare<'n>(&self, name: &'n str) -> (&'n str, bool) {
+        if let Some(flat) = FLAT_PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix)) {
+            return (flat, true);
+        }
+        let component = |name: &'n str| name.strip_prefix(self.component)?.strip_prefix('.');
+        let shorter = |name: &'n str| component(name).or_else(|| PREFIXES.iter().find_map(|p| name.strip_prefix(p)));
+        let mut bare = name;
+        while let Some(rest) = shorter(bare) {
+            bare = rest;
+        }
+        (bare, false)
+    }
+}
+
+fn flat(name: &str) -> String {
+    name.replace('.', "_")
+}
+
+/// The adapters of a file by module, in `dtype` on `device`; every tensor of the file is used, or it is an error.
+pub fn read(path: &Path, names: &Names, dtype: DType, device: &Device) -> Result<BTreeMap<String, Lora>> {
+    let archive = Archive::open(path)?;
+    let origin = archive.origin();
+    let alphas = Alphas::of(&archive, path, names.component).map_err(|e| e.within(origin))?;
+    let known = names.known();
+    let flattened: BTreeMap<String, &Vec<Slot>> = known.iter().map(|(name, slots)| (flat(name), slots)).collect();
+    let mut adapters = BTreeMap::new();
+    for (stem, pair) in pairs(&archive)? {
+        let (bare, is_flat) = names.bare(&stem);
+        let slots = if is_flat { flattened.get(bare).copied() } else { known.get(bare) };
+        let Some(slots) = slots else {
+            let any = pair.a.or(pair.b).or(pair.alpha).unwrap_or_default();
+            let names = flattened.keys().filter(|_| is_flat).chain(known.keys().filter(|_| !is_flat));
+            let error =
+                Error::new(Kind::Name, format!("{origin}: tensor `{any}`: the model has no linear module `{bare}`"));
+            return Err(match nearest(bare, names.map(String::as_str)) {
+                Some(near) => error.hint(format!("the nearest is `{near}`")),
+                None => error.hint("the file was made for another model or part of one"),
+            });
+        };
+        let (Some(a), Some(b)) = (&pair.a, &pair.b) else {
+            let (there, lacks) = (pair.a.as_ref().or(pair.b.as_ref()).or(pair.alpha.as_ref()), pair.a.is_some());
+            let (there, lacks) =
+                (there.map_or("", |n| n), if lacks { "B (lora_B, lora_up)" } else { "A (lora_A, lora_down)" });
+            bail!(Missing, "{origin}: tensor `{there}` must have its partner {lacks} beside it, got none");
+        };
+        let out = slots.last().map_or(0, |slot| slot.rows.end);
+        let inner = names.linears[&slots[0].module][1];
+        let shape = |name: &str| archive.entries()[name].shape.as_slice();
+        let rank = shape(a).first().copied().unwrap_or(0);
+        if rank == 0 || shape(a) != [rank, inner] || shape(b) != [out, rank] {
+            bail!(Shape, "{origin}: tensors `{a}` and `{b}` must have shapes [rank, {inner}] and [{out}, rank], got {:?} and {:?}",
+                shape(a), shape(b); hint: "the file was made for a model of another size");
+        }
+        let tensor = |name: &str| -> Result<Tensor> { archive.read(name)?.to_dtype(dtype)?.to_device(device) };
+        let scale = match &pair.alpha {
+            Some(alpha) => scalar(&archive, alpha)? / rank as f64,
+            None => alphas.scale(bare, rank),
+        };
+        let (a, b) = (tensor(a)?, tensor(b)?);
+        for slot in slots {
+            let rows = b.narrow(0, slot.rows.start, slot.rows.len())?;
+            let rows = if slot.swapped { swap_halves(&rows)? } else { rows.copy()? };
+            if adapters.insert(slot.module.clone(), Lora { a: a.clone(), b: rows, scale }).is_some() {
+                bail!(File, "{origin}: module `{}` is changed twice, the second time by `{stem}`", slot.module);
+            }
+        }
+    }
+    if adapters.is_empty() {
+        bail!(File, "{origin}: expected LoRA tensors such as `{}.<module>.lora_A.weight`, got none", names.component);
+    }
+    Ok(adapters)
+}
+
+/// The file's modules; a tensor that is not part of a LoRA is an error.
+fn pairs(archive: &Archive) -> Result<BTreeMap<String, Pair>> {
+    let mut pairs: BTreeMap<String, Pair> = BTreeMap::new();
+    for name in archive.entries().keys() {
+        let origin = archive.origin();
+        if let Some((_, kind)) = OTHERS.iter().find(|(part, _)| name.contains(part)) {
+            bail!(File, "{origin}: tensor `{name}` belongs to {kind}; only plain LoRA is read");
+        }
+        let Some((stem, role)) = ROLES.iter().find_map(|(end, role)| Some((name.strip_suffix(end)?, *role))) else {
+            bail!(
+                File,
+                "{origin}: expected pairs `<module>.lora_A.weight`, `.lora_B.weight` (or lora_down, lora_up) and `.alpha`, got tensor `{name}`"
+            );
+        };
+        let pair = pairs.entry(stem.to_string()).or_default();
+        let place = match role {
+            Role::A => &mut pair.a,
+            Role::B => &mut pair.b,
+            Role::Alpha => &mut pair.alpha,
+        };
+        if let Some(other) = place.replace(name.clone()) {
+            bail!(File, "{origin}: tensors `{other}` and `{name}` are the same part of one module");
+        }
+    }
+    Ok(pairs)
+}
+
+fn scalar(archive: &Archive, name: &str) -> Result<f64> {
+    let shape = &archive.entries()[name].shape;
+    if shape.iter().product::<usize>() != 1 {
+        bail!(Shape, "{}: tensor `{name}` must hold one number, got shape {shape:?}", archive.origin());
+    }
+    archive.read(name)?.to_dtype(DType::F64)?.flatten_all()?.get(0)?.to_scalar()
+}
+
+fn swap_halves(x: &Tensor) -> Result<Tensor> {
+    let half = x.dim(0)? / 2;
+    Tensor::cat(&[x.narrow(0, half, half)?, x.narrow(0, 0, half)?], 0)
+}
+
+/// Alphas that the file's metadata give.
+#[derive(Default)]
+struct Alphas {
+    alpha: Option<f64>,
+    /// By the end of the module's name, first match first; `^` in front: the whole name.
+    patterns: Vec<(String, f64)>,
+    /// The change is divided by the root of the rank instead of the rank.
+    by_root: bool,
+}
+
+impl Alphas {
+    fn of(archive: &Archive, path: &Path, component: &str) -> Result<Self> {
+        if let Some(text) = archive.metadata().get("lora_adapter_metadata") {
+            return Self::parse(text.as_bytes(), &format!("{component}."))
+                .map_err(|e| e.within("lora_adapter_metadata"));
+        }
+        let config = path.with_file_name("adapter_config.json");
+        let peft = path.file_stem().is_some_and(|stem| stem == "adapter_model");
+        match std::fs::read(&config) {
+            Ok(bytes) if peft => Self::parse(&bytes, "").map_err(|e| e.within("adapter_config.json")),
+            _ => Ok(Self::default()),
+        }
+    }
+
+    fn parse(json: &[u8], prefix: &str) -> Result<Self> {
+        let value: Value =
+            serde_json::from_slice(json).map_err(|e| Error::new(Kind::File, format!("not valid ({e})")))?;
+        let field = |name: &str| value.get(format!("{prefix}{name}")).unwrap_or(&Value::Null);
+        if field("use_dora").as_bool() == Some(true) {
+            bail!(File, "the adapters are DoRA; only plain LoRA is read");
+        }
+        let mut patterns = Vec::new();
+        for (key, alpha) in field("alpha_pattern").as_object().into_iter().flatten() {
+            let plain = key.replace("\\.", ".");
+            let Some(alpha) = alpha
+                .as_f64()
+                .filter(|_| !plain.trim_start_matches('^').contains(['\\', '*', '+', '?', '[', '(', '|', '$']))
+            else {
+                bail!(File, "alpha_pattern: expected ends of module names and numbers, got `{key}`: {alpha}");
+            };
+            patterns.push((plain, alpha));
+        }
+        Ok(Self { alpha: field("lora_alpha").as_f64(), patterns, by_root: field("use_rslora").as_bool() == Some(true) })
+    }
+
+    fn scale(&self, module: &str, rank: usize) -> f64 {
+        let matches = |pattern: &str| match pattern.strip_prefix('^') {
+            Some(whole) => module == whole,
+            None => module.strip_suffix(pattern).is_some_and(|head| head.is_empty() || head.ends_with('.')),
+        };
+        let special = self.patterns.iter().find(|(pattern, _)| matches(pattern)).map(|(_, alpha)| *alpha);
+        let divisor = if self.by_root { (rank as f64).sqrt() } else { rank as f64 };
+        special.or(self.alpha).map_or(1.0, |alpha| alpha / divisor)
+    }
+}
+
+/// Writes adapters with their scale folded into B, in `dtype` or as they are.
+pub fn write(
+    path: &Path,
+    adapters: &BTreeMap<String, Lora>,
+    names: &Names,
+    form: Form,
+    dtype: Option<DType>,
+) -> Result<()> {
+    let mut tensors = BTreeMap::new();
+    let stored = |x: &Tensor| x.to_dtype(dtype.unwrap_or(x.dtype()))?.copy();
+    match form {
+        Form::Diffusers => {
+            for (module, lora) in adapters {
+                let name = format!("{}.{module}", names.component);
+                tensors.insert(format!("{name}.lora_A.weight"), stored(&lora.a.constant())?);
+                tensors.insert(format!("{name}.lora_B.weight"), stored(&folded(lora)?)?);
+            }
+        }
+        Form::Kohya => {
+            for (name, slots) in names.stacks() {
+                if let Some((a, b)) = stacked(&slots, adapters)? {
+                    let name = format!("lora_unet_{}", flat(&name));
+                    let alpha = Tensor::new(a.dim(0)? as f32, &Device::Cpu)?;
+                    tensors.insert(format!("{name}.lora_down.weight"), stored(&a)?);
+                    tensors.insert(format!("{name}.lora_up.weight"), stored(&b)?);
+                    tensors.insert(format!("{name}.alpha"), stored(&alpha)?);
+                }
+            }
+        }
+    }
+    let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+    archive::write(path, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), &metadata)
+}
+
+/// `scale B`
+fn folded(lora: &Lora) -> Result<Tensor> {
+    lora.b.constant() * lora.scale
+}
+
+/// The adapters of stacked modules as one: ranks side by side, `B` in blocks on the diagonal. `None` where none is adapted.
+fn stacked(slots: &[Slot], adapters: &BTreeMap<String, Lora>) -> Result<Option<(Tensor, Tensor)>> {
+    let there: Vec<&Lora> = slots.iter().filter_map(|slot| adapters.get(&slot.module)).collect();
+    let Some(first) = there.first() else { return Ok(None) };
+    let rank: usize = there.iter().map(|lora| lora.a.dims()[0]).sum();
+    let (mut rows, mut start) = (Vec::new(), 0); // start: of the module's columns
+    for slot in slots {
+        let Some(lora) = adapters.get(&slot.module) else {
+            rows.push(Tensor::zeros((slot.rows.len(), rank), first.b.dtype(), first.b.device())?);
+            continue;
+        };
+        let b = if slot.swapped { swap_halves(&folded(lora)?)? } else { folded(lora)? };
+        let end = start + b.dim(1)?;
+        rows.push(b.pad_with_zeros(1, start, rank - end)?);
+        start = end;
+    }
+    let a: Vec<Tensor> = there.iter().map(|lora| lora.a.constant()).collect();
+    Ok(Some((Tensor::cat(&a, 0)?, Tensor::cat(&rows, 0)?)))
+}

@@ -1,0 +1,430 @@
+//! Where models are: a name or path becomes a `Folder` on disk, in the Hugging Face cache, or embedded in the binary.
+
+use crate::archive::Archive;
+use crate::digest;
+use crate::weights::Weights;
+use amscript_base::bail;
+use amscript_base::error::{Error, Kind, Result, nearest};
+use amscript_base::progress::Progress;
+use amscript_tensor::{DType, Device};
+use include_dir::{Dir, include_dir};
+use serde::de::DeserializeOwned;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{self, Path, PathBuf};
+
+static ASSETS: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/../../assets");
+
+/// A folder of model files, read-only.
+#[derive(Clone, Debug)]
+pub struct Folder {
+    place: FolderRoot,
+}
+
+#[derive(Clone, Debug)]
+enum FolderRoot {
+    Disk(PathBuf),
+    Embedded(&'static Dir<'static>),
+}
+
+impl Folder {
+    /// A folder on disk.
+    pub fn disk(path: impl Into<PathBuf>) -> Self {
+        Self { place: FolderRoot::Disk(path.into()) }
+    }
+
+    /// A folder of the embedded assets such as `tiny/flux2`.
+    pub fn embedded(name: &str) -> Option<Self> {
+        ASSETS.get_dir(name).map(|dir| Self { place: FolderRoot::Embedded(dir) })
+    }
+
+    /// Where it is, for messages.
+    pub fn origin(&self) -> String {
+        match &self.place {
+            FolderRoot::Disk(path) => path.display().to_string(),
+            FolderRoot::Embedded(dir) => format!("embedded {}", dir.path().display()),
+        }
+    }
+
+    /// The path of a folder on disk.
+    pub fn path(&self) -> Option<&Path> {
+        match &self.place {
+            FolderRoot::Disk(path) => Some(path),
+            FolderRoot::Embedded(_) => None,
+        }
+    }
+
+    pub fn sub(&self, name: &str) -> Result<Self> {
+        let found = match &self.place {
+            FolderRoot::Disk(path) => Some(path.join(name)).filter(|path| path.is_dir()).map(Self::disk),
+            FolderRoot::Embedded(dir) => {
+                dir.get_dir(dir.path().join(name)).map(|dir| Self { place: FolderRoot::Embedded(dir) })
+            }
+        };
+        found.ok_or_else(|| self.lacks(name))
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        match &self.place {
+            FolderRoot::Disk(path) => path.join(name).exists(),
+            FolderRoot::Embedded(dir) => dir.contains(dir.path().join(name)),
+        }
+    }
+
+    /// Names of the files and folders in it, in order.
+    pub fn names(&self) -> BTreeSet<String> {
+        match &self.place {
+            FolderRoot::Disk(path) => path
+                .read_dir()
+                .into_iter()
+                .flatten()
+                .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+                .collect(),
+            FolderRoot::Embedded(dir) => {
+                dir.entries().iter().filter_map(|e| Some(e.path().file_name()?.to_str()?.to_string())).collect()
+            }
+        }
+    }
+
+    pub fn bytes(&self, name: &str) -> Result<Cow<'static, [u8]>> {
+        match &self.place {
+            FolderRoot::Disk(path) => std::fs::read(path.join(name)).map(Cow::Owned).map_err(|_| self.lacks(name)),
+            FolderRoot::Embedded(dir) => match dir.get_file(dir.path().join(name)) {
+                Some(file) => Ok(Cow::Borrowed(file.contents())),
+                None => Err(self.lacks(name)),
+            },
+        }
+    }
+
+    /// A JSON file as a typed config; fields it does not know are ignored.
+    pub fn json<T: DeserializeOwned>(&self, name: &str) -> Result<T> {
+        serde_json::from_slice(&self.bytes(name)?)
+            .map_err(|e| Error::new(Kind::File, format!("{}/{name}: {e}", self.origin())))
+    }
+
+    pub fn archive(&self, name: &str) -> Result<Archive> {
+        match (&self.place, self.bytes_if_embedded(name)) {
+            (FolderRoot::Disk(path), _) if path.join(name).is_file() => Archive::open(&path.join(name)),
+            (_, Some(bytes)) => Archive::embedded(&format!("{}/{name}", self.origin()), bytes),
+            _ => Err(self.lacks(name)),
+        }
+    }
+
+    /// SHA-256 of a file, where it costs nothing: of what is embedded, and in the Hugging Face cache, whose blobs are named by it.
+    pub fn known_hash(&self, name: &str) -> Option<String> {
+        let FolderRoot::Disk(folder) = &self.place else {
+            return self.bytes(name).ok().map(|bytes| digest::hash(&bytes));
+        };
+        let blob =
+            std::fs::read_link(folder.join(name)).ok().filter(|to| to.parent().is_some_and(|p| p.ends_with("blobs")));
+        let hash = blob.and_then(|to| to.file_name()?.to_str().map(String::from));
+        hash.filter(|hash| hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit()))
+    }
+
+    /// SHA-256 of a file, read where it must be.
+    pub fn hash(&self, name: &str) -> Option<String> {
+        self.known_hash(name).or_else(|| {
+            let path = self.path()?.join(name);
+            let _shown =
+                Progress::bytes(format!("hashing {name}"), std::fs::metadata(&path).map_or(0, |found| found.len()));
+            digest::hash_file(&path).ok()
+        })
+    }
+
+    fn bytes_if_embedded(&self, name: &str) -> Option<&'static [u8]> {
+        match &self.place {
+            FolderRoot::Disk(_) => None,
+            FolderRoot::Embedded(dir) => dir.get_file(dir.path().join(name)).map(|file| file.contents()),
+        }
+    }
+
+    /// The weights in [`Folder::archives`].
+    pub fn weights(&self, stem: &str, dtype: DType, device: &Device) -> Result<Weights> {
+        Weights::open(self.archives(stem)?, dtype, device)
+    }
+
+    /// `{stem}.safetensors`, or the shards that `{stem}.safetensors.index.json` lists.
+    pub fn archives(&self, stem: &str) -> Result<Vec<Archive>> {
+        let index = format!("{stem}.safetensors.index.json");
+        if !self.has(&index) {
+            return Ok(vec![self.archive(&format!("{stem}.safetensors"))?]);
+        }
+        #[derive(serde::Deserialize)]
+        struct Index {
+            weight_map: BTreeMap<String, String>,
+        }
+        let map = self.json::<Index>(&index)?.weight_map;
+        let shards: BTreeSet<&String> = map.values().collect();
+        if let Some(shard) = shards.iter().find(|shard| !plain(shard)) {
+            bail!(File, "{}/{index}: a shard must be a file beside it, got `{shard}`", self.origin());
+        }
+        let archives = shards.into_iter().map(|shard| self.archive(shard)).collect::<Result<Vec<_>>>()?;
+        for (name, shard) in &map {
+            if !archives.iter().any(|archive| archive.entries().contains_key(name)) {
+                bail!(Missing, "{}/{shard}: tensor `{name}` is missing, though the index lists it", self.origin());
+            }
+        }
+        Ok(archives)
+    }
+
+    fn lacks(&self, name: &str) -> Error {
+        let names = self.names();
+        let error = Error::new(Kind::File, format!("{}: no readable `{name}`", self.origin()));
+        match nearest(name, names.iter().map(String::as_str)) {
+            Some(near) if near != name => error.hint(format!("the nearest name there is `{near}`")),
+            _ => error,
+        }
+    }
+}
+
+/// The files of one part of a model: a folder in the Hugging Face layout, or a single file of weights.
+#[derive(Clone, Debug)]
+pub enum Component {
+    Folder(Folder),
+    File(PathBuf),
+}
+
+impl Component {
+    /// A folder or file on disk.
+    pub fn at(path: &Path) -> Result<Self> {
+        match (path.is_dir(), path.is_file()) {
+            (true, _) => Ok(Self::Folder(Folder::disk(path))),
+            (_, true) => Ok(Self::File(path.into())),
+            _ => bail!(Missing, "{}: expected a folder or file of weights, got neither", path.display()),
+        }
+    }
+
+    pub fn archives(&self) -> Result<Vec<Archive>> {
+        match self {
+            Self::Folder(folder) => folder.archives("diffusion_pytorch_model"),
+            Self::File(path) => Ok(vec![Archive::open(path)?]),
+        }
+    }
+
+    /// The `config.json` of a folder; a single file has none.
+    pub fn config<T: DeserializeOwned>(&self) -> Result<Option<T>> {
+        match self {
+            Self::Folder(folder) => folder.json("config.json").map(Some),
+            Self::File(_) => Ok(None),
+        }
+    }
+}
+
+/// A relative name that stays below the folder it is looked up in.
+fn plain(name: &str) -> bool {
+    !name.is_empty() && Path::new(name).components().all(|c| matches!(c, path::Component::Normal(_)))
+}
+
+/// The places where names are looked up, in order; the embedded tiny family comes last.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// Folders that hold models by name: `--models`, `AMSCRIPT_MODELS`.
+    folders: Vec<PathBuf>,
+    /// Hub caches in the `models--org--name/snapshots/..` layout.
+    caches: Vec<PathBuf>,
+    /// Short names of published models, and the repositories that hold them.
+    published: Vec<(&'static str, &'static str)>,
+}
+
+impl Sources {
+    /// The folder of `--models`, if given, then `AMSCRIPT_MODELS`, then the Hugging Face cache.
+    pub fn new(models: Option<&Path>) -> Self {
+        let env = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let cache = env("HF_HUB_CACHE")
+            .or_else(|| env("HF_HOME").map(|home| home.join("hub")))
+            .or_else(|| env("HOME").map(|home| home.join(".cache/huggingface/hub")));
+        Self {
+            folders: models.map(Path::to_path_buf).into_iter().chain(env("AMSCRIPT_MODELS")).collect(),
+            caches: cache.into_iter().collect(),
+            published: Vec::new(),
+        }
+    }
+
+    /// The same with short names of published models, and the Hugging Face repositories that hold them.
+    pub fn publishing(mut self, names: impl IntoIterator<Item = (&'static str, &'static str)>) -> Self {
+        for name in names {
+            if !self.published.contains(&name) {
+                self.published.push(name);
+            }
+        }
+        self
+    }
+
+    /// Short names of published models, and their repositories.
+    pub fn published(&self) -> &[(&'static str, &'static str)] {
+        &self.published
+    }
+
+    /// All folders that are searched.
+    pub fn places(&self) -> impl Iterator<Item = &Path> {
+        self.folders.iter().chain(&self.caches).map(PathBuf::as_path)
+    }
+
+    /// The folder of a model: a path, or a name as in [`Sources::named`].
+    pub fn find(&self, name: &str) -> Result<Folder> {
+        if Path::new(name).is_dir() { Ok(Folder::disk(name)) } else { self.named(name) }
+    }
+
+    /// A file of weights: a path, or the name of a file in one of the model folders.
+    pub fn file(&self, name: &str) -> Option<PathBuf> {
+        let inside = self.folders.iter().filter(|_| plain(name)).map(|folder| folder.join(name));
+        std::iter::once(PathBuf::from(name)).chain(inside).find(|path| path.is_file())
+    }
+
+    /// The folder of a model by name: short (see [`Sources::publishing`]), a repository such as `org/name`, or a tiny model.
+    pub fn named(&self, name: &str) -> Result<Folder> {
+        let repository =
+            self.published.iter().find(|(short, _)| *short == name).map_or(name, |(_, repository)| repository);
+        let found = plain(name)
+            .then(|| self.folders.iter().find_map(|folder| in_folder(folder, name, repository)))
+            .flatten()
+            .or_else(|| self.caches.iter().find_map(|cache| snapshot(cache, repository)))
+            .map(Folder::disk)
+            .or_else(|| Folder::embedded(name));
+        found.ok_or_else(|| self.not_found(name, repository))
+    }
+
+    fn not_found(&self, name: &str, repository: &str) -> Error {
+        let mut places: Vec<String> =
+            self.folders.iter().chain(&self.caches).map(|place| place.display().to_string()).collect();
+        places.push("the embedded tiny family".into());
+        let known = self.known();
+        let published = self.published.iter().any(|(_, r)| *r == repository);
+        let hint = match nearest(name, known.keys().map(String::as_str)) {
+            _ if published => format!("fetch it with `hf download {repository}`, or give its folder with --models"),
+            Some(near) => format!("the nearest name is `{near}`; `models()` lists all"),
+            None => format!("known here: {}", known.into_keys().collect::<Vec<_>>().join(", ")),
+        };
+        let message = format!("expected a model folder or name, got `{name}`; looked in {}", places.join(", "));
+        Error::new(Kind::Missing, message).hint(hint)
+    }
+
+    /// Names that can be found now, and where each is.
+    pub fn known(&self) -> BTreeMap<String, String> {
+        let on_disk = self.folders.iter().flat_map(|folder| models_below(folder));
+        let cached = self.caches.iter().flat_map(|cache| {
+            below(cache).into_keys().filter_map(|name| {
+                let repository = name.strip_prefix("models--")?.replacen("--", "/", 1);
+                snapshot(cache, &repository).map(|path| (repository, path))
+            })
+        });
+        let mut known = BTreeMap::new();
+        for (name, path) in on_disk.chain(cached) {
+            known.entry(name).or_insert_with(|| path.display().to_string());
+        }
+        for dir in ASSETS.get_dir("tiny").into_iter().flat_map(|tiny| tiny.dirs()) {
+            known.entry(dir.path().display().to_string()).or_insert_with(|| "embedded".into());
+        }
+        known
+    }
+}
+
+/// Below `folder` by its name, its repository, or the repository's last part; a tiny model by its whole name only.
+fn in_folder(folder: &Path, name: &str, repository: &str) -> Option<PathBuf> {
+    let last = repository.rsplit('/').next().filter(|_| !name.starts_with("tiny/")).unwrap_or(repository);
+    [name, repository, last].into_iter().map(|name| folder.join(name)).find(|path| path.is_dir())
+}
+
+/// The snapshot that `refs/main` names, else the only or last one.
+fn snapshot(cache: &Path, repository: &str) -> Option<PathBuf> {
+    let root = cache.join(format!("models--{}", repository.replace('/', "--")));
+    let main = std::fs::read_to_string(root.join("refs/main")).unwrap_or_default();
+    let named = root.join("snapshots").join(main.trim());
+    if plain(main.trim()) && named.is_dir() {
+        return Some(named);
+    }
+    below(&root.join("snapshots")).into_values().next_back()
+}
+
+fn below(folder: &Path) -> BTreeMap<String, PathBuf> {
+    let entries = folder.read_dir().into_iter().flatten().flatten();
+    let folders = entries.filter(|entry| entry.path().is_dir());
+    folders.filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path()))).collect()
+}
+
+/// Models by name, `a` or `a/b`; what lies inside a model is not one itself.
+fn models_below(folder: &Path) -> Vec<(String, PathBuf)> {
+    let nested = |(name, path): (String, PathBuf)| match is_model(&path) {
+        true => vec![(name, path)],
+        false => {
+            below(&path).into_iter().filter(|(_, p)| is_model(p)).map(|(n, p)| (format!("{name}/{n}"), p)).collect()
+        }
+    };
+    below(folder).into_iter().flat_map(nested).collect()
+}
+
+/// Has a config or weights of its own.
+fn is_model(path: &Path) -> bool {
+    Folder::disk(path).names().iter().any(|name| {
+        ["model_index.json", "config.json", "open_clip_config.json"].contains(&name.as_str()) || name.ends_with(".pt")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::Init;
+    use amscript_tensor::Rng;
+
+    fn sources(folder: &Path) -> Sources {
+        let published = vec![("hpsv2", "xswu/HPSv2"), ("flux2", "black-forest-labs/FLUX.2-klein-base-4B")];
+        Sources { folders: vec![folder.join("models")], caches: vec![folder.join("hub")], published }
+    }
+
+    fn touch(path: PathBuf) {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, "{}").unwrap();
+    }
+
+    #[test]
+    fn names_are_looked_up_in_order() {
+        let root = tempfile::tempdir().unwrap();
+        let sources = sources(root.path());
+        let hub = root.path().join("hub/models--xswu--HPSv2");
+        touch(hub.join("snapshots/a/HPS.pt"));
+        touch(hub.join("snapshots/b/HPS.pt"));
+        assert!(sources.find("hpsv2").unwrap().path().unwrap().ends_with("snapshots/b"));
+        std::fs::create_dir_all(hub.join("refs")).unwrap();
+        std::fs::write(hub.join("refs/main"), "a\n").unwrap();
+        assert!(sources.find("xswu/HPSv2").unwrap().path().unwrap().ends_with("snapshots/a"));
+        touch(root.path().join("models/HPSv2/HPS.pt"));
+        assert!(sources.find("hpsv2").unwrap().path().unwrap().ends_with("models/HPSv2"));
+        assert_eq!(sources.known().len(), 2 + Sources::default().known().len());
+        touch(root.path().join("models/flux2/config.json"));
+        assert!(sources.find("tiny/flux2").unwrap().path().is_none());
+    }
+
+    #[test]
+    fn a_name_not_found_says_where_it_was_sought() {
+        let root = tempfile::tempdir().unwrap();
+        let error = sources(root.path()).find("hpsv2").unwrap_err();
+        assert_eq!(error.kind, Kind::Missing);
+        assert!(
+            error.message.contains("models, ") && error.message.ends_with("hub, the embedded tiny family"),
+            "{error}"
+        );
+        assert!(error.hint.unwrap().starts_with("fetch it with `hf download xswu/HPSv2`"));
+        assert!(sources(root.path()).find("../secret").is_err());
+    }
+
+    #[test]
+    fn shards_are_read_through_their_index() {
+        let root = tempfile::tempdir().unwrap();
+        for name in ["a", "b"] {
+            let weights = Weights::random(&Rng::new(0), DType::F32, &Device::Cpu);
+            weights.get(name, &[2], Init::Ones).unwrap();
+            weights.save(&root.path().join(format!("{name}.safetensors")), None).unwrap();
+        }
+        let index = root.path().join("model.safetensors.index.json");
+        let write = |text: &str| std::fs::write(&index, text).unwrap();
+        let load = || Folder::disk(root.path()).weights("model", DType::F32, &Device::Cpu);
+        write(r#"{"weight_map": {"a": "a.safetensors", "b": "b.safetensors"}}"#);
+        assert_eq!(load().unwrap().names(), ["a", "b"]);
+        write(r#"{"weight_map": {"a": "a.safetensors", "c": "b.safetensors"}}"#);
+        assert!(
+            load().err().unwrap().message.ends_with("b.safetensors: tensor `c` is missing, though the index lists it")
+        );
+        write(r#"{"weight_map": {"a": "../a.safetensors"}}"#);
+        assert!(load().err().unwrap().message.contains("must be a file beside it"));
+    }
+}

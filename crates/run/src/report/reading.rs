@@ -1,0 +1,148 @@
+//! A run as its folder tells it: what is damaged or missing is noted, and the rest is read.
+
+use crate::folder;
+use crate::log::{self, Values};
+use crate::progress::span;
+use crate::record::{file_error, read_json};
+use amscript_base::{bail, error::Result};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// What a folder holds of a run.
+pub struct Reading {
+    pub folder: PathBuf,
+    /// What tells it from the others of a report.
+    pub name: String,
+    /// `run.json`; null where it cannot be read.
+    pub record: Value,
+    /// Step and values of each line of the log, by step.
+    pub lines: Vec<(usize, Values)>,
+    /// `result.json`, of a run that came to its end.
+    pub result: Option<Value>,
+    /// Where the run stands, in words.
+    pub state: String,
+    /// What could not be read.
+    pub notes: Vec<String>,
+}
+
+/// The runs in folders and below them, each once, and what is wrong with folders that have none.
+pub fn find(paths: &[PathBuf]) -> Result<(Vec<PathBuf>, Vec<String>)> {
+    let (mut found, mut wrong): (Vec<PathBuf>, Vec<String>) = Default::default();
+    for path in paths {
+        let place = path.display();
+        let runs = match path.canonicalize() {
+            Err(e) => {
+                wrong.push(format!("cannot read `{place}` ({e})"));
+                continue;
+            }
+            Ok(path) if path.is_dir() => folder::runs(&path)?,
+            Ok(_) => {
+                wrong.push(format!("`{place}` must be the folder of a run, got a file"));
+                continue;
+            }
+        };
+        if runs.is_empty() {
+            wrong.push(format!("`{place}` holds no run: there is no run.json in it or below"));
+        }
+        found.extend(runs);
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    found.retain(|run| seen.insert(run.clone()));
+    if found.is_empty() {
+        bail!(Missing, "report: {}", wrong.join("; "); hint: "give the folders that runs wrote, such as runs/flux_ode_am");
+    }
+    Ok((found, wrong))
+}
+
+/// Names by what the folders do not share.
+pub fn names(folders: &[PathBuf]) -> Vec<String> {
+    let mut shared = folders.first().and_then(|f| f.parent()).unwrap_or(Path::new("")).to_path_buf();
+    while !folders.iter().all(|f| f.parent().is_some_and(|p| p.starts_with(&shared))) && shared.pop() {}
+    folders.iter().map(|f| f.strip_prefix(&shared).unwrap_or(f).display().to_string()).collect()
+}
+
+impl Reading {
+    /// Reads what is there.
+    pub fn of(folder: &Path, name: String) -> Self {
+        let mut notes = Vec::new();
+        let record = json(&folder.join("run.json"), &mut notes).unwrap_or_default();
+        let lines = lines(&folder.join("metrics.jsonl"), &mut notes);
+        let result = json(&folder.join("result.json"), &mut notes);
+        let state = state(folder, &record, &lines, result.as_ref());
+        let notes = notes.into_iter().map(|note| note.replace(&format!("{}/", folder.display()), "")).collect();
+        Self { folder: folder.into(), name, record, lines, result, state, notes }
+    }
+
+    /// A setting that is a count.
+    pub fn count(&self, setting: &str) -> Option<usize> {
+        self.record["settings"][setting].as_u64().map(|n| n as usize)
+    }
+}
+
+fn json(path: &Path, notes: &mut Vec<String>) -> Option<Value> {
+    if !path.exists() {
+        return None;
+    }
+    read_json(path).map_err(|e| notes.push(e.message)).ok()
+}
+
+/// The lines of a log that can be read; the others are counted and the first few named.
+fn lines(path: &Path, notes: &mut Vec<String>) -> Vec<(usize, Values)> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Vec::new(),
+        Err(e) => {
+            notes.push(file_error(path, "read", &e).message);
+            return Vec::new();
+        }
+    };
+    let text = String::from_utf8_lossy(&bytes);
+    let (mut read, mut damaged) = (Vec::new(), Vec::new());
+    for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        match serde_json::from_str(line).ok().and_then(log::parse) {
+            Some(values) => read.push(values),
+            None => damaged.push(i + 1),
+        }
+    }
+    // a line that is being written, or was when the run was killed
+    let last = text.lines().count();
+    if !text.ends_with('\n') && damaged.last() == Some(&last) {
+        damaged.pop();
+        notes.push(format!(
+            "metrics.jsonl: its last line, {last}, is cut and left out; the lines before it are all here"
+        ));
+    }
+    if !damaged.is_empty() {
+        let named: Vec<String> = damaged.iter().take(5).map(usize::to_string).collect();
+        let more = if damaged.len() > named.len() { ", .." } else { "" };
+        let (n, lines) = (damaged.len(), named.join(", "));
+        notes.push(format!("metrics.jsonl: {n} damaged and left out (line {lines}{more}), {} read", read.len()));
+    }
+    read.sort_by_key(|(step, _)| *step);
+    read
+}
+
+/// Where a run stands: at its end, or how far its log goes.
+fn state(folder: &Path, record: &Value, lines: &[(usize, Values)], result: Option<&Value>) -> String {
+    let last = lines.last().map(|(step, _)| *step);
+    let age = |name: &str| folder.join(name).metadata().ok()?.modified().ok()?.elapsed().ok();
+    if let Some(result) = result {
+        let steps = result["steps"].as_u64().unwrap_or(0);
+        let again = last.is_some_and(|last| (last as u64) < steps) && age("metrics.jsonl") < age("result.json");
+        return match (again, steps) {
+            (true, _) => "started again since: the results are those of the run before".into(),
+            (_, 0) => "finished".into(),
+            (_, n) => format!("finished after {n} steps"),
+        };
+    }
+    let total = record["settings"]["iterations"].as_u64().map_or(String::new(), |n| format!(" of {n}"));
+    let written = age("metrics.jsonl").map(|t| Duration::from_secs(t.as_secs()));
+    let written = written.map_or(String::new(), |t| format!(", written {} before this page", span(t)));
+    match last {
+        Some(step) => {
+            format!("no results yet, the run goes on or was stopped: logged up to step {step}{total}{written}")
+        }
+        None => "no results and no log yet".into(),
+    }
+}

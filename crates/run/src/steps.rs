@@ -1,0 +1,95 @@
+//! The steps of a run as an iterator: progress, and an end after the step in which Ctrl-C came.
+
+use super::{
+    Run,
+    progress::{Progress, span},
+};
+use amscript_base::error::{Error, Kind, Result};
+use std::time::Instant;
+
+/// Steps of a run; ends with an error when the user interrupts.
+pub struct Steps {
+    run: Run,
+    next: usize,
+    first: usize,
+    total: usize,
+    started: Instant,
+    running: bool,
+}
+
+impl Steps {
+    pub(super) fn new(run: Run, total: usize) -> Self {
+        let first = std::mem::take(&mut run.state().resumed).min(total);
+        Self { run, next: first, first, total, started: Instant::now(), running: false }
+    }
+
+    fn begin(&mut self) {
+        if !std::mem::replace(&mut self.running, true) {
+            self.run.0.console.finish_steps(true);
+            self.started = Instant::now();
+            let mut state = self.run.state();
+            state.total = self.total;
+            state.since = Some(self.started);
+            state.progress = Some(Progress::new("", self.first, self.total));
+        }
+    }
+
+    fn interrupted(&mut self) -> Error {
+        let run = self.run.clone();
+        let (folder, outer) = (run.folder().display(), run.0.outer.display());
+        let error = Error::new(Kind::Interrupt, format!("interrupted after step {} of {}", self.next, self.total));
+        self.end();
+        match super::checkpoint::latest(self.run.folder()) {
+            Ok(Some(saved)) => error.hint(format!("run again with `--out {outer}` to go on after step {}", saved.step)),
+            _ => error.hint(format!("what was written is in {folder}")),
+        }
+    }
+
+    /// Takes the bar away; says once how long the loop took.
+    fn end(&mut self) {
+        if std::mem::take(&mut self.running) {
+            self.run.0.console.finish_steps(false);
+            let mut state = self.run.state();
+            state.progress = None;
+            state.spent = state.spent();
+            state.since = None;
+            drop(state);
+            let done = self.next - self.first;
+            if done > 0 && self.next == self.total {
+                let time = self.started.elapsed();
+                let each = span(time / done as u32);
+                self.run.print(&format!("{done} steps in {}, {each} a step", span(time)));
+            }
+        }
+    }
+}
+
+impl Iterator for Steps {
+    type Item = Result<usize>;
+
+    fn next(&mut self) -> Option<Result<usize>> {
+        self.begin();
+        if let Some(progress) = &self.run.state().progress {
+            progress.tick(self.next);
+        }
+        let saved = self.run.state().unsaved != Some(self.next);
+        if saved && self.run.0.console.stop_requested() {
+            return Some(Err(self.interrupted()));
+        }
+        if self.next >= self.total {
+            self.end();
+            self.run.0.console.begin_step(None);
+            return None;
+        }
+        self.run.0.console.begin_step(Some(self.next));
+        self.next += 1;
+        self.run.state().step = self.next;
+        Some(Ok(self.next - 1))
+    }
+}
+
+impl Drop for Steps {
+    fn drop(&mut self) {
+        self.end();
+    }
+}

@@ -1,0 +1,123 @@
+//! Tensors with a shape and no numbers (PyTorch's meta device): a run on them costs nothing, and says what it would compute and hold.
+//!
+//! Every op gives the shape of its result, what its node keeps and what it computes; a [`Trace`] adds up the work and the bytes that
+//! live at once. What is computed from a tensor without numbers has none either; read, they are zeros.
+
+use super::{Array, DType, Device, Tensor};
+use amscript_base::error::Result;
+use amscript_base::profile;
+use candle_core::Shape;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What a run on tensors without numbers comes to. Work and bytes also go to the profile's phases.
+#[derive(Default)]
+pub struct Trace {
+    /// Whether it is planned for a card with kernels of ours.
+    fused: bool,
+    live: AtomicU64,
+    peak: AtomicU64,
+    work: AtomicU64,
+    forwards: AtomicU64,
+    backwards: AtomicU64,
+}
+
+impl Trace {
+    /// For the processor, or for a card.
+    pub fn new(fused: bool) -> Arc<Self> {
+        Arc::new(Self { fused, ..Self::default() })
+    }
+
+    /// Whether it is planned for a card.
+    pub fn fused(&self) -> bool {
+        self.fused
+    }
+
+    /// Bytes that are held now.
+    pub fn live(&self) -> u64 {
+        self.live.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that were held at most.
+    pub fn peak(&self) -> u64 {
+        self.peak.load(Ordering::Relaxed)
+    }
+
+    /// Multiplications and additions so far.
+    pub fn work(&self) -> u64 {
+        self.work.load(Ordering::Relaxed)
+    }
+
+    /// Forwards and backwards of networks so far; see [`counted`].
+    pub fn passes(&self) -> [u64; 2] {
+        [self.forwards.load(Ordering::Relaxed), self.backwards.load(Ordering::Relaxed)]
+    }
+
+    pub(super) fn compute(&self, operations: f64) {
+        self.work.fetch_add(operations as u64, Ordering::Relaxed);
+        profile::traced(operations, self.live());
+    }
+}
+
+/// All are alike in what they are for.
+impl std::fmt::Debug for Trace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "trace(fused: {})", self.fused)
+    }
+}
+
+impl PartialEq for Trace {
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::eq(self, other)
+    }
+}
+
+/// The output of a network, counted as a forward and, once its gradient comes back, as a backward.
+pub fn counted(output: Tensor) -> Result<Tensor> {
+    let Some(trace) = output.trace().cloned() else { return Ok(output) };
+    trace.forwards.fetch_add(1, Ordering::Relaxed);
+    super::grad::custom_vjp("network", &[&output], output.constant(), move |gradient, _| {
+        trace.backwards.fetch_add(1, Ordering::Relaxed);
+        Ok(vec![Some(gradient.clone())])
+    })
+}
+
+/// Bytes that are held as long as this is.
+pub struct Block {
+    bytes: u64,
+    pub(super) trace: Arc<Trace>,
+}
+
+impl Block {
+    pub(super) fn new(bytes: usize, trace: &Arc<Trace>) -> Arc<Self> {
+        let live = trace.live.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
+        trace.peak.fetch_max(live, Ordering::Relaxed);
+        profile::traced(0.0, live);
+        Arc::new(Self { bytes: bytes as u64, trace: trace.clone() })
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        self.trace.live.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// Zeros of any shape that hold no memory.
+pub(super) fn shapely(shape: impl Into<Shape>, dtype: DType) -> Result<Array> {
+    Ok(Array::zeros((), dtype, &Device::Cpu)?.broadcast_as(shape)?)
+}
+
+impl Tensor {
+    /// A tensor without numbers that counts as memory of `trace`.
+    pub fn meta(shape: impl Into<Shape>, dtype: DType, trace: &Arc<Trace>) -> Result<Tensor> {
+        let shape = shape.into();
+        let block = Block::new(shape.elem_count() * dtype.size_in_bytes(), trace);
+        Ok(Tensor { value: shapely(shape, dtype)?, node: None, meta: Some(block) })
+    }
+
+    /// What this tensor is counted by, where it has a shape and no numbers.
+    pub fn trace(&self) -> Option<&Arc<Trace>> {
+        self.meta.as_ref().map(|block| &block.trace)
+    }
+}

@@ -1,0 +1,154 @@
+//! Sums, means and extremes over dimensions.
+
+use super::call::{Keeps, Kept};
+use super::elementary::{read, unary};
+use crate::{Array, DType, Tensor};
+use amscript_base::bail;
+use amscript_base::error::Result;
+use candle_core::shape::{Dim, Dims};
+use candle_core::{Result as Candle, Shape};
+
+/// The shape with `dims` reduced to 1.
+fn kept_shape(x: &Tensor, dims: &[usize]) -> Shape {
+    let mut shape = x.dims().to_vec();
+    dims.iter().for_each(|dim| shape[*dim] = 1);
+    shape.into()
+}
+
+impl Tensor {
+    /// Sum over `dims`, which stay as 1.
+    pub fn sum_keepdim<D: Dims>(&self, dims: D) -> Result<Tensor> {
+        let dims = dims.to_indexes(self.shape(), "sum")?;
+        let (shape, own) = (kept_shape(self, &dims), self.shape().clone());
+        let forward = move |x: &Array| x.sum_keepdim(dims.as_slice());
+        unary("sum", self, (shape, self.dtype()), Keeps::NOTHING, forward, move |_, g| g.broadcast_as(&own))
+    }
+
+    /// Sum over `dims`, which go.
+    pub fn sum<D: Dims>(&self, dims: D) -> Result<Tensor> {
+        let dims = dims.to_indexes(self.shape(), "sum")?;
+        self.sum_keepdim(dims.as_slice())?.without(&dims)
+    }
+
+    pub fn mean_keepdim<D: Dims>(&self, dims: D) -> Result<Tensor> {
+        let dims = dims.to_indexes(self.shape(), "mean")?;
+        let count: usize = dims.iter().map(|dim| self.dims()[*dim]).product();
+        self.sum_keepdim(dims.as_slice())? * (1.0 / count as f64)
+    }
+
+    pub fn mean<D: Dims>(&self, dims: D) -> Result<Tensor> {
+        let dims = dims.to_indexes(self.shape(), "mean")?;
+        self.mean_keepdim(dims.as_slice())?.without(&dims)
+    }
+
+    /// Drops `dims`, which are 1.
+    fn without(&self, dims: &[usize]) -> Result<Tensor> {
+        let kept: Vec<usize> = (0..self.rank()).filter(|d| !dims.contains(d)).map(|d| self.dims()[d]).collect();
+        self.reshape(kept)
+    }
+
+    /// The sum of all numbers, a scalar.
+    pub fn sum_all(&self) -> Result<Tensor> {
+        let own = self.shape().clone();
+        let kind = (Shape::from(()), self.dtype());
+        unary("sum", self, kind, Keeps::NOTHING, |x| x.sum_all(), move |_, g| g.broadcast_as(&own))
+    }
+
+    pub fn mean_all(&self) -> Result<Tensor> {
+        self.sum_all()? * (1.0 / self.elem_count() as f64)
+    }
+
+    /// The largest number over `dim`, which stays as 1; equal ones share the gradient.
+    pub fn max_keepdim<D: Dim>(&self, dim: D) -> Result<Tensor> {
+        self.extreme("max", dim.to_index(self.shape(), "max")?, Array::max_keepdim::<usize>)
+    }
+
+    /// The smallest number over `dim`, which stays as 1; equal ones share the gradient.
+    pub fn min_keepdim<D: Dim>(&self, dim: D) -> Result<Tensor> {
+        self.extreme("min", dim.to_index(self.shape(), "min")?, Array::min_keepdim::<usize>)
+    }
+
+    pub fn max<D: Dim>(&self, dim: D) -> Result<Tensor> {
+        let dim = dim.to_index(self.shape(), "max")?;
+        self.max_keepdim(dim)?.squeeze(dim)
+    }
+
+    pub fn min<D: Dim>(&self, dim: D) -> Result<Tensor> {
+        let dim = dim.to_index(self.shape(), "min")?;
+        self.min_keepdim(dim)?.squeeze(dim)
+    }
+
+    pub fn max_all(&self) -> Result<Tensor> {
+        self.flatten_all()?.max(0)
+    }
+
+    pub fn min_all(&self) -> Result<Tensor> {
+        self.flatten_all()?.min(0)
+    }
+
+    fn extreme(&self, name: &'static str, dim: usize, f: fn(&Array, usize) -> Candle<Array>) -> Result<Tensor> {
+        let (kind, keeps) = ((kept_shape(self, &[dim]), self.dtype()), Keeps { output: true, ..Keeps::inputs([true]) });
+        let share = move |kept: Kept<1, ()>, g: &Array| {
+            let tops = read(kept.inputs[0])?.broadcast_eq(read(kept.output)?)?.to_dtype(g.dtype())?;
+            tops.broadcast_mul(&(g / tops.sum_keepdim(dim)?)?)
+        };
+        unary(name, self, kind, keeps, move |x| f(x, dim), share)
+    }
+
+    /// The index (u32) of the largest number over `dim`; constant.
+    pub fn argmax<D: Dim>(&self, dim: D) -> Result<Tensor> {
+        let dim = dim.to_index(self.shape(), "argmax")?;
+        let shape: Vec<usize> = (0..self.rank()).filter(|d| *d != dim).map(|d| self.dims()[d]).collect();
+        let kind = (shape.into(), DType::U32);
+        unary("argmax", &self.constant(), kind, Keeps::NOTHING, move |x| x.argmax(dim), |_, g| Ok(g.clone()))
+    }
+
+    /// Sums up to and with each entry of `dim`.
+    pub fn cumsum<D: Dim>(&self, dim: D) -> Result<Tensor> {
+        let dim = dim.to_index(self.shape(), "cumsum")?;
+        let kind = (self.shape().clone(), self.dtype());
+        unary(
+            "cumsum",
+            self,
+            kind,
+            Keeps::NOTHING,
+            move |x| x.cumsum(dim),
+            move |_, g| {
+                // from each entry on: all less those before, the entry itself included
+                (g.sum_keepdim(dim)?.broadcast_sub(&g.cumsum(dim)?))? + g
+            },
+        )
+    }
+
+    /// The unbiased variance over `dim`.
+    pub fn var<D: Dim>(&self, dim: D) -> Result<Tensor> {
+        let dim = dim.to_index(self.shape(), "var")?;
+        let n = self.dims()[dim];
+        if n < 2 {
+            bail!(Shape, "var: expected at least two values over dimension {dim}, got shape {:?}", self.dims());
+        }
+        let squares = self.broadcast_sub(&self.mean_keepdim(dim)?)?.sqr()?;
+        squares.sum(dim)? * (1.0 / (n - 1) as f64)
+    }
+}
+
+#[cfg(test)]
+pub(super) fn cases() -> Vec<super::cases::Case> {
+    use super::cases::case;
+    type One = fn(&Tensor) -> Result<Tensor>;
+    let ones: [(&str, One); 12] = [
+        ("sum", |x| x.sum(1)),
+        ("sum of two", |x| x.sum((0, 2))),
+        ("sum_keepdim", |x| x.sum_keepdim(2)),
+        ("sum_all", Tensor::sum_all),
+        ("mean", |x| x.mean(1)),
+        ("mean_all", Tensor::mean_all),
+        ("max", |x| x.max(2)),
+        ("min", |x| x.min_keepdim(0)),
+        ("max_all", Tensor::max_all),
+        ("cumsum", |x| x.cumsum(1)),
+        ("var", |x| x.var(2)),
+        ("norm", |x| crate::array::norm(x, &[0, 2])),
+    ];
+    ones.map(|(name, f)| case(name, &[&[2, 3, 4]], move |i| f(&i[0])).elementary()).into()
+}

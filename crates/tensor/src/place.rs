@@ -1,0 +1,61 @@
+//! Devices by name.
+
+use super::{DType, Device, Tensor};
+use amscript_base::bail;
+use amscript_base::error::Result;
+
+/// `cpu`, `cuda` (the first card) or `cuda:N`.
+pub fn named(name: &str) -> Result<Device> {
+    let card = match name.split_once(':').unwrap_or((name, "0")) {
+        ("cpu", "0") => return Ok(Device::Cpu),
+        ("cuda", card) => card.parse::<usize>().ok(),
+        _ => None,
+    };
+    let Some(card) = card else {
+        bail!(Device, "expected `cpu`, `cuda` or `cuda:N`, got `{name}`");
+    };
+    open(card).map_err(|e| {
+        let error = e.within(format_args!("device {name}"));
+        if cfg!(feature = "cuda") { error } else { error.hint("this binary was built without `--features cuda`") }
+    })
+}
+
+#[cfg(feature = "cuda")]
+use super::cuda::driver::open;
+
+#[cfg(not(feature = "cuda"))]
+fn open(card: usize) -> Result<Device> {
+    Ok(Device::new_cuda(card)?) // its error
+}
+
+/// The device that the variable `AMSCRIPT_DEVICE` names, else the processor.
+pub fn from_environment() -> Result<Device> {
+    std::env::var("AMSCRIPT_DEVICE").map_or(Ok(Device::Cpu), |name| named(&name))
+}
+
+/// `cpu`, `cuda:0`, `metal:0`.
+pub fn name(device: &Device) -> String {
+    match device.location() {
+        candle_core::DeviceLocation::Cpu => "cpu".into(),
+        candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        candle_core::DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
+    }
+}
+
+/// Bytes in use at most on a CUDA device since the last call, once all its work is done; nothing where it is another.
+pub fn peak_memory(device: &Device) -> Result<Option<u64>> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(card) => super::cuda::driver::peak_memory(card).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// Numbers of the processor on a device, in a float type: to a card in their own, by page-locked memory, and cast there.
+pub fn send(x: &Tensor, dtype: DType, device: &Device) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let (Device::Cuda(card), true) = (device, x.dtype() != DType::F64) {
+        return Tensor::from(super::cuda::transfer::send(x.contiguous()?.array(), card)?).to_dtype(dtype);
+    }
+    x.to_dtype(dtype)?.to_device(device)
+}

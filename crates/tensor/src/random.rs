@@ -1,0 +1,157 @@
+//! Seeded random streams on the host: the same numbers on every device, and a resume needs only key and counter.
+
+use super::{DType, Device, Tensor};
+use amscript_base::error::Result;
+use rand_chacha::ChaCha12Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+use sha2::{Digest, Sha256};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A stream of random numbers: a key (from the seed and the names it was split by) and a counter in 32-bit words.
+#[derive(Clone, Debug)]
+pub struct Rng {
+    key: [u8; 32],
+    words: u128,
+}
+
+impl Rng {
+    pub fn new(seed: u64) -> Self {
+        Self { key: Sha256::digest(seed.to_le_bytes()).into(), words: 0 }
+    }
+
+    /// An independent stream; depends on this stream's key and the name, not on how much was drawn.
+    pub fn split(&self, name: &str) -> Self {
+        Self { key: Sha256::new().chain_update(self.key).chain_update(name).finalize().into(), words: 0 }
+    }
+
+    /// Position of the stream in 32-bit words; with the key it is the whole state.
+    pub fn counter(&self) -> u128 {
+        self.words
+    }
+
+    pub fn set_counter(&mut self, words: u128) {
+        self.words = words;
+    }
+
+    fn draw<T>(&mut self, f: impl FnOnce(&mut ChaCha12Rng) -> T) -> T {
+        let mut stream = ChaCha12Rng::from_seed(self.key);
+        stream.set_word_pos(self.words);
+        let out = f(&mut stream);
+        self.words = stream.get_word_pos();
+        out
+    }
+
+    /// `n` numbers in `[0, 1)`.
+    pub fn uniforms(&mut self, n: usize) -> Vec<f64> {
+        self.draw(|s| (0..n).map(|_| unit(s)).collect())
+    }
+
+    /// `n` standard normal numbers (Box-Muller).
+    pub fn normals(&mut self, n: usize) -> Vec<f64> {
+        self.draw(|s| {
+            let mut out = Vec::with_capacity(n + 1);
+            while out.len() < n {
+                let radius = (-2.0 * (1.0 - unit(s)).ln()).sqrt();
+                let (sin, cos) = (std::f64::consts::TAU * unit(s)).sin_cos();
+                out.extend([radius * cos, radius * sin]);
+            }
+            out.truncate(n);
+            out
+        })
+    }
+
+    /// `n` integers in `0..below`.
+    pub fn integers(&mut self, n: usize, below: usize) -> Vec<usize> {
+        self.uniforms(n).into_iter().map(|u| ((u * below as f64) as usize).min(below.saturating_sub(1))).collect()
+    }
+
+    /// `n` different indices in `0..below`, in random order (`n <= below`).
+    pub fn distinct(&mut self, n: usize, below: usize) -> Vec<usize> {
+        let mut all: Vec<usize> = (0..below).collect();
+        for (i, u) in self.uniforms(n.min(below)).into_iter().enumerate() {
+            all.swap(i, i + ((u * (below - i) as f64) as usize).min(below - i - 1));
+        }
+        all.truncate(n);
+        all
+    }
+
+    pub fn normal(&mut self, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+        let values = self.normals(shape.iter().product());
+        Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
+    }
+
+    pub fn uniform(&mut self, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+        let values = self.uniforms(shape.iter().product());
+        Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
+    }
+}
+
+/// A random stream that its holders share, as scripts hold it: who draws moves it on for all.
+#[derive(Clone, Debug)]
+pub struct Stream(Arc<Mutex<Rng>>);
+
+impl Stream {
+    pub fn new(rng: Rng) -> Self {
+        Self(Arc::new(Mutex::new(rng)))
+    }
+
+    /// Draws: `stream.draw(|rng| rng.normals(4))`.
+    pub fn draw<T>(&self, f: impl FnOnce(&mut Rng) -> T) -> T {
+        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// An independent stream of its own; see [`Rng::split`].
+    pub fn split(&self, name: &str) -> Self {
+        Self::new(self.draw(|rng| rng.split(name)))
+    }
+}
+
+impl std::fmt::Display for Stream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "rng({} numbers drawn)", self.draw(|rng| rng.counter()) / 2)
+    }
+}
+
+/// 53 random bits as a number in `[0, 1)`.
+fn unit(stream: &mut ChaCha12Rng) -> f64 {
+    (stream.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stream_continues_from_its_counter() {
+        let mut a = Rng::new(7).split("noise");
+        a.normals(5);
+        let mut b = Rng::new(7).split("noise");
+        b.set_counter(a.counter());
+        assert_eq!(a.normals(4), b.normals(4));
+        assert_ne!(Rng::new(7).split("noise").normals(4), Rng::new(7).split("other").normals(4));
+    }
+
+    #[test]
+    fn holders_share_a_stream() {
+        let (a, mut rng) = (Stream::new(Rng::new(7)), Rng::new(7));
+        let b = a.clone();
+        let drawn = [a.draw(|r| r.normals(3)), b.draw(|r| r.normals(3))].concat();
+        assert_eq!(drawn, [rng.normals(3), rng.normals(3)].concat());
+        assert_eq!(a.split("x").draw(|r| r.uniforms(2)), Rng::new(7).split("x").uniforms(2));
+    }
+
+    #[test]
+    fn normal_moments() {
+        let x = Rng::new(1).normals(200_000);
+        let mean = x.iter().sum::<f64>() / x.len() as f64;
+        let variance = x.iter().map(|v| v * v).sum::<f64>() / x.len() as f64;
+        assert!(mean.abs() < 0.01 && (variance - 1.0).abs() < 0.01, "{mean} {variance}");
+    }
+
+    #[test]
+    fn distinct_indices_are_distinct() {
+        let mut x = Rng::new(3).distinct(20, 20);
+        x.sort_unstable();
+        assert_eq!(x, (0..20).collect::<Vec<_>>());
+    }
+}
