@@ -1,5 +1,6 @@
 //! What it costs that the loop is a script: updates of AM-1 on tiny/flux2, the cheapest there are, from Rhai (`script.rhai`) and from
-//! Rust, in turn and with the same losses; the time outside all phases of an update, by the profile; and how long a start takes.
+//! Rust, in turn and with the same losses; a loss written in Rhai beside the native one (`loss.rhai`); the time outside all phases of an
+//! update, by the profile; and how long a start takes.
 //!
 //! `cargo bench --bench script`
 #![allow(clippy::print_stdout)]
@@ -33,6 +34,22 @@ const ROUNDS: usize = 10;
 struct Loop {
     seconds: Vec<f64>,
     losses: Vec<f64>,
+}
+
+/// Seconds of a step on the native loss and on the same loss written in Rhai.
+fn losses() -> Result<[f64; 2]> {
+    #[derive(Deserialize)]
+    struct Seconds {
+        native: Vec<f64>,
+        own: Vec<f64>,
+    }
+    let printed = Arc::new(Mutex::new(String::new()));
+    let out = printed.clone();
+    let write = move |line: &str| *out.lock().expect("one thread prints") = line.into();
+    Host::new(Session::new(Request::default(), Box::new(write))).run("loss.rhai", include_str!("loss.rhai"))?;
+    let line = printed.lock().expect("one thread prints").clone();
+    let found: Seconds = serde_json::from_str(&line).expect("the script prints JSON");
+    Ok([median(found.native[2..].to_vec()), median(found.own[2..].to_vec())])
 }
 
 /// The loop in Rhai, and where its time went if that is measured.
@@ -127,6 +144,8 @@ fn main() -> Result<()> {
         rust * 1e3,
         (rhai / rust - 1.0) * 1e2
     );
+    let [native, own] = losses()?;
+    println!("a step on a loss: {:.2} ms native, {:.2} ms in Rhai: {:.3}", native * 1e3, own * 1e3, own / native);
     let (few, many) = (outside(2)?, outside(UPDATES + 2)?);
     let [script, all] = [0, 1].map(|i| (many[i] - few[i]) / UPDATES as f64);
     println!("outside all phases: {:.3} ms of {:.2} ms: {:.2} %", script * 1e3, all * 1e3, script / all * 1e2);

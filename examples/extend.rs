@@ -1,36 +1,28 @@
-//! A program that adds its own family of models and its own reward to a host, and aligns the one to the other from a script.
-//! Nothing in the crate changes: a family is a record of parts, a reward is a trait with two methods.
+//! A program that adds a family of models, a reward and a method of its own to a host, and runs a script with them. Nothing in the crates
+//! changes: a family is a record of parts, a reward is a trait with two methods, a method is one with an update.
 //!
 //! `cargo run --example extend`
 #![allow(clippy::print_stdout)]
 
-use amscript::flow::{Condition, Velocity};
+use amscript::align::{self, Method, MethodState, Update, rewards};
+use amscript::flow::{Condition, Velocity, time_tensor};
 use amscript::model::{self, Codec, Conditioner, Opening, Parts};
 use amscript::nn::linear::Linear;
 use amscript::nn::opener::{Takes, field};
 use amscript::nn::weights::Weights;
 use amscript::reward::{self, Batch, Reward, RewardModel};
 use amscript::script::{Host, Request, Session};
-use amscript::tensor::{DType, Rng, Tensor, op};
+use amscript::tensor::{DType, Device, Rng, Tensor, op};
 use amscript::{Error, Kind, Result};
 use std::sync::Arc;
 
 /// A flow over colours `[batch, 3]`: one hidden layer that reads the colour, the time, and what a prompt asks for.
-struct Network {
-    hidden: Linear,
-    out: Linear,
-}
-
-impl Network {
-    fn new(w: &Weights, width: usize) -> Result<Self> {
-        Ok(Self { hidden: w.pp("hidden").linear(3 + 1 + 3, width, true)?, out: w.pp("out").linear(width, 3, true)? })
-    }
-}
+struct Network([Linear; 2]);
 
 impl Velocity for Network {
     fn velocity(&self, x: &Tensor, t: &Tensor, condition: &Condition) -> Result<Tensor> {
-        let seen = op::cat(&[x, &op::reshape(t, (t.elem_count(), 1))?, condition.need("colour")?], 1)?;
-        self.out.forward(&op::silu(&self.hidden.forward(&seen)?)?)
+        let seen = Tensor::cat(&[x, &t.unsqueeze(1)?, condition.need("colour")?], 1)?;
+        self.0[1].forward(&op::silu(&self.0[0].forward(&seen)?)?)
     }
 }
 
@@ -39,9 +31,9 @@ struct Colours;
 
 impl Conditioner for Colours {
     fn encode(&self, prompts: &[String]) -> Result<Condition> {
-        let rows =
-            prompts.iter().flat_map(|prompt| ["red", "green", "blue"].map(|c| f32::from(prompt.contains(c) as u8)));
-        let colours = Tensor::from_vec(rows.collect::<Vec<f32>>(), (prompts.len(), 3), &amscript::tensor::Device::Cpu)?;
+        let row = |prompt: &String| ["red", "green", "blue"].map(|c| f32::from(prompt.contains(c)));
+        let rows: Vec<[f32; 3]> = prompts.iter().map(row).collect();
+        let colours = Tensor::from_vec(rows.concat(), (prompts.len(), 3), &Device::Cpu)?;
         Ok(Condition::of_text(prompts).with("colour", colours))
     }
 
@@ -63,8 +55,7 @@ impl Codec for Pixel {
     }
 
     fn decode(&self, latents: &Tensor) -> Result<Tensor> {
-        let pixels = op::reshape(&latents.affine(0.5, 0.5)?, (latents.dim(0)?, 3, 1, 1))?;
-        op::clamp_through(&pixels, 0.0, 1.0)
+        op::clamp_through(&latents.affine(0.5, 0.5)?.reshape((latents.dim(0)?, 3, 1, 1))?, 0.0, 1.0)
     }
 }
 
@@ -72,7 +63,10 @@ impl Codec for Pixel {
 fn open(opening: &Opening) -> Result<(Parts, Weights)> {
     let width = opening.option("width")?.unwrap_or(32);
     let weights = Weights::random(&Rng::new(0), opening.choices.dtype.unwrap_or(DType::F32), opening.device);
-    let network = move |w: &Weights| Ok(Arc::new(Network::new(w, width)?) as Arc<dyn Velocity>);
+    let network = move |w: &Weights| {
+        let layers = [w.pp("hidden").linear(3 + 1 + 3, width, true)?, w.pp("out").linear(width, 3, true)?];
+        Ok(Arc::new(Network(layers)) as Arc<dyn Velocity>)
+    };
     Ok((Parts::new(network, Colours, Pixel), weights))
 }
 
@@ -89,8 +83,7 @@ struct Warmth;
 
 impl Reward for Warmth {
     fn compute(&self, batch: &Batch) -> Result<Tensor> {
-        let channel = |c| op::narrow(batch.images, 1, c, 1);
-        (channel(0)? - channel(2)?)?.mean((1, 2, 3))
+        (batch.images.narrow(1, 0, 1)? - batch.images.narrow(1, 2, 1)?)?.mean((1, 2, 3))
     }
 
     fn describe(&self) -> String {
@@ -106,37 +99,51 @@ pub const REWARD: reward::Opener = reward::Opener {
     open: |_| Ok(RewardModel::new(Warmth)),
 };
 
+/// The reward's gradient through one step from noise to data.
+struct OneStep(f64);
+
+impl Method for OneStep {
+    fn name(&self) -> &str {
+        "one_step"
+    }
+
+    fn update(&self, policy: &dyn Velocity, _: &dyn Velocity, b: &align::Batch, _: &mut MethodState) -> Result<Update> {
+        let x1 = (&b.x0 + policy.velocity(&b.x0, &time_tensor(0.0, &b.x0)?, &b.condition)?)?;
+        let reward = rewards(&*b.cost, &x1, "one_step")?;
+        Ok(Update::new((reward.mean_all()? * -(self.0 * b.cost.scale()))?, &reward))
+    }
+}
+
 const SCRIPT: &str = r#"
-    let base   = flow("colours", #{ width: 48 });
+    let base = flow("colours", #{ width: 48 });
     let policy = base.lora(#{ rank: 4 });
-    let judge  = reward("warmth");
-    let opt    = adamw(policy.params(), #{ rate: 1e-2 });
+    let judge = reward("warmth");
+    let opt = adamw(policy.params(), #{ rate: 1e-2 });
     let c      = base.encode(["something green", "something blue"]).repeat(8);
     let scored = |model| {
         let path = rollout(model, base.noise(16, rng(7)), c, #{ grid: uniform(8) });
         judge.score(model.decode(path.last), c).mean().item()
     };
-    let before = scored.call(base);
-    for i in 0..20 {
-        let cost = reward_cost(judge, c, 20);
-        let update = adjoint_matching(policy, base, base.noise(16, rng(i)), c, cost, #{ grid: uniform(8) });
-        opt.step(update.loss);
+    let before = scored(base);
+    for method in [one_step(#{ weight: 2 }), adjoint_matching(#{ grid: uniform(8) })] {
+        for i in 0..10 {
+            let update = method.update(policy, base, batch(base.noise(16, rng(i)), c, reward_cost(judge, c, 20)));
+            opt.step(update.loss);
+        }
+        print(`${method}: ${before} before, ${scored(policy)} after`);
     }
-    print(`${base} and ${judge}: ${before} before, ${scored.call(policy)} after`);
-    [before, scored.call(policy)]
+    [before, scored(policy)]
 "#;
 
 /// The reward before and after alignment; public so that a test can run it.
-pub fn run(host: &Host) -> Result<[f64; 2]> {
+pub fn run(host: &mut Host) -> Result<[f64; 2]> {
     host.register_family(FAMILY)?;
     host.register_reward(REWARD)?;
-    // A method of its own, `host.register_method(..)`, comes here once methods are values.
-    let scores = host.run("extended script", SCRIPT)?.into_typed_array::<f64>();
-    let scores = scores.map_err(|came| Error::new(Kind::Type, format!("expected two scores, got {came}")))?;
-    scores.try_into().map_err(|_| Error::new(Kind::Value, "expected two scores"))
+    host.register_method("one_step", |given| given.take("weight", || 1.0).map(OneStep))?;
+    let scores = host.run("extended script", SCRIPT)?.into_typed_array::<f64>().unwrap_or_default();
+    scores.try_into().map_err(|came| Error::new(Kind::Value, format!("expected two scores, got {came:?}")))
 }
 
 pub fn main() -> Result<()> {
-    let host = Host::new(Session::new(Request::default(), Box::new(|line| println!("{line}"))));
-    run(&host).map(drop)
+    run(&mut Host::new(Session::new(Request::default(), Box::new(|line| println!("{line}"))))).map(drop)
 }

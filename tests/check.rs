@@ -315,12 +315,12 @@ impl Codec for Shapeless {
 
 /// A program's own family and reward are aligned by a script; what it registers twice, or lacks, is named.
 #[test]
-fn a_program_adds_its_own_family_and_reward() {
+fn a_program_adds_its_own_family_reward_and_method() {
     use amscript::script::{Host, Request, Session};
     let host = || Host::new(Session::new(Request::default(), Box::new(|_| ())));
     extend::main().unwrap();
-    let own = host();
-    let [before, after] = extend::run(&own).unwrap();
+    let mut own = host();
+    let [before, after] = extend::run(&mut own).unwrap();
     assert!(after > before + 0.1, "{before} before, {after} after");
     let refused = |script: &str| own.run("script", script).err().unwrap().message;
     let twice = own.register_family(extend::FAMILY).err().unwrap().message;

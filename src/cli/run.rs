@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// The backward pass walks its graph by recursion; pages of the stack are only taken when touched.
-const STACK: usize = 1 << 30;
+/// Rhai walks a script by recursion: 64 calls of expressions 64 deep at most.
+const STACK: usize = 64 << 20;
 
 /// Signals closer together are one: `timeout` and schedulers send theirs to a process and to its group.
 const ECHO: Duration = Duration::from_millis(100);

@@ -108,7 +108,9 @@ pub trait Method: Send + Sync {
     /// As errors call it.
     fn name(&self) -> &str;
 
-    fn needs(&self) -> Needs;
+    fn needs(&self) -> Needs {
+        Needs { gradient: true, groups: false }
+    }
 
     /// The losses of one batch, with their graphs to the policy. The optimizer's step is the caller's.
     fn update(

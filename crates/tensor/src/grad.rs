@@ -195,6 +195,17 @@ mod tests {
     }
 
     #[test]
+    fn a_long_graph_takes_no_stack() {
+        let run = || {
+            let x = random(&[1], 1).leaf();
+            let y = (0..100_000).try_fold(x.clone(), |y, _| y.affine(1.0, 1.0)).unwrap();
+            gradients(&y, &[x]).unwrap()[0].to_vec1::<f64>().unwrap()
+        };
+        let thread = std::thread::Builder::new().stack_size(128 << 10).spawn(run).unwrap();
+        assert_eq!(thread.join().unwrap(), [1.0]);
+    }
+
+    #[test]
     fn missing_gradient_is_an_error() {
         let x = random(&[2], 1).leaf();
         let message = gradients(&random(&[], 2), &[x]).unwrap_err().to_string();

@@ -2,7 +2,7 @@
 
 #define EACH(i) for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (i64)gridDim.x * blockDim.x)
 
-// The order of `Kind` in points.rs.
+// The order of `Kind` in op/activation.rs.
 enum { SIGMOID, RELU, SILU, SOFTPLUS, QUICK_GELU, GELU_ERF, GELU_TANH };
 
 #define ROOT 0.7978845608028654f // sqrt(2 / pi)
