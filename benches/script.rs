@@ -46,7 +46,9 @@ fn losses() -> Result<[f64; 2]> {
     let printed = Arc::new(Mutex::new(String::new()));
     let out = printed.clone();
     let write = move |line: &str| *out.lock().expect("one thread prints") = line.into();
-    Host::new(Session::new(Request::default(), Box::new(write))).run("loss.rhai", include_str!("loss.rhai"))?;
+    Host::new(Session::new(Request::default(), Box::new(write)))
+        .run("loss.rhai", include_str!("loss.rhai"))
+        .map(drop)?;
     let line = printed.lock().expect("one thread prints").clone();
     let found: Seconds = serde_json::from_str(&line).expect("the script prints JSON");
     Ok([median(found.native[2..].to_vec()), median(found.own[2..].to_vec())])

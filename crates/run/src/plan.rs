@@ -20,7 +20,7 @@ pub struct Planner {
 impl Planner {
     /// For the processor, or for a card.
     pub fn new(cpu: bool) -> Self {
-        Self { trace: Trace::new(!cpu), plan: Mutex::default() }
+        Self { trace: Trace::profiled(!cpu), plan: Mutex::default() }
     }
 
     pub fn plan(&self) -> MutexGuard<'_, Plan> {

@@ -5,7 +5,6 @@ use amscript_base::bail;
 use amscript_base::error::Result;
 use candle_core::{Storage, StorageRef, WithDType};
 use rayon::prelude::*;
-use std::marker::PhantomData;
 use std::ops::{Deref, Range};
 
 /// The number types kernels are compiled for: f32 and f64.
@@ -60,10 +59,14 @@ impl Real for f64 {
 
 /// Read access to a contiguous CPU tensor.
 pub struct Data<'a, T> {
-    storage: StorageRef<'a>,
-    range: Range<usize>,
-    kind: PhantomData<T>,
+    /// Where the numbers are and how many: a slice that is asked for in inner loops.
+    start: *const T,
+    len: usize,
+    _storage: StorageRef<'a>,
 }
+
+// SAFETY: the numbers are only read, and the storage is locked for reading as long as they can be.
+unsafe impl<T: Sync> Sync for Data<'_, T> {}
 
 /// The numbers of a contiguous CPU tensor, without a copy.
 pub fn data<T: Real>(x: &Array) -> Result<Data<'_, T>> {
@@ -83,28 +86,33 @@ pub fn strided<T: Real>(x: &Array) -> Result<Data<'_, T>> {
 }
 
 fn access<'a, T: Real>(storage: StorageRef<'a>, range: Range<usize>, x: &Array) -> Result<Data<'a, T>> {
-    if !matches!(&*storage, Storage::Cpu(s) if T::cpu_storage_as_slice(s).is_ok()) {
+    let numbers = match &*storage {
+        Storage::Cpu(numbers) => T::cpu_storage_as_slice(numbers).ok(),
+        _ => None,
+    };
+    let Some(numbers) = numbers else {
         bail!(Dtype, "kernel: expected {:?} on the cpu, got {:?}", T::DTYPE, x.dtype());
-    }
-    Ok(Data { storage, range, kind: PhantomData })
+    };
+    let (start, len) = (numbers[range.clone()].as_ptr(), range.len());
+    Ok(Data { start, len, _storage: storage })
 }
 
 impl<T> Data<'_, T> {
     /// The numbers from `start` on.
     pub fn skip(mut self, start: usize) -> Self {
-        self.range.start += start;
+        let start = start.min(self.len);
+        // SAFETY: inside the numbers, or at their end.
+        (self.start, self.len) = (unsafe { self.start.add(start) }, self.len - start);
         self
     }
 }
 
-impl<T: Real> Deref for Data<'_, T> {
+impl<T> Deref for Data<'_, T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        match &*self.storage {
-            Storage::Cpu(s) => T::cpu_storage_as_slice(s).map_or(&[][..], |v| &v[self.range.clone()]),
-            _ => &[],
-        }
+        // SAFETY: a part of the storage, which is held.
+        unsafe { std::slice::from_raw_parts(self.start, self.len) }
     }
 }
 

@@ -10,11 +10,13 @@ use candle_core::Shape;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What a run on tensors without numbers comes to. Work and bytes also go to the profile's phases.
+/// What a run on tensors without numbers comes to.
 #[derive(Default)]
 pub struct Trace {
     /// Whether it is planned for a card with kernels of ours.
     fused: bool,
+    /// Whether the profile is told.
+    profiled: bool,
     live: AtomicU64,
     peak: AtomicU64,
     work: AtomicU64,
@@ -26,6 +28,17 @@ impl Trace {
     /// For the processor, or for a card.
     pub fn new(fused: bool) -> Arc<Self> {
         Arc::new(Self { fused, ..Self::default() })
+    }
+
+    /// [`Trace::new`], whose work and bytes go to the phases of the profile too.
+    pub fn profiled(fused: bool) -> Arc<Self> {
+        Arc::new(Self { fused, profiled: true, ..Self::default() })
+    }
+
+    fn tell(&self, operations: f64, held: u64) {
+        if self.profiled {
+            profile::traced(operations, held);
+        }
     }
 
     /// Whether it is planned for a card.
@@ -55,7 +68,7 @@ impl Trace {
 
     pub(super) fn compute(&self, operations: f64) {
         self.work.fetch_add(operations as u64, Ordering::Relaxed);
-        profile::traced(operations, self.live());
+        self.tell(operations, self.live());
     }
 }
 
@@ -92,7 +105,7 @@ impl Block {
     pub(super) fn new(bytes: usize, trace: &Arc<Trace>) -> Arc<Self> {
         let live = trace.live.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
         trace.peak.fetch_max(live, Ordering::Relaxed);
-        profile::traced(0.0, live);
+        trace.tell(0.0, live);
         Arc::new(Self { bytes: bytes as u64, trace: trace.clone() })
     }
 }
