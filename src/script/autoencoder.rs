@@ -46,7 +46,7 @@ impl Autoencoder {
             let variance = raw.flatten_all()?.var(0)?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
             let mut config = self.config.clone();
             config["scaling_factor"] = serde_json::json!(variance.sqrt().recip());
-            return Self::new(config, self.weights.map(|_, tensor| Ok(tensor.constant()))?);
+            return Self::new(config, self.weights.map(|_, tensor| tensor.detach())?);
         }
         let patches = patchify(raw)?.transpose(0, 1)?.flatten_from(1)?; // [4 c, n h w / 4]
         let (mean, variance) = (patches.mean(1)?, patches.var(1)?);
@@ -54,7 +54,7 @@ impl Autoencoder {
             Ok(match name {
                 "bn.running_mean" => mean.clone(),
                 "bn.running_var" => variance.clone(),
-                _ => tensor.constant(),
+                _ => tensor.detach()?,
             })
         })?;
         Self::new(self.config.clone(), weights)

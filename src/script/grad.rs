@@ -85,12 +85,13 @@ pub mod grad {
         Ok(native::gradients(&loss, &params)?.into_iter().map(Dynamic::from).collect())
     }
 
-    /// The same numbers without their history: gradients stop here.
+    /// The same numbers without their history: gradients stop here. Those of a parameter are copied, and stay when it is trained.
     ///
     /// ```rhai
     /// grad(|x| (x * x.detach()).sum(), tensor([3]))   //=> tensor([3.0])
     /// ```
-    pub fn detach(x: Tensor) -> Tensor {
-        x.constant()
+    #[rhai_fn(return_raw)]
+    pub fn detach(x: Tensor) -> RhaiResultOf<Tensor> {
+        Ok(x.detach()?)
     }
 }
