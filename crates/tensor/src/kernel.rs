@@ -124,7 +124,6 @@ macro_rules! on_cpu {
             _ => $kernel::<f32>($($arg),*),
         }
     };
-    ($x:expr, $kernel:ident($($arg:expr),*), $composed:expr) => { todo!() };
 }
 pub(crate) use on_cpu;
 
