@@ -137,7 +137,7 @@ pub mod align {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn of(cost: Cost, images: Tensor) -> RhaiResultOf<Tensor> {
-        Ok(core((cost.score)(&images)?.constant() * -cost.scale)?)
+        Ok(((cost.score)(&images)? * -cost.scale)?.constant())
     }
 
     /// The end of a trajectory, judged: its `reward` `[batch]` and the `gradient` of the cost, per sample.
@@ -333,7 +333,7 @@ pub mod align {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn control_norms(path: Trajectory, adjoint: Adjoint) -> RhaiResultOf<Tensor> {
-        Ok(core(control_sizes(&path.path, &adjoint)?.mean(1))?)
+        Ok(control_sizes(&path.path, &adjoint)?.mean(1)?)
     }
 
     /// The first step of an adjoint; the active steps are this one and all behind it.

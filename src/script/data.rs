@@ -124,7 +124,7 @@ pub mod data {
     pub fn shapes(context: NativeCallContext, n: i64, rng: Stream) -> RhaiResultOf<Map> {
         let n = option::convert(n.into(), "shapes")?;
         let (images, captions) = rng.draw(|rng| shapes::shapes(n, rng))?;
-        let images = core(images.to_device(Session::of(&context).device()))?;
+        let images = images.to_device(Session::of(&context).device())?;
         Ok([("images".into(), Dynamic::from(images)), ("captions".into(), as_array(captions).into())].into())
     }
 
@@ -139,7 +139,7 @@ pub mod data {
     pub fn draw(context: NativeCallContext, captions: Dynamic, rng: Stream) -> RhaiResultOf<Tensor> {
         let captions = super::captions(captions, "draw")?;
         let scenes = captions.iter().map(|c| Scene::parse(c)).collect::<Result<Vec<_>>>()?;
-        Ok(core(rng.draw(|rng| shapes::render(&scenes, rng))?.to_device(Session::of(&context).device()))?)
+        Ok(rng.draw(|rng| shapes::render(&scenes, rng))?.to_device(Session::of(&context).device())?)
     }
 
     /// Flawed drawings of captioned scenes, from clean to unrecognisable: material for preference learning.
@@ -154,7 +154,7 @@ pub mod data {
     #[rhai_fn(return_raw, volatile)]
     pub fn distort(context: NativeCallContext, captions: Dynamic, rng: Stream) -> RhaiResultOf<Tensor> {
         let captions = super::captions(captions, "distort")?;
-        Ok(core(rng.draw(|rng| distort::distort(&captions, rng))?.to_device(Session::of(&context).device()))?)
+        Ok(rng.draw(|rng| distort::distort(&captions, rng))?.to_device(Session::of(&context).device())?)
     }
 
     /// Whether a text describes a scene of the shapes world, so that `oracle` can judge it.
@@ -181,7 +181,7 @@ pub mod data {
     #[rhai_fn(return_raw)]
     pub fn oracle(images: Tensor, captions: Dynamic) -> RhaiResultOf<Tensor> {
         let scores = oracle::oracle(&images, &super::captions(captions, "oracle")?)?;
-        Ok(core(scores.to_device(images.device()))?)
+        Ok(scores.to_device(images.device())?)
     }
 
     /// What the oracle saw of each image: its `score`, the `background`, and per object `presence color shape size place edges`.

@@ -36,7 +36,7 @@ macro_rules! elementwise {
             /// ```
             #[rhai_fn(return_raw)]
             pub fn clamp(x: Tensor, low: f64, high: f64) -> RhaiResultOf<Tensor> {
-                Ok(core(x.clamp(low, high))?)
+                Ok(x.clamp(low, high)?)
             }
 
             /// The numbers moved into a range, with the gradient passed as if they had not been.
@@ -56,7 +56,7 @@ macro_rules! elementwise {
             /// ```
             #[rhai_fn(return_raw)]
             pub fn maximum(a: Tensor, b: Tensor) -> RhaiResultOf<Tensor> {
-                Ok(core(a.broadcast_maximum(&b))?)
+                Ok(a.broadcast_maximum(&b)?)
             }
 
             /// The smaller of two tensors, number by number.
@@ -66,7 +66,7 @@ macro_rules! elementwise {
             /// ```
             #[rhai_fn(return_raw)]
             pub fn minimum(a: Tensor, b: Tensor) -> RhaiResultOf<Tensor> {
-                Ok(core(a.broadcast_minimum(&b))?)
+                Ok(a.broadcast_minimum(&b)?)
             }
 
             /// The numbers of `a` where the mask is not zero, and of `b` elsewhere.

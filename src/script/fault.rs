@@ -11,11 +11,6 @@ use rhai::{Dynamic, EvalAltResult, Map, Position};
 /// What a fallible native returns; the definition writer knows this spelling.
 pub type RhaiResultOf<T> = Result<T, Box<EvalAltResult>>;
 
-/// Candle's result as ours, so that `?` takes it to the script.
-pub fn core<T>(result: amscript_base::error::Result<T>) -> amscript_base::error::Result<T> {
-    result
-}
-
 /// Rhai's error as ours; `source` names the script that was running at the outermost level.
 pub fn from_script(error: EvalAltResult, source: &str, session: &Session) -> Error {
     let mut outer = vec![];

@@ -35,7 +35,7 @@ pub mod image {
     pub fn load_image(context: NativeCallContext, path: &str) -> RhaiResultOf<Tensor> {
         let session = Session::of(&context);
         let file = session.readable(path).map_err(|e| e.within("load_image"))?;
-        Ok(core(pictures::load(&file)?.to_device(session.device()))?)
+        Ok(pictures::load(&file)?.to_device(session.device())?)
     }
 
     /// Writes one image, `[3, height, width]` or `[1, 3, height, width]`, as PNG or JPEG into the run's folder.

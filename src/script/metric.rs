@@ -120,7 +120,7 @@ fn as_map(estimate: Estimate) -> Map {
 /// Groups given as an array of batches, or as one tensor `[groups, n, ..]`.
 fn groups(value: Dynamic) -> Result<Vec<Tensor>> {
     if let Some(all) = value.read_lock::<Tensor>() {
-        return (0..all.dims().first().copied().unwrap_or(0)).map(|i| core(all.get(i))).collect();
+        return (0..all.dims().first().copied().unwrap_or(0)).map(|i| all.get(i)).collect();
     }
     option::list(option::convert(value, "pairwise: groups")?, "pairwise: groups")
 }

@@ -3,7 +3,7 @@
 //! How to add a chapter `<name>`:
 //! 1. `src/script/<name>.rs` with `use super::*;` and `#[export_module(manifest)] pub mod <name> { use super::*; .. }` (see
 //!    `language.rs`), `pub mod <name>;` and one line in [`CHAPTERS`] here.
-//! 2. Each function is `pub fn` with `#[rhai_fn(return_raw)]` when it returns `RhaiResultOf<T>`; core errors pass with `?`, candle's by [`core`].
+//! 2. Each function is `pub fn` with `#[rhai_fn(return_raw)]` when it returns `RhaiResultOf<T>`; our errors pass with `?`.
 //!    The doc comment is the manual: one sentence, blank line, details, a `rhai` fence with `//=> value` or
 //!    `//=> error: part of the message` behind the lines it checks.
 //! 3. Parameters: `Tensor` and other handles by value, `f64`, `i64`, `bool`, `Array`, `Map`, `FnPtr`, `ImmutableString`,
@@ -75,7 +75,7 @@ pub mod update;
 mod word;
 
 pub use callback::Callback;
-pub use fault::{RhaiResultOf, core};
+pub use fault::RhaiResultOf;
 pub use session::{Request, Session};
 
 use amscript_align::Method;

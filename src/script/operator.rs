@@ -39,7 +39,7 @@ macro_rules! operators {
             /// ```
             #[rhai_fn(name = "-", return_raw)]
             pub fn negative(x: Tensor) -> RhaiResultOf<Tensor> {
-                Ok(core(x.neg())?)
+                Ok(x.neg()?)
             }
 
             /// Whether two tensors have the same shape and the same numbers.

@@ -82,7 +82,7 @@ pub mod random {
         let below = positive(n, "integers")?;
         let values: Vec<i64> =
             r.draw(|r| r.integers(shape.iter().product(), below)).into_iter().map(|i| i as i64).collect();
-        Ok(core(Tensor::from_vec(values, shape, Session::of(&context).device()))?)
+        Ok(Tensor::from_vec(values, shape, Session::of(&context).device())?)
     }
 
     /// `n` different items of an array, in random order.

@@ -25,12 +25,12 @@ pub mod reduction {
 
     #[rhai_fn(name = "sum", return_raw)]
     pub fn sum_of(x: Tensor, dim: i64) -> RhaiResultOf<Tensor> {
-        Ok(core(x.sum(dimension(&x, dim, "sum")?))?)
+        Ok(x.sum(dimension(&x, dim, "sum")?)?)
     }
 
     #[rhai_fn(name = "sum", return_raw)]
     pub fn sum_over(x: Tensor, dims: Array) -> RhaiResultOf<Tensor> {
-        Ok(core(x.sum(dimensions(&x, dims, "sum")?))?)
+        Ok(x.sum(dimensions(&x, dims, "sum")?)?)
     }
 
     /// The mean.
@@ -45,18 +45,18 @@ pub mod reduction {
     pub fn mean(x: Tensor) -> RhaiResultOf<Tensor> {
         match x.requires_grad() {
             true => Ok(x.mean_all()?),
-            false => Ok(core(x.mean_all())?),
+            false => Ok(x.mean_all()?),
         }
     }
 
     #[rhai_fn(name = "mean", return_raw)]
     pub fn mean_of(x: Tensor, dim: i64) -> RhaiResultOf<Tensor> {
-        Ok(core(x.mean(dimension(&x, dim, "mean")?))?)
+        Ok(x.mean(dimension(&x, dim, "mean")?)?)
     }
 
     #[rhai_fn(name = "mean", return_raw)]
     pub fn mean_over(x: Tensor, dims: Array) -> RhaiResultOf<Tensor> {
-        Ok(core(x.mean(dimensions(&x, dims, "mean")?))?)
+        Ok(x.mean(dimensions(&x, dims, "mean")?)?)
     }
 
     /// The standard deviation with the unbiased estimate of the variance.
@@ -72,7 +72,7 @@ pub mod reduction {
             return Err(Error::new(Kind::Shape, came).into());
         }
         let variance = x.flatten_all().and_then(|x| x.var(0));
-        Ok(core(variance.and_then(|v| v.sqrt()))?)
+        Ok(variance.and_then(|v| v.sqrt())?)
     }
 
     /// The largest number.
@@ -89,7 +89,7 @@ pub mod reduction {
 
     #[rhai_fn(name = "max", return_raw)]
     pub fn max_of(x: Tensor, dim: i64) -> RhaiResultOf<Tensor> {
-        Ok(core(x.max(dimension(&x, dim, "max")?))?)
+        Ok(x.max(dimension(&x, dim, "max")?)?)
     }
 
     /// The smallest number.
@@ -106,7 +106,7 @@ pub mod reduction {
 
     #[rhai_fn(name = "min", return_raw)]
     pub fn min_of(x: Tensor, dim: i64) -> RhaiResultOf<Tensor> {
-        Ok(core(x.min(dimension(&x, dim, "min")?))?)
+        Ok(x.min(dimension(&x, dim, "min")?)?)
     }
 
     /// The place of the largest number along a dimension.
@@ -116,7 +116,7 @@ pub mod reduction {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn argmax(x: Tensor, dim: i64) -> RhaiResultOf<Tensor> {
-        Ok(core(x.argmax(dimension(&x, dim, "argmax")?))?)
+        Ok(x.argmax(dimension(&x, dim, "argmax")?)?)
     }
 
     /// The sums of the numbers so far along a dimension.
@@ -126,7 +126,7 @@ pub mod reduction {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn cumsum(x: Tensor, dim: i64) -> RhaiResultOf<Tensor> {
-        Ok(core(x.cumsum(dimension(&x, dim, "cumsum")?))?)
+        Ok(x.cumsum(dimension(&x, dim, "cumsum")?)?)
     }
 
     /// The Euclidean norm; its gradient at zero is zero.
@@ -172,7 +172,7 @@ pub mod reduction {
     #[rhai_fn(return_raw)]
     pub fn log_softmax(x: Tensor, dim: i64) -> RhaiResultOf<Tensor> {
         let normalizer = array::log_sum_exp(&x, dimension(&x, dim, "log_softmax")?)?;
-        Ok(core(x.broadcast_sub(&normalizer))?)
+        Ok(x.broadcast_sub(&normalizer)?)
     }
 
     /// The matrix product; leading dimensions broadcast.

@@ -137,7 +137,7 @@ fn saved(value: Dynamic, place: &str) -> Result<Saved> {
 /// The values again; tensors on the session's device.
 fn restored(saved: Saved, session: &Session) -> Result<Dynamic> {
     Ok(match saved {
-        Saved::Tensor(tensor) => Dynamic::from(core(tensor.to_device(session.device()))?),
+        Saved::Tensor(tensor) => Dynamic::from(tensor.to_device(session.device())?),
         Saved::Number(number) => number.into(),
         Saved::Plain(Value::Bool(b)) => b.into(),
         Saved::Plain(Value::String(text)) => text.into(),

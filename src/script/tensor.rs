@@ -121,7 +121,7 @@ pub mod tensor {
     #[rhai_fn(return_raw)]
     pub fn cat(tensors: Array, dim: i64) -> RhaiResultOf<Tensor> {
         let tensors = several(tensors, "cat")?;
-        Ok(core(Tensor::cat(&tensors, array::dimension(&tensors[0], dim, "cat")?))?)
+        Ok(Tensor::cat(&tensors, array::dimension(&tensors[0], dim, "cat")?)?)
     }
 
     /// Tensors of one shape side by side along a new dimension.
@@ -138,7 +138,7 @@ pub mod tensor {
         } else {
             array::dimension(&tensors[0], dim, "stack")?
         };
-        Ok(core(Tensor::stack(&tensors, dim))?)
+        Ok(Tensor::stack(&tensors, dim)?)
     }
 
     /// The sizes of the dimensions.
@@ -215,7 +215,7 @@ pub mod tensor {
     #[rhai_fn(return_raw)]
     pub fn reshape(x: Tensor, shape: Array) -> RhaiResultOf<Tensor> {
         let shape = option::list::<i64>(shape, "reshape")?;
-        Ok(core(x.reshape(array::fill_shape(x.elem_count(), &shape)?))?)
+        Ok(x.reshape(array::fill_shape(x.elem_count(), &shape)?)?)
     }
 
     /// All numbers in one dimension.
@@ -225,7 +225,7 @@ pub mod tensor {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn flatten(x: Tensor) -> RhaiResultOf<Tensor> {
-        Ok(core(x.flatten_all())?)
+        Ok(x.flatten_all()?)
     }
 
     /// Two dimensions exchanged.
@@ -235,7 +235,7 @@ pub mod tensor {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn transpose(x: Tensor, a: i64, b: i64) -> RhaiResultOf<Tensor> {
-        Ok(core(x.transpose(array::dimension(&x, a, "transpose")?, array::dimension(&x, b, "transpose")?))?)
+        Ok(x.transpose(array::dimension(&x, a, "transpose")?, array::dimension(&x, b, "transpose")?)?)
     }
 
     /// The dimensions in another order.
@@ -255,7 +255,7 @@ pub mod tensor {
             );
             return Err(error.into());
         }
-        Ok(core(x.permute(order))?)
+        Ok(x.permute(order)?)
     }
 
     /// `length` entries of a dimension, from `start` on.
@@ -266,7 +266,7 @@ pub mod tensor {
     #[rhai_fn(return_raw)]
     pub fn narrow(x: Tensor, dim: i64, start: i64, length: i64) -> RhaiResultOf<Tensor> {
         let (start, length) = (option::convert(start.into(), "narrow")?, option::convert(length.into(), "narrow")?);
-        Ok(core(x.narrow(array::dimension(&x, dim, "narrow")?, start, length))?)
+        Ok(x.narrow(array::dimension(&x, dim, "narrow")?, start, length)?)
     }
 
     /// A new dimension of size one, before dimension `dim`.
@@ -277,7 +277,7 @@ pub mod tensor {
     #[rhai_fn(return_raw)]
     pub fn unsqueeze(x: Tensor, dim: i64) -> RhaiResultOf<Tensor> {
         let dim = if dim == x.rank() as i64 { x.rank() } else { array::dimension(&x, dim, "unsqueeze")? };
-        Ok(core(x.unsqueeze(dim))?)
+        Ok(x.unsqueeze(dim)?)
     }
 
     /// Without a dimension of size one.
@@ -287,7 +287,7 @@ pub mod tensor {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn squeeze(x: Tensor, dim: i64) -> RhaiResultOf<Tensor> {
-        Ok(core(x.squeeze(array::dimension(&x, dim, "squeeze")?))?)
+        Ok(x.squeeze(array::dimension(&x, dim, "squeeze")?)?)
     }
 
     /// The numbers repeated to a larger shape that they broadcast to.
@@ -299,7 +299,7 @@ pub mod tensor {
     pub fn broadcast(x: Tensor, shape: Array) -> RhaiResultOf<Tensor> {
         let shape = option::list::<usize>(shape, "broadcast")?;
         array::affordable(&shape, "broadcast")?;
-        Ok(core(x.broadcast_as(shape))?)
+        Ok(x.broadcast_as(shape)?)
     }
 
     /// The only number of a tensor.
@@ -331,17 +331,17 @@ pub mod tensor {
     /// ```
     #[rhai_fn(name = "to", return_raw)]
     pub fn to_dtype(x: Tensor, dtype: DType) -> RhaiResultOf<Tensor> {
-        Ok(core(x.to_dtype(dtype))?)
+        Ok(x.to_dtype(dtype)?)
     }
 
     #[rhai_fn(name = "to", return_raw)]
     pub fn to_device(x: Tensor, device: Device) -> RhaiResultOf<Tensor> {
-        Ok(core(x.to_device(&device))?)
+        Ok(x.to_device(&device)?)
     }
 
     #[rhai_fn(name = "to", return_raw)]
     pub fn to_like(x: Tensor, other: Tensor) -> RhaiResultOf<Tensor> {
-        Ok(core(x.to_dtype(other.dtype()).and_then(|x| x.to_device(other.device())))?)
+        Ok(x.to_dtype(other.dtype()).and_then(|x| x.to_device(other.device()))?)
     }
 }
 

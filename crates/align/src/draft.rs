@@ -2,7 +2,7 @@
 
 use super::cost::mean_cost;
 use super::guidance;
-use super::method::{Batch, Method, MethodState, Needs, Update};
+use super::method::{Batch, Method, MethodState, Update};
 use super::truncation::Truncation;
 use crate::flow::{Grid, RolloutOptions, Stepper, Velocity, interpolant, time_tensor};
 use amscript_base::bail;
@@ -33,10 +33,6 @@ impl Draft {
 impl Method for Draft {
     fn name(&self) -> &str {
         "draft"
-    }
-
-    fn needs(&self) -> Needs {
-        Needs { gradient: true, groups: false }
     }
 
     /// `-scale * mean r(X_N)` with the graph of the last K steps, through the network's input and parameters.

@@ -5,7 +5,7 @@ use super::cost::{Terminal, terminal_gradient};
 use super::guidance::{Fields, Guidance};
 use super::intensity::norms;
 use super::loss::{Loss, MatchingOptions, fenchel_young_matching, velocity_matching};
-use super::method::{Batch, Method, MethodState, Needs, Trace, Update};
+use super::method::{Batch, Method, MethodState, Trace, Update};
 use super::regularizer::{Norm, Regularizer};
 use super::selection::Selection;
 use super::truncation::{Adaptive, Truncation};
@@ -114,10 +114,6 @@ impl AdjointMatching {
 impl Method for AdjointMatching {
     fn name(&self) -> &str {
         "adjoint_matching"
-    }
-
-    fn needs(&self) -> Needs {
-        Needs { gradient: true, groups: false }
     }
 
     fn update(

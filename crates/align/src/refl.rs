@@ -2,7 +2,7 @@
 
 use super::cost::mean_cost;
 use super::guidance;
-use super::method::{Batch, Method, MethodState, Needs, Update};
+use super::method::{Batch, Method, MethodState, Update};
 use super::truncation::Truncation;
 use crate::flow::{Grid, RolloutOptions, Stepper, Velocity};
 use amscript_base::error::Result;
@@ -41,10 +41,6 @@ impl Refl {
 impl Method for Refl {
     fn name(&self) -> &str {
         "refl"
-    }
-
-    fn needs(&self) -> Needs {
-        Needs { gradient: true, groups: false }
     }
 
     fn update(&self, policy: &dyn Velocity, _: &dyn Velocity, batch: &Batch, _: &mut MethodState) -> Result<Update> {

@@ -58,7 +58,7 @@ impl AdamW {
             let (epsilon, decay) = (options.epsilon, options.weight_decay);
             bail!(Value, "adamw: epsilon must be above 0 and weight_decay at least 0, got {epsilon} and {decay}");
         }
-        let zeros = || params.iter().map(|(_, v)| v.zeros_like()?.constant().variable());
+        let zeros = || params.iter().map(|(_, v)| v.zeros_like()?.variable());
         let (first, second) = (zeros().collect::<Result<_>>()?, zeros().collect::<Result<_>>()?);
         Ok(Self { params, options, first, second, step: 0 })
     }

@@ -20,7 +20,7 @@ impl Ema {
         if !(0.0..1.0).contains(&decay) {
             bail!(Value, "ema: the decay must lie in [0, 1), got {decay}");
         }
-        let averages = params.iter().map(|(_, v)| v.copy()?.constant().variable());
+        let averages = params.iter().map(|(_, v)| v.variable());
         let averages = averages.collect::<Result<_>>()?;
         Ok(Self { decay, params, averages })
     }
