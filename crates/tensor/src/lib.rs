@@ -15,6 +15,7 @@
 //!   run needs only the counter.
 //! * **Ctrl-C is seen by every op** (`interrupt.rs`), forward and on the walk back. Who asked decides whether a step may end first.
 
+pub mod adamw;
 pub mod array;
 pub mod check;
 mod cuda;
@@ -35,6 +36,5 @@ mod value;
 /// Numbers without a graph: candle's tensor, whose own gradients are not used.
 pub use candle_core::Tensor as Array;
 pub use candle_core::{D, DType, Device, Shape};
-pub use cuda::adamw;
 pub use random::{Rng, Stream};
 pub use value::Tensor;

@@ -21,7 +21,7 @@ pub fn named(name: &str) -> Result<Device> {
 }
 
 #[cfg(feature = "cuda")]
-use super::cuda::driver::open;
+use super::cuda::card::open;
 
 #[cfg(not(feature = "cuda"))]
 fn open(card: usize) -> Result<Device> {
@@ -30,7 +30,8 @@ fn open(card: usize) -> Result<Device> {
 
 /// The device that the variable `AMSCRIPT_DEVICE` names, else the processor.
 pub fn from_environment() -> Result<Device> {
-    std::env::var("AMSCRIPT_DEVICE").map_or(Ok(Device::Cpu), |name| named(&name))
+    let name = std::env::var("AMSCRIPT_DEVICE").ok().filter(|name| !name.is_empty());
+    name.map_or(Ok(Device::Cpu), |name| named(&name))
 }
 
 /// `cpu`, `cuda:0`, `metal:0`.
@@ -46,7 +47,7 @@ pub fn name(device: &Device) -> String {
 pub fn peak_memory(device: &Device) -> Result<Option<u64>> {
     match device {
         #[cfg(feature = "cuda")]
-        Device::Cuda(card) => super::cuda::driver::peak_memory(card).map(Some),
+        Device::Cuda(card) => super::cuda::card::peak_memory(card),
         _ => Ok(None),
     }
 }

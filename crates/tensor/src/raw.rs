@@ -1,10 +1,14 @@
 //! Arithmetic of numbers without a graph that candle does with one thread or with more copies.
 
 use super::kernel::{Real, data, fresh, grain, on_cpu};
-use super::{Array, DType, cuda};
+use super::{Array, DType, Device, cuda};
 use amscript_base::error::Result;
 use candle_core::{CpuStorage, InplaceOp2, Layout, WithDType};
 use rayon::prelude::*;
+
+pub fn is_half(dtype: DType) -> bool {
+    matches!(dtype, DType::BF16 | DType::F16)
+}
 
 fn has_kernel(x: &Array) -> bool {
     x.device().is_cpu() && matches!(x.dtype(), DType::F32 | DType::F64)
@@ -39,6 +43,43 @@ fn combine_cpu<T: Real>(x: &Array, a: f64, y: &Array, b: f64) -> Result<Array> {
         chunks.for_each(|(o, (x, y))| o.iter_mut().zip(x.iter().zip(y)).for_each(|(o, (x, y))| *o = a * *x + b * *y));
     });
     Ok(Array::from_vec(out, x.dims(), x.device())?)
+}
+
+/// The same numbers on another device. None of them take no room on a card, which gives none for nothing.
+pub fn moved(x: &Array, device: &Device) -> Result<Array> {
+    match x.elem_count() {
+        0 => Ok(Array::zeros(1, x.dtype(), device)?.narrow(0, 0, 0)?.reshape(x.shape())?),
+        _ => Ok(x.to_device(device)?),
+    }
+}
+
+/// `a x + b`. candle rounds both numbers to the type of `x`, which costs half precision a strength of 0.3.
+pub fn affine(x: &Array, a: f64, b: f64) -> Result<Array> {
+    match x.dtype() {
+        _ if cuda::takes(x) => cuda::activation::affine(x, a, b),
+        dtype if is_half(dtype) => Ok(x.to_dtype(DType::F32)?.affine(a, b)?.to_dtype(dtype)?),
+        _ => Ok(x.affine(a, b)?),
+    }
+}
+
+/// `factor` times the sum over `dims`, which stay as 1, or over all numbers; half precision is added up in f32.
+pub fn sum(x: &Array, dims: Option<&[usize]>, factor: f64) -> Result<Array> {
+    let wide = if is_half(x.dtype()) { x.to_dtype(DType::F32)? } else { x.clone() };
+    let sum = dims.map_or_else(|| sum_all(&wide), |dims| Ok(wide.sum_keepdim(dims)?))?;
+    let sum = if factor == 1.0 { sum } else { affine(&sum, factor, 0.0)? };
+    Ok(sum.to_dtype(x.dtype())?)
+}
+
+/// candle gives the whole of it to one block of a card; here there are as many as rows.
+fn sum_all(x: &Array) -> Result<Array> {
+    const ROW: usize = 1 << 12;
+    let n = x.elem_count();
+    if !x.device().is_cuda() || n < 2 * ROW {
+        return Ok(x.sum_all()?);
+    }
+    let (x, whole) = (x.flatten_all()?, n - n % ROW);
+    let rows = sum_all(&x.narrow(0, 0, whole)?.reshape((n / ROW, ROW))?.sum(1)?)?;
+    Ok(if whole == n { rows } else { (rows + x.narrow(0, whole, n - whole)?.sum_all()?)? })
 }
 
 /// `a += b` on the processor, `a` contiguous.

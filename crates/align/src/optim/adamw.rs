@@ -2,10 +2,10 @@
 
 use super::param::{Params, overwrite};
 use super::schedule::Schedule;
-use super::step::{AdamWStep, sums_of_squares};
 use amscript_base::bail;
 use amscript_base::error::{Kind, Result};
 use amscript_base::profile::phase;
+use amscript_tensor::adamw::{AdamWStep, sums_of_squares};
 use amscript_tensor::grad::gradients;
 use amscript_tensor::{DType, Device, Tensor};
 
@@ -25,6 +25,17 @@ impl Default for OptimizerOptions {
     fn default() -> Self {
         let rate = Schedule::Constant { rate: 1e-3, warmup: None };
         Self { rate, betas: [0.9, 0.99], epsilon: 1e-8, weight_decay: 0.01, check: true }
+    }
+}
+
+impl OptimizerOptions {
+    /// The numbers of step `step`, counted from 0, with the gradient times `scale`.
+    fn at(&self, step: usize, scale: f64) -> AdamWStep {
+        let rate = self.rate.rate(step);
+        let corrections = self.betas.map(|b| 1.0 - b.powf((step + 1) as f64));
+        // The rate is also on the weight decay, as published code has it.
+        let decay = 1.0 - rate * self.weight_decay;
+        AdamWStep { rate, scale, betas: self.betas, corrections, epsilon: self.epsilon, decay }
     }
 }
 
@@ -111,7 +122,7 @@ impl AdamW {
             Some(limit) if norm > limit => limit / norm,
             _ => 1.0,
         };
-        let update = AdamWStep::new(&self.options, self.step, scale);
+        let update = self.options.at(self.step, scale);
         for (i, (_, var)) in self.params.iter().enumerate() {
             update.apply(var, &gradients[i], &self.first[i], &self.second[i])?;
         }

@@ -4,7 +4,6 @@ mod adamw;
 mod ema;
 mod param;
 mod schedule;
-mod step;
 
 pub use adamw::{AdamW, OptimizerOptions, StepReport};
 pub use ema::Ema;

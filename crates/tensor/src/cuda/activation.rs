@@ -47,6 +47,14 @@ pub fn combine(x: &Array, a: f64, y: &Array, b: f64) -> Result<Array> {
     Ok(out)
 }
 
+/// `a x + b`, without a graph.
+pub fn affine(x: &Array, a: f64, b: f64) -> Result<Array> {
+    let x = aligned(x, x.dtype())?;
+    let out = like(&x)?;
+    points("affine", &[&x, &out], &[Arg::Float(a), Arg::Float(b)])?;
+    Ok(out)
+}
+
 /// `silu(first half) * second half` over the last dimension.
 pub fn swiglu(x: &Array) -> Result<Array> {
     let x = aligned(x, x.dtype())?;

@@ -12,7 +12,7 @@ use candle_core::DType;
 /// Whether heads like these are attended to on tensor cores.
 pub fn on_tensor_cores(q: &Array) -> bool {
     let d = q.dims()[3];
-    matches!(q.dtype(), DType::BF16 | DType::F16) && d.is_multiple_of(8) && d <= 128
+    crate::raw::is_half(q.dtype()) && d.is_multiple_of(8) && d <= 128
 }
 
 /// `softmax(scale q k^T + mask) v` per head, and on tensor cores the log-sum-exp of every score row.

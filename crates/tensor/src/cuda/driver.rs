@@ -1,85 +1,35 @@
-//! The card: its kernels and products, its memory.
+//! What is asked of a card: kernels and products.
 
+use super::card::{self, fault, locked, with_room};
 use super::linear::Part;
 use super::{Grid, PRELUDE, Unit, Value};
 use crate::Array;
 use amscript_base::bail;
-use amscript_base::error::{Error, Kind, Result};
+use amscript_base::error::Result;
+use candle_core::cuda_backend::CudaStorageSlice;
 use candle_core::cuda_backend::cudarc::cublas::{result as cublas, sys as blas};
 use candle_core::cuda_backend::cudarc::driver::{CudaFunction, DevicePtr, LaunchConfig, PushKernelArg, sys};
 use candle_core::cuda_backend::cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
-use candle_core::cuda_backend::{CudaStorageSlice, DeviceId};
-use candle_core::{CudaDevice, DType, Device, Storage};
-use std::collections::HashMap;
+use candle_core::{CudaDevice, DType, Storage};
 use std::ffi::c_void;
-use std::sync::{LazyLock, Mutex};
 
-pub(super) fn fault(what: &str, error: impl std::fmt::Debug) -> Error {
-    Error::new(Kind::Device, format!("{what}: {error:?}"))
-}
-
-/// A card of which all work goes to one stream, from whatever thread: candle's own device has a stream per thread, which nothing orders.
-/// Freed memory stays with the process.
-pub fn open(card: usize) -> Result<Device> {
-    let device = Device::new_cuda_with_stream(card)?;
-    if let Device::Cuda(cuda) = &device {
-        // SAFETY: there is one stream, so that everything happens in the order in which it was asked for.
-        unsafe { cuda.disable_event_tracking() };
-        set_pool(cuda, sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, u64::MAX)?;
-    }
-    Ok(device)
-}
-
-fn pool(device: &CudaDevice) -> Result<sys::CUmemoryPool> {
-    let stream = device.cuda_stream();
-    let context = stream.context();
-    context.bind_to_thread().map_err(|e| fault("memory", e))?;
-    let mut pool = std::ptr::null_mut();
-    // SAFETY: the pool is written by the call.
-    let status = unsafe { sys::cuDeviceGetMemPool(&mut pool, context.cu_device()) };
-    status.result().map_err(|e| fault("memory", e))?;
-    Ok(pool)
-}
-
-fn set_pool(device: &CudaDevice, what: sys::CUmemPool_attribute, mut value: u64) -> Result<()> {
-    // SAFETY: these attributes are 64-bit numbers.
-    let status = unsafe { sys::cuMemPoolSetAttribute(pool(device)?, what, (&raw mut value).cast::<c_void>()) };
-    status.result().map_err(|e| fault("memory", e))
-}
-
-/// Bytes in use at most since the last call, after all that was asked for has been done.
-pub fn peak_memory(device: &CudaDevice) -> Result<u64> {
-    let high = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
-    device.cuda_stream().synchronize().map_err(|e| fault("memory", e))?;
-    let mut value = 0u64;
-    // SAFETY: as above.
-    let status = unsafe { sys::cuMemPoolGetAttribute(pool(device)?, high, (&raw mut value).cast::<c_void>()) };
-    status.result().map_err(|e| fault("memory", e))?;
-    set_pool(device, high, 0)?;
-    Ok(value)
-}
-
-type Functions = HashMap<(DeviceId, Unit, &'static str), CudaFunction>;
-static FUNCTIONS: LazyLock<Mutex<Functions>> = LazyLock::new(Mutex::default);
-
+/// A kernel of a unit, compiled and loaded where it is not yet.
 fn function(device: &CudaDevice, unit: &Unit, kernel: &'static str, shared: usize) -> Result<CudaFunction> {
-    let mut functions = FUNCTIONS.lock().unwrap_or_else(|e| e.into_inner());
-    let key = (device.id(), unit.clone(), kernel);
+    let card = card::of(device)?;
+    let mut functions = locked(&card.functions);
+    let key = (unit.clone(), kernel);
     if let Some(function) = functions.get(&key) {
         return Ok(function.clone());
     }
-    let stream = device.cuda_stream();
-    let (major, minor) = stream.context().compute_capability().map_err(|e| fault("device", e))?;
-    let mut options = unit.defines();
-    options.push(format!("--gpu-architecture=compute_{major}{minor}"));
-    let ptx = if functions.keys().any(|(id, other, _)| *id == key.0 && *other == key.1) {
-        String::new() // loaded with another kernel of the file
-    } else {
+    let ptx = card::compiled(card.architecture, unit, || {
+        let mut options = unit.defines();
+        options.push(format!("--gpu-architecture=compute_{}", card.architecture));
         let text = format!("{PRELUDE}\n{}", unit.file.text());
         let ptx = compile_ptx_with_opts(text, CompileOptions { options, ..Default::default() });
-        ptx.map_err(|e| fault(&format!("compiling {unit:?}"), e))?.to_src()
-    };
-    let function = device.get_or_load_custom_func(kernel, &format!("{unit:?}"), &ptx)?.into_cuda_function();
+        ptx.map_err(|e| fault(&format!("compiling {unit:?}"), e))
+    })?;
+    let load = || Ok(device.get_or_load_custom_func(kernel, &format!("{unit:?}"), &ptx.to_src())?.into_cuda_function());
+    let function = with_room(device, load)?;
     if shared > 48 << 10 {
         let what = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         function.set_attribute(what, shared as i32).map_err(|e| fault(kernel, e))?;
@@ -144,13 +94,14 @@ pub(super) fn multiply(
     let start = |p: &Part| -> Result<u64> { Ok(pointer(p.of)? + (p.start * p.of.dtype().size_in_bytes()) as u64) };
     // cuBLAS counts by columns: C^T = B^T A^T, and a matrix by rows is its transpose by columns.
     let side = |p: &Part, rows: usize, columns: usize| match p.column {
-        1 => (blas::cublasOperation_t::CUBLAS_OP_N, p.row.max(columns)),
-        _ => (blas::cublasOperation_t::CUBLAS_OP_T, p.column.max(rows)),
+        1 => (blas::cublasOperation_t::CUBLAS_OP_N, p.row.max(columns).max(1)),
+        _ => (blas::cublasOperation_t::CUBLAS_OP_T, p.column.max(rows).max(1)),
     };
     let ((ta, la), (tb, lb)) = (side(&a, m, k), side(&b, k, n));
     let (alpha, beta) = (factor as f32, keep as f32);
     let (pa, pb, pc) = (start(&a)?, start(&b)?, start(&c)?);
     let handle = *device.cublas_handle().handle();
+    device.cuda_stream().context().bind_to_thread().map_err(|e| fault("product", e))?;
     let (pa, pb, pc) = (pa as *const c_void, pb as *const c_void, pc as *mut c_void);
     let (factor, keep) = ((&raw const alpha).cast(), (&raw const beta).cast());
     // SAFETY: sizes and distances lie inside the three tensors.

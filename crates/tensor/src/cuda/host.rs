@@ -86,7 +86,9 @@ fn compile(unit: &Unit) -> Result<Invoke> {
     let stem = format!("{:?}-{t}-{w}-{}-{}", unit.file, unit.pack, unit.head);
     let (from, to) = (folder.join(format!("{stem}.cpp")), folder.join(format!("{stem}.so")));
     std::fs::write(&from, source).unwrap();
-    let flags = ["-O1", "-std=c++17", "-shared", "-fPIC", "-w", "-o"];
+    // A misaligned access ends the process, as it ends the work of a card.
+    let checked = ["-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"];
+    let flags = ["-O1", "-std=c++17", "-shared", "-fPIC", "-w", checked[0], checked[1], "-o"];
     let run = Command::new("g++").args(flags).arg(&to).arg(&from).args(unit.defines()).output().unwrap();
     if !run.status.success() {
         bail!(Internal, "{stem}: {}", String::from_utf8_lossy(&run.stderr));

@@ -89,7 +89,10 @@ pub fn product(a: &Array, b: &Array, bias: Option<&Array>, also: Option<(&Array,
 /// A matrix of this type whose rows or columns are contiguous.
 fn straight(x: &Array, dtype: DType) -> Result<Array> {
     let x = x.to_dtype(dtype)?;
-    Ok(if x.stride().contains(&1) { x } else { x.contiguous()? })
+    let ([rows, columns], [row, column]) = ([x.dim(0)?, x.dim(1)?], [x.stride()[0], x.stride()[1]]);
+    // Repeated rows or columns, whose stride is 0, are no matrix for cuBLAS.
+    let whole = column == 1 && (row >= columns || rows == 1) || row == 1 && (column >= rows || columns == 1);
+    Ok(if whole { x } else { x.force_contiguous()? })
 }
 
 fn whole(x: &Array) -> Part<'_> {

@@ -10,9 +10,11 @@
 pub mod activation;
 pub mod adamw;
 pub mod attention;
+#[cfg(feature = "cuda")]
+pub mod card;
 pub mod conv;
 #[cfg(feature = "cuda")]
-pub mod driver;
+mod driver;
 #[cfg(test)]
 pub(crate) mod host;
 pub mod linear;
@@ -167,7 +169,7 @@ fn launch(device: &Device, unit: &Unit, kernel: &'static str, grid: Grid, args: 
     }
     #[cfg(feature = "cuda")]
     if let Device::Cuda(card) = device {
-        return driver::launch(card, unit, kernel, &grid, &values);
+        return if grid.blocks.contains(&0) { Ok(()) } else { driver::launch(card, unit, kernel, &grid, &values) };
     }
     let (file, asked) = (unit.file.text().len(), (grid.blocks, grid.threads, grid.shared, values.len()));
     bail!(Internal, "{kernel}: expected a CUDA device, got {device:?}"; hint: "{unit:?} of {file} letters, {asked:?}")
@@ -191,8 +193,14 @@ fn pointer(x: &Array) -> Result<u64> {
 
 /// A new tensor, to be written whole by the kernel that it is given to.
 fn fresh(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Array> {
+    let shape = shape.into();
     // SAFETY: every user launches a kernel that writes all of it before anything reads it.
-    Ok(unsafe { Array::empty(shape, dtype, device)? })
+    let empty = || Ok(unsafe { Array::empty(shape.clone(), dtype, device)? });
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(card) = device {
+        return card::with_room(card, empty);
+    }
+    empty()
 }
 
 fn like(x: &Array) -> Result<Array> {
@@ -207,5 +215,5 @@ fn plain(x: &Array, dtype: DType) -> Result<Array> {
 /// The same, beginning where wide memory accesses may.
 fn aligned(x: &Array, dtype: DType) -> Result<Array> {
     let x = plain(x, dtype)?;
-    Ok(if x.layout().start_offset().is_multiple_of(8) { x } else { x.copy()? })
+    Ok(if x.layout().start_offset().is_multiple_of(8) { x } else { x.force_contiguous()? })
 }

@@ -1,26 +1,22 @@
 //! Numbers on their way to the card, through two page-locked buffers that take turns: one is copied while the other is filled.
 
-use super::driver::{fault, pointer};
+use super::card::{self, fault, locked};
+use super::driver::pointer;
 use super::fresh;
 use crate::Array;
 use amscript_base::bail;
 use amscript_base::error::Result;
-use candle_core::cuda_backend::DeviceId;
 use candle_core::cuda_backend::cudarc::driver::{CudaEvent, PinnedHostSlice, result};
 use candle_core::{CpuStorage, CudaDevice, Device, Storage};
-use std::sync::{Mutex, PoisonError};
 
 /// Bytes of a buffer.
 const SIZE: usize = 32 << 20;
 
 /// A buffer, and when its last copy is done.
-struct Buffer {
+pub(super) struct Buffer {
     bytes: PinnedHostSlice<u8>,
     free: Option<CudaEvent>,
 }
-
-/// Of the card that was last sent something.
-static BUFFERS: Mutex<Option<(DeviceId, [Buffer; 2])>> = Mutex::new(None);
 
 fn buffers(device: &CudaDevice) -> Result<[Buffer; 2]> {
     let stream = device.cuda_stream();
@@ -46,11 +42,12 @@ pub fn send(x: &Array, device: &CudaDevice) -> Result<Array> {
     };
     // SAFETY: the tensor's own numbers, which it holds until the end.
     let bytes = unsafe { std::slice::from_raw_parts(start.add(first * size), (last - first) * size) };
-    let mut held = BUFFERS.lock().unwrap_or_else(PoisonError::into_inner);
-    if held.as_ref().is_none_or(|(id, _)| *id != device.id()) {
-        *held = Some((device.id(), buffers(device)?));
+    let card = card::of(device)?;
+    let mut held = locked(&card.buffers);
+    if held.is_none() {
+        *held = Some(buffers(device)?);
     }
-    let Some((_, turns)) = held.as_mut() else { return Ok(out) };
+    let Some(turns) = held.as_mut() else { return Ok(out) };
     let (stream, to) = (device.cuda_stream(), pointer(&out)?);
     for (i, part) in bytes.chunks(SIZE).enumerate() {
         let buffer = &mut turns[i % 2];

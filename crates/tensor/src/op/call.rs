@@ -2,7 +2,7 @@
 
 use crate::graph::Node;
 use crate::meta::{Block, Trace};
-use crate::{Array, DType, Tensor, cuda, interrupt};
+use crate::{Array, DType, Device, Tensor, cuda, interrupt, raw};
 use amscript_base::bail;
 use amscript_base::error::Result;
 use amscript_base::profile;
@@ -179,6 +179,8 @@ struct Call<const N: usize> {
     result: DType,
     shapes: [Vec<usize>; N],
     shared: bool,
+    /// The card of inputs of which one is empty, where results go again: a card starts no kernel for nothing, so the processor computes.
+    away: Option<Device>,
 }
 
 impl<const N: usize> Call<N> {
@@ -188,8 +190,13 @@ impl<const N: usize> Call<N> {
             bail!(Internal, "{}: there must be an input, got none", op.name())
         };
         let own = first.dtype();
-        let on = backend(inputs, kernels);
-        let half = matches!(own, DType::BF16 | DType::F16);
+        let empty = !kernels.view && inputs.iter().flatten().any(|x| x.elem_count() == 0 && x.trace().is_none());
+        let away = Some(first.device()).filter(|device| empty && device.is_cuda()).cloned();
+        let on = match backend(inputs, kernels) {
+            Backend::Card if away.is_some() => Backend::Processor,
+            on => on,
+        };
+        let half = raw::is_half(own);
         let compute = match on {
             Backend::Processor if !kernels.everywhere => Some(if half { DType::F32 } else { own }),
             _ => None,
@@ -203,14 +210,16 @@ impl<const N: usize> Call<N> {
             result,
             shapes: inputs.map(|x| x.map(|x| x.dims().to_vec()).unwrap_or_default()),
             shared: kernels.view && first.is_shared(),
+            away,
         })
     }
 
     /// As the kernels take it.
     fn ready(&self, x: &Array, strided: bool) -> Result<Array> {
+        let x = if self.away.is_some() { raw::moved(x, &Device::Cpu)? } else { x.clone() };
         let x = match self.compute {
             Some(dtype) if x.dtype() != dtype => x.to_dtype(dtype)?,
-            _ => x.clone(),
+            _ => x,
         };
         Ok(if strided || self.on == Backend::Card { x } else { x.contiguous()? })
     }
@@ -223,11 +232,17 @@ impl<const N: usize> Call<N> {
         Ok(all)
     }
 
+    /// As others take it.
+    fn returned(&self, x: Array, dtype: DType) -> Result<Array> {
+        let x = if x.dtype() == dtype { x } else { x.to_dtype(dtype)? };
+        self.away.as_ref().map_or(Ok(x.clone()), |card| raw::moved(&x, card))
+    }
+
     fn run<O: Op<N>>(self, op: O, inputs: [Option<&Tensor>; N]) -> Result<Tensor> {
         let strided = op.kernels().strided;
         let ready = self.each_ready(inputs.map(|x| x.map(Tensor::array)), strided)?;
         let (value, more) = op.forward(self.on, ready.each_ref().map(Option::as_ref), self.wanted)?;
-        let value = if value.dtype() == self.result { value } else { value.to_dtype(self.result)? };
+        let value = self.returned(value, self.result)?;
         profile::forward(op.name());
         if !self.wanted.contains(&true) {
             return Ok(Tensor::constant_of(value));
@@ -260,7 +275,7 @@ impl<const N: usize> Call<N> {
                 };
                 let gradients = op.backward(kept, &gradient, wanted)?;
                 let typed = |(gradient, dtype): (Option<Array>, Option<DType>)| match gradient.zip(dtype) {
-                    Some((gradient, dtype)) => Ok(Some(Tensor::constant_of(gradient.to_dtype(dtype)?))),
+                    Some((gradient, dtype)) => Ok(Some(Tensor::constant_of(call.returned(gradient, dtype)?))),
                     None => Ok(None),
                 };
                 gradients.into_iter().zip(call.types).map(typed).collect()

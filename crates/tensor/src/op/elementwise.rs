@@ -80,10 +80,10 @@ impl Tensor {
     /// `factor x + offset`.
     pub fn affine(&self, factor: f64, offset: f64) -> Result<Tensor> {
         let kind = (self.shape().clone(), self.dtype());
-        let forward = move |x: &Array| x.affine(factor, offset);
+        let forward = move |x: &Array| Ok(raw::affine(x, factor, offset)?);
         unary("affine", self, kind, Keeps::NOTHING, forward, move |_, g| match factor {
             1.0 => Ok(g.clone()),
-            _ => g.affine(factor, 0.0),
+            _ => Ok(raw::affine(g, factor, 0.0)?),
         })
     }
 
@@ -92,7 +92,7 @@ impl Tensor {
         let (kind, keeps) = ((self.shape().clone(), self.dtype()), Keeps::inputs([true]));
         let forward = move |x: &Array| x.powf(exponent);
         unary("powf", self, kind, keeps, forward, move |kept, g| {
-            g * (read(kept.inputs[0])?.powf(exponent - 1.0)? * exponent)?
+            g * raw::affine(&read(kept.inputs[0])?.powf(exponent - 1.0)?, exponent, 0.0)?
         })
     }
 
@@ -118,7 +118,10 @@ impl Tensor {
             return Ok(self.clone());
         }
         let x = if dtype.is_int() || own.is_int() { &self.constant() } else { self };
-        let cast = move |x: &Array| x.to_dtype(dtype);
+        // candle's kernels for cards have no casts between integers and half precision.
+        let by_f32 =
+            self.device().is_cuda() && (own.is_int() && raw::is_half(dtype) || raw::is_half(own) && dtype.is_int());
+        let cast = move |x: &Array| if by_f32 { x.to_dtype(DType::F32)?.to_dtype(dtype) } else { x.to_dtype(dtype) };
         unary("cast", x, (x.shape().clone(), dtype), Keeps::NOTHING, cast, move |_, g| g.to_dtype(own))
     }
 
@@ -126,6 +129,9 @@ impl Tensor {
     pub fn to_device(&self, device: &Device) -> Result<Tensor> {
         if self.meta.is_some() || self.device().same_device(device) {
             return Ok(self.clone());
+        }
+        if self.elem_count() == 0 {
+            return Ok(Tensor::constant_of(raw::moved(self.array(), device)?));
         }
         let (kind, own, to) = ((self.shape().clone(), self.dtype()), self.device().clone(), device.clone());
         let send = move |x: &Array| x.to_device(&to);
@@ -204,7 +210,7 @@ pub fn combine((x, a): (&Tensor, f64), (y, b): (&Tensor, f64)) -> Result<Tensor>
     }
     let forward = move |x: &Array, y: &Array| Ok(raw::combine(x, a, y, b)?);
     binary("combine", [x, y], x.shape().clone(), [false; 2], forward, move |_, g, wanted| {
-        let scaled = |factor: f64| if factor == 1.0 { Ok(g.clone()) } else { g * factor };
+        let scaled = |factor: f64| if factor == 1.0 { Ok(g.clone()) } else { raw::affine(g, factor, 0.0) };
         Ok([wanted[0].then(|| scaled(a)).transpose()?, wanted[1].then(|| scaled(b)).transpose()?])
     })
 }

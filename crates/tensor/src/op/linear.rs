@@ -2,7 +2,7 @@
 
 use super::call::{Backend, Inputs, Keeps, Kept, Kernels, Op, apply, given, there};
 use crate::kernel::{self, Matrix, Real, Shared, column_sums, data, fresh, on_cpu, shares, strided};
-use crate::{Array, Tensor, cuda};
+use crate::{Array, Tensor, cuda, raw};
 use amscript_base::bail;
 use amscript_base::error::Result;
 use candle_core::{D, Shape};
@@ -89,13 +89,16 @@ impl Op<5> for Linear {
         let (on, [x, weight, _, a, b]) = (kept.on, kept.inputs);
         let g = gradient.reshape(((), gradient.dim(D::Minus1)?))?;
         // [rows, rank]
-        let through = b.filter(|_| gx || ga).map(|b| product(on, &g, &(b * self.scale)?, None, None)).transpose()?;
+        let through = b
+            .filter(|_| gx || ga)
+            .map(|b| product(on, &g, &raw::affine(b, self.scale, 0.0)?, None, None))
+            .transpose()?;
         let through = through.as_ref();
         let of_x = || -> Result<Array> {
             let low_rank = a.zip(through).map(|(a, through)| (through, a, 1.0));
             Ok(product(on, &g, given(weight)?, None, low_rank)?.reshape(kept.shapes[0])?)
         };
-        let of_b = || rows_product(on, &g, &(given(kept.more.as_ref())? * self.scale)?);
+        let of_b = || rows_product(on, &g, &raw::affine(given(kept.more.as_ref())?, self.scale, 0.0)?);
         Ok([
             gx.then(of_x).transpose()?,
             gw.then(|| rows_product(on, &g, &rows(x)?)).transpose()?,

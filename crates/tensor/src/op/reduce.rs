@@ -2,7 +2,7 @@
 
 use super::call::{Keeps, Kept};
 use super::elementary::{read, unary};
-use crate::{Array, DType, Tensor};
+use crate::{Array, DType, Tensor, raw};
 use amscript_base::bail;
 use amscript_base::error::Result;
 use candle_core::shape::{Dim, Dims};
@@ -16,12 +16,21 @@ fn kept_shape(x: &Tensor, dims: &[usize]) -> Shape {
 }
 
 impl Tensor {
+    /// `factor` times the sum over `dims`, which stay as 1, or go where all are meant.
+    fn total(&self, dims: Option<Vec<usize>>, factor: f64) -> Result<Tensor> {
+        let name = if factor == 1.0 { "sum" } else { "mean" };
+        let shape = dims.as_ref().map_or(Shape::from(()), |dims| kept_shape(self, dims));
+        let (kind, own) = ((shape, self.dtype()), self.shape().clone());
+        let forward = move |x: &Array| Ok(raw::sum(x, dims.as_deref(), factor)?);
+        unary(name, self, kind, Keeps::NOTHING, forward, move |_, g| match factor {
+            1.0 => g.broadcast_as(&own),
+            _ => raw::affine(g, factor, 0.0)?.broadcast_as(&own),
+        })
+    }
+
     /// Sum over `dims`, which stay as 1.
     pub fn sum_keepdim<D: Dims>(&self, dims: D) -> Result<Tensor> {
-        let dims = dims.to_indexes(self.shape(), "sum")?;
-        let (shape, own) = (kept_shape(self, &dims), self.shape().clone());
-        let forward = move |x: &Array| x.sum_keepdim(dims.as_slice());
-        unary("sum", self, (shape, self.dtype()), Keeps::NOTHING, forward, move |_, g| g.broadcast_as(&own))
+        self.total(Some(dims.to_indexes(self.shape(), "sum")?), 1.0)
     }
 
     /// Sum over `dims`, which go.
@@ -33,7 +42,7 @@ impl Tensor {
     pub fn mean_keepdim<D: Dims>(&self, dims: D) -> Result<Tensor> {
         let dims = dims.to_indexes(self.shape(), "mean")?;
         let count: usize = dims.iter().map(|dim| self.dims()[*dim]).product();
-        self.sum_keepdim(dims.as_slice())? * (1.0 / count as f64)
+        self.total(Some(dims), 1.0 / count as f64)
     }
 
     pub fn mean<D: Dims>(&self, dims: D) -> Result<Tensor> {
@@ -49,13 +58,11 @@ impl Tensor {
 
     /// The sum of all numbers, a scalar.
     pub fn sum_all(&self) -> Result<Tensor> {
-        let own = self.shape().clone();
-        let kind = (Shape::from(()), self.dtype());
-        unary("sum", self, kind, Keeps::NOTHING, |x| x.sum_all(), move |_, g| g.broadcast_as(&own))
+        self.total(None, 1.0)
     }
 
     pub fn mean_all(&self) -> Result<Tensor> {
-        self.sum_all()? * (1.0 / self.elem_count() as f64)
+        self.total(None, 1.0 / self.elem_count() as f64)
     }
 
     /// The largest number over `dim`, which stays as 1; equal ones share the gradient.

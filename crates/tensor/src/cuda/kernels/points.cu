@@ -107,6 +107,17 @@ extern "C" __global__ void combine(const T *x, const T *y, T *out, i64 n, float 
     }
 }
 
+// out = a x + b
+extern "C" __global__ void affine(const T *x, T *out, i64 n, float a, float b) {
+    EACH(i) {
+        float u[V];
+        load(u, x + i * V);
+#pragma unroll
+        for (int j = 0; j < V; j++) u[j] = a * u[j] + b;
+        store(out + i * V, u);
+    }
+}
+
 // Every row of out [rows, width] becomes v; `n` counts packs of out.
 extern "C" __global__ void repeat(const T *v, T *out, i64 n, int width) {
     EACH(i) {

@@ -1,19 +1,21 @@
-//! The arithmetic of one AdamW step: in place and fused on the CPU, composed elsewhere.
+//! The arithmetic of one AdamW step, in place: fused on processor and card, composed of other ops elsewhere.
 
-use super::OptimizerOptions;
-use amscript_base::error::{Error, Kind, Result};
-use amscript_tensor::check::read;
-use amscript_tensor::{DType, Tensor, adamw};
+use super::check::read;
+use super::{DType, Tensor, cuda};
+use amscript_base::bail;
+use amscript_base::error::Result;
 use candle_core::{CpuStorage, InplaceOp3, Layout};
 use rayon::prelude::*;
 
 /// The sum of squares of each tensor; from another device they come in one transfer.
-pub(super) fn sums_of_squares(tensors: &[Tensor]) -> Result<Vec<f64>> {
+pub fn sums_of_squares(tensors: &[Tensor]) -> Result<Vec<f64>> {
     if tensors.iter().all(|x| x.device().is_cpu()) {
         return tensors.iter().map(sum_of_squares).collect();
     }
-    let sums = tensors.iter().map(|x| x.sqr()?.sum_all()?.to_dtype(DType::F64));
-    read(&Tensor::stack(&sums.collect::<amscript_base::error::Result<Vec<_>>>()?, 0)?)
+    // f16 ends at 65504, which a square reaches early.
+    let wide = |x: &Tensor| x.to_dtype(if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 });
+    let sums = tensors.iter().map(|x| wide(x)?.sqr()?.sum_all()?.to_dtype(DType::F64));
+    read(&Tensor::stack(&sums.collect::<Result<Vec<_>>>()?, 0)?)
 }
 
 /// Summed in f64 over fixed chunks, so that the result does not depend on the number of threads.
@@ -28,7 +30,7 @@ fn sum_of_squares(x: &Tensor) -> Result<f64> {
         candle_core::Storage::Cpu(CpuStorage::F64(v)) => {
             v[range].par_chunks(CHUNK).map(|c| c.iter().map(|x| x * x).sum()).collect()
         }
-        _ => return Err(Error::new(Kind::Dtype, format!("step: gradients must be f32 or f64, got {:?}", x.dtype()))),
+        _ => bail!(Dtype, "step: gradients must be f32 or f64, got {:?}", x.dtype()),
     };
     Ok(chunks.iter().sum())
 }
@@ -37,33 +39,27 @@ fn sum_of_squares(x: &Tensor) -> Result<f64> {
 const CHUNK: usize = 1 << 15;
 
 /// The numbers of one step, equal for all parameters.
-pub(super) struct AdamWStep {
+pub struct AdamWStep {
     pub rate: f64,
     /// Factor on the gradient, from clipping.
-    scale: f64,
-    betas: [f64; 2],
+    pub scale: f64,
+    pub betas: [f64; 2],
     /// `1 - beta^t` of both moments.
-    corrections: [f64; 2],
-    epsilon: f64,
-    decay: f64,
+    pub corrections: [f64; 2],
+    pub epsilon: f64,
+    /// Factor on the value.
+    pub decay: f64,
 }
 
 impl AdamWStep {
-    pub fn new(options: &OptimizerOptions, step: usize, scale: f64) -> Self {
-        let rate = options.rate.rate(step);
-        let corrections = options.betas.map(|b| 1.0 - b.powf((step + 1) as f64));
-        let decay = 1.0 - rate * options.weight_decay;
-        Self { rate, scale, betas: options.betas, corrections, epsilon: options.epsilon, decay }
-    }
-
-    /// Algorithm 2 of arXiv:1711.05101, with the rate also on the weight decay as published code has it.
+    /// Algorithm 2 of arXiv:1711.05101.
     pub fn apply(&self, value: &Tensor, gradient: &Tensor, first: &Tensor, second: &Tensor) -> Result<()> {
         let ([b1, b2], [c1, c2]) = (self.betas, self.corrections);
         let (rate, scale, epsilon, decay) = (self.rate, self.scale, self.epsilon, self.decay);
-        if adamw::takes(value.array(), gradient.array()) {
+        if cuda::adamw::takes(value.array(), gradient.array()) {
             let numbers = [scale, b1, b2, rate / c1, c2, epsilon, decay];
             let [value, first, second] = [value, first, second].map(Tensor::array);
-            return adamw::step(gradient.array(), value, first, second, numbers);
+            return cuda::adamw::step(gradient.array(), value, first, second, numbers);
         }
         let gradient = gradient.to_dtype(value.dtype())?.contiguous()?;
         if value.device().is_cpu() {
@@ -132,14 +128,15 @@ fn each<T: Copy + Send + Sync>(x: &mut [T], a: &[T], b: &[T], f: impl Fn(T, T, T
 #[cfg(test)]
 mod tests {
     use super::*;
-    use amscript_tensor::{Device, Rng};
+    use crate::{Device, Rng};
 
     #[test]
     fn fused_and_composed_updates_agree() {
         let mut rng = Rng::new(4);
         let mut draw = || rng.normal(&[70_000], DType::F32, &Device::Cpu).unwrap();
         let (x, g) = (draw(), draw());
-        let update = AdamWStep::new(&OptimizerOptions::default(), 2, 0.7);
+        let (betas, corrections) = ([0.9, 0.99], [0.271, 0.029701]); // of the third step
+        let update = AdamWStep { rate: 1e-3, scale: 0.7, betas, corrections, epsilon: 1e-8, decay: 0.99 };
         let run = |fused: bool| {
             let var = |t: &Tensor| t.variable().unwrap();
             let (x, m, v) = (var(&x), var(&g.affine(0.5, 0.0).unwrap()), var(&g.sqr().unwrap()));
