@@ -13,6 +13,22 @@ use candle_core::cuda_backend::cudarc::nvrtc::{CompileOptions, compile_ptx_with_
 use candle_core::{CudaDevice, DType, Storage};
 use std::ffi::c_void;
 
+#[cfg(test)]
+thread_local! {
+    static LAUNCHES: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// Kernels and products that this thread asked for.
+#[cfg(test)]
+pub(crate) fn launches() -> usize {
+    LAUNCHES.get()
+}
+
+fn count_launch() {
+    #[cfg(test)]
+    LAUNCHES.set(LAUNCHES.get() + 1);
+}
+
 /// A kernel of a unit, compiled and loaded where it is not yet.
 fn function(device: &CudaDevice, unit: &Unit, kernel: &'static str, shared: usize) -> Result<CudaFunction> {
     let card = card::of(device)?;
@@ -45,6 +61,7 @@ pub(super) fn launch(
     grid: &Grid,
     values: &[Value],
 ) -> Result<()> {
+    count_launch();
     let function = function(device, unit, kernel, grid.shared)?;
     let stream = device.cuda_stream();
     let mut builder = stream.launch_builder(&function);
@@ -86,6 +103,7 @@ pub(super) fn multiply(
     batch: usize,
     [factor, keep]: [f64; 2],
 ) -> Result<()> {
+    count_launch();
     let kind = |x: &Array| match x.dtype() {
         DType::BF16 => blas::cudaDataType_t::CUDA_R_16BF,
         DType::F16 => blas::cudaDataType_t::CUDA_R_16F,

@@ -52,10 +52,6 @@ pub fn multiply(
             a.of.dtype()
         );
     }
-    #[cfg(test)]
-    if c.of.device().is_cpu() {
-        return super::host::multiply(size, a, b, c, batch, [factor, keep]);
-    }
     #[cfg(feature = "cuda")]
     if let candle_core::Device::Cuda(card) = c.of.device() {
         return super::driver::multiply(card, size, [a, b, c], batch, [factor, keep]);

@@ -1,8 +1,8 @@
 //! CUDA paths of the ops: kernels in CUDA C, compiled for the card when first used, and matrix products of cuBLAS.
 //!
 //! Activations are f32, bf16 or f16; arithmetic and sums are f32. The backward of an op calls kernels too, and reads nothing back to
-//! the host. f64 is left to the compositions of candle's operations beside the CPU kernels. `host.rs` runs the same kernels and the
-//! same calls on a processor, which is how the tests check them where there is no card.
+//! the host. f64 is left to the compositions of candle's operations beside the CPU kernels. `tests/standin` takes the place of the card,
+//! its driver and its libraries, which is how the tests check all of this on a processor.
 //!
 //! Kernels know no graph: they take arrays and give arrays, and the node is the op's, the same as on the processor. All work of a card goes to
 //! one stream.
@@ -14,14 +14,13 @@ pub mod attention;
 pub mod card;
 pub mod conv;
 #[cfg(feature = "cuda")]
-mod driver;
-#[cfg(test)]
-pub(crate) mod host;
+pub(crate) mod driver;
 pub mod linear;
 pub mod norm;
 pub mod pool;
 pub mod rope;
 #[cfg(test)]
+#[cfg(feature = "cuda")]
 mod tests;
 #[cfg(feature = "cuda")]
 pub mod transfer;
@@ -33,17 +32,7 @@ use candle_core::{DType, Device, Shape};
 
 /// Whether the ops of this tensor have kernels here.
 pub fn takes(x: &Array) -> bool {
-    matches!(x.dtype(), DType::F32 | DType::BF16 | DType::F16) && (x.device().is_cuda() || emulated())
-}
-
-#[cfg(test)]
-fn emulated() -> bool {
-    host::on()
-}
-
-#[cfg(not(test))]
-fn emulated() -> bool {
-    false
+    matches!(x.dtype(), DType::F32 | DType::BF16 | DType::F16) && x.device().is_cuda()
 }
 
 /// A file of kernels, and what it is compiled for.
@@ -79,7 +68,7 @@ impl File {
     }
 }
 
-#[cfg(any(test, feature = "cuda"))]
+#[cfg(feature = "cuda")]
 const PRELUDE: &str = include_str!("kernels/prelude.cu");
 
 impl Unit {
@@ -94,7 +83,7 @@ impl Unit {
         self
     }
 
-    #[cfg(any(test, feature = "cuda"))]
+    #[cfg(feature = "cuda")]
     fn defines(&self) -> Vec<String> {
         let [t, w] = self.types.map(|t| t.as_str());
         let mut all = vec![format!("-DT={t}"), format!("-DW={w}"), format!("-DV={}", self.pack)];
@@ -144,7 +133,7 @@ enum Arg<'a> {
 }
 
 /// An argument as the driver takes it.
-#[cfg_attr(not(any(test, feature = "cuda")), allow(dead_code))]
+#[cfg_attr(not(feature = "cuda"), allow(dead_code))]
 enum Value {
     Long(u64),
     Int(i32),
@@ -163,10 +152,6 @@ fn launch(device: &Device, unit: &Unit, kernel: &'static str, grid: Grid, args: 
         })
     };
     let values = args.iter().map(value).collect::<Result<Vec<_>>>()?;
-    #[cfg(test)]
-    if device.is_cpu() {
-        return host::launch(unit, kernel, &grid, &values);
-    }
     #[cfg(feature = "cuda")]
     if let Device::Cuda(card) = device {
         return if grid.blocks.contains(&0) { Ok(()) } else { driver::launch(card, unit, kernel, &grid, &values) };
@@ -179,10 +164,6 @@ fn launch(device: &Device, unit: &Unit, kernel: &'static str, grid: Grid, args: 
 fn pointer(x: &Array) -> Result<u64> {
     if !x.is_contiguous() {
         bail!(Internal, "kernel: expected a contiguous tensor, got strides {:?}", x.stride());
-    }
-    #[cfg(test)]
-    if x.device().is_cpu() {
-        return host::pointer(x);
     }
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() {

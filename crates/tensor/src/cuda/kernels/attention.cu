@@ -31,6 +31,8 @@ __device__ inline void transposed(u32 r[4], const T *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(p) : "memory");
 }
+#else
+#include "mma.h"
 #endif
 
 __device__ inline u32 pack(float a, float b) {

@@ -1,5 +1,6 @@
 // What every kernel file begins with. Defines given by the launcher: `T`, the number type of activations (f32, bf16 or f16), `W`, that of
-// weights, and `V`, numbers per memory access. All arithmetic is f32. On a host (`HOST`) the shim in `host.h` comes first.
+// weights, and `V`, numbers per memory access. All arithmetic is f32. Where a processor stands in for the card (`HOST`),
+// tests/standin/include/kernel.h comes first.
 
 typedef unsigned short u16;
 typedef unsigned int u32;
