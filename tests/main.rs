@@ -3,6 +3,8 @@
 
 mod analytic;
 mod budget;
+#[cfg(feature = "cuda")]
+mod card;
 mod check;
 mod cli;
 mod doc;

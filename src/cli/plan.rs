@@ -5,13 +5,18 @@ use amscript_base::profile::Totals;
 use amscript_model::text::CACHED_BYTES;
 use amscript_nn::cost::Part;
 use amscript_run::plan::{Plan, Update};
+use amscript_run::roofline::{Bound, CARDS, LAUNCH};
+use amscript_tensor::meta::{OpTotals, Ops};
 use comfy_table::{CellAlignment, Table, presets};
 
 /// Parts, work and memory, each as a small table.
 pub fn text(plan: &Plan) -> String {
     let mut out = vec![parts(plan)];
     match (&plan.update, memory(plan)) {
-        (Some(update), Some(memory)) => out.extend([work(plan, update), phases(plan), memory]),
+        (Some(update), Some(memory)) => {
+            out.extend([work(plan, update), phases(plan), memory]);
+            out.extend(plan.card_ops.as_ref().map(roofline));
+        }
         _ => out.push("no update was reached, so there is no more to say".into()),
     }
     out.join("\n\n")
@@ -66,6 +71,36 @@ fn phases(plan: &Plan) -> String {
     phases.sort_by(|a, b| b.1.work.total_cmp(&a.1.work));
     let row = |(name, totals): (&&str, &Totals)| vec![name.to_string(), flops(totals.work), bytes(totals.held as f64)];
     table("phases: work, most held", phases.into_iter().map(row).collect())
+}
+
+/// Times of the ops that matter at 70 % of what two cards' makers say, the longest first.
+fn roofline(ops: &Ops) -> String {
+    let head = "ops of an update, and milliseconds at 70 % of a card's rates, not measured (*: bound by memory)";
+    let all = CARDS.each_ref().map(|card| card.seconds(ops));
+    let milliseconds = |bound: Bound| format!("{:.2}{}", 1e3 * bound.seconds, if bound.by_memory { "*" } else { " " });
+    let mut sorted: Vec<_> = ops.iter().collect();
+    sorted.sort_by(|a, b| CARDS[0].bound(*b.0, *b.1).seconds.total_cmp(&CARDS[0].bound(*a.0, *a.1).seconds));
+    let matters = |((name, dtype), op): &(&(&'static str, &'static str), &OpTotals)| {
+        CARDS.iter().zip(all).any(|(card, all)| card.bound((name, dtype), **op).seconds > 0.01 * all)
+    };
+    let row = |(key, op): (&(&'static str, &'static str), &OpTotals)| {
+        let name = format!("{} {}", key.0, key.1);
+        let times = CARDS.each_ref().map(|card| milliseconds(card.bound(*key, *op)));
+        [vec![name, count(op.calls), flops(op.work), bytes(op.moved)], times.to_vec()].concat()
+    };
+    let titles = ["", "calls", "work", "moved"].into_iter().chain(CARDS.iter().map(|card| card.name));
+    let mut rows = vec![titles.map(String::from).collect()];
+    rows.extend(sorted.into_iter().filter(matters).map(row));
+    let sum = |f: fn(&OpTotals) -> f64| ops.values().map(f).sum::<f64>();
+    let calls: u64 = ops.values().map(|op| op.calls).sum();
+    let total = vec!["all".into(), count(calls), flops(sum(|op| op.work)), bytes(sum(|op| op.moved))];
+    rows.push([total, all.map(|seconds| format!("{:.2} ", 1e3 * seconds)).to_vec()].concat());
+    let launches = format!("{:.2} ", 1e3 * LAUNCH * calls as f64);
+    let blank = || vec![String::new(); 2];
+    rows.push(
+        [vec!["launches, meanwhile, of one kernel a call".into(), count(calls)], blank(), vec![launches; 2]].concat(),
+    );
+    table(head, rows)
 }
 
 fn memory(plan: &Plan) -> Option<String> {

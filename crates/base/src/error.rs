@@ -119,9 +119,10 @@ impl From<candle_core::Error> for Error {
             e @ (C::DTypeMismatchBinaryOp { .. } | C::UnsupportedDTypeForOp(..) | C::UnexpectedDType { .. }) => {
                 Error::new(Kind::Dtype, e.to_string())
             }
-            e @ (C::DeviceMismatchBinaryOp { .. } | C::Cuda(_) | C::NotCompiledWithCudaSupport) => {
+            e @ (C::DeviceMismatchBinaryOp { .. } | C::NotCompiledWithCudaSupport) => {
                 Error::new(Kind::Device, e.to_string())
             }
+            C::Cuda(e) => crate::card::error(e.to_string()),
             e => Error::new(Kind::Internal, e.to_string()),
         }
     }

@@ -1,5 +1,6 @@
 //! What every crate of amscript stands on: errors, what belongs to a host ([`context`]), files that appear whole or not at all.
 
+pub mod card;
 pub mod context;
 pub mod error;
 pub mod file;

@@ -17,6 +17,7 @@ pub mod plan;
 pub mod record;
 pub mod report;
 pub mod result;
+pub mod roofline;
 pub mod steps;
 pub mod tensorboard;
 

@@ -5,7 +5,7 @@ use amscript_base::error::{Error, Kind, Result};
 use amscript_base::profile::Totals;
 use amscript_nn::cost::Part;
 use amscript_tensor::Tensor;
-use amscript_tensor::meta::Trace;
+use amscript_tensor::meta::{Ops, Trace};
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -54,8 +54,9 @@ impl Planner {
     pub fn stops(&self, gradients: &[Tensor]) -> Result<()> {
         let mut plan = self.plan();
         plan.trained = gradients.iter().map(|g| g.elem_count() as u64).sum();
-        plan.update =
-            Some(Update { passes: self.trace.passes(), work: self.trace.work() as f64, peak: self.trace.peak() });
+        let trace = &self.trace;
+        plan.update = Some(Update { passes: trace.passes(), work: trace.work() as f64, peak: trace.peak() });
+        plan.card_ops = Some(trace.ops()).filter(|_| trace.fused());
         Err(Error::new(Kind::Interrupt, "the plan is complete"))
     }
 }
@@ -77,6 +78,8 @@ pub struct Plan {
     pub update: Option<Update>,
     /// Operations and bytes by phase, `script` outside all others.
     pub phases: BTreeMap<&'static str, Totals>,
+    /// The ops of the first update, where it is planned for a card.
+    pub card_ops: Option<Ops>,
 }
 
 /// One update, with what came before it.

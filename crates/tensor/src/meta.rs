@@ -7,6 +7,8 @@ use super::{Array, DType, Device, Tensor};
 use amscript_base::error::Result;
 use amscript_base::profile;
 use candle_core::Shape;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -22,6 +24,20 @@ pub struct Trace {
     work: AtomicU64,
     forwards: AtomicU64,
     backwards: AtomicU64,
+    ops: Mutex<Ops>,
+}
+
+/// Ops by name and number type.
+pub type Ops = BTreeMap<(&'static str, &'static str), OpTotals>;
+
+/// What all calls of an op come to, forward and backward.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OpTotals {
+    pub calls: u64,
+    /// Multiplications and additions.
+    pub work: f64,
+    /// Bytes read and written, each tensor once, and scratch memory twice.
+    pub moved: f64,
 }
 
 impl Trace {
@@ -66,9 +82,17 @@ impl Trace {
         [self.forwards.load(Ordering::Relaxed), self.backwards.load(Ordering::Relaxed)]
     }
 
-    pub(super) fn compute(&self, operations: f64) {
-        self.work.fetch_add(operations as u64, Ordering::Relaxed);
-        self.tell(operations, self.live());
+    /// The ops so far.
+    pub fn ops(&self) -> Ops {
+        self.ops.lock().clone()
+    }
+
+    pub(super) fn compute(&self, name: &'static str, dtype: DType, work: f64, moved: usize) {
+        self.work.fetch_add(work as u64, Ordering::Relaxed);
+        self.tell(work, self.live());
+        let mut ops = self.ops.lock();
+        let totals = ops.entry((name, dtype.as_str())).or_default();
+        *totals = OpTotals { calls: totals.calls + 1, work: totals.work + work, moved: totals.moved + moved as f64 };
     }
 }
 

@@ -3,13 +3,14 @@
 use super::Unit;
 use super::transfer::Buffer;
 use amscript_base::bail;
-use amscript_base::error::{Error, Kind, Result};
+use amscript_base::error::{Error, Result};
 use candle_core::cuda_backend::cudarc::driver::{CudaFunction, DriverError, result, sys};
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::{CudaDevice, Device};
+use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::ffi::c_void;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 /// What is kept of a card while the process runs.
 pub(super) struct Card {
@@ -32,14 +33,9 @@ struct Cards {
 
 static CARDS: Mutex<Option<Cards>> = Mutex::new(None);
 
-/// A lock whose holder may have panicked: what it guards is whole at every step.
-pub(super) fn locked<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
-    lock.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// The device of card `n`, opened where it is not yet. Freed memory stays with the process.
 pub fn open(n: usize) -> Result<Device> {
-    let mut cards = locked(&CARDS);
+    let mut cards = CARDS.lock();
     let open = &mut cards.get_or_insert_default().open;
     if let Some((_, card)) = open.iter().find(|(i, _)| *i == n) {
         return Ok(Device::Cuda(card.device.clone()));
@@ -53,7 +49,7 @@ pub fn open(n: usize) -> Result<Device> {
             _ => names.join(" or "),
         });
     }
-    let Device::Cuda(device) = Device::new_cuda_with_stream(n).map_err(|e| known(e.into()))? else {
+    let Device::Cuda(device) = Device::new_cuda_with_stream(n)? else {
         bail!(Internal, "open: expected a CUDA device")
     };
     // SAFETY: there is one stream, so that everything happens in the order in which it was asked for.
@@ -77,7 +73,7 @@ pub fn open(n: usize) -> Result<Device> {
 
 /// What is kept of a device's card. Devices opened elsewhere are refused: nothing would order their work with that of others.
 pub(super) fn of(device: &CudaDevice) -> Result<Arc<Card>> {
-    let found = locked(&CARDS).as_ref().and_then(|cards| {
+    let found = CARDS.lock().as_ref().and_then(|cards| {
         cards.open.iter().find(|(_, card)| card.device.id() == device.id()).map(|(_, card)| card.clone())
     });
     let Some(card) = found else {
@@ -89,12 +85,12 @@ pub(super) fn of(device: &CudaDevice) -> Result<Arc<Card>> {
 /// The compiled text of a unit, from `compile` where no card of this architecture had it yet.
 pub(super) fn compiled(architecture: i32, unit: &Unit, compile: impl FnOnce() -> Result<Ptx>) -> Result<Ptx> {
     let key = (architecture, unit.clone());
-    let found = locked(&CARDS).get_or_insert_default().compiled.get(&key).cloned();
+    let found = CARDS.lock().get_or_insert_default().compiled.get(&key).cloned();
     if let Some(ptx) = found {
         return Ok(ptx);
     }
     let ptx = compile()?;
-    locked(&CARDS).get_or_insert_default().compiled.insert(key, ptx.clone());
+    CARDS.lock().get_or_insert_default().compiled.insert(key, ptx.clone());
     Ok(ptx)
 }
 
@@ -116,30 +112,7 @@ fn architecture(most: i32) -> Result<i32> {
 }
 
 pub(super) fn fault(what: &str, error: impl std::fmt::Debug) -> Error {
-    known(Error::new(Kind::Device, format!("{what}: {error:?}")))
-}
-
-/// What to do about errors of the driver that people meet.
-fn known(error: Error) -> Error {
-    const HINTS: [(&str, &str); 7] = [
-        (
-            "OUT_OF_MEMORY",
-            "lower the batch or K, set `checkpoint_steps` or `checkpoint_blocks`, and see in `nvidia-smi` who else is on the card",
-        ),
-        ("NO_DEVICE", "`nvidia-smi` must list a card; in a container, start it with `--gpus all`"),
-        (
-            "DEVICE_UNAVAILABLE",
-            "another process has the card for itself: wait for it, or choose another with `--device cuda:N`",
-        ),
-        ("INSUFFICIENT_DRIVER", "install a driver for CUDA 13 (580 or newer)"),
-        ("SYSTEM_DRIVER_MISMATCH", "the driver was updated: restart the machine"),
-        ("UNSUPPORTED_PTX_VERSION", "install a driver for CUDA 13 (580 or newer)"),
-        ("NO_BINARY_FOR_GPU", "build with CUDA_COMPUTE_CAP=80, which runs on every card since"),
-    ];
-    match HINTS.iter().find(|(name, _)| error.message.contains(name)) {
-        Some((_, hint)) => Error { kind: Kind::Device, ..error }.hint(*hint),
-        None => error,
-    }
+    amscript_base::card::error(format!("{what}: {error:?}"))
 }
 
 fn pool(device: &CudaDevice) -> std::result::Result<sys::CUmemoryPool, DriverError> {
@@ -168,7 +141,7 @@ pub(super) fn with_room<T>(device: &CudaDevice, f: impl Fn() -> Result<T>) -> Re
             device.cuda_stream().synchronize().map_err(|e| fault("memory", e))?;
             // SAFETY: only memory that nobody holds is given back.
             let trimmed = pool(device).map(|pool| unsafe { sys::cuMemPoolTrimTo(pool, 0) });
-            if trimmed.is_err() { Err(known(e)) } else { f().map_err(known) }
+            if trimmed.is_err() { Err(e) } else { f() }
         }
         other => other,
     }

@@ -1,6 +1,6 @@
 //! What is asked of a card: kernels and products.
 
-use super::card::{self, fault, locked, with_room};
+use super::card::{self, fault, with_room};
 use super::linear::Part;
 use super::{Grid, PRELUDE, Unit, Value};
 use crate::Array;
@@ -32,7 +32,7 @@ fn count_launch() {
 /// A kernel of a unit, compiled and loaded where it is not yet.
 fn function(device: &CudaDevice, unit: &Unit, kernel: &'static str, shared: usize) -> Result<CudaFunction> {
     let card = card::of(device)?;
-    let mut functions = locked(&card.functions);
+    let mut functions = card.functions.lock();
     let key = (unit.clone(), kernel);
     if let Some(function) = functions.get(&key) {
         return Ok(function.clone());

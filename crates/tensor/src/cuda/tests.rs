@@ -1,7 +1,7 @@
-//! What the cases of `op` do not say of the card's kernels: types that differ, masks that hide.
+//! What the cases of `op` do not say of a card: types that differ, masks that hide, nothing at all, more than one of them.
 
 use crate::grad::pullback;
-use crate::op::{attention, layer_norm};
+use crate::op::{attention, layer_norm, linear};
 use crate::{DType, Device, Rng, Tensor, place};
 use amscript_base::error::Result;
 
@@ -51,6 +51,119 @@ fn a_mask_of_minus_infinity_hides_keys() {
             let top = |x: Tensor| x.abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
             let error = top((got - &expected).unwrap()) / top(expected).max(1e-3);
             assert!(error < tolerance, "{dtype:?}: {error:e}");
+        }
+    }
+}
+
+/// The card of this run, where there is one.
+fn card() -> Option<Device> {
+    Some(place::from_environment().unwrap()).filter(Device::is_cuda)
+}
+
+fn numbers(x: &Tensor) -> Vec<f32> {
+    x.to_device(&Device::Cpu).unwrap().to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[test]
+fn every_name_of_a_card_is_the_same_device() {
+    let Some(card) = card() else { return };
+    let again = place::named("cuda:0").unwrap();
+    assert!(card.same_device(&again));
+    let x = normal(&[4096], 1).to_dtype(DType::F32).unwrap();
+    let (a, b) = (x.to_device(&card).unwrap().exp().unwrap(), x.to_device(&again).unwrap());
+    let sum = (&a + &a.to_device(&again).unwrap()).unwrap().broadcast_add(&b).unwrap();
+    let expected = x.exp().unwrap().affine(2.0, 0.0).unwrap().broadcast_add(&x).unwrap();
+    assert!(numbers(&sum).iter().zip(numbers(&expected)).all(|(a, b)| (a - b).abs() < 1e-5 * b.abs().max(1.0)));
+}
+
+#[test]
+fn a_card_that_is_not_there_is_named() {
+    if card().is_some() {
+        let error = place::named("cuda:99").unwrap_err();
+        assert!(error.message.contains("no card 99") && error.hint.is_some(), "{error}");
+    }
+}
+
+#[test]
+fn buffers_belong_to_a_card() {
+    let (Some(first), Ok(second)) = (card(), place::named("cuda:1")) else { return };
+    let x = normal(&[5 << 20], 1).to_dtype(DType::F32).unwrap(); // more than a buffer holds
+    for device in [&first, &second, &first] {
+        assert_eq!(numbers(&place::send(&x, DType::F32, device).unwrap()), numbers(&x));
+    }
+    let there = x.to_device(&first).unwrap().exp().unwrap().to_device(&second).unwrap();
+    assert_eq!(numbers(&there), numbers(&x.to_device(&second).unwrap().exp().unwrap()));
+    let error = (&x.to_device(&first).unwrap() + &x.to_device(&second).unwrap()).unwrap_err();
+    assert!(error.message.contains("device"), "{error}");
+}
+
+#[test]
+fn factors_are_not_rounded_to_half_precision() {
+    let Some(card) = card() else { return };
+    let x = normal(&[1000], 1).to_dtype(DType::BF16).unwrap();
+    let expected = x.to_dtype(DType::F32).unwrap().affine(0.3, 0.0).unwrap().to_dtype(DType::BF16).unwrap();
+    assert_eq!(numbers(&x.to_device(&card).unwrap().affine(0.3, 0.0).unwrap()), numbers(&expected));
+}
+
+#[test]
+fn sums_of_f16_are_wider_than_f16() {
+    let Some(card) = card() else { return };
+    let x = Tensor::full(300f32, &[1 << 14], &card).unwrap().to_dtype(DType::F16).unwrap();
+    let squares = crate::adamw::sums_of_squares(std::slice::from_ref(&x)).unwrap();
+    assert_eq!(squares, [300.0 * 300.0 * f64::from(1 << 14)]);
+    assert_eq!(numbers(&x.mean_all().unwrap()), [300.0]);
+    assert_eq!(numbers(&x.mean(0).unwrap()), [300.0]);
+}
+
+#[test]
+fn large_sums_are_those_of_the_processor() {
+    let Some(card) = card() else { return };
+    let x = normal(&[100_003], 1);
+    let there = x.to_dtype(DType::F32).unwrap().to_device(&card).unwrap().sum_all().unwrap();
+    let sum = x.sum_all().unwrap().to_scalar::<f64>().unwrap();
+    assert!((f64::from(numbers(&there)[0]) - sum).abs() < 1e-2, "{sum}");
+}
+
+#[test]
+fn repeated_rows_and_views_are_matrices() {
+    let Some(card) = card() else { return };
+    let (x, w) = (normal(&[1, 16], 1), normal(&[8, 16], 2));
+    let expected = numbers(&linear(&x.expand((5, 16)).unwrap(), &w, None, None).unwrap());
+    let at = |x: &Tensor| x.to_dtype(DType::F32).unwrap().to_device(&card).unwrap();
+    let got = numbers(&linear(&at(&x).expand((5, 16)).unwrap(), &at(&w), None, None).unwrap());
+    assert!(got.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5));
+    let part = at(&w).narrow(0, 3, 2).unwrap();
+    assert_eq!(numbers(&Tensor::cat(&[&part], 0).unwrap()), numbers(&w.narrow(0, 3, 2).unwrap()));
+}
+
+#[test]
+fn empty_tensors_are_computed_with() {
+    let device = card().unwrap_or(Device::Cpu);
+    let full = |shape: &[usize], dtype| normal(shape, 1).to_dtype(dtype).unwrap().to_device(&device).unwrap();
+    for dtype in [DType::F32, DType::BF16] {
+        let none = full(&[3, 16], dtype).narrow(0, 1, 0).unwrap().leaf();
+        let w = full(&[8, 16], dtype).leaf();
+        let y = linear(&none, &w, None, None).unwrap().gelu().unwrap();
+        assert_eq!((y.dims(), y.dtype(), y.device().is_cuda()), (&[0, 8][..], dtype, device.is_cuda()));
+        let sum = y.sum_all().unwrap();
+        assert_eq!(numbers(&sum), [0.0]);
+        let gradients = pullback(&sum, &sum.ones_like().unwrap(), &[w.clone()]).unwrap();
+        assert!(numbers(&gradients[0]).iter().all(|g| *g == 0.0));
+        assert_eq!(Tensor::cat(&[&none, &w], 0).unwrap().dims(), [8, 16]);
+        assert_eq!(numbers(&none.to_dtype(DType::F32).unwrap().to_device(&Device::Cpu).unwrap()), [0.0; 0]);
+        assert_eq!(layer_norm(&none, None, None, 1e-5).unwrap().dims(), [0, 16]);
+    }
+}
+
+#[test]
+fn integers_and_half_precision_are_cast_into_each_other() {
+    let device = card().unwrap_or(Device::Cpu);
+    let x = Tensor::new(&[-3.0f32, 0.0, 7.0], &device).unwrap();
+    for half in [DType::BF16, DType::F16] {
+        for whole in [DType::I64, DType::U32, DType::U8] {
+            let x = if whole == DType::I64 { x.clone() } else { x.abs().unwrap() };
+            let there = x.to_dtype(half).unwrap().to_dtype(whole).unwrap();
+            assert_eq!(numbers(&there.to_dtype(half).unwrap()), numbers(&x), "{half:?} {whole:?}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Numbers on their way to the card, through two page-locked buffers that take turns: one is copied while the other is filled.
 
-use super::card::{self, fault, locked};
+use super::card::{self, fault};
 use super::driver::pointer;
 use super::fresh;
 use crate::Array;
@@ -43,7 +43,7 @@ pub fn send(x: &Array, device: &CudaDevice) -> Result<Array> {
     // SAFETY: the tensor's own numbers, which it holds until the end.
     let bytes = unsafe { std::slice::from_raw_parts(start.add(first * size), (last - first) * size) };
     let card = card::of(device)?;
-    let mut held = locked(&card.buffers);
+    let mut held = card.buffers.lock();
     if held.is_none() {
         *held = Some(buffers(device)?);
     }

@@ -292,7 +292,11 @@ impl<const N: usize> Call<N> {
         let value = {
             let _casts = self.casts(arrays, trace);
             let _scratch = Block::new(scratch, trace);
-            trace.compute(work);
+            if !op.kernels().view {
+                let result = shape.elem_count() * self.result.size_in_bytes();
+                let read: usize = arrays.iter().flatten().map(|x| size(x)).sum();
+                trace.compute(op.name(), self.result, work, read + result + 2 * scratch);
+            }
             match inputs[0].filter(|_| op.kernels().view) {
                 Some(x) => Tensor::with(super::super::meta::shapely(shape.clone(), self.result)?, None, x.meta.clone()),
                 None => Tensor::meta(shape.clone(), self.result, trace)?,
@@ -314,7 +318,17 @@ impl<const N: usize> Call<N> {
             let wanted: [bool; N] = std::array::from_fn(|i| wanted[i]);
             let read = std::array::from_fn(|i| arrays[i].filter(|_| keeps.inputs[i]));
             let (_casts, _scratch) = (call.casts(read, &trace), Block::new(scratch, &trace));
-            trace.compute(op.work_back(arrays, &shape, wanted));
+            if !op.kernels().view {
+                let made = arrays.iter().zip(wanted).filter(|(_, wanted)| *wanted).filter_map(|(x, _)| *x);
+                let gradient = shape.elem_count() * call.result.size_in_bytes();
+                let moved: usize = read.iter().flatten().copied().chain(made).map(size).sum();
+                trace.compute(
+                    op.name(),
+                    call.result,
+                    op.work_back(arrays, &shape, wanted),
+                    moved + gradient + 2 * scratch,
+                );
+            }
             let gradient = |i: usize| match call.types[i].filter(|_| wanted[i]) {
                 Some(dtype) => Ok(Some(Tensor::meta(call.shapes[i].as_slice(), dtype, &trace)?)),
                 None => Ok(None),
@@ -332,6 +346,11 @@ impl<const N: usize> Call<N> {
         };
         Block::new(inputs.into_iter().flatten().map(bytes).sum(), trace)
     }
+}
+
+/// In bytes.
+fn size(x: &Array) -> usize {
+    x.elem_count() * x.dtype().size_in_bytes()
 }
 
 fn backend<const N: usize>(inputs: &[Option<&Tensor>; N], kernels: Kernels) -> Backend {
@@ -352,15 +371,23 @@ fn backend<const N: usize>(inputs: &[Option<&Tensor>; N], kernels: Kernels) -> B
     }
 }
 
+#[cfg(test)]
 thread_local! {
     static COMPOSED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
+#[cfg(test)]
 fn forced() -> bool {
     COMPOSED.get()
 }
 
+#[cfg(not(test))]
+fn forced() -> bool {
+    false
+}
+
 /// `f` with every op composed of others, to test kernels against.
+#[cfg(test)]
 pub fn compositions<T>(f: impl FnOnce() -> T) -> T {
     let before = COMPOSED.replace(true);
     let value = f();

@@ -1,0 +1,75 @@
+//! Cards that are missing, old, full or busy: one clear sentence each. Only where tests/standin takes the place of the card.
+
+use std::process::{Command, Output};
+
+/// A script on a card under these circumstances; nothing where there is no stand-in.
+fn on(script: &str, circumstances: &[(&str, &str)]) -> Option<Output> {
+    std::env::var_os("STANDIN")?;
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("recipe.rhai"), script).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_amscript"));
+    command.current_dir(folder.path()).args(["recipe.rhai", "--device", "cuda"]).envs(circumstances.iter().copied());
+    Some(command.output().unwrap())
+}
+
+const SOME: &str = "print(silu(tensor([[1.0, 2.0]])).sum().item() > 0.0);";
+
+fn runs(script: &str, circumstances: &[(&str, &str)]) {
+    let Some(output) = on(script, circumstances) else { return };
+    let (said, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && said.ends_with("true\n"), "{said}{error}");
+}
+
+/// The command ends with an error that holds all of `words`.
+fn complains(script: &str, circumstances: &[(&str, &str)], words: &[&str]) {
+    let Some(output) = on(script, circumstances) else { return };
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(words.iter().all(|word| error.contains(word)), "{error}");
+}
+
+#[test]
+fn a_missing_card_is_said() {
+    complains(SOME, &[("STANDIN_DEVICES", "0")], &["NO_DEVICE", "nvidia-smi"]);
+    complains("cuda(1);", &[("STANDIN_DEVICES", "1")], &["no card 1", "choose `cuda:0`"]);
+}
+
+#[test]
+fn an_old_card_is_refused() {
+    complains(SOME, &[("STANDIN_CAPABILITY", "75")], &["compute capability 7.5", "at least 8.0"]);
+}
+
+#[test]
+fn kernels_are_compiled_for_what_the_compiler_knows() {
+    runs(SOME, &[("STANDIN_CAPABILITY", "120"), ("STANDIN_ARCHITECTURES", "80,89,90")]);
+    complains(SOME, &[("STANDIN_ARCHITECTURES", "90,100")], &["NVRTC compiles for [90, 100]", "CUDA 13"]);
+}
+
+#[test]
+fn a_card_without_pools_works() {
+    runs(SOME, &[("STANDIN_POOLS", "0")]);
+}
+
+#[test]
+fn an_old_driver_and_a_busy_card_are_said() {
+    complains(SOME, &[("STANDIN_FAIL", "cuModuleLoadData=222")], &["UNSUPPORTED_PTX_VERSION", "install a driver"]);
+    complains(SOME, &[("STANDIN_FAIL", "cuDevicePrimaryCtxRetain=46")], &["DEVICE_UNAVAILABLE", "another process"]);
+    complains(SOME, &[("STANDIN_FAIL", "cuInit=803")], &["SYSTEM_DRIVER_MISMATCH", "restart"]);
+}
+
+#[test]
+fn a_full_card_is_said() {
+    let large = "let x = zeros([1024, 1024]); for i in 0..8 { x = cat([x, x], 0); } print(x.shape);";
+    complains(large, &[("STANDIN_MEMORY", "100000000")], &["OUT_OF_MEMORY", "lower the batch"]);
+}
+
+#[test]
+fn a_launch_that_fails_is_said_with_its_kernel() {
+    complains(SOME, &[("STANDIN_FAIL", "value=719")], &["value", "LAUNCH_FAILED"]);
+}
+
+#[test]
+fn a_script_uses_two_cards() {
+    let script = "let x = silu(tensor([1.0, 2.0])); let y = x.to(cuda(1)); print((y + y - x.to(cuda(1)) * 2).abs().sum().item() == 0.0 && x.to(cuda(0)) == x);";
+    runs(script, &[("STANDIN_DEVICES", "2")]);
+}
