@@ -1,7 +1,7 @@
 //! Updates of a FLUX.2-Klein-4B with random weights made on the card: seconds, utilisation and peak memory as one line of JSON.
 //!
-//! `cargo bench --features cuda --bench gpu -- [--size tiny] [--methods AM-1,AM-3] [--batch 16] [--steps 20] [--repeats 3]`; the device is
-//! that of `AMSCRIPT_DEVICE`. `benches/peers/gpu.py` does the same in PyTorch; see `benches/README.md`.
+//! `cargo bench --features cuda --bench gpu -- [--size tiny] [--methods AM-1,AM-3] [--batch 16] [--steps 20] [--repeats 3] [--profile 1]
+//! [--pixels 256] [--plan]`; the device is that of `AMSCRIPT_DEVICE`. `benches/peers/gpu.py` does the same in PyTorch; `benches/gpu/run.sh` asks for all.
 #![allow(clippy::print_stdout)]
 
 use amscript::Result;
@@ -12,9 +12,11 @@ use amscript::model::codec::vae;
 use amscript::model::flux2::network::{Flux2Config, Transformer};
 use amscript::nn::weights::Weights;
 use amscript::optim::{AdamW, OptimizerOptions, Params};
-use amscript::tensor::meta::Trace;
+use amscript::tensor::meta::{OpTotals, Trace};
 use amscript::tensor::{Array, DType, Device, Rng, Tensor, op, place};
-use serde_json::json;
+use amscript_base::context::Context;
+use amscript_run::roofline::{Bound, CARDS};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -95,10 +97,16 @@ struct Bench {
 }
 
 impl Bench {
-    /// With `trace`, of shapes alone and without blocks that run again.
-    fn new(sizes: &Sizes, batch: usize, steps: usize, device: &Device, trace: Option<&Arc<Trace>>) -> Result<Self> {
+    /// With `trace`, of shapes alone; with `again`, blocks run again in the backward instead of keeping their graph.
+    fn new(
+        sizes: &Sizes,
+        batch: usize,
+        steps: usize,
+        device: &Device,
+        trace: Option<&Arc<Trace>>,
+        again: bool,
+    ) -> Result<Self> {
         let dtype = if device.is_cpu() && trace.is_none_or(|trace| !trace.fused()) { DType::F32 } else { DType::BF16 };
-        let recompute = trace.is_none();
         let made = |dtype: DType, deviation: f64, build: &dyn Fn(&Weights) -> Result<()>| -> Result<Weights> {
             if let Some(trace) = trace {
                 return Ok(Weights::meta(dtype, trace));
@@ -116,16 +124,16 @@ impl Bench {
         })?;
         let targets = ["to_q", "to_k", "to_v", "to_out.0", "to_qkv_mlp_proj", "attn.to_out"];
         let chosen = |module: &str| module.contains("blocks") && targets.iter().any(|end| module.ends_with(end));
-        let base = Field { network: Transformer::new(&sizes.transformer, &weights, recompute)?, frozen: None };
+        let base = Field { network: Transformer::new(&sizes.transformer, &weights, again)?, frozen: None };
         let adapted = weights.with_lora(chosen, 64, 1.0, &Rng::new(1))?;
         let field = |weights: &Weights, frozen| -> Result<Field> {
-            Ok(Field { network: Transformer::new(&sizes.transformer, weights, recompute)?, frozen })
+            Ok(Field { network: Transformer::new(&sizes.transformer, weights, again)?, frozen })
         };
         let frozen: Arc<dyn Velocity> = Arc::new(field(&adapted.frozen()?, None)?);
         let options = OptimizerOptions { check: false, ..Default::default() };
         let optimizer = AdamW::new(Params::new(adapted.params())?, options)?;
         let decoder = made(DType::F32, 0.05, &|w| Latents::new(&sizes.autoencoder, w).map(|_| ()))?;
-        let latents = Latents::new(&sizes.autoencoder, &decoder)?.checkpointed(recompute);
+        let latents = Latents::new(&sizes.autoencoder, &decoder)?.checkpointed(again);
         let brightness = move |x: &Tensor| {
             let images = op::clamp_through(&latents.decode(x)?, 0.0, 1.0)?;
             images.to_dtype(DType::F32)?.flatten_from(1)?.mean(1)
@@ -172,12 +180,51 @@ impl Bench {
     }
 }
 
-/// Operations of an update per sample, without blocks that run again.
-fn work(method: &str, sizes: &Sizes, steps: usize) -> Result<f64> {
+/// An update on tensors without numbers: its operations, the most bytes held, its ops.
+fn planned(method: &str, sizes: &Sizes, batch: usize, steps: usize, again: bool) -> Result<Arc<Trace>> {
     let trace = Trace::new(true);
-    let mut bench = Bench::new(sizes, 1, steps, &Device::Cpu, Some(&trace))?;
+    Bench::new(sizes, batch, steps, &Device::Cpu, Some(&trace), again)?.update(method, 0)?;
+    Ok(trace)
+}
+
+/// Memory and, as the roofline has them, milliseconds on each card; then the ops that take more than a hundredth of the first.
+fn print_plan(method: &str, trace: &Trace) {
+    let ops = trace.ops();
+    let all = CARDS.each_ref().map(|card| card.seconds(&ops));
+    let row = |name: &str, op: OpTotals, seconds: [String; 2]| {
+        println!("| {name} | {} | {:.2} | {:.1} | {} |", op.calls, op.work / 1e12, op.moved / 1e9, seconds.join(" | "));
+    };
+    println!(
+        "\n{method}: {:.1} GB held\n\n| | calls | TFLOP | GB moved | H200, ms | L40S, ms |",
+        trace.peak() as f64 / 1e9
+    );
+    println!("|---|---|---|---|---|---|");
+    let mut sorted: Vec<_> =
+        ops.iter().map(|(key, op)| (*key, *op, CARDS.each_ref().map(|c| c.bound(*key, *op)))).collect();
+    sorted.sort_by(|a, b| b.2[0].seconds.total_cmp(&a.2[0].seconds));
+    for (key, op, bounds) in sorted.iter().filter(|(_, _, bounds)| bounds[0].seconds > 0.01 * all[0]) {
+        let text = |b: &Bound| format!("{:.1}{}", 1e3 * b.seconds, if b.by_memory { "*" } else { "" });
+        row(&format!("{} {}", key.0, key.1), *op, bounds.each_ref().map(text));
+    }
+    let sum = ops.values().fold(OpTotals::default(), |a, b| OpTotals {
+        calls: a.calls + b.calls,
+        work: a.work + b.work,
+        moved: a.moved + b.moved,
+    });
+    row("all", sum, all.map(|seconds| format!("{:.0}", 1e3 * seconds)));
+}
+
+/// Seconds of one update by op, forward and backward, the longest first.
+fn profiled(bench: &mut Bench, method: &str, device: &Device) -> Result<Value> {
+    let context = Context::current();
+    context.profile.start(place::wait(device));
     bench.update(method, 0)?;
-    Ok(trace.work() as f64)
+    let found = context.profile.finish().unwrap_or_default();
+    let mut ops: Vec<_> =
+        found.ops.into_iter().map(|(name, both)| (name, both.map(|t| t.time.as_secs_f64()))).collect();
+    ops.sort_by(|a, b| b.1.iter().sum::<f64>().total_cmp(&a.1.iter().sum()));
+    let phases = found.phases.into_iter().map(|(name, t)| (name, t.time.as_secs_f64()));
+    Ok(json!({ "phases": phases.collect::<BTreeMap<_, _>>(), "ops": ops.into_iter().take(12).collect::<Vec<_>>() }))
 }
 
 /// Waits for the device, and gives its peak memory.
@@ -224,21 +271,34 @@ fn main() -> Result<()> {
     let device = place::from_environment()?;
     let size = option("--size", if device.is_cpu() { "tiny" } else { "klein-4b" });
     let (batch, steps, repeats) = (number("--batch", "16"), number("--steps", "20"), number("--repeats", "3"));
-    let sizes = sizes(&size);
+    let mut sizes = sizes(&size);
+    sizes.side = option("--pixels", &(16 * sizes.side).to_string()).parse::<usize>().expect("a number") / 16;
+    let methods = option("--methods", "AM-1,AM-3,DRaFT-1,ReFL-5,AM-Full");
+    if given.iter().any(|a| a == "--plan") {
+        for method in methods.split(',') {
+            print_plan(method, &*planned(method, &sizes, batch, steps, true)?);
+        }
+        return Ok(());
+    }
     let rate = matmul_rate(&device)?;
     let begun = Instant::now();
-    let mut bench = Bench::new(&sizes, batch, steps, &device, None)?;
+    let mut bench = Bench::new(&sizes, batch, steps, &device, None, true)?;
     let weights = finished(&device)?;
     let made = begun.elapsed().as_secs_f64();
     eprintln!("made in {made:.1} s, products at {:.1} TFLOP/s", rate / 1e12);
     let mut found = serde_json::Map::new();
-    for method in option("--methods", "AM-1,AM-3,DRaFT-1,ReFL-5,AM-Full").split(',') {
+    for method in methods.split(',') {
         let repeats = if method == "ReFL-5" { repeats.next_multiple_of(5) } else { repeats };
-        let flops = batch as f64 * work(method, &sizes, steps)?;
+        let plan = planned(method, &sizes, batch, steps, true)?;
+        // What runs again is no progress.
+        let (flops, bound) =
+            (planned(method, &sizes, batch, steps, false)?.work() as f64, CARDS[0].seconds(&plan.ops()));
         // One that fails, for want of memory perhaps, leaves the others their figures.
         let figures = match timed(&mut bench, method, repeats, &device) {
             Ok((seconds, peak)) => json!({
-                "seconds": seconds, "tflop": flops / 1e12, "utilisation": flops / seconds / rate, "peak_bytes": peak,
+                "seconds": seconds, "roofline_seconds": bound, "tflop": flops / 1e12, "utilisation": flops / seconds / rate,
+                "peak_bytes": peak, "planned_bytes": plan.peak(),
+                "profile": if number("--profile", "0") == 0 { Value::Null } else { profiled(&mut bench, method, &device)? },
             }),
             Err(error) => json!({ "error": error.to_string() }),
         };

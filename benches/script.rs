@@ -62,7 +62,7 @@ fn in_rhai(updates: usize, measured: bool) -> Result<(Loop, Profile)> {
     let session = Session::new(Request { overrides, ..Request::default() }, Box::new(write));
     let context = session.context().clone();
     if measured {
-        context.profile.start();
+        context.profile.start(None);
     }
     Host::new(session).run("script.rhai", SCRIPT).map(drop)?;
     let line = printed.lock().expect("one thread prints").clone();

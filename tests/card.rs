@@ -1,5 +1,8 @@
-//! Cards that are missing, old, full or busy: one clear sentence each. Only where tests/standin takes the place of the card.
+//! Where tests/standin takes the place of the card: its numbers beside the processor's, its memory beside the plan, and cards that are
+//! missing, old, full or busy, for which there is one clear sentence each.
 
+use serde_json::Value;
+use std::path::Path;
 use std::process::{Command, Output};
 
 /// A script on a card under these circumstances; nothing where there is no stand-in.
@@ -72,4 +75,67 @@ fn a_launch_that_fails_is_said_with_its_kernel() {
 fn a_script_uses_two_cards() {
     let script = "let x = silu(tensor([1.0, 2.0])); let y = x.to(cuda(1)); print((y + y - x.to(cuda(1)) * 2).abs().sum().item() == 0.0 && x.to(cuda(0)) == x);";
     runs(script, &[("STANDIN_DEVICES", "2")]);
+}
+
+fn amscript(arguments: &[&str], out: &Path) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_amscript"));
+    let output = command.arg("run").args(arguments).arg("--out").arg(out).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The largest difference of numbers in the logs of a recipe's updates on processor and card, relative to the larger of the two.
+fn difference(recipe: &str, set: &[&str]) -> f64 {
+    let folder = tempfile::tempdir().unwrap();
+    let [there, here] = ["cuda", "cpu"].map(|device| {
+        let out = folder.path().join(device);
+        let small = ["watch=[]", "samples=0", "test_prompts=1", "images_per_prompt=1"];
+        let set = small.iter().chain(set).flat_map(|pair| ["--set", pair]);
+        amscript(&[recipe, "--device", device].into_iter().chain(set).collect::<Vec<_>>(), &out);
+        let log = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+        log.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>()
+    });
+    assert_eq!(there.len(), here.len());
+    let mut largest = 0.0f64;
+    for (there, here) in there.iter().zip(&here) {
+        for (name, value) in here.as_object().unwrap().iter().filter(|(name, _)| !name.contains("seconds")) {
+            let numbers = |v: &Value| v.as_array().cloned().unwrap_or(vec![v.clone()]);
+            for (a, b) in numbers(&there[name]).iter().zip(numbers(value)) {
+                let (a, b) = (a.as_f64().unwrap(), b.as_f64().unwrap());
+                largest = largest.max((a - b).abs() / a.abs().max(b.abs()).max(1e-6));
+            }
+        }
+    }
+    largest
+}
+
+#[test]
+fn recipes_give_the_numbers_of_the_processor() {
+    if std::env::var_os("STANDIN").is_none() {
+        return;
+    }
+    for (recipe, set) in [("scripts/flux_ode_am.rhai", "iterations=2"), ("scripts/sit_ode_am.rhai", "iterations=1")] {
+        let difference = difference(recipe, &[set]);
+        assert!(difference < 1e-3, "{recipe}: {difference:e}");
+    }
+}
+
+#[test]
+fn a_card_holds_what_was_planned() {
+    if std::env::var_os("STANDIN").is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for set in ["rank=8", "rank=0", "by_hand=true", "active=4", "dtype=bf16()"] {
+        let out = folder.path().join(set);
+        let arguments = ["benches/memory.rhai", "--device", "cuda", "--set", set];
+        let plan = amscript(&[&arguments[..], &["--plan"]].concat(), &out);
+        let line = plan.lines().find(|line| line.contains("most at once")).unwrap();
+        let planned: f64 = line.trim_end_matches(" MB").rsplit(' ').next().unwrap().parse().unwrap();
+        amscript(&arguments, &out);
+        let result: Value = serde_json::from_str(&std::fs::read_to_string(out.join("result.json")).unwrap()).unwrap();
+        let held = result["card_memory"].as_f64().unwrap() / 1e6;
+        let ratio = planned / 1.1 / held; // without the tenth for an allocator
+        assert!((0.9..1.1).contains(&ratio), "{set}: {planned} MB planned, {held} MB held");
+    }
 }

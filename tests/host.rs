@@ -30,7 +30,7 @@ fn interrupting_one_host_leaves_the_other_alone() {
     let ended = Mutex::new(ended);
     let other = host(move || ended.lock().unwrap().recv().unwrap()); // its second rollout comes after the interrupt
     let contexts = [&interrupted, &other].map(|host| host.session().context().clone());
-    contexts[1].profile.start();
+    contexts[1].profile.start(None);
     let session = interrupted.session().clone();
     let interrupted = spawn(move || (interrupted.run("endless", ENDLESS).unwrap_err(), interrupted));
     let other = spawn(move || other.run("twice", TWICE).unwrap().cast::<f64>());

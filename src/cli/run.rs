@@ -37,7 +37,7 @@ pub fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
     let session = Session::new(request, printer);
     let context = session.context().clone();
     if arguments.profile {
-        context.profile.start();
+        session.measure();
     }
     let code = on_large_stack(move || execute(session, &name, &text))?;
     if let Some(found) = context.profile.finish() {
@@ -69,7 +69,7 @@ fn execute(session: Session, name: &str, text: &str) -> anyhow::Result<ExitCode>
     heed_signals(host.session(), Arc::default());
     let profile = &host.session().context().profile;
     if host.session().planner().is_some() {
-        profile.start();
+        profile.start(None);
     }
     let outcome = host.run(name, text).and_then(|_| all_used(host.session()));
     let planned = host.session().planner().map(|planner| {

@@ -10,7 +10,7 @@ use amscript_base::error::{Error, Kind, Result};
 use amscript_reward::clip_encoder::ClipCache;
 use amscript_run::plan::Planner;
 use amscript_run::screen::{Images, Plot, Screen};
-use amscript_tensor::Device;
+use amscript_tensor::{Device, place};
 use image::RgbImage;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use rhai::{AST, Dynamic, Engine, EvalAltResult, Map, NativeCallContext, ParseErrorType, Scope};
@@ -133,6 +133,11 @@ impl Session {
 
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// Begins to measure where time goes. A card is waited for after each op, which takes a little itself.
+    pub fn measure(&self) {
+        self.context.profile.start(place::wait(&self.device));
     }
 
     /// The families and rewards that scripts can open.

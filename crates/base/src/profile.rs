@@ -40,7 +40,12 @@ struct ProfileState {
     op: Instant,
     /// Whether a run on tensors without numbers has said what it holds.
     traced: bool,
+    /// Called before time is taken.
+    wait: Option<Wait>,
 }
+
+/// Waits until a device has done what it was asked for.
+pub type Wait = Box<dyn Fn() + Send + Sync>;
 
 /// The measuring of a context.
 #[derive(Default)]
@@ -50,11 +55,11 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Begins to measure.
-    pub fn start(&self) {
+    /// Begins to measure. With a `wait`, work that goes on by itself counts for what asked for it.
+    pub fn start(&self, wait: Option<Wait>) {
         let now = Instant::now();
-        *self.state.lock() =
-            Some(ProfileState { found: Profile::default(), open: vec!["script"], phase: now, op: now, traced: false });
+        let (found, open) = (Profile::default(), vec!["script"]);
+        *self.state.lock() = Some(ProfileState { found, open, phase: now, op: now, traced: false, wait });
         self.on.store(true, Ordering::Relaxed);
     }
 
@@ -79,12 +84,19 @@ impl Recorder {
 impl ProfileState {
     /// Gives the time since the last change to the innermost phase.
     fn settle(&mut self) -> Option<&mut Totals> {
-        let now = Instant::now();
+        let now = self.now();
         let passed = now - std::mem::replace(&mut self.phase, now);
         self.op = now;
         let totals = self.found.phases.entry(self.open.last()?).or_default();
         totals.time += passed;
         Some(totals)
+    }
+
+    fn now(&self) -> Instant {
+        if let Some(wait) = &self.wait {
+            wait();
+        }
+        Instant::now()
     }
 
     /// Bytes of the process, unless tensors without numbers say what is held.
@@ -93,7 +105,7 @@ impl ProfileState {
     }
 
     fn mark(&mut self, op: &'static str, direction: usize) {
-        let now = Instant::now();
+        let now = self.now();
         let totals = &mut self.found.ops.entry(op).or_default()[direction];
         totals.calls += 1;
         totals.time += now - std::mem::replace(&mut self.op, now);
@@ -130,7 +142,7 @@ pub fn forward(op: &'static str) {
 /// `f`, the backward of an op.
 pub fn backward<T>(op: &'static str, f: impl FnOnce() -> T) -> T {
     let context = Context::current();
-    context.profile.note(|state| state.op = Instant::now());
+    context.profile.note(|state| state.op = state.now());
     let value = f();
     context.profile.note(|state| state.mark(op, 1));
     value

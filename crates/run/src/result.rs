@@ -170,6 +170,7 @@ pub fn json(folder: &Path, table: &Table, steps: usize, seconds: f64) -> Result<
         "steps": steps,
         "seconds": seconds,
         "peak_memory": peak,
+        "card_memory": amscript_tensor::place::peak_of_cards(),
         "sha256": sha256,
     }))
 }

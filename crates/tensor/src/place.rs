@@ -3,6 +3,7 @@
 use super::{DType, Device, Tensor};
 use amscript_base::bail;
 use amscript_base::error::Result;
+use amscript_base::profile::Wait;
 
 /// `cpu`, `cuda` (the first card) or `cuda:N`.
 pub fn named(name: &str) -> Result<Device> {
@@ -43,6 +44,13 @@ pub fn name(device: &Device) -> String {
     }
 }
 
+/// What a profile calls before it takes the time; none where nothing goes on by itself.
+pub fn wait(device: &Device) -> Option<Wait> {
+    let device = device.clone();
+    // An error stays with the device, and the next operation says it.
+    (!device.is_cpu()).then(|| Box::new(move || drop(device.synchronize())) as Wait)
+}
+
 /// Bytes in use at most on a CUDA device since the last call, once all its work is done; nothing where it is another.
 pub fn peak_memory(device: &Device) -> Result<Option<u64>> {
     match device {
@@ -50,6 +58,14 @@ pub fn peak_memory(device: &Device) -> Result<Option<u64>> {
         Device::Cuda(card) => super::cuda::card::peak_memory(card),
         _ => Ok(None),
     }
+}
+
+/// Bytes in use at most on all cards of this process; none where it uses no card.
+pub fn peak_of_cards() -> Option<u64> {
+    #[cfg(feature = "cuda")]
+    return super::cuda::card::peak_of_all();
+    #[cfg(not(feature = "cuda"))]
+    None
 }
 
 /// Numbers of the processor on a device, in a float type: to a card in their own, by page-locked memory, and cast there.

@@ -104,7 +104,7 @@ fn time(prompt: &mut Prompt, code: &str) -> Result<()> {
 fn profiled(prompt: &mut Prompt, code: &str) -> Result<()> {
     let code = needed("profile", "code to run", code)?;
     let context = prompt.workspace.session().context().clone();
-    context.profile.start();
+    prompt.workspace.session().measure();
     let outcome = prompt.evaluate(code);
     if let Some(found) = context.profile.finish() {
         prompt.say(&crate::cli::profile::text(&found));

@@ -74,14 +74,14 @@ struct Job { void **args; const unsigned *grid, *block; unsigned shared; bool ru
 
 namespace fibers {
 const size_t STACK = 1 << 16;
-struct Fiber { void *stack; bool done; };
+struct Fiber { void *stack; Index index; unsigned exchanges; bool done; };
 struct Barrier { int waiting = 0, generation = 0; };
 static std::vector<Fiber> all;
 static std::vector<char *> stacks;
 static void *scheduler;
 static int current, alive, alive_in[32]; // of the block, and of its warps
 static Barrier block, warps[32];
-static unsigned exchanged[32][32][8];
+static unsigned exchanged[2][32][32][8];
 static void *dynamic; // shared memory asked for at the launch
 static void (*entry)();
 
@@ -94,9 +94,11 @@ static void turn() { standin_switch(&all[current].stack, scheduler); }
 
 static void wait(Barrier &b, const int &expected) {
     int generation = b.generation;
-    auto open = [&] { if (b.generation == generation && b.waiting >= expected) b.waiting = 0, b.generation++; };
-    b.waiting++, open();
-    while (b.generation == generation) turn(), open(); // threads that ended are no longer expected
+    for (b.waiting++; b.generation == generation; turn()) {
+        if (b.waiting < expected) continue; // threads that ended are no longer expected
+        b.waiting = 0, b.generation++;
+        return;
+    }
 }
 
 static void begin() {
@@ -117,25 +119,24 @@ static void run(unsigned threads) {
         void **top = (void **)(stacks[i] + STACK);
         *--top = 0, *--top = (void *)begin;
         for (int kept = 0; kept < 6; kept++) *--top = 0;
-        all[i] = Fiber{top, false};
+        all[i] = Fiber{top, Index{i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y}, 0, false};
     }
     while (alive > 0)
         for (unsigned n = 0; n < threads; n++) {
             unsigned i = backwards ? threads - 1 - n : n;
             if (all[i].done) continue;
-            current = i;
-            threadIdx = Index{i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
+            current = i, threadIdx = all[i].index;
             standin_switch(&scheduler, all[i].stack);
         }
 }
 
-// What every lane of the warp gives, to be read until the next exchange but one.
+// What every lane of the warp gives, to be read until the next exchange: the one after it waits for all lanes to be there.
 static unsigned (*exchange(const unsigned *words, int count))[8] {
     int warp = current / 32, lane = current % 32;
+    auto place = exchanged[all[current].exchanges++ % 2][warp];
+    for (int i = 0; i < count; i++) place[lane][i] = words[i];
     wait(warps[warp], alive_in[warp]);
-    memcpy(exchanged[warp][lane], words, 4 * count);
-    wait(warps[warp], alive_in[warp]);
-    return exchanged[warp];
+    return place;
 }
 }
 

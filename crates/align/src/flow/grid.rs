@@ -45,7 +45,7 @@ pub fn shifted(n: usize, factor: f64) -> Result<Grid> {
     grid("shifted", n, factor)
 }
 
-/// The grid of FLUX.2 [klein] for images of `image_tokens` tokens: [`shifted`] by `exp(mu)`.
+/// The grid of FLUX.2 klein for images of `image_tokens` tokens: [`shifted`] by `exp(mu)`.
 pub fn klein_grid(n: usize, image_tokens: usize) -> Result<Grid> {
     if image_tokens == 0 {
         bail!(Value, "klein_grid: image_tokens must be at least 1, got 0");

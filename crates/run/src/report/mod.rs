@@ -1,7 +1,7 @@
 //! The page of one or several runs: one HTML file that needs nothing else, with results, curves, images, control over updates,
 //! settings and provenance.
 //!
-//! Tables and images are made here, where every value becomes text ([`markup`]); `page.js` draws curves and heat maps from the numbers in
+//! Tables and images are made here, where every value becomes text (`markup`); `page.js` draws curves and heat maps from the numbers in
 //! the page. A policy in the page lets no other script run and nothing be fetched.
 //!
 //! The page sets `data-ready` or `data-error` on its root, which is what the test with a browser reads.

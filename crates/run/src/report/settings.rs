@@ -98,8 +98,10 @@ fn facts(run: &Reading) -> Vec<(String, String)> {
     if let Some(seconds) = result["seconds"].as_f64().and_then(|s| Duration::try_from_secs_f64(s).ok()) {
         facts.push(("time of the last session".into(), span(seconds)));
     }
-    if let Some(bytes) = result["peak_memory"].as_f64() {
-        facts.push(("most memory".into(), format!("{:.2} GB", bytes / 1e9)));
+    for (name, key) in [("most memory", "peak_memory"), ("most memory of the card", "card_memory")] {
+        if let Some(bytes) = result[key].as_f64() {
+            facts.push((name.into(), format!("{:.2} GB", bytes / 1e9)));
+        }
     }
     facts
 }

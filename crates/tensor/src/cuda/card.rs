@@ -147,15 +147,24 @@ pub(super) fn with_room<T>(device: &CudaDevice, f: impl Fn() -> Result<T>) -> Re
     }
 }
 
-/// Bytes in use at most since the last call, after all that was asked for has been done; nothing where the card has no pools.
-pub fn peak_memory(device: &CudaDevice) -> Result<Option<u64>> {
+/// Bytes in use at most since the last reset; none where the card has no pools.
+fn high(device: &CudaDevice) -> Option<u64> {
     let high = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+    let (pool, mut value) = (pool(device).ok()?, 0u64);
+    // SAFETY: this attribute is a 64-bit number.
+    unsafe { sys::cuMemPoolGetAttribute(pool, high, (&raw mut value).cast::<c_void>()) }.result().ok()?;
+    Some(value)
+}
+
+/// Bytes in use at most since the last call, after all that was asked for has been done; none where the card has no pools.
+pub fn peak_memory(device: &CudaDevice) -> Result<Option<u64>> {
     device.cuda_stream().synchronize().map_err(|e| fault("memory", e))?;
-    let Ok(pool) = pool(device) else { return Ok(None) };
-    let mut value = 0u64;
-    // SAFETY: as above.
-    let status = unsafe { sys::cuMemPoolGetAttribute(pool, high, (&raw mut value).cast::<c_void>()) };
-    status.result().map_err(|e| fault("memory", e))?;
-    set(device, high, 0).map_err(|e| fault("memory", e))?;
+    let Some(value) = high(device) else { return Ok(None) };
+    set(device, sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH, 0).map_err(|e| fault("memory", e))?;
     Ok(Some(value))
+}
+
+/// The same of all open cards together, without a reset; none without an open card.
+pub fn peak_of_all() -> Option<u64> {
+    CARDS.lock().as_ref()?.open.iter().map(|(_, card)| high(&card.device)).sum()
 }
