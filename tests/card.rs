@@ -89,7 +89,7 @@ fn difference(recipe: &str, set: &[&str]) -> f64 {
     let folder = tempfile::tempdir().unwrap();
     let [there, here] = ["cuda", "cpu"].map(|device| {
         let out = folder.path().join(device);
-        let small = ["watch=[]", "samples=0", "test_prompts=1", "images_per_prompt=1"];
+        let small = ["watch=[]", "samples=0", "test_prompts=1", "images_per_prompt=2"];
         let set = small.iter().chain(set).flat_map(|pair| ["--set", pair]);
         amscript(&[recipe, "--device", device].into_iter().chain(set).collect::<Vec<_>>(), &out);
         let log = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
@@ -136,6 +136,6 @@ fn a_card_holds_what_was_planned() {
         let result: Value = serde_json::from_str(&std::fs::read_to_string(out.join("result.json")).unwrap()).unwrap();
         let held = result["card_memory"].as_f64().unwrap() / 1e6;
         let ratio = planned / 1.1 / held; // without the tenth for an allocator
-        assert!((0.9..1.1).contains(&ratio), "{set}: {planned} MB planned, {held} MB held");
+        assert!((0.95..1.05).contains(&ratio), "{set}: {planned} MB planned, {held} MB held");
     }
 }

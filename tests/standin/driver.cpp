@@ -130,7 +130,12 @@ static void give(Address p) {
     for (size_t i = n; i < n + 256; i++)
         if (bytes[i] != 0xff) die("written behind the end of a block", "some kernel or copy before it was freed");
     madvise(bytes, room, MADV_DONTNEED);
-    used[it->second.device] -= n, blocks.erase(it);
+    blocks.erase(it);
+}
+// What is freed in a stream can be given to what is asked of it later, before either has happened.
+static void forgo(Address p) {
+    auto it = blocks.find(p);
+    if (it != blocks.end()) used[it->second.device] -= it->second.size;
 }
 static bool is_pinned(const void *p) {
     auto it = pinned.upper_bound((char *)p);
@@ -189,8 +194,8 @@ API cuEventElapsedTime_v2(float *t, Event *, Event *) { *t = 1; return OK; }
 API cuMemGetInfo_v2(size_t *free, size_t *total) { IN_CONTEXT; *total = limit(), *free = *total - used[context - 1]; return OK; }
 API cuMemAlloc_v2(Address *p, size_t n) { IN_CONTEXT; return take(p, n); }
 API cuMemAllocAsync(Address *p, size_t n, void *) { IN_CONTEXT; return take(p, n); }
-API cuMemFree_v2(Address p) { BEGIN; drain(stream_of(nullptr)), drain(stream_of((void *)2)), give(p); return OK; }
-API cuMemFreeAsync(Address p, void *s) { BEGIN; push(stream_of(s), [=] { give(p); }); return OK; }
+API cuMemFree_v2(Address p) { BEGIN; drain(stream_of(nullptr)), drain(stream_of((void *)2)), forgo(p), give(p); return OK; }
+API cuMemFreeAsync(Address p, void *s) { BEGIN; forgo(p), push(stream_of(s), [=] { give(p); }); return OK; }
 API cuMemHostAlloc(char **p, size_t n, unsigned) { IN_CONTEXT; *p = (char *)aligned_alloc(PAGE, (n + PAGE - 1) / PAGE * PAGE), pinned[*p] = n; return OK; }
 API cuMemFreeHost(char *p) { BEGIN; memset(p, 0xff, pinned[p]), pinned.erase(p), free(p); return OK; }
 API cuMemcpyHtoDAsync_v2(Address to, const char *from, size_t n, void *s) {
