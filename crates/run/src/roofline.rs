@@ -40,7 +40,7 @@ impl Card {
     pub fn bound(&self, (name, dtype): (&str, &str), op: OpTotals) -> Bound {
         let half = matches!(dtype, "bf16" | "f16");
         let rate = if half && PRODUCTS.contains(&name) { self.matrix } else { self.single };
-        let (work, moved) = (op.work / rate / REACHED, op.moved / self.memory / REACHED);
+        let (work, moved) = (op.work / (rate * REACHED), op.moved / (self.memory * REACHED));
         Bound { seconds: work.max(moved), by_memory: moved > work }
     }
 
