@@ -21,6 +21,10 @@ fn sent(script: &str, (rows, cols): (u16, u16), variables: &[(&str, &str)]) -> V
     let pair = native_pty_system().openpty(PtySize { rows, cols, pixel_width: 0, pixel_height: 0 }).unwrap();
     let mut command = CommandBuilder::new(BINARY);
     command.env_clear();
+    // where a card's libraries are, for a binary that was linked with them
+    if let Ok(libraries) = std::env::var("LD_LIBRARY_PATH") {
+        command.env("LD_LIBRARY_PATH", libraries);
+    }
     command.cwd(folder.path());
     command.arg("recipe.rhai");
     variables.iter().for_each(|(name, value)| command.env(name, value));
