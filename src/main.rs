@@ -3,6 +3,9 @@
 use amscript::cli;
 use std::process::ExitCode;
 
+#[global_allocator]
+static ALLOCATOR: amscript_base::memory::Counting = amscript_base::memory::Counting;
+
 fn main() -> ExitCode {
     // candle's own thread pool spins while it waits. The work worth sharing, matrix products and our kernels, runs on rayon.
     if std::env::var_os("CANDLE_NUM_THREADS").is_none() {

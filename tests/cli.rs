@@ -284,3 +284,37 @@ fn a_plan_of_full_training_by_hand_counts_every_weight() {
     let forwards = text.lines().find(|line| line.contains("forwards per update")).unwrap();
     assert_eq!(forwards.split_whitespace().last(), Some("10"), "{text}");
 }
+
+/// What would be beyond the bound is refused before it is tried: an allocation that fails would end the process.
+#[test]
+fn what_does_not_fit_into_memory_is_an_error() {
+    for (recipe, words) in [
+        ("zeros([4294967296])", "zeros of [4294967296]"),
+        ("zeros([100000, 1]) + zeros([1, 100000])", "add of [100000, 100000]"),
+        ("let a = []; loop { a.push(ones([10000000])); }", "ones of [10000000]"),
+        ("uniform(1000000000000)", "uniform of 1000000000000 steps"),
+        ("uniform(9223372036854775807)", "uniform of 9223372036854775807 steps"),
+        ("shapes(1000000000000, rng(0))", "1000000000000 drawings"),
+        ("flow(\"tiny/flux2\").noise(1000000000000, rng(0))", "normal of [1000000000000"),
+        ("flow(\"tiny/flux2\").lora(#{ rank: 1000000000 })", "1000000000"),
+        ("flow(\"tiny/flux2\", #{ max_sequence_length: 1000000000000 }).encode([\"a\"])", "1000000000000 tokens"),
+        ("reward(\"tiny/hpsv2\").score(zeros([1, 3, 1, 20000]), \"a\")", "resize of"),
+        (
+            "let s = \"x\"; s.pad(15000000, \"y\"); let m = #{}; for i in 0..60000 { m[\"k\" + i] = s + i; }",
+            "the script: ",
+        ),
+    ] {
+        let complaint = complaint(recipe, &["--max-memory", "1GB"]);
+        assert!(complaint.contains(words) && complaint.contains("--max-memory"), "{recipe}: {complaint}");
+    }
+}
+
+#[test]
+fn sizes_that_no_autoencoder_has_are_refused() {
+    for option in
+        ["norm_num_groups: 0", "block_out_channels: []", "layers_per_block: 0", "latent_channels: 1000000000000"]
+    {
+        let complaint = complaint(&format!("flow(\"tiny/flux2\", #{{ {option} }})"), &[]);
+        assert!(complaint.contains("must be above 0 and at most 65536"), "{option}: {complaint}");
+    }
+}

@@ -62,7 +62,7 @@ pub struct SessionArgs {
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
     pub set: Vec<(String, String)>,
     /// Replace the `seed` setting of scripts; adapters are drawn from it too.
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     pub seed: Option<u64>,
     /// Where tensors live: `cpu`, `cuda` or `cuda:N`; the default is AMSCRIPT_DEVICE or `cpu`.
     #[arg(long)]
@@ -70,6 +70,9 @@ pub struct SessionArgs {
     /// The folder that is written to.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// The most memory that may be held, such as `8GB`; the default is nine tenths of what is free.
+    #[arg(long, value_name = "SIZE", value_parser = quantity::read_bytes)]
+    pub max_memory: Option<usize>,
     /// A folder with models, searched first.
     #[arg(long, value_name = "DIR")]
     pub models: Option<PathBuf>,

@@ -7,6 +7,7 @@ use crate::script::session::{Printer, Request};
 use crate::script::{Host, Session};
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
+use amscript_base::memory;
 use amscript_base::terminal::note;
 use amscript_run::screen::Screen;
 use amscript_tensor::{Device, place};
@@ -108,6 +109,9 @@ fn prepare(arguments: &RunArgs) -> Result<(Request, String, String)> {
 
 /// What the command line decided, for a script that is run, planned or typed.
 pub fn request(arguments: &SessionArgs, plan: bool) -> Result<Request> {
+    if let Some(bytes) = arguments.max_memory.or_else(memory::free) {
+        memory::set_bound(bytes);
+    }
     Ok(Request {
         script: None,
         overrides: arguments.set.clone(),

@@ -7,6 +7,7 @@ use super::{fault, option};
 use amscript_base::bail;
 use amscript_base::context::Context;
 use amscript_base::error::{Error, Kind, Result};
+use amscript_base::memory;
 use amscript_reward::clip_encoder::ClipCache;
 use amscript_run::plan::Planner;
 use amscript_run::screen::{Images, Plot, Screen};
@@ -226,6 +227,7 @@ impl Session {
     /// Errs when the user interrupted or the deadline passed; long native loops call it once per step.
     pub fn check(&self) -> Result<()> {
         self.context.interrupt.check()?;
+        memory::check()?;
         if self.request().deadline.is_some_and(|deadline| Instant::now() > deadline) {
             bail!(Limit, "the script ran past its time limit");
         }

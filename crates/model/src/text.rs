@@ -5,6 +5,7 @@ use crate::qwen3::{Qwen3, Qwen3Config, RopeParameters};
 use amscript_align::flow::Condition;
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
+use amscript_base::memory;
 use amscript_base::progress::Progress;
 use amscript_nn::cost::Part;
 use amscript_nn::files::write_whole;
@@ -228,6 +229,9 @@ impl TextEncoder {
     /// Ids of a rendered prompt, right-padded or cut to the fixed length, and how many of them are real.
     pub fn ids(&self, prompt: &str) -> Result<(Vec<u32>, usize)> {
         let mut ids = self.tokenizer.ids(&render(prompt), false)?;
+        memory::room(memory::bytes(&[self.tokens, 64], size_of::<f32>()), || {
+            format!("{} tokens of a prompt", self.tokens)
+        })?;
         ids.truncate(self.tokens);
         let length = ids.len();
         ids.resize(self.tokens, self.padding);

@@ -181,7 +181,13 @@ pub fn read(path: &Path, names: &Names, dtype: DType, device: &Device) -> Result
             bail!(Shape, "{origin}: tensors `{a}` and `{b}` must have shapes [rank, {inner}] and [{out}, rank], got {:?} and {:?}",
                 shape(a), shape(b); hint: "the file was made for a model of another size");
         }
-        let tensor = |name: &str| -> Result<Tensor> { archive.read(name)?.to_dtype(dtype)?.to_device(device) };
+        let tensor = |name: &str| -> Result<Tensor> {
+            let x = archive.read(name)?;
+            if !x.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?.iter().all(|v| v.is_finite()) {
+                bail!(Numeric, "{origin}: tensor `{name}` must be finite, got NaN or an infinity"; hint: "the training that wrote it broke");
+            }
+            x.to_dtype(dtype)?.to_device(device)
+        };
         let scale = match &pair.alpha {
             Some(alpha) => scalar(&archive, alpha)? / rank as f64,
             None => alphas.scale(bare, rank),

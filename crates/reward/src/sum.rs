@@ -18,8 +18,14 @@ impl Sum {
         reward.as_sum().cloned().unwrap_or_else(|| Self { terms: vec![(1.0, reward.clone())], offset: 0.0 })
     }
 
+    /// One reward stands once, however often it is added.
     pub fn plus(mut self, other: &Sum) -> Self {
-        self.terms.extend(other.terms.iter().cloned());
+        for (factor, reward) in &other.terms {
+            match self.terms.iter_mut().find(|(_, own)| Arc::ptr_eq(own, reward)) {
+                Some((own, _)) => *own += factor,
+                None => self.terms.push((*factor, reward.clone())),
+            }
+        }
         self.offset += other.offset;
         self
     }

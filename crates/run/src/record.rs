@@ -64,8 +64,10 @@ pub fn write_text(path: &Path, text: &str) -> Result<()> {
 
 pub fn read_json(path: &Path) -> Result<Value> {
     let text = std::fs::read_to_string(path).map_err(|e| file_error(path, "read", &e))?;
-    serde_json::from_str(&text)
-        .map_err(|e| Error::new(Kind::File, format!("{}: must hold JSON, got an error ({e})", path.display())))
+    let refused =
+        |what: String| Error::new(Kind::File, format!("{}: must hold a JSON object, got {what}", path.display()));
+    let value: Value = serde_json::from_str(&text).map_err(|e| refused(format!("an error ({e})")))?;
+    if value.is_object() { Ok(value) } else { Err(refused("something else".into())) }
 }
 
 pub fn file_error(path: &Path, verb: &str, error: &std::io::Error) -> Error {
@@ -82,6 +84,16 @@ mod tests {
         let before = peak_memory().unwrap();
         let held = vec![1u8; before as usize + (64 << 20)];
         assert!(peak_memory().unwrap() >= before + (32 << 20), "{}", held.len());
+    }
+
+    #[test]
+    fn records_are_objects() {
+        let path = tempfile::tempdir().unwrap().keep().join("run.json");
+        for text in ["[1]", "3", "{"] {
+            std::fs::write(&path, text).unwrap();
+            assert!(read_json(&path).unwrap_err().message.contains("must hold a JSON object"));
+        }
+        std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
     }
 
     #[test]

@@ -112,7 +112,7 @@ impl Table {
         for row in &self.rows {
             for (name, values) in self.shown(row) {
                 let own = Estimate::of(values);
-                let mut record = vec![row.name.clone(), name.into()];
+                let mut record = vec![plain(&row.name), plain(name)];
                 record.extend([number(own.mean), number(own.error), own.count.to_string()]);
                 if self.compared {
                     let change = row.change(name, self.reference())?;
@@ -148,6 +148,12 @@ impl Table {
     fn shown<'a>(&'a self, row: &'a Row) -> impl Iterator<Item = (&'a str, &'a [f64])> {
         self.columns.iter().filter_map(|name| Some((name.as_str(), row.values(name)?)))
     }
+}
+
+/// A name that no spreadsheet takes for a formula.
+fn plain(name: &str) -> String {
+    let formula = name.starts_with(['=', '+', '-', '@', '\t', '\r']);
+    format!("{}{name}", if formula { "'" } else { "" })
 }
 
 /// Names of the columns, in the order they first come.
@@ -216,6 +222,7 @@ mod tests {
         let csv = table.csv().unwrap();
         assert_eq!(csv.lines().count(), 5);
         assert!(csv.contains("\"reward, \"\"x\"\"\",base,2,0.577"), "{csv}");
+        assert_eq!(["=HYPERLINK(1)", "reward"].map(plain), ["'=HYPERLINK(1)", "reward"]);
         let json = table.json().unwrap();
         assert!(json["recall"]["a"]["change"].is_null() && json["reward, \"x\""]["b"]["change"]["count"] == 3);
     }

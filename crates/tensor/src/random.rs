@@ -1,5 +1,6 @@
 //! Seeded random streams on the host: the same numbers on every device, and a resume needs only key and counter.
 
+use super::value::room;
 use super::{DType, Device, Tensor};
 use amscript_base::error::Result;
 use rand_chacha::ChaCha12Rng;
@@ -76,11 +77,13 @@ impl Rng {
     }
 
     pub fn normal(&mut self, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+        room("normal", shape, DType::F64, &Device::Cpu)?;
         let values = self.normals(shape.iter().product());
         Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
     }
 
     pub fn uniform(&mut self, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+        room("uniform", shape, DType::F64, &Device::Cpu)?;
         let values = self.uniforms(shape.iter().product());
         Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
     }

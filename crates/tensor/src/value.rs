@@ -5,6 +5,7 @@ use super::meta::Block;
 use super::{Array, DType, Device};
 use amscript_base::bail;
 use amscript_base::error::Result;
+use amscript_base::memory;
 use candle_core::shape::Dim;
 use candle_core::{NdArray, Shape, WithDType};
 use std::sync::Arc;
@@ -16,6 +17,15 @@ pub struct Tensor {
     pub(super) node: Option<Arc<Node>>,
     /// Where there is a shape and no numbers.
     pub(super) meta: Option<Arc<Block>>,
+}
+
+/// The shape, where there is room for a tensor of it; a card says itself where it is full.
+pub(crate) fn room(name: &str, shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Shape> {
+    let shape = shape.into();
+    if device.is_cpu() {
+        memory::room(memory::bytes(shape.dims(), dtype.size_in_bytes()), || format!("{name} of {:?}", shape.dims()))?;
+    }
+    Ok(shape)
 }
 
 /// Constants.
@@ -41,14 +51,17 @@ impl Tensor {
     }
 
     pub fn zeros(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Self> {
+        let shape = room("zeros", shape, dtype, device)?;
         Ok(Self::constant_of(Array::zeros(shape, dtype, device)?))
     }
 
     pub fn ones(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Self> {
+        let shape = room("ones", shape, dtype, device)?;
         Ok(Self::constant_of(Array::ones(shape, dtype, device)?))
     }
 
     pub fn full<T: WithDType>(value: T, shape: impl Into<Shape>, device: &Device) -> Result<Self> {
+        let shape = room("full", shape, T::DTYPE, device)?;
         // candle repeats one number without memory; others write into what they are given.
         Ok(Self::constant_of(Array::full(value, shape, device)?.contiguous()?))
     }
@@ -58,6 +71,7 @@ impl Tensor {
     }
 
     pub fn eye(n: usize, dtype: DType, device: &Device) -> Result<Self> {
+        room("eye", (n, n), dtype, device)?;
         Ok(Self::constant_of(Array::eye(n, dtype, device)?))
     }
 

@@ -65,6 +65,9 @@ fn klein_mu(n: usize, image_tokens: usize) -> f64 {
 }
 
 fn grid(function: &str, n: usize, factor: f64) -> Result<Grid> {
+    amscript_base::memory::room(amscript_base::memory::bytes(&[n.saturating_add(1)], 32), || {
+        format!("{function} of {n} steps")
+    })?;
     if n == 0 {
         bail!(Value, "{function}: there must be at least 1 step, got 0");
     }

@@ -151,6 +151,17 @@ pub struct Autoencoder {
 impl Autoencoder {
     pub fn new(config: &AutoencoderConfig, w: &Weights) -> Result<Self> {
         let z = config.latent_channels;
+        let sizes = [config.norm_num_groups, config.block_out_channels.len(), config.layers_per_block, z];
+        let most = config.block_out_channels.iter().chain(&sizes).max();
+        if sizes.contains(&0) || config.block_out_channels.contains(&0) || most.is_some_and(|n| *n > 1 << 16) {
+            bail!(
+                Value,
+                "vae: norm_num_groups {}, block_out_channels {:?}, layers_per_block {} and latent_channels {z} must be above 0 and at most 65536",
+                config.norm_num_groups,
+                config.block_out_channels,
+                config.layers_per_block
+            );
+        }
         if config.block_out_channels.iter().any(|c| c % config.norm_num_groups != 0) {
             bail!(
                 Value,

@@ -6,7 +6,7 @@ use amscript_base::{
     error::{Error, Kind, Result},
 };
 use amscript_tensor::{DType, Device, Tensor};
-use image::{ImageReader, Rgb, RgbImage, imageops};
+use image::{ImageFormat, ImageReader, Rgb, RgbImage, imageops};
 use std::path::Path;
 
 const PAPER: Rgb<u8> = Rgb([255; 3]);
@@ -17,9 +17,22 @@ const GAP: u32 = 6;
 /// Reads a PNG or JPEG file as `[1, 3, height, width]`, f32 in `[0, 1]`.
 pub fn load(path: &Path) -> Result<Tensor> {
     let name = path.display();
-    let open = || ImageReader::open(path)?.with_guessed_format()?.decode().map_err(std::io::Error::other);
+    let open = || {
+        let bytes = std::fs::read(path)?;
+        let reader = ImageReader::new(std::io::Cursor::new(&bytes)).with_guessed_format()?;
+        if reader.format() == Some(ImageFormat::Jpeg) && !ends(&bytes) {
+            return Err(std::io::Error::other("the JPEG is cut off"));
+        }
+        reader.decode().map_err(std::io::Error::other)
+    };
     let file = open().map_err(|e| Error::new(Kind::File, format!("load_image: cannot read `{name}` ({e})")))?;
     from_rgb(&file.to_rgb8())
+}
+
+/// Whether a JPEG has its end behind where its pixels begin: without, its reader fills what is missing with grey.
+fn ends(jpeg: &[u8]) -> bool {
+    let last = |marker: u8| jpeg.windows(2).rposition(|pair| pair == [0xff, marker]);
+    last(0xd9) > last(0xda)
 }
 
 /// Writes one image, `[3, height, width]` or `[1, 3, height, width]`, as PNG or JPEG by the ending of `path`.
@@ -149,6 +162,22 @@ mod tests {
     use super::*;
     use crate::data::shapes::shapes;
     use amscript_tensor::Rng;
+
+    #[test]
+    fn a_jpeg_that_is_cut_off_is_refused() {
+        let (images, _) = shapes(1, &mut Rng::new(0)).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.jpg");
+        save(&images, &path).unwrap();
+        assert_eq!(load(&path).unwrap().dims(), [1, 3, 64, 64]);
+        let bytes = std::fs::read(&path).unwrap();
+        for share in [40, 70, 95] {
+            std::fs::write(&path, &bytes[..bytes.len() * share / 100]).unwrap();
+            assert!(load(&path).unwrap_err().message.contains("cut off"));
+        }
+        std::fs::write(&path, [&bytes[..], b"\0\0"].concat()).unwrap();
+        assert!(load(&path).is_ok());
+    }
 
     #[test]
     fn png_round_trip() {

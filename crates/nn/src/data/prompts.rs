@@ -50,14 +50,27 @@ impl Prompts {
         Ok(Self { name: name.into(), groups: Arc::new(vec![prompts]) })
     }
 
-    /// A text file with one prompt per line (empty lines skipped).
+    /// A text file in UTF-8 with one prompt per line (empty lines skipped), or with a JSON object per line that has a `prompt`.
     pub fn read(path: &Path) -> Result<Prompts> {
-        let text = std::fs::read_to_string(path).map_err(|e| {
-            let message = format!("prompts: must be a file or a known set, got `{}` ({e})", path.display());
+        let name = path.display().to_string();
+        let bytes = std::fs::read(path).map_err(|e| {
+            let message = format!("prompts: must be a file or a known set, got `{name}` ({e})");
             hint(Error::new(Kind::Missing, message))
         })?;
-        let lines = text.lines().map(str::trim).filter(|l| !l.is_empty()).map(String::from).collect();
-        Self::from_list(&path.display().to_string(), lines)
+        let found = match bytes.as_slice() {
+            [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Err("UTF-16"),
+            [0xef, 0xbb, 0xbf, text @ ..] | text => std::str::from_utf8(text).map_err(|_| "another encoding"),
+        };
+        let text = match found {
+            Ok(text) => text,
+            Err(encoding) => {
+                bail!(File, "prompts: `{name}` must be text in UTF-8, got {encoding}"; hint: "save it as UTF-8")
+            }
+        };
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty()).enumerate();
+        let prompts =
+            lines.map(|(i, line)| prompt_of(line).map_err(|e| e.within(format_args!("`{name}`, prompt {i}"))));
+        Self::from_list(&name, prompts.collect::<Result<_>>()?)
     }
 
     pub fn len(&self) -> usize {
@@ -93,6 +106,19 @@ impl Prompts {
     }
 }
 
+/// The line itself, or the text of a JSON object.
+fn prompt_of(line: &str) -> Result<String> {
+    let Some(object) = line.starts_with('{').then(|| serde_json::from_str::<serde_json::Value>(line).ok()).flatten()
+    else {
+        return Ok(line.into());
+    };
+    let text = ["prompt", "caption", "text"].iter().find_map(|key| object[key].as_str());
+    match text {
+        Some(text) => Ok(text.trim().into()),
+        None => bail!(File, "prompts: a line of JSON must have `prompt`, `caption` or `text`, got {line}"),
+    }
+}
+
 /// Captions with one and with two objects, of the training (0) or the held-out (1) part.
 fn split(part: usize) -> &'static Arc<Vec<Vec<String>>> {
     static PARTS: OnceLock<[Arc<Vec<Vec<String>>>; 2]> = OnceLock::new();
@@ -118,6 +144,24 @@ mod tests {
         let all: HashSet<&String> = train.groups.iter().chain(test.groups.iter()).flatten().collect();
         assert_eq!(all.len(), train.len() + test.len());
         assert_eq!(all.len(), 256 + 32768);
+    }
+
+    #[test]
+    fn files_are_utf8_of_lines_or_of_json() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("prompts.txt");
+        let of = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            Prompts::read(&path).map(|p| (0..p.len()).map(|i| p.get(i as i64).unwrap()).collect::<Vec<_>>())
+        };
+        assert_eq!(of(b"\xef\xbb\xbfa cat\r\n\n {b}\n").unwrap(), ["a cat", "{b}"]);
+        assert_eq!(of(b"{\"prompt\": \" a \", \"id\": 1}\n{\"caption\": \"b\"}").unwrap(), ["a", "b"]);
+        for (bytes, word) in
+            [(&b"\xff\xfea\0"[..], "UTF-16"), (b"caf\xe9", "another encoding"), (b"{\"id\": 1}", "must have `prompt`")]
+        {
+            let error = of(bytes).unwrap_err();
+            assert!(error.to_string().contains(word) && error.message.contains("prompts.txt"), "{error}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::caption::{Background, Color, LAYOUTS, Object, Place, Scene, Shape, Size};
 use amscript_base::error::Result;
+use amscript_base::memory;
 use amscript_tensor::{Device, Rng, Tensor};
 use rayon::prelude::*;
 use std::f64::consts::{PI, TAU};
@@ -260,6 +261,7 @@ pub fn images(n: usize, make: impl Fn(usize) -> Vec<f32> + Sync + Send) -> Resul
 
 /// `n` random scenes: images `[n, 3, 64, 64]` in `[0, 1]` and their captions.
 pub fn shapes(n: usize, rng: &mut Rng) -> Result<(Tensor, Vec<String>)> {
+    memory::room(memory::bytes(&[n, 3, SIDE, SIDE], 4), || format!("{n} drawings"))?;
     let scenes = scenes(n, rng);
     Ok((render(&scenes, rng)?, scenes.iter().map(Scene::caption).collect()))
 }

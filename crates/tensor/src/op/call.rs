@@ -2,6 +2,7 @@
 
 use crate::graph::Node;
 use crate::meta::{Block, Trace};
+use crate::value::room;
 use crate::{Array, DType, Device, Tensor, cuda, interrupt, raw};
 use amscript_base::bail;
 use amscript_base::error::Result;
@@ -161,6 +162,11 @@ pub fn apply<const N: usize, O: Op<N>>(op: O, inputs: [Option<&Tensor>; N]) -> R
         return op.composed(inputs);
     }
     let trace = inputs.iter().flatten().find_map(|x| x.trace());
+    if let Some(x) =
+        inputs.iter().flatten().next().filter(|x| !op.kernels().view && trace.is_none() && x.device().is_cpu())
+    {
+        room(op.name(), shape.clone(), op.dtype(x.dtype()), x.device())?;
+    }
     match trace.cloned() {
         Some(trace) => call.traced(op, inputs, shape, &trace),
         None => call.run(op, inputs),

@@ -5,6 +5,7 @@ use crate::kernel::{Matrix, Real, data, fresh, on_cpu, product, strided};
 use crate::{Array, DType, Device, Tensor};
 use amscript_base::bail;
 use amscript_base::error::Result;
+use amscript_base::memory;
 use candle_core::Shape;
 use rayon::prelude::*;
 
@@ -113,6 +114,7 @@ fn both<T: Real>(x: &Array, down: &Array, across: &Array) -> Result<Array> {
 
 /// Interpolation matrix `[to, from]`, rows summing to one (align_corners false).
 fn weights(from: usize, to: usize, filter: Filter, like: (DType, &Device)) -> Result<Array> {
+    memory::room(memory::bytes(&[to, from], size_of::<f64>()), || format!("resize of {from} to {to} pixels"))?;
     let scale = from as f64 / to as f64;
     let mut matrix = vec![0f64; to * from];
     for (i, row) in matrix.chunks_mut(from).enumerate() {
