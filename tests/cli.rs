@@ -289,13 +289,13 @@ fn a_plan_of_full_training_by_hand_counts_every_weight() {
 #[test]
 fn what_does_not_fit_into_memory_is_an_error() {
     for (recipe, words) in [
-        ("zeros([4294967296])", "zeros of [4294967296]"),
+        ("zeros([4294967296])", "a tensor of [4294967296]"),
         ("zeros([100000, 1]) + zeros([1, 100000])", "add of [100000, 100000]"),
-        ("let a = []; loop { a.push(ones([10000000])); }", "ones of [10000000]"),
+        ("let a = []; loop { a.push(ones([10000000])); }", "a tensor of [10000000]"),
         ("uniform(1000000000000)", "uniform of 1000000000000 steps"),
         ("uniform(9223372036854775807)", "uniform of 9223372036854775807 steps"),
         ("shapes(1000000000000, rng(0))", "1000000000000 drawings"),
-        ("flow(\"tiny/flux2\").noise(1000000000000, rng(0))", "normal of [1000000000000"),
+        ("flow(\"tiny/flux2\").noise(1000000000000, rng(0))", "random numbers of [1000000000000"),
         ("flow(\"tiny/flux2\").lora(#{ rank: 1000000000 })", "1000000000"),
         ("flow(\"tiny/flux2\", #{ max_sequence_length: 1000000000000 }).encode([\"a\"])", "1000000000000 tokens"),
         ("reward(\"tiny/hpsv2\").score(zeros([1, 3, 1, 20000]), \"a\")", "resize of"),
@@ -314,7 +314,8 @@ fn sizes_that_no_autoencoder_has_are_refused() {
     for option in
         ["norm_num_groups: 0", "block_out_channels: []", "layers_per_block: 0", "latent_channels: 1000000000000"]
     {
-        let complaint = complaint(&format!("flow(\"tiny/flux2\", #{{ {option} }})"), &[]);
+        let sizes = "#{ block_out_channels: [8, 8], layers_per_block: 1, latent_channels: 2, norm_num_groups: 4 }";
+        let complaint = complaint(&format!("autoencoder({sizes} + #{{ {option} }}, rng(0))"), &[]);
         assert!(complaint.contains("must be above 0 and at most 65536"), "{option}: {complaint}");
     }
 }

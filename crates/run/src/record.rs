@@ -64,10 +64,9 @@ pub fn write_text(path: &Path, text: &str) -> Result<()> {
 
 pub fn read_json(path: &Path) -> Result<Value> {
     let text = std::fs::read_to_string(path).map_err(|e| file_error(path, "read", &e))?;
-    let refused =
-        |what: String| Error::new(Kind::File, format!("{}: must hold a JSON object, got {what}", path.display()));
+    let refused = |what: String| Error::new(Kind::File, format!("{}: must hold JSON, got {what}", path.display()));
     let value: Value = serde_json::from_str(&text).map_err(|e| refused(format!("an error ({e})")))?;
-    if value.is_object() { Ok(value) } else { Err(refused("something else".into())) }
+    if value.is_object() { Ok(value) } else { Err(refused("no object".into())) }
 }
 
 pub fn file_error(path: &Path, verb: &str, error: &std::io::Error) -> Error {
@@ -91,7 +90,7 @@ mod tests {
         let path = tempfile::tempdir().unwrap().keep().join("run.json");
         for text in ["[1]", "3", "{"] {
             std::fs::write(&path, text).unwrap();
-            assert!(read_json(&path).unwrap_err().message.contains("must hold a JSON object"));
+            assert!(read_json(&path).unwrap_err().message.contains("must hold JSON, got"));
         }
         std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
     }

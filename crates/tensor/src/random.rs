@@ -77,13 +77,13 @@ impl Rng {
     }
 
     pub fn normal(&mut self, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
-        room("normal", shape, DType::F64, &Device::Cpu)?;
+        room("random numbers", shape, DType::F64, &Device::Cpu)?;
         let values = self.normals(shape.iter().product());
         Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
     }
 
     pub fn uniform(&mut self, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
-        room("uniform", shape, DType::F64, &Device::Cpu)?;
+        room("random numbers", shape, DType::F64, &Device::Cpu)?;
         let values = self.uniforms(shape.iter().product());
         Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
     }

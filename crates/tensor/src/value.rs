@@ -51,17 +51,17 @@ impl Tensor {
     }
 
     pub fn zeros(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Self> {
-        let shape = room("zeros", shape, dtype, device)?;
+        let shape = room("a tensor", shape, dtype, device)?;
         Ok(Self::constant_of(Array::zeros(shape, dtype, device)?))
     }
 
     pub fn ones(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Self> {
-        let shape = room("ones", shape, dtype, device)?;
+        let shape = room("a tensor", shape, dtype, device)?;
         Ok(Self::constant_of(Array::ones(shape, dtype, device)?))
     }
 
     pub fn full<T: WithDType>(value: T, shape: impl Into<Shape>, device: &Device) -> Result<Self> {
-        let shape = room("full", shape, T::DTYPE, device)?;
+        let shape = room("a tensor", shape, T::DTYPE, device)?;
         // candle repeats one number without memory; others write into what they are given.
         Ok(Self::constant_of(Array::full(value, shape, device)?.contiguous()?))
     }
@@ -71,7 +71,7 @@ impl Tensor {
     }
 
     pub fn eye(n: usize, dtype: DType, device: &Device) -> Result<Self> {
-        room("eye", (n, n), dtype, device)?;
+        room("a tensor", (n, n), dtype, device)?;
         Ok(Self::constant_of(Array::eye(n, dtype, device)?))
     }
 
