@@ -234,8 +234,9 @@ fn finished(device: &Device) -> Result<Option<u64>> {
 }
 
 /// Operations per second of a large product in the type that networks compute in.
-fn matmul_rate(device: &Device) -> Result<f64> {
-    let (n, dtype) = if device.is_cpu() { (512, DType::F32) } else { (8192, DType::BF16) };
+fn matmul_rate(device: &Device, size: &str) -> Result<f64> {
+    let dtype = if device.is_cpu() { DType::F32 } else { DType::BF16 };
+    let n = if size == "tiny" { 512 } else { 8192 };
     let x = normal(&[n, n], 1.0, dtype, device)?;
     let run = |times: usize| -> Result<f64> {
         let begun = Instant::now();
@@ -280,7 +281,7 @@ fn main() -> Result<()> {
         }
         return Ok(());
     }
-    let rate = matmul_rate(&device)?;
+    let rate = matmul_rate(&device, &size)?;
     let begun = Instant::now();
     let mut bench = Bench::new(&sizes, batch, steps, &device, None, true)?;
     let weights = finished(&device)?;

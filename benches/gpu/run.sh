@@ -42,7 +42,7 @@ say "$(date -u +%F) amscript $("$folder/amscript" --version)"
 part "driver and card" 20 sh -c 'nvidia-smi --query-gpu=name,driver_version,memory.total,compute_cap,clocks.max.sm --format=csv,noheader; lscpu | grep "Model name"'
 part "libraries" 20 sh -c "ldd $folder/amscript | grep -iE 'cu|nvrtc'"
 part "kernels" 120 "$folder/tensor" cuda op::cases adamw
-part "one update and a picture" 60 "$folder/amscript" scripts/flux_ode_am.rhai --out "$(mktemp -d)" --set iterations=2 --set test_prompts=2 --set images_per_prompt=2
+part "one update and a picture" 120 "$folder/amscript" scripts/flux_ode_am.rhai --out "$(mktemp -d)" --set iterations=2 --set test_prompts=2 --set images_per_prompt=2
 timed=(--size "$size" --batch "$batch" --steps "$steps")
 part "updates" 150 "$folder/gpu" "${timed[@]}" --methods AM-1,AM-3,DRaFT-1,ReFL-5 --repeats 2 --profile 1
 part "updates, full adjoint" 90 "$folder/gpu" "${timed[@]}" --methods AM-Full --repeats 1
