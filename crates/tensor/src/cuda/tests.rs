@@ -94,7 +94,10 @@ fn buffers_belong_to_a_card() {
     let there = x.to_device(&first).unwrap().exp().unwrap().to_device(&second).unwrap();
     assert_eq!(numbers(&there), numbers(&x.to_device(&second).unwrap().exp().unwrap()));
     let error = (&x.to_device(&first).unwrap() + &x.to_device(&second).unwrap()).unwrap_err();
-    assert!(error.message.contains("device"), "{error}");
+    assert!(error.message.contains("got cuda:0 and cuda:1") && error.hint.is_some(), "{error}");
+    let error =
+        linear(&x.reshape((1, ())).unwrap().to_device(&first).unwrap(), &x.reshape((1, ())).unwrap(), None, None);
+    assert!(error.unwrap_err().message.contains("got cuda:0 and cpu"));
 }
 
 #[test]

@@ -156,6 +156,7 @@ pub fn there(x: Option<&Tensor>) -> Result<&Tensor> {
 pub fn apply<const N: usize, O: Op<N>>(op: O, inputs: [Option<&Tensor>; N]) -> Result<Tensor> {
     interrupt::check()?;
     let arrays = inputs.map(|x| x.map(Tensor::array));
+    same_device(op.name(), &inputs)?;
     let call = Call::new(&op, &inputs)?;
     let shape = op.shape(arrays)?;
     if call.on == Backend::Composed && !op.kernels().everywhere {
@@ -170,6 +171,19 @@ pub fn apply<const N: usize, O: Op<N>>(op: O, inputs: [Option<&Tensor>; N]) -> R
     match trace.cloned() {
         Some(trace) => call.traced(op, inputs, shape, &trace),
         None => call.run(op, inputs),
+    }
+}
+
+/// A kernel would read another card's memory, or the host's.
+fn same_device(name: &str, inputs: &[Option<&Tensor>]) -> Result<()> {
+    let mut devices = inputs.iter().flatten().map(|x| x.device());
+    let Some(first) = devices.next() else { return Ok(()) };
+    match devices.find(|other| !other.same_device(first)) {
+        None => Ok(()),
+        Some(other) => {
+            let [first, other] = [first, other].map(crate::place::name);
+            bail!(Device, "{name}: expected tensors on one device, got {first} and {other}"; hint: "move one of them with `x.to(..)`")
+        }
     }
 }
 
