@@ -5,14 +5,14 @@
 #   cargo build --release --features cuda
 set -euo pipefail
 dir=${1:?usage: toolkit.sh DIR}
-root=$dir/root/nvidia/cu13
+root=$dir/unpacked/nvidia/cu13
 if [ ! -e "$root/lib/stubs/libcuda.so" ]; then
-    mkdir -p "$dir/wheels" "$dir/root"
+    mkdir -p "$dir/wheels" "$dir/unpacked"
     # All of one release: a compiler and libraries of two do not fit.
     python3 -m pip download -q --no-deps -d "$dir/wheels" \
         nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96 \
         nvidia-cuda-nvrtc==13.0.88 nvidia-cuda-cccl==13.0.85 nvidia-cublas==13.0.2.14 nvidia-curand==10.4.0.35 >&2
-    for wheel in "$dir"/wheels/*.whl; do python3 -m zipfile -e "$wheel" "$dir/root" >&2; done
+    for wheel in "$dir"/wheels/*.whl; do python3 -m zipfile -e "$wheel" "$dir/unpacked" >&2; done
     chmod +x "$root"/bin/* "$root"/nvvm/bin/* 2> /dev/null || true
     for lib in "$root"/lib/*.so.*; do ln -sf "$(basename "$lib")" "${lib%%.so.*}.so"; done
     ln -sfn lib "$root/lib64"
