@@ -4,6 +4,7 @@ use super::*;
 use crate::script_value;
 use amscript_nn::data::{caption::Scene, class, distort, oracle, prompts, shapes};
 use amscript_tensor::{Stream, Tensor};
+use std::collections::HashSet;
 
 script_value!(amscript_nn::data::Prompts, "a prompt set such as `prompts(\"shapes/train\")`");
 
@@ -19,7 +20,7 @@ fn as_array(texts: Vec<String>) -> Array {
     texts.into_iter().map(Dynamic::from).collect()
 }
 
-/// Prompt sets, and the shapes world: 64x64 scenes of one or two objects whose captions tell the whole truth about them.
+/// Prompt sets, and the shapes world: 64x64 scenes of up to six objects whose captions tell the whole truth about them.
 #[export_module(manifest)]
 pub mod data {
     use super::*;
@@ -31,8 +32,8 @@ pub mod data {
         prompts.to_string()
     }
 
-    /// A prompt set: `shapes/train` or `shapes/test` (disjoint), `shapes/single` (all 256 captions with one object, the classes of
-    /// `tiny/sit`), or a text file with one prompt per line.
+    /// A prompt set: `shapes/train`, `shapes/validation` or `shapes/test` (disjoint: to train on, to choose settings by, held out),
+    /// `shapes/single` (all 480 captions with one object, the classes of `tiny/sit`), or a text file with one prompt per line.
     ///
     /// ```rhai
     /// prompts("shapes/test")[0]     //=> "a small red square at the center on charcoal"
@@ -83,8 +84,8 @@ pub mod data {
     /// The number of prompts in a set.
     ///
     /// ```rhai
-    /// let set = prompts("shapes/train").len + prompts("shapes/test").len;
-    /// set   //=> 33024
+    /// let set = prompts("shapes/train").len + prompts("shapes/validation").len + prompts("shapes/test").len;
+    /// set   //=> 17824
     /// ```
     #[rhai_fn(get = "len", pure)]
     pub fn len(prompts: &mut Prompts) -> i64 {
@@ -102,7 +103,7 @@ pub mod data {
         Ok(prompts.get(index)?)
     }
 
-    /// `n` prompts in random order, none twice before all were drawn; of the shapes sets half have one object, half two.
+    /// `n` prompts in random order, none twice before all were drawn; of the shapes sets half have one group of objects, half two.
     ///
     /// ```rhai
     /// prompts("shapes/train").sample(4, rng(0)).len()   //=> 4
@@ -144,8 +145,8 @@ pub mod data {
 
     /// Flawed drawings of captioned scenes, from clean to unrecognisable: material for preference learning.
     ///
-    /// Each flaw comes with its own chance and strength: another colour, shape, size, place or background, rounded or open
-    /// outlines, a missing or faded object, blur, noise. Judge them with `oracle`.
+    /// Each flaw comes with its own chance and strength: another word than the caption's, another count, a misplaced object, dull
+    /// colours, ragged edges, specks, holes, blur. Judge them with `oracle`.
     ///
     /// ```rhai
     /// let captions = prompts("shapes/train").sample(2, rng(0));
@@ -154,13 +155,31 @@ pub mod data {
     #[rhai_fn(return_raw, volatile)]
     pub fn distort(context: NativeCallContext, captions: Dynamic, rng: Stream) -> RhaiResultOf<Tensor> {
         let captions = super::captions(captions, "distort")?;
-        Ok(rng.draw(|rng| distort::distort(&captions, rng))?.to_device(Session::of(&context).device())?)
+        let shares = distort::Shares::default();
+        Ok(rng.draw(|rng| distort::distort(&captions, &shares, rng))?.to_device(Session::of(&context).device())?)
+    }
+
+    /// The same with the flaws that `shares` names, each in that share of the drawings: `word count misplaced dull ragged specks
+    /// holes blurred`.
+    ///
+    /// ```rhai
+    /// let captions = prompts("shapes/train").sample(8, rng(0));
+    /// let poor = distort(captions, rng(1), #{ dull: 0.5, specks: 1.0 });
+    /// oracle(poor, captions).mean().item() < 0.8        //=> true
+    /// distort(captions, rng(1), #{ spots: 0.5 })        //=> error: distort: flaws must be among
+    /// ```
+    #[rhai_fn(name = "distort", return_raw, volatile)]
+    pub fn distort_by(context: NativeCallContext, captions: Dynamic, rng: Stream, shares: Map) -> RhaiResultOf<Tensor> {
+        let captions = super::captions(captions, "distort")?;
+        let share = |(name, share): (_, Dynamic)| Ok((String::from(name), option::convert(share, "distort: shares")?));
+        let shares = distort::Shares::named(&shares.into_iter().map(share).collect::<Result<Vec<_>>>()?)?;
+        Ok(rng.draw(|rng| distort::distort(&captions, &shares, rng))?.to_device(Session::of(&context).device())?)
     }
 
     /// Whether a text describes a scene of the shapes world, so that `oracle` can judge it.
     ///
     /// ```rhai
-    /// is_scene("a small red ring at the center on cream")   //=> true
+    /// is_scene("a small red ring on cream")   //=> true
     /// is_scene("a cat on a mat")                            //=> false
     /// ```
     pub fn is_scene(text: &str) -> bool {
@@ -169,28 +188,45 @@ pub mod data {
 
     /// The true preference: how well each image shows its caption, from 0 to 1.
     ///
-    /// It reads the scene back from the pixels: right object, colour, size and place, clean edges and background. Images
+    /// It reads the scene back from the pixels: right count, colour, shape, size and place, clean edges, no holes, no specks. Images
     /// of another size are brought to 64 x 64 first. Training must not see it; it is there to tell whether a learnt reward was followed or hacked.
     ///
     /// ```rhai
     /// let world = shapes(8, rng(0));
     /// oracle(world.images, world.captions).min().item() > 0.97   //=> true
     /// oracle(zeros([8, 3, 64, 64]), world.captions).max().item() < 0.2   //=> true
-    /// oracle(zeros([1, 3, 64, 32]), ["a small red ring at the center on cream"])   //=> error: oracle: images must be
+    /// oracle(zeros([1, 3, 64, 32]), ["a small red ring on cream"])   //=> error: oracle: images must be
     /// ```
     #[rhai_fn(return_raw)]
     pub fn oracle(images: Tensor, captions: Dynamic) -> RhaiResultOf<Tensor> {
-        let scores = oracle::oracle(&images, &super::captions(captions, "oracle")?)?;
+        let scores = oracle::oracle(&images, &super::captions(captions, "oracle")?, &[])?;
         Ok(scores.to_device(images.device())?)
     }
 
-    /// What the oracle saw of each image: its `score`, the `background`, and per object `presence color shape size place edges`.
+    /// The same of an eye that is blind to some parts of what `oracle_report` says: to make rewards with a known blind spot.
+    ///
+    /// ```rhai
+    /// let one = draw(["a small red ring on cream"], rng(0));
+    /// oracle(one, ["two small red rings on cream"], ["count"]).item() > oracle(one, ["two small red rings on cream"]).item()   //=> true
+    /// oracle(one, ["a small red ring on cream"], ["colour"])   //=> error: oracle: parts are count, color
+    /// ```
+    #[rhai_fn(name = "oracle", return_raw)]
+    pub fn blind_oracle(images: Tensor, captions: Dynamic, blind: Array) -> RhaiResultOf<Tensor> {
+        let blind: Vec<String> = option::list(blind, "oracle: parts")?;
+        let scores = oracle::oracle(&images, &super::captions(captions, "oracle")?, &blind)?;
+        Ok(scores.to_device(images.device())?)
+    }
+
+    /// What the oracle saw of each image: its `score`, the `background`, whether it is `clean`, of each of the `groups` in the caption
+    /// `count color shape size place edges solid`, all from 0 to 1, and what is `missed`: the parts below a half.
     ///
     /// ```rhai
     /// let world = shapes(1, rng(0));
     /// let seen = oracle_report(world.images, world.captions)[0];
-    /// seen.keys()                   //=> ["background", "objects", "score"]
-    /// seen.objects[0].color > 0.9   //=> true
+    /// seen.keys()                   //=> ["background", "clean", "groups", "missed", "score"]
+    /// seen.groups[0].color > 0.9    //=> true
+    /// let other = draw(["two small red rings on cream"], rng(0));
+    /// oracle_report(other, ["two small blue rings on sky"])[0].missed   //=> ["color", "background"]
     /// ```
     #[rhai_fn(return_raw)]
     pub fn oracle_report(images: Tensor, captions: Dynamic) -> RhaiResultOf<Array> {
@@ -199,22 +235,27 @@ pub mod data {
     }
 }
 
+/// Parts below it are missed.
+const MISSED: f64 = 0.5;
+
 fn report(reading: oracle::Reading) -> Dynamic {
-    let objects = reading.objects.iter().map(|seen| {
-        let parts = [
-            ("presence", seen.presence),
-            ("color", seen.color),
-            ("shape", seen.shape),
-            ("size", seen.size),
-            ("place", seen.place),
-            ("edges", seen.edges),
-        ];
-        Dynamic::from(parts.into_iter().map(|(name, part)| (name.into(), part.into())).collect::<Map>())
-    });
+    let of_groups = reading.groups.iter().flat_map(|seen| seen.parts()).map(|(name, part, _)| (name, part));
+    let mut missed: Vec<&str> = of_groups
+        .chain([("background", reading.background), ("clean", reading.clean)])
+        .filter(|(_, part)| *part < MISSED)
+        .map(|(name, _)| name)
+        .collect();
+    let mut seen = HashSet::new();
+    missed.retain(|name| seen.insert(*name));
+    let group = |seen: &oracle::Seen| {
+        Dynamic::from(seen.parts().into_iter().map(|(name, part, _)| (name.into(), part.into())).collect::<Map>())
+    };
     let map: Map = [
         ("score".into(), reading.score().into()),
         ("background".into(), reading.background.into()),
-        ("objects".into(), objects.collect::<Array>().into()),
+        ("clean".into(), reading.clean.into()),
+        ("groups".into(), reading.groups.iter().map(group).collect::<Array>().into()),
+        ("missed".into(), missed.into_iter().map(Dynamic::from).collect::<Array>().into()),
     ]
     .into();
     map.into()

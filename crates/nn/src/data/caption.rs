@@ -1,4 +1,4 @@
-//! Descriptions of scenes and their captions: "a small red ring at the left and a large blue square at the right on cream".
+//! Descriptions of scenes and their captions: "three small red stars left of a large blue ring on cream".
 //!
 //! A caption parses back into its description, so whoever holds the caption knows the truth about the image.
 
@@ -28,54 +28,66 @@ macro_rules! words {
 
 words!(
     /// The outline of an object.
-    Shape { Circle = "circle", Square = "square", Triangle = "triangle", Ring = "ring" }
+    Shape {
+        Circle = "circle", Square = "square", Triangle = "triangle", Ring = "ring", Star = "star", Heart = "heart",
+    }
 );
 words!(
     /// The colour of an object.
     Color {
-        Red = "red", Orange = "orange", Yellow = "yellow", Green = "green",
-        Cyan = "cyan", Blue = "blue", Purple = "purple", Pink = "pink",
+        Red = "red", Orange = "orange", Yellow = "yellow", Lime = "lime", Green = "green",
+        Cyan = "cyan", Blue = "blue", Purple = "purple", Pink = "pink", Brown = "brown",
     }
 );
 words!(
     Size { Small = "small", Large = "large" }
 );
 words!(
-    Place { Center = "center", Left = "left", Right = "right", Top = "top", Bottom = "bottom" }
+    /// How many objects a group has.
+    Count { One = "a", Two = "two", Three = "three" }
+);
+words!(
+    /// Where the first of two groups is, seen from the second.
+    Relation { LeftOf = "left of", Above = "above" }
 );
 words!(
     Background { Cream = "cream", Sky = "sky", Gray = "gray", Charcoal = "charcoal" }
 );
 
-/// One described object.
+/// Objects that look alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Object {
+pub struct Group {
+    pub count: Count,
     pub size: Size,
     pub color: Color,
     pub shape: Shape,
-    pub place: Place,
 }
 
-/// What a caption says: one object at the center, or two side by side or one above the other.
+/// What a caption says: one group of objects, or two with a relation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scene {
-    pub objects: Vec<Object>,
+    pub first: Group,
+    pub second: Option<(Relation, Group)>,
     pub background: Background,
 }
 
-/// The ways to place objects.
-pub const LAYOUTS: [&[Place]; 3] = [&[Place::Center], &[Place::Left, Place::Right], &[Place::Top, Place::Bottom]];
-
 /// Shown where a caption does not parse.
-pub const EXAMPLE: &str = "a small red ring at the left and a large blue square at the right on cream";
+pub const EXAMPLE: &str = "three small red stars left of a large blue ring on cream";
 
 impl Scene {
     pub fn caption(&self) -> String {
-        let objects: Vec<String> = self.objects.iter().map(Object::caption).collect();
-        format!("{} on {}", objects.join(" and "), self.background.word())
+        let second = self.second.map(|(relation, group)| format!(" {} {}", relation.word(), group.caption()));
+        format!("{}{} on {}", self.first.caption(), second.unwrap_or_default(), self.background.word())
     }
 
-    /// Reads a caption; the objects come back in the order left, right or top, bottom.
+    pub fn groups(&self) -> impl Iterator<Item = Group> {
+        [self.first].into_iter().chain(self.second.map(|(_, group)| group))
+    }
+
+    pub fn groups_mut(&mut self) -> impl Iterator<Item = &mut Group> {
+        [&mut self.first].into_iter().chain(self.second.as_mut().map(|(_, group)| group))
+    }
+
     pub fn parse(caption: &str) -> Result<Scene> {
         match Self::read(caption) {
             Some(scene) => Ok(scene),
@@ -88,54 +100,59 @@ impl Scene {
     fn read(caption: &str) -> Option<Scene> {
         let (objects, background) = caption.trim().rsplit_once(" on ")?;
         let background = Background::parse(background.trim())?;
-        let mut objects = objects.split(" and ").map(Object::read).collect::<Option<Vec<_>>>()?;
-        objects.sort_by_key(|o| o.place as usize);
-        let places: Vec<Place> = objects.iter().map(|o| o.place).collect();
-        LAYOUTS.contains(&places.as_slice()).then_some(Scene { objects, background })
+        let related = Relation::ALL.iter().find_map(|&r| Some((r, objects.split_once(&format!(" {} ", r.word()))?)));
+        let (first, second) = match related {
+            Some((relation, (first, second))) => (first, Some((relation, Group::read(second)?))),
+            None => (objects, None),
+        };
+        Some(Scene { first: Group::read(first)?, second, background })
     }
 
-    /// Scenes in the held-out eighth, chosen by a hash of the caption.
-    pub fn held_out(&self) -> bool {
-        Sha256::digest(self.caption())[0] < 32
-    }
-
-    /// Every scene with that many objects.
-    pub fn all(objects: usize) -> Vec<Scene> {
-        let mut out = Vec::new();
-        for places in LAYOUTS.iter().filter(|l| l.len() == objects) {
-            let choices: Vec<Vec<Object>> = places.iter().map(|&p| Object::all(p)).collect();
-            let lists = choices.iter().fold(vec![Vec::new()], |lists, next| {
-                lists.iter().flat_map(|l| next.iter().map(move |&o| [l.as_slice(), &[o]].concat())).collect()
-            });
-            for list in lists {
-                out.extend(Background::ALL.iter().map(|&background| Scene { objects: list.clone(), background }));
-            }
+    /// To which part of the prompts it belongs, by a hash of its caption.
+    pub fn part(&self) -> Part {
+        match Sha256::digest(self.caption())[0] {
+            0..32 => Part::Test,
+            32..64 => Part::Validation,
+            _ => Part::Train,
         }
-        out
+    }
+
+    /// Every scene with one group.
+    pub fn all() -> Vec<Scene> {
+        let of = |first| Background::ALL.iter().map(move |&background| Scene { first, second: None, background });
+        Group::all().into_iter().flat_map(of).collect()
     }
 }
 
-impl Object {
+/// A part of all prompts: three quarters to train on, an eighth to choose settings by, an eighth held out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    Train,
+    Validation,
+    Test,
+}
+
+impl Group {
     fn caption(&self) -> String {
-        format!("a {} {} {} at the {}", self.size.word(), self.color.word(), self.shape.word(), self.place.word())
+        let plural = if self.count == Count::One { "" } else { "s" };
+        format!("{} {} {} {}{plural}", self.count.word(), self.size.word(), self.color.word(), self.shape.word())
     }
 
-    fn read(text: &str) -> Option<Object> {
+    fn read(text: &str) -> Option<Group> {
         let words: Vec<&str> = text.split_whitespace().collect();
-        let ["a", size, color, shape, "at", "the", place] = words.as_slice() else { return None };
-        Some(Object {
-            size: Size::parse(size)?,
-            color: Color::parse(color)?,
-            shape: Shape::parse(shape)?,
-            place: Place::parse(place)?,
-        })
+        let [count, size, color, shape] = words.as_slice() else { return None };
+        let count = Count::parse(count)?;
+        let shape = if count == Count::One { shape } else { shape.strip_suffix('s')? };
+        Some(Group { count, size: Size::parse(size)?, color: Color::parse(color)?, shape: Shape::parse(shape)? })
     }
 
-    fn all(place: Place) -> Vec<Object> {
+    fn all() -> Vec<Group> {
         let mut out = Vec::new();
-        for &size in Size::ALL {
-            for &color in Color::ALL {
-                out.extend(Shape::ALL.iter().map(|&shape| Object { size, color, shape, place }));
+        for &count in Count::ALL {
+            for &size in Size::ALL {
+                for &color in Color::ALL {
+                    out.extend(Shape::ALL.iter().map(|&shape| Group { count, size, color, shape }));
+                }
             }
         }
         out
@@ -148,16 +165,14 @@ mod tests {
 
     #[test]
     fn every_caption_parses_back() {
-        for scene in Scene::all(1).into_iter().chain(Scene::all(2).into_iter().step_by(37)) {
+        let pairs = Scene::all().into_iter().step_by(7).zip(Group::all()).map(|(mut scene, group)| {
+            scene.second = Some((Relation::ALL[group.count as usize % 2], group));
+            scene
+        });
+        for scene in Scene::all().into_iter().chain(pairs) {
             assert_eq!(Scene::parse(&scene.caption()).unwrap(), scene);
         }
         assert_eq!(Scene::parse(EXAMPLE).unwrap().caption(), EXAMPLE);
-    }
-
-    #[test]
-    fn objects_may_come_in_any_order() {
-        let swapped = "a large blue square at the right and a small red ring at the left on cream";
-        assert_eq!(Scene::parse(swapped).unwrap(), Scene::parse(EXAMPLE).unwrap());
     }
 
     #[test]
@@ -165,21 +180,24 @@ mod tests {
         for text in [
             "",
             "a cat",
-            "a small red ring at the left on cream",
-            "a small red ring at the center on mud",
-            "a small red ring at the left and a small red ring at the left on cream",
+            "a small red ring",
+            "a small red ring on mud",
+            "a small red rings on cream",
+            "two small red ring on cream",
+            "a small red ring left of on cream",
+            "a small red ring left of a small red ring above a small red ring on cream",
         ] {
             assert!(Scene::parse(text).unwrap_err().message.contains(text), "{text}");
         }
     }
 
     #[test]
-    fn an_eighth_is_held_out() {
-        let (one, two) = (Scene::all(1), Scene::all(2));
-        assert_eq!((one.len(), two.len()), (256, 32768));
-        for scenes in [one, two] {
-            let share = scenes.iter().filter(|s| s.held_out()).count() as f64 / scenes.len() as f64;
-            assert!((share - 0.125).abs() < 0.06, "{share}");
+    fn an_eighth_each_is_held_out_and_for_validation() {
+        let all = Scene::all();
+        assert_eq!(all.len(), 1440);
+        for part in [Part::Validation, Part::Test] {
+            let share = all.iter().filter(|s| s.part() == part).count() as f64 / all.len() as f64;
+            assert!((share - 0.125).abs() < 0.03, "{part:?} {share}");
         }
     }
 }

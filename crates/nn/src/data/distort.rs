@@ -1,95 +1,136 @@
-//! Flawed drawings of a described scene, from clean to unrecognisable: material for preference learning.
+//! Flawed drawings of a described scene, from clean to unrecognisable: material for preference learning, and for a base model
+//! that is worth aligning.
 
 use super::{
-    caption::{Background, Color, Scene, Shape, Size},
-    shapes::{Draws, NUMBERS, Outline, SIDE, Sprite, draw, images},
+    caption::{Background, Color, Count, Scene, Shape, Size},
+    shapes::{Draws, Rgb, SIDE, Sprite, draw, images},
 };
-use amscript_base::error::Result;
+use amscript_base::{bail, error::Result};
 use amscript_tensor::{Rng, Tensor};
+use std::f64::consts::TAU;
 
-/// One kind of flaw; its strength in `[0, 1]` is drawn when it is applied.
+/// One kind of flaw; its strength is drawn when it is applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flaw {
-    /// Another colour, shape or size, two objects exchanged, or another background.
-    Swapped,
-    /// A rounded square, a half-closed ring, a squarish circle, a cut-off triangle.
-    Deformed,
+    /// Another colour, shape, size or background than asked for, or two groups exchanged.
+    Word,
+    /// An object too many or too few.
+    Count,
     Misplaced,
-    Missing,
-    Faded,
+    Dull,
+    Ragged,
+    Specks,
+    Holes,
     Blurred,
-    Noisy,
 }
 
 impl Flaw {
-    pub const ALL: [Flaw; 7] =
-        [Flaw::Swapped, Flaw::Deformed, Flaw::Misplaced, Flaw::Missing, Flaw::Faded, Flaw::Blurred, Flaw::Noisy];
+    pub const ALL: [Flaw; 8] =
+        [Flaw::Word, Flaw::Count, Flaw::Misplaced, Flaw::Dull, Flaw::Ragged, Flaw::Specks, Flaw::Holes, Flaw::Blurred];
 
-    /// How often the flaw occurs in a candidate.
+    pub fn name(self) -> &'static str {
+        match self {
+            Flaw::Word => "word",
+            Flaw::Count => "count",
+            Flaw::Misplaced => "misplaced",
+            Flaw::Dull => "dull",
+            Flaw::Ragged => "ragged",
+            Flaw::Specks => "specks",
+            Flaw::Holes => "holes",
+            Flaw::Blurred => "blurred",
+        }
+    }
+
+    /// How often the flaw occurs where nothing else is asked for.
     fn share(self) -> f64 {
         match self {
-            Flaw::Deformed | Flaw::Blurred => 0.4,
-            Flaw::Swapped => 0.35,
-            Flaw::Misplaced | Flaw::Noisy | Flaw::Faded => 0.2,
-            Flaw::Missing => 0.08,
+            Flaw::Word | Flaw::Dull | Flaw::Ragged | Flaw::Specks | Flaw::Holes => 0.25,
+            Flaw::Count | Flaw::Misplaced | Flaw::Blurred => 0.15,
         }
     }
 }
 
+/// How often each flaw occurs: by its name, in `[0, 1]`.
+#[derive(Clone, Debug)]
+pub struct Shares([f64; Flaw::ALL.len()]);
+
+impl Default for Shares {
+    fn default() -> Shares {
+        Shares(Flaw::ALL.map(Flaw::share))
+    }
+}
+
+impl Shares {
+    /// Only the named flaws.
+    pub fn named(shares: &[(String, f64)]) -> Result<Shares> {
+        let mut out = Shares([0.0; Flaw::ALL.len()]);
+        for (name, share) in shares {
+            let Some(flaw) = Flaw::ALL.into_iter().find(|f| f.name() == name) else {
+                let names = Flaw::ALL.map(Flaw::name).join(", ");
+                bail!(Value, "distort: flaws must be among {names}, got `{name}`");
+            };
+            if !(0.0..=1.0).contains(share) {
+                bail!(Value, "distort: the share of `{name}` must lie in [0, 1], got {share}");
+            }
+            out.0[flaw as usize] = *share;
+        }
+        Ok(out)
+    }
+}
+
 /// Draws each captioned scene with a random mixture of flaws (often none or one): images `[n, 3, 64, 64]`.
-pub fn distort(captions: &[String], rng: &mut Rng) -> Result<Tensor> {
+pub fn distort(captions: &[String], shares: &Shares, rng: &mut Rng) -> Result<Tensor> {
     let scenes = captions.iter().map(|c| Scene::parse(c)).collect::<Result<Vec<_>>>()?;
     let chance = rng.uniforms(scenes.len() * Flaw::ALL.len());
     let seeds = rng.uniforms(scenes.len());
     images(scenes.len(), |i| {
         let luck = &chance[i * Flaw::ALL.len()..];
         let flaws: Vec<Flaw> =
-            Flaw::ALL.into_iter().zip(luck).filter(|(f, u)| **u < f.share()).map(|(f, _)| f).collect();
+            Flaw::ALL.into_iter().zip(luck).filter(|(f, u)| **u < shares.0[*f as usize]).map(|(f, _)| f).collect();
         flawed(&scenes[i], &flaws, &mut Rng::new(seeds[i].to_bits()))
     })
 }
 
 /// One drawing `[3, 64, 64]` of the scene with exactly those flaws.
 pub fn flawed(scene: &Scene, flaws: &[Flaw], rng: &mut Rng) -> Vec<f32> {
-    let numbers = rng.uniforms(64);
+    let numbers = rng.uniforms(256);
     let draws = &mut Draws(&numbers);
     let has = |flaw| flaws.contains(&flaw);
     let mut scene = scene.clone();
-    if has(Flaw::Swapped) {
-        swap(&mut scene, draws);
+    if has(Flaw::Word) {
+        reword(&mut scene, draws);
+    }
+    if has(Flaw::Count) {
+        let victim = draws.below(scene.groups().count());
+        scene.groups_mut().skip(victim).take(1).for_each(|group| group.count = other(Count::ALL, group.count, draws));
     }
     let ground = scene.background.rgb();
-    let mut sprites = scene.sprites(draws);
-    let victim = draws.below(sprites.len());
-    if has(Flaw::Deformed) {
-        sprites.iter_mut().for_each(|s| s.outline = deformed(s.outline, draws));
-    }
+    let mut sprites = scene.sprites(draws).concat();
     if has(Flaw::Misplaced) {
-        let (angle, by) = (draws.between(0.0, std::f64::consts::TAU), draws.between(3.0, 10.0));
+        let victim = draws.below(sprites.len());
+        let (angle, by) = (draws.between(0.0, TAU), draws.between(4.0, 10.0));
         let sprite = &mut sprites[victim];
-        let inside = |v: f64| v.clamp(sprite.radius, SIDE as f64 - sprite.radius);
+        let inside = |v: f64| v.clamp(sprite.radius + 3.0, SIDE as f64 - sprite.radius - 3.0);
         (sprite.x, sprite.y) = (inside(sprite.x + by * angle.cos()), inside(sprite.y + by * angle.sin()));
     }
-    if has(Flaw::Faded) {
-        let share = draws.between(0.1, 0.6) as f32;
-        sprites.iter_mut().for_each(|s: &mut Sprite| {
-            for (ink, paper) in s.color.iter_mut().zip(ground) {
-                *ink += share * (paper - *ink);
-            }
-        });
+    if has(Flaw::Dull) {
+        let share = draws.between(0.35, 0.65) as f32;
+        sprites.iter_mut().for_each(|s| s.color = dulled(s.color, share));
     }
-    if has(Flaw::Missing) {
-        sprites.remove(victim);
+    if has(Flaw::Ragged) {
+        let by = draws.between(0.9, 1.6);
+        sprites.iter_mut().for_each(|s| s.ragged = (by, draws.between(0.0, TAU)));
+    }
+    if has(Flaw::Holes) {
+        let holes: Vec<Sprite> = sprites.iter().flat_map(|s| holes(s, ground, draws)).collect();
+        sprites.extend(holes);
+    }
+    if has(Flaw::Specks) {
+        sprites.extend(specks(draws));
     }
     let mut image = draw(&sprites, ground);
     if has(Flaw::Blurred) {
-        blur(&mut image, draws.between(0.4, 2.0));
-    }
-    if has(Flaw::Noisy) {
-        let level = draws.between(0.01, 0.08);
-        for (value, normal) in image.iter_mut().zip(rng.normals(NUMBERS)) {
-            *value = (*value + (level * normal) as f32).clamp(0.0, 1.0);
-        }
+        blur(&mut image, draws.between(0.6, 1.5));
     }
     image
 }
@@ -100,36 +141,52 @@ fn other<T: Copy + PartialEq>(all: &[T], old: T, draws: &mut Draws) -> T {
     draws.pick(&rest)
 }
 
-fn swap(scene: &mut Scene, draws: &mut Draws) {
+/// Changes one word of the description, or exchanges its groups.
+pub fn reword(scene: &mut Scene, draws: &mut Draws) {
     let what = draws.unit();
-    let victim = draws.below(scene.objects.len());
-    let object = &mut scene.objects[victim];
-    if what < 0.3 {
-        object.color = other(Color::ALL, object.color, draws);
-    } else if what < 0.6 {
-        object.shape = other(Shape::ALL, object.shape, draws);
-    } else if what < 0.75 {
-        object.size = other(Size::ALL, object.size, draws);
-    } else if let ([a, b], true) = (scene.objects.as_mut_slice(), what < 0.9) {
-        std::mem::swap(&mut a.color, &mut b.color);
-        std::mem::swap(&mut a.shape, &mut b.shape);
-    } else {
+    let victim = draws.below(scene.groups().count());
+    if let (true, Some((_, second))) = (what > 0.8, scene.second.as_mut()) {
+        std::mem::swap(&mut scene.first, second);
+    } else if what > 0.9 {
         scene.background = other(Background::ALL, scene.background, draws);
+    } else if let Some(group) = scene.groups_mut().nth(victim) {
+        match what {
+            0.0..0.4 => group.color = other(Color::ALL, group.color, draws),
+            0.4..0.7 => group.shape = other(Shape::ALL, group.shape, draws),
+            _ => group.size = other(Size::ALL, group.size, draws),
+        }
     }
 }
 
-fn deformed(outline: Outline, draws: &mut Draws) -> Outline {
-    let strength = draws.unit();
-    match outline {
-        Outline::Whole(Shape::Square) => Outline::Rounded(0.3 + 0.7 * strength),
-        Outline::Whole(Shape::Circle) => Outline::Rounded(0.8 - 0.6 * strength),
-        Outline::Whole(Shape::Triangle) => Outline::Blunt(0.15 + 0.4 * strength),
-        Outline::Whole(Shape::Ring) => {
-            let from = draws.between(0.0, std::f64::consts::PI);
-            Outline::Open(from, from + 0.5 + 2.5 * strength)
-        }
-        damaged => damaged,
-    }
+/// Mixed with the grey of the same brightness.
+fn dulled(color: Rgb, share: f32) -> Rgb {
+    let grey = 0.3 * color[0] + 0.59 * color[1] + 0.11 * color[2];
+    color.map(|v| v + share * (grey - v))
+}
+
+/// Round holes that show the background.
+fn holes(sprite: &Sprite, ground: Rgb, draws: &mut Draws) -> Vec<Sprite> {
+    let n = 1 + draws.below(3);
+    let mut hole = || {
+        let (angle, out) = (draws.between(0.0, TAU), sprite.radius * draws.between(0.1, 0.6));
+        let y = sprite.y + sprite.radius * sprite.shape.sag() + out * angle.sin();
+        dot(sprite.x + out * angle.cos(), y, sprite.radius * draws.between(0.16, 0.26), ground)
+    };
+    (0..n).map(|_| hole()).collect()
+}
+
+/// Small dots of any colour anywhere.
+fn specks(draws: &mut Draws) -> Vec<Sprite> {
+    let n = 8 + draws.below(12);
+    let side = SIDE as f64 - 2.0;
+    let mut speck = || {
+        dot(draws.between(2.0, side), draws.between(2.0, side), draws.between(0.8, 1.4), draws.pick(Color::ALL).rgb())
+    };
+    (0..n).map(|_| speck()).collect()
+}
+
+fn dot(x: f64, y: f64, radius: f64, color: Rgb) -> Sprite {
+    Sprite { shape: Shape::Circle, x, y, radius, color, ragged: (0.0, 0.0) }
 }
 
 /// Separable Gaussian blur of `[3, 64, 64]`, edges repeated.
@@ -156,7 +213,7 @@ pub fn blur(image: &mut [f32], sigma: f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::{oracle::oracle, prompts::Prompts};
+    use crate::data::{oracle::oracle, prompts::Prompts, shapes::NUMBERS};
     use amscript_tensor::Device;
 
     fn captions(n: usize) -> Vec<String> {
@@ -166,13 +223,13 @@ mod tests {
     #[test]
     fn candidates_cover_the_scale() {
         let captions = captions(200);
-        let images = distort(&captions, &mut Rng::new(5)).unwrap();
-        let scores = oracle(&images, &captions).unwrap().to_vec1::<f32>().unwrap();
+        let images = distort(&captions, &Shares::default(), &mut Rng::new(5)).unwrap();
+        let scores = oracle(&images, &captions, &[]).unwrap().to_vec1::<f32>().unwrap();
         for (low, high) in [(0.0, 0.3), (0.3, 0.6), (0.6, 0.9), (0.9, 1.01)] {
             let share = scores.iter().filter(|s| (low..high).contains(*s)).count() as f64 / 200.0;
             assert!(share > 0.1, "{share} in {low}..{high}");
         }
-        let again = distort(&captions, &mut Rng::new(5)).unwrap();
+        let again = distort(&captions, &Shares::default(), &mut Rng::new(5)).unwrap();
         assert_eq!((images - again).unwrap().abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap(), 0.0);
     }
 
@@ -181,14 +238,28 @@ mod tests {
         let captions = captions(60);
         let mean = |flaws: &[Flaw]| {
             let images = images(60, |i| flawed(&Scene::parse(&captions[i]).unwrap(), flaws, &mut Rng::new(i as u64)));
-            let scores = oracle(&images.unwrap(), &captions).unwrap();
+            let scores = oracle(&images.unwrap(), &captions, &[]).unwrap();
             scores.mean_all().unwrap().to_scalar::<f32>().unwrap()
         };
         assert!(mean(&[]) > 0.99);
         for flaw in Flaw::ALL {
-            assert!(mean(&[flaw]) < 0.9, "{flaw:?}");
+            assert!(mean(&[flaw]) < 0.85, "{flaw:?} {}", mean(&[flaw]));
         }
-        assert!(mean(&[Flaw::Missing]) < mean(&[Flaw::Swapped]) && mean(&[Flaw::Swapped]) < mean(&[Flaw::Misplaced]));
+    }
+
+    #[test]
+    fn shares_choose_the_flaws() {
+        let captions = captions(20);
+        let drawn = |shares: &[(String, f64)]| {
+            let images = distort(&captions, &Shares::named(shares)?, &mut Rng::new(3))?;
+            oracle(&images, &captions, &[])?.mean_all()?.to_scalar::<f32>()
+        };
+        assert!(drawn(&[]).unwrap() > 0.99);
+        assert!(drawn(&[("specks".into(), 1.0)]).unwrap() < 0.85);
+        for wrong in [("spots", 0.5), ("specks", 1.5)] {
+            let message = drawn(&[(wrong.0.into(), wrong.1)]).unwrap_err().message;
+            assert!(message.contains(wrong.0) && message.contains("distort: "), "{message}");
+        }
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! Prompt sets: named ones of the shapes world, or a text file with one prompt per line.
 
-use super::caption::Scene;
+use super::{
+    caption::{Count, Part, Scene},
+    shapes,
+};
 use amscript_base::{
     bail,
     error::{Error, Kind, Result},
@@ -19,7 +22,7 @@ pub struct Prompts {
 }
 
 /// Names that are not files.
-pub const NAMES: [&str; 3] = ["shapes/train", "shapes/test", "shapes/single"];
+pub const NAMES: [&str; 4] = ["shapes/train", "shapes/validation", "shapes/test", "shapes/single"];
 
 /// Adds the names of the known sets.
 pub fn hint(error: Error) -> Error {
@@ -36,9 +39,13 @@ impl Prompts {
     /// A named set, or a file with one prompt per line (empty lines skipped).
     pub fn open(name: &str) -> Result<Prompts> {
         match name {
-            "shapes/train" => Ok(Self { name: name.into(), groups: split(0).clone() }),
-            "shapes/test" => Ok(Self { name: name.into(), groups: split(1).clone() }),
-            "shapes/single" => Self::from_list(name, Scene::all(1).iter().map(Scene::caption).collect()),
+            "shapes/train" => Ok(Self { name: name.into(), groups: split(Part::Train).clone() }),
+            "shapes/validation" => Ok(Self { name: name.into(), groups: split(Part::Validation).clone() }),
+            "shapes/test" => Ok(Self { name: name.into(), groups: split(Part::Test).clone() }),
+            "shapes/single" => {
+                let single = |s: &Scene| s.first.count == Count::One;
+                Self::from_list(name, Scene::all().iter().filter(|s| single(s)).map(Scene::caption).collect())
+            }
             _ => Self::read(Path::new(name)),
         }
     }
@@ -119,18 +126,20 @@ fn prompt_of(line: &str) -> Result<String> {
     }
 }
 
-/// Captions with one and with two objects, of the training (0) or the held-out (1) part.
-fn split(part: usize) -> &'static Arc<Vec<Vec<String>>> {
-    static PARTS: OnceLock<[Arc<Vec<Vec<String>>>; 2]> = OnceLock::new();
+/// Captions with two groups among which the parts are chosen: a fixed draw from the million there are.
+const PAIRS: usize = 16_384;
+
+/// Captions with one and with two groups, of one part.
+fn split(part: Part) -> &'static Arc<Vec<Vec<String>>> {
+    static PARTS: OnceLock<[Arc<Vec<Vec<String>>>; 3]> = OnceLock::new();
     let parts = PARTS.get_or_init(|| {
-        let of = |held_out| {
-            let captions =
-                |k| Scene::all(k).iter().filter(|s| s.held_out() == held_out).map(Scene::caption).collect::<Vec<_>>();
-            Arc::new(vec![captions(1), captions(2)])
-        };
-        [of(false), of(true)]
+        let pairs = shapes::pairs(PAIRS, &mut Rng::new(0));
+        [Part::Train, Part::Validation, Part::Test].map(|part| {
+            let of = |scenes: &[Scene]| scenes.iter().filter(|s| s.part() == part).map(Scene::caption).collect();
+            Arc::new(vec![of(&Scene::all()), of(&pairs)])
+        })
     });
-    &parts[part]
+    &parts[part as usize]
 }
 
 #[cfg(test)]
@@ -140,10 +149,10 @@ mod tests {
 
     #[test]
     fn named_sets_are_disjoint_and_complete() {
-        let (train, test) = (Prompts::open("shapes/train").unwrap(), Prompts::open("shapes/test").unwrap());
-        let all: HashSet<&String> = train.groups.iter().chain(test.groups.iter()).flatten().collect();
-        assert_eq!(all.len(), train.len() + test.len());
-        assert_eq!(all.len(), 256 + 32768);
+        let sets = ["shapes/train", "shapes/validation", "shapes/test"].map(|name| Prompts::open(name).unwrap());
+        let all: HashSet<&String> = sets.iter().flat_map(|s| s.groups.iter()).flatten().collect();
+        assert_eq!(all.len(), sets.iter().map(Prompts::len).sum::<usize>());
+        assert_eq!(all.len(), 1440 + PAIRS);
     }
 
     #[test]
@@ -169,7 +178,7 @@ mod tests {
         let set = Prompts::open("shapes/test").unwrap();
         let picked = set.sample(40, &mut Rng::new(1));
         assert_eq!(picked.iter().collect::<HashSet<_>>().len(), 40);
-        assert_eq!(picked.iter().filter(|p| p.contains(" and ")).count(), 20);
+        assert_eq!(picked.iter().filter(|p| p.contains(" left of ") || p.contains(" above ")).count(), 20);
         assert_eq!(picked, set.sample(40, &mut Rng::new(1)));
     }
 
