@@ -100,10 +100,12 @@ impl Scene {
     fn read(caption: &str) -> Option<Scene> {
         let (objects, background) = caption.trim().rsplit_once(" on ")?;
         let background = Background::parse(background.trim())?;
-        let related = Relation::ALL.iter().find_map(|&r| Some((r, objects.split_once(&format!(" {} ", r.word()))?)));
-        let (first, second) = match related {
-            Some((relation, (first, second))) => (first, Some((relation, Group::read(second)?))),
-            None => (objects, None),
+        let words: Vec<&str> = objects.split_whitespace().collect();
+        let (first, rest) = words.split_at_checked(4)?;
+        let second = match rest.len().checked_sub(4) {
+            None if rest.is_empty() => None,
+            None => return None,
+            Some(at) => Some((Relation::parse(&rest[..at].join(" "))?, Group::read(&rest[at..])?)),
         };
         Some(Scene { first: Group::read(first)?, second, background })
     }
@@ -138,9 +140,8 @@ impl Group {
         format!("{} {} {} {}{plural}", self.count.word(), self.size.word(), self.color.word(), self.shape.word())
     }
 
-    fn read(text: &str) -> Option<Group> {
-        let words: Vec<&str> = text.split_whitespace().collect();
-        let [count, size, color, shape] = words.as_slice() else { return None };
+    fn read(words: &[&str]) -> Option<Group> {
+        let [count, size, color, shape] = words else { return None };
         let count = Count::parse(count)?;
         let shape = if count == Count::One { shape } else { shape.strip_suffix('s')? };
         Some(Group { count, size: Size::parse(size)?, color: Color::parse(color)?, shape: Shape::parse(shape)? })

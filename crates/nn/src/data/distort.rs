@@ -108,17 +108,17 @@ pub fn flawed(scene: &Scene, flaws: &[Flaw], rng: &mut Rng) -> Vec<f32> {
     let mut sprites = scene.sprites(draws).concat();
     if has(Flaw::Misplaced) {
         let victim = draws.below(sprites.len());
-        let (angle, by) = (draws.between(0.0, TAU), draws.between(4.0, 10.0));
+        let (angle, by) = (draws.between(0.0, TAU), draws.between(3.0, 10.0));
         let sprite = &mut sprites[victim];
         let inside = |v: f64| v.clamp(sprite.radius + 3.0, SIDE as f64 - sprite.radius - 3.0);
         (sprite.x, sprite.y) = (inside(sprite.x + by * angle.cos()), inside(sprite.y + by * angle.sin()));
     }
     if has(Flaw::Dull) {
-        let share = draws.between(0.35, 0.65) as f32;
+        let share = draws.between(0.2, 0.65) as f32;
         sprites.iter_mut().for_each(|s| s.color = dulled(s.color, share));
     }
     if has(Flaw::Ragged) {
-        let by = draws.between(0.9, 1.6);
+        let by = draws.between(0.6, 1.6);
         sprites.iter_mut().for_each(|s| s.ragged = (by, draws.between(0.0, TAU)));
     }
     if has(Flaw::Holes) {
@@ -170,14 +170,14 @@ fn holes(sprite: &Sprite, ground: Rgb, draws: &mut Draws) -> Vec<Sprite> {
     let mut hole = || {
         let (angle, out) = (draws.between(0.0, TAU), sprite.radius * draws.between(0.1, 0.6));
         let y = sprite.y + sprite.radius * sprite.shape.sag() + out * angle.sin();
-        dot(sprite.x + out * angle.cos(), y, sprite.radius * draws.between(0.16, 0.26), ground)
+        dot(sprite.x + out * angle.cos(), y, sprite.radius * draws.between(0.12, 0.26), ground)
     };
     (0..n).map(|_| hole()).collect()
 }
 
 /// Small dots of any colour anywhere.
 fn specks(draws: &mut Draws) -> Vec<Sprite> {
-    let n = 8 + draws.below(12);
+    let n = 4 + draws.below(16);
     let side = SIDE as f64 - 2.0;
     let mut speck = || {
         dot(draws.between(2.0, side), draws.between(2.0, side), draws.between(0.8, 1.4), draws.pick(Color::ALL).rgb())

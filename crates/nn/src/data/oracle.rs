@@ -240,12 +240,16 @@ impl Object {
         f64::from(both / (drawn + self.total - both).max(1e-6))
     }
 
-    /// The sprite of that shape that overlaps best, by steps along x, y and radius.
-    fn fit(&self, shape: Shape, color: Rgb) -> (f64, Sprite) {
+    /// The sprite of that shape that overlaps best, by steps along x, y and radius from where its area and middle put it; no steps
+    /// where that is far from `enough`.
+    fn fit(&self, shape: Shape, color: Rgb, enough: f64) -> (f64, Sprite) {
         let radius = (f64::from(self.total) / shape.area()).sqrt().clamp(3.0, 24.0);
         let (x, middle) = self.middle();
         let mut best = Sprite { shape, x, y: middle - shape.sag() * radius, radius, color, ragged: (0.0, 0.0) };
         let mut value = self.overlap(&best);
+        if value < enough - 0.2 {
+            return (value, best);
+        }
         for step in [0.8, 0.8, 0.3, 0.15] {
             for (dx, dy, dr) in [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)] {
                 for step in [step, -step] {
@@ -309,10 +313,13 @@ fn look_at(group: &Group, area: Area, image: &[f32], objects: &[Object]) -> Seen
 
 /// Judges one object by the sprite that is asked for.
 fn judge(object: &Object, asked: &Sprite, places: &[Sprite], color: Rgb) -> Seen {
-    let (overlap, fit) = object.fit(asked.shape, asked.color);
+    let (overlap, fit) = object.fit(asked.shape, asked.color, 0.0);
     let others = Shape::ALL.iter().filter(|&&s| s != asked.shape);
-    let rival = others.map(|&s| object.fit(s, asked.color).0).fold(0.0, f64::max);
+    let rivals = others.map(|&s| object.fit(s, asked.color, overlap));
+    let (rival, other) = rivals.max_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or((0.0, fit));
     let margin = 1.0 / (1.0 + (-40.0 * (overlap - rival)).exp());
+    // a wrong shape may be well drawn
+    let drawn = if rival > overlap { other } else { fit };
     let far = |p: &Sprite| (fit.x - p.x).hypot(fit.y - p.y);
     let excess = places.iter().map(far).fold(f64::INFINITY, f64::min) - 1.5 * PLACE_JITTER - 0.5;
     let ratio = ((fit.radius / asked.radius).ln().abs() - RADIUS_JITTER - 0.05).max(0.0);
@@ -322,8 +329,8 @@ fn judge(object: &Object, asked: &Sprite, places: &[Sprite], color: Rgb) -> Seen
         shape: ((overlap - 0.5) / 0.25).clamp(0.0, 1.0) * (margin / 0.8).min(1.0),
         size: (-(ratio / 0.2).powi(2)).exp(),
         place: (-(excess.max(0.0) / 3.0).powi(2)).exp(),
-        edges: 1.0 - ((roughness(object, &fit) - 0.06) / 0.1).clamp(0.0, 1.0),
-        solid: 1.0 - (emptiness(object, &fit) / 0.15 - 0.1).clamp(0.0, 1.0),
+        edges: 1.0 - ((roughness(object, &drawn) - 0.075) / 0.1).clamp(0.0, 1.0),
+        solid: 1.0 - (emptiness(object, &drawn) / 0.15 - 0.1).clamp(0.0, 1.0),
     }
 }
 

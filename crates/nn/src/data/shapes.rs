@@ -86,7 +86,7 @@ impl Shape {
             Shape::Ring => PI * (1.0 - HOLE * HOLE),
             Shape::Triangle => 1.05 * 1.9,
             Shape::Star => 5.0 * STAR.0 * STAR.1 * (PI / 5.0).sin(),
-            Shape::Heart => 2.3,
+            Shape::Heart => 2.33,
         }
     }
 
@@ -281,7 +281,7 @@ impl Area {
             (Area::Whole, 2) => (vec![(17.5, 32.0), (46.5, 32.0)], 1.35),
             (Area::Whole, _) => (vec![(18.0, 19.0), (46.0, 19.0), (32.0, 46.0)], 1.35),
             (side, _) => {
-                let (along, room) = [(&[32.0][..], 1.4), (&[18.0, 46.0], 1.2), (&[11.8, 32.0, 52.2], 1.0)][n - 1];
+                let (along, room) = [(&[32.0][..], 1.4), (&[18.0, 46.0], 1.2), (&[12.2, 32.0, 51.8], 1.0)][n - 1];
                 let across = if matches!(side, Area::Left | Area::Top) { 16.5 } else { 47.5 };
                 let upright = matches!(side, Area::Left | Area::Right);
                 (along.iter().map(|&v| if upright { (across, v) } else { (v, across) }).collect(), room)
