@@ -44,6 +44,7 @@ mod files;
 pub mod flow;
 pub mod grad;
 mod guard;
+pub mod header;
 pub mod help;
 pub mod image;
 pub mod import;
@@ -328,7 +329,7 @@ impl Host {
     /// Runs a script file.
     pub fn run_file(&self, path: &std::path::Path) -> Result<Dynamic> {
         let name = path.display().to_string();
-        let text = std::fs::read_to_string(path)
+        let text = amscript_base::file::read_text(path)
             .map_err(|e| Error::new(Kind::File, format!("{name}: a script to read is needed, got \"{e}\"")))?;
         self.run(&name, &text)
     }

@@ -33,7 +33,8 @@ impl Console for Session {
         Session::print(self, line);
     }
     fn stop_requested(&self) -> bool {
-        self.context().interrupt.asked()
+        let slice = self.request().slice;
+        self.context().interrupt.asked() || slice.is_some_and(|n| self.step().is_some_and(|step| step + 1 >= n))
     }
     fn finish_steps(&self, running: bool) {
         self.context().interrupt.finish_steps(running);

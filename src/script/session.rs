@@ -7,7 +7,8 @@ use super::{fault, option};
 use amscript_base::bail;
 use amscript_base::context::Context;
 use amscript_base::error::{Error, Kind, Result};
-use amscript_base::memory;
+use amscript_base::permissions::Rights;
+use amscript_base::{file, memory};
 use amscript_reward::clip_encoder::ClipCache;
 use amscript_run::plan::Planner;
 use amscript_run::screen::{Images, Plot, Screen};
@@ -16,7 +17,7 @@ use image::RgbImage;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use rhai::{AST, Dynamic, Engine, EvalAltResult, Map, NativeCallContext, ParseErrorType, Scope};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
@@ -35,6 +36,12 @@ pub struct Request {
     pub out: Option<PathBuf>,
     /// `--models`: looked in first for weights.
     pub models: Option<PathBuf>,
+    /// `--allow-read` and the like: what a script may reach beside what all may.
+    pub allow: Rights<PathBuf>,
+    /// The overrides are those of a run that is repeated: they are not the user's, and name nothing that may be read.
+    pub replay: bool,
+    /// Runs end after so many steps.
+    pub slice: Option<usize>,
     /// Nothing runs past this.
     pub deadline: Option<Instant>,
     /// `--plan`: weights are not read, and the script ends where its first update would begin. The value says whether the
@@ -53,6 +60,9 @@ impl Default for Request {
             device: Device::Cpu,
             out: None,
             models: None,
+            allow: Rights::default(),
+            replay: false,
+            slice: None,
             deadline: None,
             plan: None,
             screen: Screen::default(),
@@ -86,6 +96,8 @@ pub struct Session {
     settings: Mutex<Option<Map>>,
     planner: Option<Planner>,
     registry: RwLock<Registry>,
+    /// What is shown where there is no run's folder.
+    shown: Mutex<Option<PathBuf>>,
     /// Rewards that are open, and the networks they share.
     pub clip_cache: ClipCache,
 }
@@ -95,15 +107,16 @@ impl Session {
         Self {
             planner: request.plan.map(Planner::new),
             device: request.device.clone(),
+            context: Context::new(request.permissions()),
             request: RwLock::new(request),
             print,
-            context: Context::default(),
             step: Mutex::default(),
             engine: OnceLock::new(),
             sources: Mutex::default(),
             functions: Mutex::default(),
             settings: Mutex::default(),
             registry: RwLock::default(),
+            shown: Mutex::default(),
             clip_cache: ClipCache::default(),
         }
     }
@@ -173,8 +186,7 @@ impl Session {
             self.print(&what);
             return Ok(());
         }
-        let file = self.shown_file()?;
-        amscript_nn::data::image::write(picture, &file)?;
+        let file = self.shown_file(picture)?;
         self.print(&format!("{what}: {}", file.display()));
         Ok(())
     }
@@ -185,17 +197,30 @@ impl Session {
         Ok(())
     }
 
-    /// A file that is not there yet, `images/shown-1.png` in the run's folder, or in a temporary folder where there is none.
-    fn shown_file(&self) -> Result<PathBuf> {
-        let named = { self.request().out.is_some() } || self.run_folder().is_dir();
-        let folder = match named {
-            true => self.run_folder().join("images"),
-            false => std::env::temp_dir().join(format!("amscript-{}", std::process::id())),
+    /// Writes a file that is not there yet, `images/shown-1.png` in the run's folder; where there is none, in a temporary folder
+    /// that nobody else may enter.
+    fn shown_file(&self, picture: &RgbImage) -> Result<PathBuf> {
+        let write = |folder: &Path| {
+            let refused = |e| Error::new(Kind::File, format!("show: cannot write in {}: {e}", folder.display()));
+            file::make_folder(folder).map_err(refused)?;
+            let mut files = (1..).map(|i| folder.join(format!("shown-{i}.png")));
+            let free = files.find(|file| !file::exists(file));
+            let free = free.ok_or_else(|| Error::new(Kind::Internal, "show: no name is free"))?;
+            amscript_nn::data::image::write(picture, &free).map(|()| free)
         };
-        std::fs::create_dir_all(&folder)
-            .map_err(|e| Error::new(Kind::File, format!("show: cannot write in {}: {e}", folder.display())))?;
-        let mut files = (1..).map(|i| folder.join(format!("shown-{i}.png")));
-        files.find(|file| !file.exists()).ok_or_else(|| Error::new(Kind::Internal, "show: no name is free"))
+        if { self.request().out.is_some() } || file::is_folder(&self.run_folder()) {
+            return write(&self.run_folder().join("images"));
+        }
+        let mut shown = self.shown.lock();
+        let folder = match shown.take() {
+            Some(folder) => folder,
+            None => {
+                let made = tempfile::Builder::new().prefix("shown-by-amscript-").tempdir();
+                made.map_err(|e| Error::new(Kind::File, format!("show: no temporary folder: {e}")))?.keep()
+            }
+        };
+        // the host's own folder, which no script names
+        Context::permitting(Rights::all(), || write(shown.insert(folder)))
     }
 
     /// What is entered while scripts of this session run.
@@ -339,7 +364,9 @@ impl Session {
         if default.is_string() && !quoted {
             return Ok(plain());
         }
-        match self.engine()?.eval_expression::<Dynamic>(text) {
+        // a value, which nothing is read for
+        let engine = self.engine()?;
+        match Context::permitting(Rights::default(), || engine.eval_expression::<Dynamic>(text)) {
             Ok(value) => Ok(value),
             Err(e) if is_plain_text(&e) => {
                 bail!(Option, "--set: `{key}` must be a value such as {}, got \"{text}\"", self.show(default.clone())?)

@@ -22,6 +22,7 @@ pub enum Kind {
     Numeric,
     Limit,
     File,
+    Permission,
     Interrupt,
     Internal,
 }
@@ -40,6 +41,7 @@ impl Kind {
             Kind::Numeric => "numeric",
             Kind::Limit => "limit",
             Kind::File => "file",
+            Kind::Permission => "permission",
             Kind::Interrupt => "interrupt",
             Kind::Internal => "internal",
         }

@@ -5,13 +5,12 @@
 use crate::pickle;
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
-use amscript_base::file::Draft;
+use amscript_base::file::{self, Draft};
 use amscript_base::progress::{self, Progress};
 use amscript_tensor::{Array, DType, Device, Tensor};
 use memmap2::Mmap;
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 
@@ -60,7 +59,7 @@ impl Archive {
     pub fn open(path: &Path) -> Result<Self> {
         let origin = path.display().to_string();
         let refused = |e: std::io::Error| Error::new(Kind::File, format!("{origin}: {e}"));
-        let file = File::open(path).map_err(refused)?;
+        let file = file::open(path).map_err(refused)?;
         if file.metadata().map_err(refused)?.len() == 0 {
             bail!(File, "{origin}: expected a file of tensors, got 0 bytes");
         }

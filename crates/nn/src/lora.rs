@@ -7,7 +7,9 @@
 
 use crate::archive::{self, Archive};
 use amscript_base::bail;
+use amscript_base::context::Context;
 use amscript_base::error::{Error, Kind, Result, nearest};
+use amscript_base::file;
 use amscript_tensor::op::Lora;
 use amscript_tensor::{DType, Device, Tensor};
 use serde_json::Value;
@@ -265,7 +267,7 @@ impl Alphas {
         }
         let config = path.with_file_name("adapter_config.json");
         let peft = path.file_stem().is_some_and(|stem| stem == "adapter_model");
-        match std::fs::read(&config) {
+        match file::read(&config) {
             Ok(bytes) if peft => Self::parse(&bytes, "").map_err(|e| e.within("adapter_config.json")),
             _ => Ok(Self::default()),
         }
@@ -333,7 +335,8 @@ pub fn write(
             }
         }
     }
-    let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+    let mut metadata = Context::current().origin();
+    metadata.insert("format".into(), "pt".into());
     archive::write(path, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), &metadata)
 }
 

@@ -4,12 +4,13 @@ use super::record::{file_error, hash_file, read_json, write_json};
 use amscript_base::{
     bail,
     error::{Error, Kind, Result},
+    file,
 };
 use amscript_nn::archive::{self, Archive};
 use amscript_tensor::Tensor;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::fs;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 /// What a script saves: tensors and plain values in any nesting.
@@ -48,7 +49,7 @@ pub fn save(run: &Path, checkpoint: &Checkpoint) -> Result<PathBuf> {
     let name = format!("step-{:06}", checkpoint.step);
     let (draft, folder) = (run.join(format!(".{name}.tmp")), run.join(name));
     remove(&draft)?;
-    fs::create_dir_all(&draft).map_err(|e| file_error(&draft, "make", &e))?;
+    file::make_folder(&draft).map_err(|e| file_error(&draft, "make", &e))?;
     let mut tensors = Vec::new();
     let tree = flatten(&checkpoint.state, "", &mut tensors);
     archive::write(&draft.join(TENSORS), tensors.iter().map(|(n, t)| (n.as_str(), t)), &BTreeMap::new())?;
@@ -59,7 +60,7 @@ pub fn save(run: &Path, checkpoint: &Checkpoint) -> Result<PathBuf> {
     write_json(&draft.join(STATE), &record)?;
     sync(&draft)?;
     remove(&folder)?;
-    fs::rename(&draft, &folder).map_err(|e| file_error(&folder, "write", &e))?;
+    file::rename(&draft, &folder).map_err(|e| file_error(&folder, "write", &e))?;
     sync(run)?;
     for (_, old) in list(run)?.iter().rev().skip(KEPT) {
         remove(old)?;
@@ -136,16 +137,16 @@ fn restore(value: &Value, archive: &Archive) -> Result<Saved> {
 
 /// Checkpoint folders with their steps, oldest first.
 fn list(run: &Path) -> Result<Vec<(usize, PathBuf)>> {
-    let entries = fs::read_dir(run).map_err(|e| file_error(run, "read", &e))?;
-    let step = |path: &Path| path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok();
+    let entries = file::entries(run).map_err(|e| file_error(run, "read", &e))?;
+    let step = |name: &OsStr| name.to_str()?.strip_prefix("step-")?.parse().ok();
     let mut found: Vec<(usize, PathBuf)> =
-        entries.filter_map(|e| e.ok()).filter_map(|e| Some((step(&e.path())?, e.path()))).collect();
+        entries.into_iter().filter_map(|(name, _)| Some((step(&name)?, run.join(name)))).collect();
     found.sort();
     Ok(found)
 }
 
 fn remove(folder: &Path) -> Result<()> {
-    match fs::remove_dir_all(folder) {
+    match file::remove_folder(folder) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(file_error(folder, "remove", &e)),
         _ => Ok(()),
     }
@@ -153,13 +154,14 @@ fn remove(folder: &Path) -> Result<()> {
 
 /// Makes the folder's entries last through a power cut.
 fn sync(folder: &Path) -> Result<()> {
-    fs::File::open(folder).and_then(|f| f.sync_all()).map_err(|e| file_error(folder, "sync", &e))
+    file::sync_folder(folder).map_err(|e| file_error(folder, "sync", &e))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use amscript_tensor::Device;
+    use std::fs;
 
     fn at(step: usize) -> Checkpoint {
         let tensor = Tensor::new(&[step as f32, 2.0], &Device::Cpu).unwrap();

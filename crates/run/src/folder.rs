@@ -7,6 +7,7 @@ use super::{
 use amscript_base::{
     bail,
     error::{Error, Kind, Result},
+    file::{self, FileType},
 };
 use serde_json::Value;
 use std::path::{Component, Path, PathBuf};
@@ -21,16 +22,18 @@ pub fn inside(outer: &Path, name: &str) -> Result<PathBuf> {
     Ok(outer.join(name))
 }
 
-/// The runs in a folder, itself first if it is one, and those below it; links are not followed.
+/// The runs in a folder, itself first if it is one, and those below it; links are not followed, and what is hidden is passed by.
 pub fn runs(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
-    if folder.join("run.json").exists() {
+    if file::exists(&folder.join("run.json")) {
         found.push(folder.to_path_buf());
     }
     let refused = |e| file_error(folder, "read", &e);
-    let entries = std::fs::read_dir(folder).map_err(refused)?.collect::<std::io::Result<Vec<_>>>().map_err(refused)?;
-    let mut below: Vec<PathBuf> =
-        entries.iter().filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir())).map(|e| e.path()).collect();
+    let folders = file::entries(folder)
+        .map_err(refused)?
+        .into_iter()
+        .filter(|(name, kind)| *kind == FileType::Folder && !name.as_encoded_bytes().starts_with(b"."));
+    let mut below: Vec<PathBuf> = folders.map(|(name, _)| folder.join(name)).collect();
     below.sort();
     for inner in below {
         found.extend(runs(&inner)?);
@@ -44,15 +47,15 @@ pub fn runs(folder: &Path) -> Result<Vec<PathBuf>> {
 /// and one that came to its end with other settings is refused like one with checkpoints.
 pub fn claim(folder: &Path, record: &Value, inner: bool) -> Result<Option<Value>> {
     let refused = |e: Error| e.within("start_run").hint("choose a folder that can be written with `--out`");
-    std::fs::create_dir_all(folder).map_err(|e| refused(file_error(folder, "make", &e)))?;
+    file::make_folder(folder).map_err(|e| refused(file_error(folder, "make", &e)))?;
     let (path, result) = (folder.join("run.json"), folder.join("result.json"));
     let mut finished = None;
-    if path.exists() {
+    if file::exists(&path) {
         let old = read_json(&path)?;
         let mut settings = record["settings"].as_object().into_iter().flatten();
         let changed = settings.find(|(key, value)| old["settings"][key.as_str()] != **value);
         if let Some((key, value)) = changed
-            && (checkpoint::latest(folder)?.is_some() || (inner && result.exists()))
+            && (checkpoint::latest(folder)?.is_some() || (inner && file::exists(&result)))
         {
             let (before, place) = (&old["settings"][key], folder.display());
             bail!(
@@ -60,7 +63,7 @@ pub fn claim(folder: &Path, record: &Value, inner: bool) -> Result<Option<Value>
                 hint: "give the same settings to go on, or another `--out`"
             );
         }
-        if changed.is_none() && result.exists() {
+        if changed.is_none() && file::exists(&result) {
             finished = Some(read_json(&result)?["measures"].take());
         }
     }

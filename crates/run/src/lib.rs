@@ -30,7 +30,10 @@ pub use result::{Row, Table};
 pub use steps::Steps;
 
 use crate::screen::drawing;
+use amscript_base::bail;
 use amscript_base::error::Result;
+use amscript_base::file;
+use amscript_base::permissions::is_name;
 use amscript_nn::data::image;
 use amscript_tensor::{Rng, Stream, Tensor};
 use log::Log;
@@ -190,8 +193,11 @@ impl Run {
     /// Writes `images/<name>-<step>.png` (without the step outside a loop): a grid of a batch, or one image as it is. Captions
     /// stand under the images, and line by line in a `.txt` of the same name.
     pub fn images(&self, name: &str, images: &Tensor, captions: &[String]) -> Result<PathBuf> {
+        if !is_name(name.as_ref()) {
+            bail!(Value, "images: the name must be that of a file, got \"{name}\""; hint: "such as \"samples\"");
+        }
         let folder = self.folder().join("images");
-        std::fs::create_dir_all(&folder).map_err(|e| record::file_error(&folder, "make", &e))?;
+        file::make_folder(&folder).map_err(|e| record::file_error(&folder, "make", &e))?;
         let state = self.state();
         let file = match state.progress {
             Some(_) => format!("{name}-{:06}", state.step),

@@ -5,10 +5,10 @@ use crate::screen::Series;
 use amscript_base::{
     bail,
     error::{Error, Kind, Result},
+    file::{self, File},
 };
 use amscript_tensor::show::number;
 use serde_json::{Map, Value, json};
-use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -61,18 +61,18 @@ impl Log {
     /// Appends to the file; the first time, starts it with the lines kept from before.
     fn write(&mut self, line: &str) -> std::io::Result<()> {
         if self.file.is_none() {
-            amscript_nn::files::write_whole(&self.path, self.kept.as_bytes())?;
-            self.file = Some(OpenOptions::new().append(true).open(&self.path)?);
+            file::write_whole(&self.path, self.kept.as_bytes())?;
+            self.file = Some(file::append(&self.path)?);
         }
         self.file.iter_mut().try_for_each(|f| f.write_all(line.as_bytes()))
     }
 
     /// Takes over the lines of an earlier run up to a step.
     pub fn keep(&mut self, step: usize) -> Result<()> {
-        if !self.path.exists() {
+        if !file::exists(&self.path) {
             return Ok(());
         }
-        let text = std::fs::read_to_string(&self.path).map_err(|e| file_error(&self.path, "read", &e))?;
+        let text = file::read_text(&self.path).map_err(|e| file_error(&self.path, "read", &e))?;
         let damaged = || Error::new(Kind::File, format!("`{}` has a damaged line", self.path.display()));
         let (mut lines, mut kept) = (Vec::new(), String::new());
         for line in text.lines() {

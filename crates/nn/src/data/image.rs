@@ -3,10 +3,13 @@
 use super::font;
 use amscript_base::{
     bail,
+    context::Context,
     error::{Error, Kind, Result},
+    file,
 };
 use amscript_tensor::{DType, Device, Tensor};
 use image::{ImageFormat, ImageReader, Rgb, RgbImage, imageops};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 const PAPER: Rgb<u8> = Rgb([255; 3]);
@@ -18,7 +21,7 @@ const GAP: u32 = 6;
 pub fn load(path: &Path) -> Result<Tensor> {
     let name = path.display();
     let open = || {
-        let bytes = std::fs::read(path)?;
+        let bytes = file::read(path)?;
         let reader = ImageReader::new(std::io::Cursor::new(&bytes)).with_guessed_format()?;
         if reader.format() == Some(ImageFormat::Jpeg) && !ends(&bytes) {
             return Err(std::io::Error::other("the JPEG is cut off"));
@@ -49,7 +52,41 @@ pub fn write(image: &RgbImage, path: &Path) -> Result<()> {
     let mut bytes = std::io::Cursor::new(Vec::new());
     let failed = |e: std::io::Error| Error::new(Kind::File, format!("save_image: cannot write `{name}` ({e})"));
     image.write_to(&mut bytes, format).map_err(|e| failed(std::io::Error::other(e)))?;
-    crate::files::write_whole(path, bytes.get_ref()).map_err(failed)
+    let bytes = match format {
+        ImageFormat::Png => with_texts(bytes.get_ref(), &Context::current().origin()),
+        _ => bytes.into_inner(),
+    };
+    file::write_whole(path, &bytes).map_err(failed)
+}
+
+/// Bytes of a PNG before its first chunk, and those of its first chunk, the header.
+const PNG_START: usize = 8;
+const PNG_HEADER: usize = 25;
+
+/// A PNG with texts behind its header: `tEXt` chunks of name, a zero and value (PNG specification, 11.3.3.2).
+fn with_texts(png: &[u8], texts: &BTreeMap<String, String>) -> Vec<u8> {
+    let (head, rest) = png.split_at(PNG_START + PNG_HEADER);
+    let chunk = |(name, value): (&String, &String)| {
+        let body = [b"tEXt", name.as_bytes(), &[0], value.as_bytes()].concat();
+        let (length, sum) = (body.len() as u32 - 4, crc32fast::hash(&body));
+        [&length.to_be_bytes()[..], &body, &sum.to_be_bytes()].concat()
+    };
+    [head, &texts.iter().flat_map(chunk).collect::<Vec<u8>>(), rest].concat()
+}
+
+/// The texts that a PNG carries.
+pub fn texts(png: &[u8]) -> BTreeMap<String, String> {
+    let (mut rest, mut found) = (png.get(PNG_START..).unwrap_or_default(), BTreeMap::new());
+    while let Some((length, after)) = rest.split_first_chunk::<4>() {
+        let length = u32::from_be_bytes(*length) as usize;
+        let Some((chunk, after)) = after.split_at_checked(length.saturating_add(8)) else { break };
+        if let Some(body) = chunk[..length + 4].strip_prefix(b"tEXt") {
+            let text = String::from_utf8_lossy(body);
+            found.extend(text.split_once('\0').map(|(name, value)| (name.to_string(), value.to_string())));
+        }
+        rest = after;
+    }
+    found
 }
 
 /// `[1, 3, height, width]` from 8-bit pixels.

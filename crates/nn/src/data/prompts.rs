@@ -4,6 +4,7 @@ use super::caption::Scene;
 use amscript_base::{
     bail,
     error::{Error, Kind, Result},
+    file,
 };
 use amscript_tensor::Rng;
 use std::{
@@ -53,7 +54,7 @@ impl Prompts {
     /// A text file in UTF-8 with one prompt per line (empty lines skipped), or with a JSON object per line that has a `prompt`.
     pub fn read(path: &Path) -> Result<Prompts> {
         let name = path.display().to_string();
-        let bytes = std::fs::read(path).map_err(|e| {
+        let bytes = file::read(path).map_err(|e| {
             let message = format!("prompts: must be a file or a known set, got `{name}` ({e})");
             hint(Error::new(Kind::Missing, message))
         })?;
