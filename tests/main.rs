@@ -20,6 +20,7 @@ mod report;
 mod reward;
 mod screen;
 mod sit;
+mod strangers;
 mod suite;
 mod theory;
 mod weights;

@@ -81,6 +81,7 @@ pub use session::{Request, Session};
 use amscript_align::Method;
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
+use amscript_base::file;
 use option::{Field, Given};
 use rhai::plugin::*;
 use rhai::{AST, Array, FnPtr, Map, OptimizationLevel, Scope};
@@ -328,7 +329,7 @@ impl Host {
     /// Runs a script file.
     pub fn run_file(&self, path: &std::path::Path) -> Result<Dynamic> {
         let name = path.display().to_string();
-        let text = std::fs::read_to_string(path)
+        let text = file::read_text(path)
             .map_err(|e| Error::new(Kind::File, format!("{name}: a script to read is needed, got \"{e}\"")))?;
         self.run(&name, &text)
     }
@@ -355,14 +356,15 @@ fn reader() -> Engine {
     engine
 }
 
-/// Output, interrupt and deadline.
+/// Output, interrupt and limits.
 fn connect(engine: &mut Engine, session: &Arc<Session>) {
     let printer = session.clone();
     engine.on_print(move |text| printer.print(text));
     let printer = session.clone();
     engine.on_debug(move |text, _, _| printer.print(text));
     let watched = session.clone();
-    engine.on_progress(move |_| watched.check().err().map(Dynamic::from));
+    let alone = move || watched.check().and_then(|()| watched.context().interrupt.work_alone());
+    engine.on_progress(move |_| alone().err().map(Dynamic::from));
 }
 
 /// `amscript::flow::Grid` as `Grid`.

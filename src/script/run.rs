@@ -102,20 +102,28 @@ fn setting(engine: &Engine, value: &Dynamic) -> Value {
     }
 }
 
-/// What a script saves, from its values.
-fn saved(value: Dynamic, place: &str) -> Result<Saved> {
+/// Arrays and maps of a saved state may lie so deep in one another; readers of JSON end at 128.
+const DEEPEST: usize = 100;
+
+/// What a script saves, from its values, so deep in others.
+fn saved(value: Dynamic, place: &str, depth: usize) -> Result<Saved> {
+    if depth > DEEPEST {
+        bail!(Limit, "checkpoint: the state may be {DEEPEST} arrays or maps deep, got more");
+    }
     let value = value.flatten();
     if let Some(tensor) = value.read_lock::<Tensor>() {
         return Ok(Saved::Tensor(tensor.constant()));
     }
     if value.is_map() {
         let entries = option::convert::<Map>(value, place)?.into_iter();
-        let saved = entries.map(|(key, v)| Ok((key.to_string(), saved(v, &format!("{place}.{key}"))?)));
+        let saved = entries.map(|(key, v)| Ok((key.to_string(), saved(v, &format!("{place}.{key}"), depth + 1)?)));
         return Ok(Saved::Map(saved.collect::<Result<_>>()?));
     }
     if value.is_array() {
         let items = option::convert::<Array>(value, place)?.into_iter().enumerate();
-        return Ok(Saved::List(items.map(|(i, v)| saved(v, &format!("{place}[{i}]"))).collect::<Result<_>>()?));
+        return Ok(Saved::List(
+            items.map(|(i, v)| saved(v, &format!("{place}[{i}]"), depth + 1)).collect::<Result<_>>()?,
+        ));
     }
     if let Ok(number) = value.as_float() {
         return Ok(Saved::Number(number));
@@ -361,7 +369,7 @@ pub mod run {
     pub fn checkpoint(context: NativeCallContext, run: Run, state: FnPtr, options: Map) -> RhaiResultOf<()> {
         if run.due(CheckpointOptions::parse("checkpoint", options)?.every) {
             let state: Dynamic = Callback::new(&context, "checkpoint", state).call(())?;
-            run.checkpoint(saved(state, "state")?)?;
+            run.checkpoint(saved(state, "state", 0)?)?;
         }
         Ok(())
     }

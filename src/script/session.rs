@@ -8,6 +8,7 @@ use amscript_base::bail;
 use amscript_base::context::Context;
 use amscript_base::error::{Error, Kind, Result};
 use amscript_base::memory;
+use amscript_base::text::visible;
 use amscript_reward::clip_encoder::ClipCache;
 use amscript_run::plan::Planner;
 use amscript_run::screen::{Images, Plot, Screen};
@@ -18,7 +19,7 @@ use rhai::{AST, Dynamic, Engine, EvalAltResult, Map, NativeCallContext, ParseErr
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::Instant;
+use std::time::Duration;
 
 /// What the command line decided.
 #[derive(Clone)]
@@ -35,8 +36,10 @@ pub struct Request {
     pub out: Option<PathBuf>,
     /// `--models`: looked in first for weights.
     pub models: Option<PathBuf>,
-    /// Nothing runs past this.
-    pub deadline: Option<Instant>,
+    /// `--max-time`: what runs ends when so much has passed.
+    pub max_time: Option<Duration>,
+    /// Most operations of a script without a call of a native, for one that goes round for ever.
+    pub max_alone: Option<usize>,
     /// `--plan`: weights are not read, and the script ends where its first update would begin. The value says whether the
     /// device planned for is the CPU; that device need not be there.
     pub plan: Option<bool>,
@@ -53,7 +56,8 @@ impl Default for Request {
             device: Device::Cpu,
             out: None,
             models: None,
-            deadline: None,
+            max_time: None,
+            max_alone: None,
             plan: None,
             screen: Screen::default(),
         }
@@ -92,12 +96,15 @@ pub struct Session {
 
 impl Session {
     pub fn new(request: Request, print: Printer) -> Self {
+        let context = Context::default();
+        request.max_time.into_iter().for_each(|time| context.interrupt.end_after(time));
+        request.max_alone.into_iter().for_each(|most| context.interrupt.end_alone(most));
         Self {
             planner: request.plan.map(Planner::new),
             device: request.device.clone(),
             request: RwLock::new(request),
             print,
-            context: Context::default(),
+            context,
             step: Mutex::default(),
             engine: OnceLock::new(),
             sources: Mutex::default(),
@@ -156,16 +163,16 @@ impl Session {
         self.planner.as_ref()
     }
 
-    /// Writes one line for the user.
+    /// Writes one line for the user, safe to show.
     pub fn print(&self, line: &str) {
-        (self.print)(line);
+        (self.print)(&visible(line));
     }
 
     /// Shows an image in the terminal, or writes it to a file and prints its path.
     pub fn show_image(&self, picture: &RgbImage) -> Result<()> {
         let screen = self.request().screen;
         if let Some(text) = screen.image(picture)? {
-            self.print(&text);
+            (self.print)(&text);
             return Ok(());
         }
         let what = format!("image of {} x {} pixels", picture.width(), picture.height());
@@ -181,7 +188,7 @@ impl Session {
 
     /// Shows a plot in the terminal.
     pub fn show_plot(&self, plot: &Plot) -> Result<()> {
-        self.print(&self.request().screen.plot(plot)?);
+        (self.print)(&self.request().screen.plot(plot)?);
         Ok(())
     }
 
@@ -224,14 +231,10 @@ impl Session {
         *self.step.lock()
     }
 
-    /// Errs when the user interrupted or the deadline passed; long native loops call it once per step.
+    /// Errs when the user interrupted or time is up; long native loops call it once per step.
     pub fn check(&self) -> Result<()> {
         self.context.interrupt.check()?;
-        memory::check()?;
-        if self.request().deadline.is_some_and(|deadline| Instant::now() > deadline) {
-            bail!(Limit, "the script ran past its time limit");
-        }
-        Ok(())
+        memory::check()
     }
 
     pub(super) fn attach(&self, engine: &Arc<Engine>) {

@@ -8,6 +8,7 @@ pub mod memory;
 pub mod profile;
 pub mod progress;
 pub mod terminal;
+pub mod text;
 #[cfg(feature = "rhai")]
 pub mod thrown;
 

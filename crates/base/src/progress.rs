@@ -6,6 +6,7 @@
 
 use crate::context::Context;
 use crate::terminal::{self, StdStream};
+use crate::text::visible;
 use parking_lot::Mutex;
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -132,7 +133,7 @@ fn line(tasks: &[Arc<Task>], width: usize, unicode: bool) -> Option<String> {
         (_, Some(behind)) => format!("{}, {}{behind}", outer.bar(unicode), outer.left()),
         (_, None) => format!("{}, {}", outer.bar(unicode), outer.pace()),
     };
-    Some(line.chars().take(width).collect())
+    Some(visible(&line).chars().take(width).collect())
 }
 
 impl Task {
