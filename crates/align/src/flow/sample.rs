@@ -17,6 +17,19 @@ pub trait Solver: Send + Sync {
         Ok(Dynamics::deterministic(grid.width(k)))
     }
 
+    /// What a step from `t`, `h` wide, does, on whatever grid.
+    fn dynamics_at(&self, t: f64, h: f64) -> Result<Dynamics> {
+        if !((0.0..1.0).contains(&t) && h > 0.0 && t + h <= 1.0 + 1e-12) {
+            bail!(Value, "step: a step must lie between the times 0 and 1, got one from {t}, {h} wide");
+        }
+        let mut times = vec![0.0, t, t + h, 1.0];
+        times.dedup_by(|b, a| *b - *a < 1e-12);
+        if let Some(last) = times.last_mut() {
+            *last = 1.0;
+        }
+        self.dynamics(&Grid::new(times)?, usize::from(t > 0.0))
+    }
+
     /// The state after step `k` without its noise, given the state `x` and the velocity `v` there; `field` gives further stages.
     fn step(&self, _field: &mut VelocityFn, x: &Tensor, v: &Tensor, grid: &Grid, k: usize) -> Result<Tensor> {
         self.dynamics(grid, k)?.advance(x, v)
@@ -82,6 +95,15 @@ impl Solver for Sde {
         match self.last {
             Some(last) if k + last < grid.steps() => Euler.dynamics(grid, k),
             _ => self.noise.dynamics(grid.times()[k], grid.width(k)),
+        }
+    }
+
+    fn dynamics_at(&self, t: f64, h: f64) -> Result<Dynamics> {
+        match self.last {
+            Some(k) => {
+                bail!(Value, "step: a sampler with noise in its last {k} steps needs the grid, got a time"; hint: "step(grid, k)")
+            }
+            None => self.noise.dynamics(t, h),
         }
     }
 
