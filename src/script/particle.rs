@@ -3,6 +3,7 @@
 use super::flow::Trajectory;
 use super::*;
 use crate::options;
+use amscript_align::flow::Velocity;
 use amscript_align::{self as solver, Scheme};
 use amscript_base::bail;
 use amscript_model::Flow;
@@ -97,8 +98,8 @@ pub mod particle {
     /// `log dP_other / dP_flow` of each path `[batch]`, in f64: with weights `exp` of it, paths of `flow` count as paths of `other`.
     ///
     /// `path` is a rollout with noise, of which all kept steps count. It is exact for the path's own steps, of whatever width, and
-    /// summed over the latent's entries. Where a step has no noise both velocities must agree. The path's own flow costs no forward, the
-    /// other one for each kept step.
+    /// summed over the latent's entries. Where a step has no noise both velocities must agree. The path's own flow is as it was when the
+    /// path was drawn, whatever was trained since, and costs no forward; the other costs one for each kept step.
     ///
     /// ```rhai
     /// let base = velocity_field(|x, t, c| -x);
@@ -113,11 +114,14 @@ pub mod particle {
     #[rhai_fn(return_raw)]
     pub fn girsanov(path: Trajectory, flow: Flow, other: Flow, options: Map) -> RhaiResultOf<Tensor> {
         let options = GirsanovOptions::parse("girsanov", options)?;
-        let of = |field: &Flow| match field.is(&path.flow) {
-            true => Ok(path.path.velocities.clone()),
-            false => solver::velocities(field, &path.path),
+        let fresh = |field: &Flow| match field.frozen()? {
+            Some(field) => solver::velocities(&*field, &path.path),
+            None => solver::velocities(field, &path.path),
         };
-        let ratio = deferred_checks(|| solver::girsanov(&path.path, &of(&flow)?, &of(&other)?, options.quadratic))?;
+        let ratio = deferred_checks(|| {
+            let then = if flow.is(&path.flow) { path.path.velocities.clone() } else { fresh(&flow)? };
+            solver::girsanov(&path.path, &then, &fresh(&other)?, options.quadratic)
+        })?;
         Ok(if options.by_step { ratio } else { ratio.sum(0)? })
     }
 }
