@@ -370,7 +370,7 @@ fn recipes_that_train_run_in_a_small_setting() {
         ("cmad", &["updates=100", "samples=4000"][..]),
         ("hjb", &["updates=800"]),
         ("tilt_matching", &["updates=80"]),
-        ("adjoint_sampling", &["updates=800"]),
+        ("adjoint_sampling", &["updates=2000"]),
         ("control_affine", &["updates=200", "batch=256", "tolerance=0.5"]),
         ("video", &["updates=20", "windows=[10]", "samples=4000"]),
     ] {
