@@ -11,6 +11,7 @@ mod doc;
 mod gradient;
 mod graph;
 mod host;
+mod inference;
 mod lora;
 mod output;
 mod recipe;

@@ -263,6 +263,39 @@ pub mod flow {
         Flow::new("|x, t, c| ..", Arc::new(ClosureField(Callback::new(&context, "velocity_field", closure))))
     }
 
+    /// The same flow, what a closure of state, time `[batch]`, condition and velocity gives added to its velocity.
+    ///
+    /// Decoder, prompts, adapters and guidance stay, so evaluation, rollouts and updates take it. What `grad` gives in the closure
+    /// has no graph; a network's output has one, so that it can be trained. A velocity costs one forward, and those of the closure.
+    ///
+    /// ```rhai
+    /// let base = flow("tiny/flux2");
+    /// steered(base, |x, t, c, v| 0.1 * v)                                     //=> flow(tiny/flux2, steered)
+    /// let still = steered(velocity_field(|x, t, c| x), |x, t, c, v| -v);
+    /// rollout(still, tensor([[1.0]]), (), #{ grid: uniform(4) }).last.item()   //=> 1.0
+    /// steered(still, |x, t, c, v| zeros([3])).velocity(ones([1, 1]), 0.5, ())  //=> error: the velocity's shape [1, 1], got [3]
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn steered(context: NativeCallContext, flow: Flow, closure: FnPtr) -> RhaiResultOf<Flow> {
+        let callback = Callback::new(&context, "steered", closure);
+        let steer = move |x: &Tensor, t: &Tensor, c: &Condition, v: &Tensor| {
+            callback.call::<Tensor>((x.clone(), t.clone(), c.clone(), v.clone()))
+        };
+        Ok(flow.steered(Arc::new(steer))?)
+    }
+
+    /// The data that a flow predicts at a state, time and condition: `x + (1 - t) v`. One forward.
+    ///
+    /// ```rhai
+    /// look_ahead(velocity_field(|x, t, c| 2 * x), tensor([[1.0]]), 0.5, ()).item()   //=> 2.0
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn look_ahead(flow: Flow, x: Tensor, t: Dynamic, condition: Dynamic) -> RhaiResultOf<Tensor> {
+        let t = times(t, &x, "look_ahead")?;
+        let v = flow.velocity(&x, &t, &super::condition(condition, "look_ahead")?)?;
+        Ok(interpolant::data_from_velocity(&v, &x, &t)?)
+    }
+
     /// Carries noise `x0` along a flow to data.
     ///
     /// `condition` is one from `encode`, or `()`. The last steps named by `truncate` stay in the trajectory, for the adjoint and

@@ -54,6 +54,7 @@ pub mod model;
 pub mod operator;
 pub mod optim;
 pub mod option;
+pub mod particle;
 pub mod penalty;
 pub mod plot;
 pub mod random;
@@ -151,6 +152,12 @@ pub const CHAPTERS: &[Chapter] = &[
         sampler,
         "How a rollout steps: methods and noise.",
         "sde" => sampler::SdeOptions,
+    ),
+    chapter!(
+        particle,
+        "Particles drawn by weight, and the weight of a path under another flow.",
+        "resample" => particle::ResampleOptions,
+        "girsanov" => particle::GirsanovOptions,
     ),
     chapter!(
         method,

@@ -3,7 +3,7 @@
 use super::option::FromScript;
 use super::*;
 use crate::{options, script_value};
-use amscript_align::flow::{Dynamics, Euler, Gddim, Heun, Noise, Sde, Solver};
+use amscript_align::flow::{Dynamics, Euler, Gddim, Grid, Heun, Noise, Sde, Solver};
 use amscript_base::bail;
 use std::fmt;
 
@@ -53,6 +53,22 @@ fn step(noise: &Noise, t: f64, h: f64) -> Result<Dynamics> {
         true => noise.dynamics(t, h),
         false => bail!(Value, "noise: the time must lie in [0, 1) and the width above 0, got {t} and {h}"),
     }
+}
+
+/// Step `k` of a grid that the sampler fits.
+fn step_of(sampler: &Sampler, grid: &Grid, k: i64) -> Result<Dynamics> {
+    sampler.0.check(grid)?;
+    match usize::try_from(k) {
+        Ok(k) if k < grid.steps() => sampler.0.dynamics(grid, k),
+        _ => bail!(Value, "step: k must be below the {} steps of the grid, got {k}", grid.steps()),
+    }
+}
+
+/// A step's numbers by name.
+fn numbers(step: &Dynamics) -> Map {
+    let w = step.w.unwrap_or_default();
+    let parts = [("w", w), ("rho", step.rho), ("mean_reversion", step.mean_reversion), ("gain", w / (1.0 + step.rho))];
+    parts.into_iter().map(|(name, x)| (name.into(), x.into())).collect()
 }
 
 /// Samplers for `rollout` and the updates. Stochastic ones add noise and keep the flow's marginals; they need `rng`.
@@ -196,11 +212,34 @@ pub mod sampler {
     /// ```
     #[rhai_fn(name = "step", return_raw)]
     pub fn noise_step(noise: NoiseLevel, t: f64, h: f64) -> RhaiResultOf<Map> {
-        let step = super::step(&noise, t, h)?;
-        let w = step.w.unwrap_or_default();
-        let parts =
-            [("w", w), ("rho", step.rho), ("mean_reversion", step.mean_reversion), ("gain", w / (1.0 + step.rho))];
-        Ok(parts.into_iter().map(|(name, x)| (name.into(), x.into())).collect())
+        Ok(numbers(&super::step(&noise, t, h)?))
+    }
+
+    /// What a sampler's step from time `t`, `h` wide, does, as `step` of a noise level; zeros for a method without noise.
+    ///
+    /// A sampler with noise in its last steps only must see the grid: `step(grid, k)`.
+    ///
+    /// ```rhai
+    /// euler().step(0.5, 0.1)                       //=> #{"gain": 0.0, "mean_reversion": 0.0, "rho": 0.0, "w": 0.0}
+    /// sde(linear_decay()).step(0.5, 0.1).w         //=> 0.5
+    /// gddim(1).step(0.9, 0.1).w                    //=> 0.0
+    /// sde(constant(1), #{ last: 3 }).step(0.5, 0.1)   //=> error: needs the grid
+    /// ```
+    #[rhai_fn(name = "step", return_raw)]
+    pub fn sampler_step(sampler: Sampler, t: f64, h: f64) -> RhaiResultOf<Map> {
+        Ok(numbers(&sampler.0.dynamics_at(t, h)?))
+    }
+
+    /// What step `k` of a grid does.
+    ///
+    /// ```rhai
+    /// let some = sde(constant(1), #{ last: 1 });
+    /// [0, 1].map(|k| some.step(uniform(2), k).w)   //=> [0.0, 1.0]
+    /// some.step(uniform(2), 2)                     //=> error: step: k must be below the 2 steps of the grid, got 2
+    /// ```
+    #[rhai_fn(name = "step", return_raw)]
+    pub fn sampler_step_of_grid(sampler: Sampler, grid: Grid, k: i64) -> RhaiResultOf<Map> {
+        Ok(numbers(&step_of(&sampler, &grid, k)?))
     }
 
     #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]

@@ -8,7 +8,7 @@ use super::loss::{Loss, MatchingOptions, fenchel_young_matching, velocity_matchi
 use super::method::{Batch, Method, MethodState, Trace, Update};
 use super::regularizer::{Norm, Regularizer};
 use super::selection::Selection;
-use super::truncation::{Adaptive, Truncation};
+use super::truncation::{Adaptive, Measure, Truncation};
 use crate::flow::{Grid, RolloutOptions, Trajectory, Velocity, rollout};
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
@@ -16,7 +16,8 @@ use amscript_base::profile::phase;
 use amscript_tensor::check::read;
 use amscript_tensor::grad::{deferred, segment};
 use amscript_tensor::op::cast;
-use amscript_tensor::{Device, Tensor};
+use amscript_tensor::sample::norm_per_sample;
+use amscript_tensor::{DType, Device, Tensor};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -197,7 +198,11 @@ impl AdjointMatching {
         }
         let mut path = path;
         if let Some(adaptive) = measures {
-            let active = adaptive.measure(&control_mass(&adjoint, &self.regularizer, self.norm)?, state);
+            let masses = match adaptive.measure {
+                Measure::Control => control_mass(&adjoint, &self.regularizer, self.norm)?,
+                Measure::Objective => objective_mass(&adjoint, &self.regularizer, self.norm)?,
+            };
+            let active = adaptive.settle(&masses, state);
             (path, adjoint) = (path.narrow(active), adjoint.narrow(active));
         }
         if fields.adjoint().is_some() {
@@ -286,4 +291,21 @@ pub fn control_mass(adjoint: &Adjoint, regularizer: &Regularizer, norm: Norm) ->
         unit => step.h * size / unit,
     };
     Ok(read(&sizes)?.into_iter().zip(&adjoint.dynamics).map(mass).collect())
+}
+
+/// What control at each step adds to the objective that can be attained, to first order in the reward scale: `h_k` times the mean of
+/// `f*(sigma |a_k|)` over the batch, with the penalty's conjugate `f*`; up to a factor that all steps share.
+pub fn objective_mass(adjoint: &Adjoint, regularizer: &Regularizer, norm: Norm) -> Result<Vec<f64>> {
+    let size = |(a, step): (&Tensor, &crate::flow::Dynamics)| {
+        let a = (a.constant().to_dtype(DType::F64)? * step.sigma())?;
+        match norm {
+            Norm::Sample => norm_per_sample(&a),
+            Norm::Rms => norm_per_sample(&a)? / (a.elem_count() as f64 / a.dim(0)? as f64).sqrt(),
+            Norm::Entry => a.abs()?.flatten_all(),
+        }
+    };
+    let sizes = adjoint.values.iter().zip(&adjoint.dynamics).map(size).collect::<Result<Vec<_>>>()?;
+    let values = regularizer.conjugate(&read(&Tensor::cat(&sizes, 0)?)?)?;
+    let steps = values.chunks(values.len() / sizes.len()).zip(&adjoint.dynamics);
+    Ok(steps.map(|(of_step, step)| step.h * of_step.iter().sum::<f64>() / of_step.len() as f64).collect())
 }

@@ -17,6 +17,12 @@ pub trait Solver: Send + Sync {
         Ok(Dynamics::deterministic(grid.width(k)))
     }
 
+    /// What a step from `t`, `h` wide, does, on whatever grid.
+    fn dynamics_at(&self, t: f64, h: f64) -> Result<Dynamics> {
+        let (grid, k) = around(t, h)?;
+        self.dynamics(&grid, k)
+    }
+
     /// The state after step `k` without its noise, given the state `x` and the velocity `v` there; `field` gives further stages.
     fn step(&self, _field: &mut VelocityFn, x: &Tensor, v: &Tensor, grid: &Grid, k: usize) -> Result<Tensor> {
         self.dynamics(grid, k)?.advance(x, v)
@@ -67,6 +73,19 @@ impl Gddim {
     }
 }
 
+/// A grid with the step from `t`, `h` wide, and the number of that step.
+fn around(t: f64, h: f64) -> Result<(Grid, usize)> {
+    if !((0.0..1.0).contains(&t) && h > 0.0 && t + h <= 1.0 + 1e-12) {
+        bail!(Value, "step: a step must lie between the times 0 and 1, got one from {t}, {h} wide");
+    }
+    let times = [0.0, t, t + h].into_iter().filter(|time| *time < 1.0 - 1e-12).chain([1.0]);
+    let mut times: Vec<f64> = times.collect();
+    times.dedup();
+    let grid = Grid::new(times)?;
+    let k = grid.times().iter().rposition(|time| *time <= t).unwrap_or(0);
+    Ok((grid, k))
+}
+
 impl Solver for Euler {}
 
 impl Solver for Heun {
@@ -82,6 +101,15 @@ impl Solver for Sde {
         match self.last {
             Some(last) if k + last < grid.steps() => Euler.dynamics(grid, k),
             _ => self.noise.dynamics(grid.times()[k], grid.width(k)),
+        }
+    }
+
+    fn dynamics_at(&self, t: f64, h: f64) -> Result<Dynamics> {
+        match self.last {
+            Some(k) => {
+                bail!(Value, "step: a sampler with noise in its last {k} steps needs the grid, got a time"; hint: "step(grid, k)")
+            }
+            None => around(t, h).and_then(|_| self.noise.dynamics(t, h)),
         }
     }
 
@@ -143,6 +171,29 @@ mod tests {
             let slope = (error(solver, 512) / error(solver, 1024)).log2();
             assert!((slope - order).abs() < 0.05, "order {slope}, not {order}");
         }
+    }
+
+    #[test]
+    fn a_step_by_itself_is_that_of_a_grid() {
+        let grid = uniform(5).unwrap();
+        let sde = Sde { noise: Noise::LinearDecay(1.0), last: None };
+        for solver in [&Euler as &dyn Solver, &Heun, &sde, &Gddim::new(1.0).unwrap()] {
+            for k in 0..5 {
+                let (t, h) = (grid.times()[k], grid.width(k));
+                let (alone, of_grid) = (solver.dynamics_at(t, h).unwrap(), solver.dynamics(&grid, k).unwrap());
+                let numbers = |d: Dynamics| [d.h, d.rho, d.mean_reversion, d.w.unwrap_or(-1.0)];
+                assert!(
+                    numbers(alone).iter().zip(numbers(of_grid)).all(|(a, b)| (a - b).abs() < 1e-12),
+                    "{alone:?} {of_grid:?}"
+                );
+            }
+            assert!(solver.dynamics_at(1.0, 0.1).is_err() && solver.dynamics_at(0.5, 0.6).is_err());
+        }
+        assert!(Sde { noise: Noise::LinearDecay(1.0), last: Some(2) }.dynamics_at(0.5, 0.1).is_err());
+        // Ancestral sampling, from t to s: the variance b_s^2 (1 - (b_s a_t / (a_s b_t))^2) with a = t, b = 1 - t.
+        let step = Gddim::new(1.0).unwrap().dynamics_at(0.4, 0.2).unwrap();
+        let exact = 0.4f64.powi(2) * (1.0 - (0.4 * 0.4 / (0.6 * 0.6f64)).powi(2));
+        assert!((step.noise_std().powi(2) - exact).abs() < 1e-12);
     }
 
     #[test]
