@@ -70,6 +70,9 @@ pub struct SessionArgs {
     /// The folder that is written to.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// Go on with a run in that folder whatever differs from what it began with, and record it.
+    #[arg(long)]
+    pub resume_anyway: bool,
     /// The most memory that may be held, such as `8GB`; the default is nine tenths of what is free.
     #[arg(long, value_name = "SIZE", value_parser = quantity::read_bytes)]
     pub max_memory: Option<usize>,
@@ -188,9 +191,9 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 /// What the command did not report itself: an [`Error`], or that standard output cannot be written; for [`fail`].
 pub fn main(arguments: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode> {
     let mut arguments: Vec<OsString> = arguments.collect();
-    let first = arguments.get(1).and_then(|a| a.to_str());
+    let first = arguments.get(1).map(|a| a.to_string_lossy());
     let named = |name: &str| name == "help" || Cli::command().find_subcommand(name).is_some();
-    if first.is_some_and(|a| a == "-" || !(a.starts_with('-') || named(a))) {
+    if first.is_some_and(|a| a == "-" || !(a.starts_with('-') || named(&a))) {
         arguments.insert(1, "run".into());
     }
     let cli = Cli::parse_from(arguments);

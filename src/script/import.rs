@@ -140,6 +140,7 @@ pub fn find(session: &Session, source: Option<&str>, path: &str) -> Result<(Stri
         bail!(File, "import: a module must lie in the recipe's folder, got \"{path}\""; hint: "copy it beside the recipe");
     }
     let text = std::fs::read_to_string(&file).map_err(missing)?;
+    amscript_base::input::note(&file);
     Ok((file.display().to_string(), text))
 }
 

@@ -88,7 +88,11 @@ impl Folder {
 
     pub fn bytes(&self, name: &str) -> Result<Cow<'static, [u8]>> {
         match &self.place {
-            FolderRoot::Disk(path) => std::fs::read(path.join(name)).map(Cow::Owned).map_err(|_| self.lacks(name)),
+            FolderRoot::Disk(path) => {
+                let bytes = std::fs::read(path.join(name)).map_err(|_| self.lacks(name))?;
+                amscript_base::input::note(&path.join(name));
+                Ok(Cow::Owned(bytes))
+            }
             FolderRoot::Embedded(dir) => match dir.get_file(dir.path().join(name)) {
                 Some(file) => Ok(Cow::Borrowed(file.contents())),
                 None => Err(self.lacks(name)),
