@@ -72,6 +72,9 @@ pub struct SessionArgs {
     /// The folder that is written to.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// Go on with a run in that folder whatever differs from what it began with, and record it.
+    #[arg(long)]
+    pub resume_anyway: bool,
     /// The most memory that may be held, such as `8GB`; the default is nine tenths of what is free.
     #[arg(long, value_name = "SIZE", value_parser = quantity::read_bytes)]
     pub max_memory: Option<usize>,

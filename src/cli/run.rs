@@ -127,6 +127,7 @@ pub fn request(arguments: &SessionArgs, plan: bool) -> Result<Request> {
         seed: arguments.seed,
         device: if plan { Device::Cpu } else { device(arguments.device.as_deref())? },
         out: arguments.out.clone(),
+        resume_anyway: arguments.resume_anyway,
         models: models_folder(arguments.models.as_deref())?,
         max_time: arguments.max_time,
         max_alone: arguments.max_time.is_none().then_some(MAX_ALONE),
@@ -159,8 +160,36 @@ pub fn heed_signals(session: &Arc<Session>, waiting: Arc<AtomicBool>) {
             false => {}
         }
     };
+    let hangs_up = hangup_is_heeded();
     ctrlc::set_handler(handler).ok();
+    if !hangs_up {
+        ignore_hangup();
+    }
 }
+
+/// Whether a closed terminal is to end the process: not under `nohup`, which starts it with SIGHUP ignored.
+#[cfg(unix)]
+fn hangup_is_heeded() -> bool {
+    // SAFETY: asks for the present action alone; a `sigaction` of zeros is a valid one.
+    unsafe {
+        let mut now: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(libc::SIGHUP, std::ptr::null(), &mut now) != 0 || now.sa_sigaction != libc::SIG_IGN
+    }
+}
+
+#[cfg(unix)]
+fn ignore_hangup() {
+    // SAFETY: sets the action of one signal to one that calls nothing.
+    unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+}
+
+#[cfg(not(unix))]
+fn hangup_is_heeded() -> bool {
+    true
+}
+
+#[cfg(not(unix))]
+fn ignore_hangup() {}
 
 /// `--models`, if it is a folder.
 fn models_folder(argument: Option<&Path>) -> Result<Option<PathBuf>> {

@@ -141,6 +141,7 @@ pub fn find(session: &Session, source: Option<&str>, path: &str) -> Result<(Stri
         bail!(File, "import: a module must lie in the recipe's folder, got \"{path}\""; hint: "copy it beside the recipe");
     }
     let text = file::read_text(&module).map_err(missing)?;
+    amscript_base::input::note(&module);
     Ok((module.display().to_string(), text))
 }
 

@@ -10,6 +10,7 @@ use amscript_base::error::{Error, Kind, Result};
 use amscript_base::memory;
 use amscript_base::text::visible;
 use amscript_reward::clip_encoder::ClipCache;
+use amscript_run::lock::Locks;
 use amscript_run::plan::Planner;
 use amscript_run::screen::{Images, Plot, Screen};
 use amscript_tensor::{Device, place};
@@ -34,6 +35,8 @@ pub struct Request {
     pub device: Device,
     /// `--out`: the run directory.
     pub out: Option<PathBuf>,
+    /// `--resume-anyway`: a run goes on with what differs from what it began with.
+    pub resume_anyway: bool,
     /// `--models`: looked in first for weights.
     pub models: Option<PathBuf>,
     /// `--max-time`: what runs ends when so much has passed.
@@ -55,6 +58,7 @@ impl Default for Request {
             seed: None,
             device: Device::Cpu,
             out: None,
+            resume_anyway: false,
             models: None,
             max_time: None,
             max_alone: None,
@@ -90,6 +94,7 @@ pub struct Session {
     settings: Mutex<Option<Map>>,
     planner: Option<Planner>,
     registry: RwLock<Registry>,
+    locks: Locks,
     /// Rewards that are open, and the networks they share.
     pub clip_cache: ClipCache,
 }
@@ -111,6 +116,7 @@ impl Session {
             functions: Mutex::default(),
             settings: Mutex::default(),
             registry: RwLock::default(),
+            locks: Locks::default(),
             clip_cache: ClipCache::default(),
         }
     }
@@ -156,6 +162,11 @@ impl Session {
     /// A program adds to the families and rewards.
     pub(super) fn register(&self, add: impl FnOnce(&mut Registry) -> Result<()>) -> Result<()> {
         add(&mut self.registry.write())
+    }
+
+    /// The run directories that are held.
+    pub fn locks(&self) -> &Locks {
+        &self.locks
     }
 
     /// What is noted of a script that runs only to be planned.

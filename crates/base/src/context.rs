@@ -1,11 +1,12 @@
-//! What belongs to one host and is passed to nobody: the wish to stop, progress, profile, warnings, and per thread what a layer keeps.
+//! What belongs to one host and is passed to nobody: the wish to stop, progress, profile, warnings, files read, and per thread what a
+//! layer keeps.
 //!
 //! A host enters its context while it works, so that two hosts in one process are apart; a thread that works for a host enters a clone.
 //! Outside of any host a thread has a context of its own.
 
 use crate::bail;
 use crate::error::Result;
-use crate::{profile::Recorder, progress::Board};
+use crate::{file::Disk, input::Inputs, profile::Recorder, progress::Board};
 use parking_lot::Mutex;
 use std::any::{Any, TypeId};
 use std::cell::RefCell;
@@ -117,6 +118,8 @@ pub struct Shared {
     pub interrupt: Interrupt,
     pub progress: Board,
     pub profile: Recorder,
+    pub inputs: Inputs,
+    pub disk: Disk,
     /// Keys of the warnings that were shown.
     warned: Mutex<BTreeSet<String>>,
 }

@@ -61,6 +61,7 @@ impl Archive {
         let origin = path.display().to_string();
         let refused = |e: std::io::Error| Error::new(Kind::File, format!("{origin}: {e}"));
         let file = file::open(path).map_err(refused)?;
+        amscript_base::input::note(path);
         if file.metadata().map_err(refused)?.len() == 0 {
             bail!(File, "{origin}: expected a file of tensors, got 0 bytes");
         }
@@ -311,6 +312,7 @@ pub fn write<'a>(
 ) -> Result<()> {
     let refused = |e: std::io::Error| Error::new(Kind::File, format!("{}: {e}", path.display()));
     let tensors: BTreeMap<&str, &Tensor> = tensors.into_iter().collect();
+    check_count(tensors.len()).map_err(|e| e.within(path.display()))?;
     let mut header = serde_json::Map::new();
     if !metadata.is_empty() {
         header.insert("__metadata__".into(), serde_json::json!(metadata));
@@ -327,6 +329,9 @@ pub fn write<'a>(
     }
     let mut header = serde_json::Value::Object(header).to_string().into_bytes();
     header.resize(header.len().next_multiple_of(8), b' ');
+    if header.len() as u64 > MAX_HEADER {
+        bail!(Limit, "{}: names and shapes must take at most {MAX_HEADER} bytes, got {}", path.display(), header.len());
+    }
     let mut file = Draft::new(path).map_err(refused)?;
     file.write(&(header.len() as u64).to_le_bytes()).map_err(refused)?;
     file.write(&header).map_err(refused)?;

@@ -89,7 +89,12 @@ impl Folder {
 
     pub fn bytes(&self, name: &str) -> Result<Cow<'static, [u8]>> {
         match &self.place {
-            FolderRoot::Disk(path) => file::read(&path.join(name)).map(Cow::Owned).map_err(|e| self.unread(name, e)),
+            FolderRoot::Disk(path) => {
+                let path = path.join(name);
+                let bytes = file::read(&path).map_err(|e| self.unread(name, e))?;
+                amscript_base::input::note(&path);
+                Ok(Cow::Owned(bytes))
+            }
             FolderRoot::Embedded(dir) => match dir.get_file(dir.path().join(name)) {
                 Some(file) => Ok(Cow::Borrowed(file.contents())),
                 None => Err(self.lacks(name)),

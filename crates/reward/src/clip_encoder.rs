@@ -3,12 +3,12 @@
 use crate::{Batch, Reward};
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
+use amscript_base::file::write_whole;
 use amscript_base::progress::Progress;
 use amscript_nn::clip::{Clip, unit};
 use amscript_nn::clip_config::{ClipConfig, Layout};
 use amscript_nn::clip_text::clean;
 use amscript_nn::cost::Part;
-use amscript_nn::files::write_whole;
 use amscript_nn::preprocess::Preprocess;
 use amscript_nn::source::Folder;
 use amscript_nn::tokenizer::Tokenizer;

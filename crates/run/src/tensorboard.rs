@@ -46,7 +46,7 @@ fn write_run(run: &Reading, folder: &Path) -> Result<PathBuf> {
         }
     }
     let path = folder.join(FILE);
-    let written = std::fs::create_dir_all(folder).and_then(|()| amscript_nn::files::write_whole(&path, &bytes));
+    let written = std::fs::create_dir_all(folder).and_then(|()| amscript_base::file::write_whole(&path, &bytes));
     written.map_err(|e| file_error(&path, "write", &e).within("report: --tensorboard"))?;
     Ok(path)
 }

@@ -91,7 +91,7 @@ pub fn write(image: &RgbImage, path: &Path) -> Result<()> {
     let mut bytes = Cursor::new(Vec::new());
     let failed = |e: std::io::Error| Error::new(Kind::File, format!("save_image: cannot write `{name}` ({e})"));
     image.write_to(&mut bytes, format).map_err(|e| failed(std::io::Error::other(e)))?;
-    crate::files::write_whole(path, bytes.get_ref()).map_err(failed)
+    amscript_base::file::write_whole(path, bytes.get_ref()).map_err(failed)
 }
 
 /// `[1, 3, height, width]` from 8-bit pixels.

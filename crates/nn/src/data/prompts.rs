@@ -60,6 +60,7 @@ impl Prompts {
             let message = format!("prompts: must be a file or a known set, got `{name}` ({e})");
             hint(Error::new(Kind::Missing, message))
         })?;
+        amscript_base::input::note(path);
         let found = match bytes.as_slice() {
             [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Err("UTF-16"),
             [0xef, 0xbb, 0xbf, text @ ..] | text => std::str::from_utf8(text).map_err(|_| "another encoding"),
