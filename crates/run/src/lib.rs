@@ -356,13 +356,13 @@ impl Run {
     pub fn finish(&self, table: &Table) -> Result<()> {
         self.note_inputs()?;
         self.0.background.lock().wait()?;
-        let (lines, steps) = (self.state().log.lines().read, self.step());
+        let lines = self.state().log.lines().read;
         let series: Vec<_> = log::series(&lines).into_iter().filter(|s| s.name != log::PROFILE).collect();
         if !series.is_empty() {
             image::write(&drawing::panels(&series)?, &self.folder().join("curves.png"))?;
         }
         let seconds = self.0.started.elapsed().as_secs_f64();
-        let mut result = result::json(self.folder(), table, steps, seconds)?;
+        let mut result = result::json(self.folder(), table, self.step(), seconds)?;
         result["rewards"] = self.0.console.rewards().into();
         record::write_json(&self.folder().join("result.json"), &result)?;
         self.state().result = Some(result["measures"].take());
