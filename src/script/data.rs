@@ -86,8 +86,9 @@ pub mod data {
     /// How many prompts of a set are in another one too, as none of those held out should be among those trained on.
     ///
     /// ```rhai
-    /// prompts("shapes/test").overlap(prompts("shapes/train"))    //=> 0
-    /// prompts("shapes/test").overlap(prompts("shapes/single"))   //=> 32
+    /// let single = prompts("shapes/single");
+    /// prompts("shapes/test").overlap(prompts("shapes/train"))                                 //=> 0
+    /// single.overlap(prompts("shapes/test")) + single.overlap(prompts("shapes/train"))   //=> 256
     /// ```
     #[rhai_fn(pure)]
     pub fn overlap(prompts: &mut Prompts, other: Prompts) -> i64 {

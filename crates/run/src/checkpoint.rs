@@ -148,7 +148,7 @@ pub fn obstacle(run: &Path) -> Result<Option<PathBuf>> {
 }
 
 fn read(folder: &Path, step: usize) -> Result<Checkpoint> {
-    let sums = fs::read_to_string(folder.join(SUMS)).map_err(|e| lacking(SUMS, &e))?;
+    let sums = file::read_text(&folder.join(SUMS)).map_err(|e| lacking(SUMS, &e))?;
     for name in [TENSORS, STATE] {
         let found = amscript_nn::digest::hash_file(&folder.join(name)).map_err(|e| lacking(name, &e))?;
         if !sums.lines().any(|line| line == format!("{found}  {name}")) {

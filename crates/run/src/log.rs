@@ -48,6 +48,9 @@ impl Written {
     }
 }
 
+/// Most bytes of a log that is read.
+const MOST: u64 = 4 << 30;
+
 /// Lines printed of a loop, and the longest silence.
 const LINES: usize = 20;
 const SILENCE: Duration = Duration::from_secs(30);
@@ -132,7 +135,7 @@ pub struct Lines {
 impl Lines {
     /// The lines of a log that can be read; the others are counted and the first few named.
     pub fn read(path: &Path) -> Self {
-        let bytes = match std::fs::read(path) {
+        let bytes = match file::read_within(path, MOST) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == ErrorKind::NotFound => return Self::default(),
             Err(e) => return Self { notes: vec![file_error(path, "read", &e).message], ..Self::default() },
