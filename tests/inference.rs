@@ -346,11 +346,11 @@ fn more_particles_than_memory_holds_are_refused_before_they_are_made() {
     assert!(!output.status.success() && said.contains("expected room for") && said.contains("--max-memory"), "{said}");
 }
 
-/// Runs a recipe of `scripts/inference`, which checks its own numbers; gives what it printed.
+/// Runs a recipe, which checks its own numbers; gives what it printed.
 fn recipe(name: &str, set: &[&str]) -> String {
     let out = tempfile::tempdir().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_amscript"));
-    command.arg("run").arg(format!("scripts/inference/{name}.rhai")).arg("--out").arg(out.path().join("run"));
+    command.arg("run").arg(format!("scripts/{name}.rhai")).arg("--out").arg(out.path().join("run"));
     for pair in set {
         command.args(["--set", pair]);
     }
@@ -372,7 +372,7 @@ fn recipes_of_closed_forms_reach_them() {
         ("discrete_am", &["updates=400"]),
         ("asbs", &[]),
     ] {
-        recipe(name, set);
+        recipe(&format!("inference/{name}"), set);
     }
 }
 
@@ -386,7 +386,7 @@ fn recipes_that_train_run_in_a_small_setting() {
         ("control_affine", &["updates=200", "batch=256", "tolerance=1.0"]),
         ("video", &["updates=20", "windows=[10]", "samples=4000"]),
     ] {
-        recipe(name, set);
+        recipe(&format!("inference/{name}"), set);
     }
 }
 
@@ -421,7 +421,28 @@ fn recipes_of_images_run_in_a_small_setting() {
             "tuned",
         ),
     ] {
-        let printed = recipe(name, set);
+        let printed = recipe(&format!("inference/{name}"), set);
         assert!(printed.contains(row), "{name}: {printed}");
+    }
+}
+
+#[test]
+fn the_table_counts_forwards_of_every_line() {
+    let printed = recipe(
+        "tables/inference",
+        &[
+            "test_prompts=2",
+            "images_per_prompt=2",
+            "steps=4",
+            "draws=[2]",
+            "pushes=[0.3]",
+            "trained=1",
+            "batch=2",
+            "rank=2",
+            "watch=[]",
+        ],
+    );
+    for row in ["base", "best of n", "FK steering", "search over paths", "TDS", "FMRG", "adjoint matching"] {
+        assert!(printed.lines().any(|line| line.trim_start().starts_with(row)), "{row}: {printed}");
     }
 }
