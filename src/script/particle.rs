@@ -53,7 +53,7 @@ fn drawn(log_weights: &Tensor, rng: &Stream, options: &ResampleOptions) -> Resul
     for (group, own) in all.chunks(each).enumerate() {
         let count = options.count.unwrap_or(each);
         let found = rng.draw(|rng| solver::resample(own, count, options.scheme, rng));
-        let found = found.map_err(|e| if groups > 1 { e.within(&format!("group {group}")) } else { e })?;
+        let found = found.map_err(|e| if groups > 1 { e.within(format!("group {group}")) } else { e })?;
         places.extend(found.into_iter().map(|i| group * each + i));
     }
     Ok(places)

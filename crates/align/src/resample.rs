@@ -4,8 +4,8 @@ use amscript_base::bail;
 use amscript_base::error::Result;
 use amscript_tensor::Rng;
 
-/// How offspring are drawn. In each the expected number of copies is the particle's share of all weights times the number drawn; in this
-/// order the number of copies varies less and less, of the first four.
+/// How offspring are drawn. In each the expected number of copies is the particle's share of all weights times the number drawn; from
+/// independent to systematic draws that number varies less and less.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Scheme {
     /// Independent draws.
