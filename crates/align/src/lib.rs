@@ -21,6 +21,7 @@
 //! | Algorithm 1 as one update | all of the above, each network run once | [`AdjointMatching`] |
 //! | control over time (Propositions 4.2, C.4) | `abs(v_policy - v_base)` at each step | [`control_intensity`] |
 //! | baselines | the reward's gradient through the last steps, or through one | [`Draft`], [`Refl`] |
+//! | policy gradients, forward-process methods, preferences | a ratio from stored noise; errors at noised ends | [`policy`] |
 //! | optimizer | AdamW, schedules, averages of the weights | [`optim`] |
 //!
 //! All of them are a [`Method`]: from a [`Batch`] to the losses of an [`Update`].
@@ -39,6 +40,7 @@
 
 pub mod flow;
 pub mod optim;
+pub mod policy;
 
 mod adjoint;
 mod cost;
@@ -60,7 +62,7 @@ pub use guidance::Guidance;
 pub use intensity::{control_intensity, control_norms, norms};
 pub use loss::{Loss, MatchingOptions, Reduction, Units, fenchel_young_matching, velocity_matching};
 pub use matching::{AdjointMatching, control_mass, control_target, matching_loss, velocities};
-pub use method::{Batch, Method, MethodState, Needs, Trace, Update, update};
+pub use method::{Batch, Method, MethodState, Needs, Next, Trace, Update, update};
 pub use refl::Refl;
 pub use regularizer::{Norm, Regularizer};
 pub use selection::Selection;
