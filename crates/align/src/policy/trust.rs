@@ -136,4 +136,18 @@ mod tests {
             assert_eq!(slope(Trust::Divergence(1e-5), at) != 0.0, kept, "{at:?}");
         }
     }
+
+    #[test]
+    fn a_range_that_holds_everything_or_nothing_is_told_about() {
+        use amscript_base::context::Context;
+        let told = |ratios: &[f64], later| {
+            let (context, ratios) = (Context::default(), Tensor::new(ratios, &Device::Cpu).unwrap());
+            context.enter(|| Trust::Clip(0.1).beyond(&ratios, &ratios, 4, later)).unwrap();
+            ["grpo clips all", "grpo clips none"].map(|key| !context.first(key))
+        };
+        assert_eq!(told(&[2.0, 0.5], true), [true, false]);
+        assert_eq!(told(&[1.0001, 1.0], true), [false, true]);
+        assert_eq!(told(&[1.05, 1.2], true), [false, false]);
+        assert_eq!(told(&[2.0, 2.0], false), [false, false]);
+    }
 }
