@@ -166,8 +166,9 @@ fn the_gap_between_training_and_sampling_is_drawn() {
     let folder = tempfile::tempdir().unwrap();
     let printed =
         run("scripts/figures/gap.rhai", folder.path(), &["levels=[0.7]", "seeds=[0]", "updates=1", "samples=500"]);
+    let result = std::fs::read_to_string(folder.path().join("result.json")).unwrap();
     // p = 0.245: 0.88417 - 0.86082
-    assert!(printed.contains("0.0233") && folder.path().join("images/gap.png").exists(), "{printed}");
+    assert!(result.contains("0.0233") && folder.path().join("images/gap.png").exists(), "{printed}{result}");
 }
 
 #[test]
