@@ -58,7 +58,7 @@ macro_rules! choices {
         )*
 
         /// The functions that make a choice without parameters, which prints as the call that makes it.
-        pub const PLAIN: &[&str] = &[$($( stringify!($name) ),*),*];
+        pub const PLAIN: &[&str] = &[$($( stringify!($name), )*)*];
 
         $(#[doc = $about])*
         #[export_module(manifest)]

@@ -29,6 +29,8 @@ options! {
     pub struct BatchOptions {
         /// How many samples each prompt has; they follow one another.
         per_prompt: usize = 1,
+        /// Costs of further judges, which a method may ask how far the first is to be trusted.
+        auxiliary: Vec<Cost> = Vec::new(),
         /// What the update draws from: a stochastic sampler's noise, the steps that it chooses.
         rng: Option<Stream> = None,
         /// What the method keeps from one update of a run to the next, which is changed; () means nothing.
@@ -70,6 +72,11 @@ impl Method {
         Self { core, text, rng: None }
     }
 
+    /// The method itself.
+    pub fn core(&self) -> Arc<dyn solver::Method> {
+        self.core.clone()
+    }
+
     /// The same method with a random stream of its own.
     pub fn drawing_from(self, rng: Option<Stream>) -> Self {
         Self { rng, ..self }
@@ -78,10 +85,13 @@ impl Method {
     /// One update of a policy.
     pub fn run(&self, session: &Session, policy: Flow, base: &Flow, batch: &Batch) -> Result<Update> {
         session.planner().inspect(|planner| planner.samples(&batch.x0));
+        let judge = |cost: &Cost| Ok(Arc::new(cost.of_states(&policy)?) as Arc<dyn solver::TerminalCost>);
+        let auxiliary = batch.options.auxiliary.iter().map(judge);
         let given = solver::Batch {
             x0: batch.x0.clone(),
             condition: batch.condition.clone(),
             cost: Arc::new(batch.cost.of_states(&policy)?),
+            auxiliary: auxiliary.collect::<Result<_>>()?,
             per_prompt: batch.options.per_prompt,
             rng: self.rng.clone().or_else(|| batch.options.rng.clone()),
         };
@@ -283,6 +293,25 @@ pub mod method {
         batch: Batch,
     ) -> RhaiResultOf<Update> {
         Ok(method.run(&Session::of(&context), policy, &base, &batch)?)
+    }
+
+    /// The next update of the same batch, for the policy as the optimizer's step has left it; () where there is none.
+    ///
+    /// Methods that go over a batch several times have some: `experiment::step` takes an optimizer's step for each.
+    ///
+    /// ```rhai
+    /// let w = param(tensor([0.0]));
+    /// let policy = velocity_field(|x, t, c| w - x, w);
+    /// let b = batch(tensor([[1.0], [2.0]]), (), terminal_cost(|x| x.sum(1)), #{ per_prompt: 2, rng: rng(0) });
+    /// let first = grpo(#{ grid: uniform(3), passes: 2 }).update(policy, policy, b);
+    /// let second = first.again();
+    /// [second.measured.ratio.item(), second.again()]   //=> [1.0, ()]
+    /// ```
+    #[rhai_fn(name = "again", return_raw)]
+    pub fn again(update: Update) -> RhaiResultOf<Dynamic> {
+        let Some(next) = &update.update.next else { return Ok(Dynamic::UNIT) };
+        let next = next(&update.policy)?;
+        Ok(Dynamic::from(Update { update: next, policy: update.policy }))
     }
 
     /// The loss of an update, for the optimizer: the sum of its `losses`.

@@ -34,6 +34,7 @@ pub mod autoencoder;
 pub mod callback;
 pub mod catalog;
 pub mod check;
+#[macro_use]
 pub mod choice;
 pub mod condition;
 pub mod data;
@@ -57,6 +58,8 @@ pub mod option;
 pub mod particle;
 pub mod penalty;
 pub mod plot;
+pub mod policy;
+pub mod policy_choice;
 pub mod random;
 pub mod reduction;
 pub mod registry;
@@ -184,6 +187,27 @@ pub const CHAPTERS: &[Chapter] = &[
         "control_target" => penalty::TargetOptions,
     ),
     chapter!(choice, "How an update goes about it, as values.", "adaptive" => choice::AdaptiveOptions),
+    chapter!(
+        policy,
+        "Methods that ask a reward for its value alone: policy gradients, losses at noised ends, preferences; and neighbours that follow its gradient.",
+        "grpo" => policy::GrpoOptions,
+        "forward_process" => policy::ForwardOptions,
+        "leap_align" => policy::LeapOptions,
+        "vgg_flow" => policy::VggOptions,
+        "explore" => policy::ExploreOptions,
+        "advantages" => policy::AdvantageOptions,
+        "transition" => policy::TransitionOptions,
+        "noised" => policy::NoisedOptions,
+    ),
+    chapter!(
+        policy_choice,
+        "What those methods differ in, as values.",
+        "group_std" => policy_choice::StdOptions,
+        "window" => policy_choice::WindowOptions,
+        "random_window" => policy_choice::RandomWindowOptions,
+        "ramp" => policy_choice::RampOptions,
+        "by_advantage" => policy_choice::ByAdvantageOptions,
+    ),
     chapter!(
         optim,
         "Optimizers and learning-rate schedules.",

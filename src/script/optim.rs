@@ -90,7 +90,7 @@ script_value!(NotFinite, "a choice such as `skip_updates(5)`", |value| match val
 });
 
 /// Trainable tensors: a model's, or tensors made by `param`; alone, several in an array, or tensors by name in a map.
-fn params(value: Dynamic, function: &str) -> Result<Params> {
+pub fn params(value: Dynamic, function: &str) -> Result<Params> {
     let shown = option::show(&value);
     let value = value.flatten();
     if let Some(params) = value.clone().try_cast::<Params>() {
@@ -371,6 +371,18 @@ pub mod optim {
     #[rhai_fn(return_raw)]
     pub fn swap(average: Ema) -> RhaiResultOf<()> {
         Ok(average.swap()?)
+    }
+
+    /// Moves trainable tensors towards others of the same names: `decay * own + (1 - decay) * other`; 0 is a copy.
+    ///
+    /// ```rhai
+    /// let policy = flow("tiny/flux2").lora(#{ rank: 2, targets: ["to_q"] });
+    /// let old = flow("tiny/flux2").lora(#{ rank: 2, targets: ["to_q"], seed: 1 });
+    /// old.params().follow(policy.params(), 0.0);
+    /// ```
+    #[rhai_fn(name = "follow", return_raw)]
+    pub fn follow_params(params: Params, other: Params, decay: f64) -> RhaiResultOf<()> {
+        Ok(params.follow(&other, decay)?)
     }
 
     #[rhai_fn(name = "state", return_raw)]

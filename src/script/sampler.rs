@@ -3,7 +3,7 @@
 use super::option::FromScript;
 use super::*;
 use crate::{options, script_value};
-use amscript_align::flow::{Dynamics, Euler, Gddim, Grid, Heun, Noise, Sde, Solver};
+use amscript_align::flow::{AtSteps, Cps, Dynamics, Euler, Gddim, Grid, Heun, Noise, Sde, Solver};
 use amscript_base::bail;
 use std::fmt;
 
@@ -14,7 +14,7 @@ script_value!(Sampler, "a sampler such as `euler()`");
 pub struct Sampler(pub Arc<dyn Solver>, String);
 
 impl Sampler {
-    fn new(solver: impl Solver + 'static, name: impl Into<String>) -> Self {
+    pub fn new(solver: impl Solver + 'static, name: impl Into<String>) -> Self {
         Self(Arc::new(solver), name.into())
     }
 
@@ -36,6 +36,7 @@ script_value!(Noise, "a noise level such as `memoryless()`", |noise| match noise
     Noise::Constant(c) => format!("constant({c})"),
     Noise::LinearDecay(c) => format!("linear_decay({c})"),
     Noise::SineSquared(c) => format!("sine_squared({c})"),
+    Noise::FlowGrpo(a) => format!("flow_grpo_noise({a})"),
     Noise::Schedule(_) => "noise_schedule(|t| ..)".into(),
 });
 
@@ -132,6 +133,45 @@ pub mod sampler {
     #[rhai_fn(return_raw)]
     pub fn gddim(eta: f64) -> RhaiResultOf<Sampler> {
         Ok(Sampler::new(Gddim::new(eta)?, format!("gddim({eta})")))
+    }
+
+    /// The sampler that keeps the coefficients of data and noise, Flow-CPS (arXiv:2509.05952); `eta` in [0, 1] is how much of the noise is drawn anew.
+    ///
+    /// 0 is Euler's method. As with `gddim`, the amount of noise is right and the law is not: wide steps leave the ends too close together. Its
+    /// last step is free of noise.
+    ///
+    /// ```rhai
+    /// cps(0.8)   //=> cps(0.8)
+    /// cps(2)     //=> error: eta must lie in [0, 1]
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn cps(eta: f64) -> RhaiResultOf<Sampler> {
+        Ok(Sampler::new(Cps::new(eta)?, format!("cps({eta})")))
+    }
+
+    /// A sampler at some steps of the grid, counted from 0, and Euler's method at the others.
+    ///
+    /// ```rhai
+    /// let field = velocity_field(|x, t, c| -x);
+    /// let path = rollout(field, ones([1, 1]), (), #{ grid: uniform(4), solver: at_steps(cps(0.8), [1]), rng: rng(0), noises: true });
+    /// path.noises.map(|z| z != ())      //=> [false, true, false, false]
+    /// at_steps(cps(0.8), [1, 2])        //=> at_steps(cps(0.8), [1, 2])
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn at_steps(solver: Sampler, steps: Array) -> RhaiResultOf<Sampler> {
+        let steps: Vec<usize> = option::list(steps, "at_steps")?;
+        let name = format!("at_steps({solver}, {steps:?})");
+        Ok(Sampler::new(AtSteps { solver: solver.0, steps }, name))
+    }
+
+    /// Flow-GRPO's noise `a^2 (1 - t) / t` (arXiv:2505.05470), `a^2 / 2` times memoryless; at `t = 0` it is `a^2` over the step's width.
+    ///
+    /// ```rhai
+    /// assert_close(flow_grpo_noise(0.7).step(0.5, 0.1).w, 0.49, 1e-12);
+    /// assert_close(flow_grpo_noise(0.7).step(0.0, 0.1).w, 4.9, 1e-12);
+    /// ```
+    pub fn flow_grpo_noise(a: f64) -> NoiseLevel {
+        Noise::FlowGrpo(a)
     }
 
     /// The noise `2 (1 - t) / t`, with which the end does not depend on the start, as adjoint matching asks for.

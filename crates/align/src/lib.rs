@@ -23,6 +23,7 @@
 //! | particles drawn by weight | offspring in proportion to it | [`resample`], [`ess`] |
 //! | control over time (Propositions 4.2, C.4) | `abs(v_policy - v_base)` at each step | [`control_intensity`] |
 //! | baselines | the reward's gradient through the last steps, or through one | [`Draft`], [`Refl`] |
+//! | policy gradients, forward-process methods, preferences | a ratio from stored noise; errors at noised ends | [`policy`] |
 //! | optimizer | AdamW, schedules, averages of the weights | [`optim`] |
 //!
 //! All of them are a [`Method`]: from a [`Batch`] to the losses of an [`Update`].
@@ -41,6 +42,7 @@
 
 pub mod flow;
 pub mod optim;
+pub mod policy;
 
 mod adjoint;
 mod cost;
@@ -65,7 +67,7 @@ pub use guidance::Guidance;
 pub use intensity::{control_intensity, control_norms, norms};
 pub use loss::{Loss, MatchingOptions, Reduction, Units, fenchel_young_matching, velocity_matching};
 pub use matching::{AdjointMatching, control_mass, control_target, matching_loss, objective_mass, velocities};
-pub use method::{Batch, Method, MethodState, Needs, Trace, Update, update};
+pub use method::{Batch, Method, MethodState, Needs, Next, Trace, Update, update};
 pub use refl::Refl;
 pub use regularizer::{Norm, Regularizer};
 pub use resample::{Scheme, ess, resample};

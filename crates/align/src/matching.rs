@@ -56,7 +56,7 @@ pub fn velocities(field: &dyn Velocity, path: &Trajectory) -> Result<Vec<Tensor>
     path.window().map(|k| velocity(field, path, k)).collect()
 }
 
-fn velocity(field: &dyn Velocity, path: &Trajectory, k: usize) -> Result<Tensor> {
+pub(crate) fn velocity(field: &dyn Velocity, path: &Trajectory, k: usize) -> Result<Tensor> {
     field.velocity(path.state(k)?, &path.time(k)?, &path.condition)
 }
 
@@ -125,7 +125,7 @@ impl Method for AdjointMatching {
         state: &mut MethodState,
     ) -> Result<Update> {
         let fields = Fields::new(policy, base, &self.guidance)?.with(&self.rollout_policy, &self.adjoint_model);
-        let rerun = if self.checkpoint_steps { Some(Rerun::of(fields.policy())?) } else { None };
+        let rerun = if self.checkpoint_steps { Some(Rerun::of(fields.policy(), self.name())?) } else { None };
         let steps = self.rollout.grid.steps();
         let window = self.truncate.window(steps, state)?;
         let loss = self.loss_on(steps - window.keep..steps, batch)?;
@@ -245,18 +245,15 @@ fn retrack(
 }
 
 /// A policy that runs again at one active step after the other: K forwards more, the memory of one graph.
-struct Rerun {
+pub(crate) struct Rerun {
     policy: Arc<dyn Velocity>,
     variables: Vec<Tensor>,
 }
 
 impl Rerun {
-    fn of(policy: &dyn Velocity) -> Result<Self> {
-        let unknown = || {
-            let message =
-                "adjoint_matching: checkpoint_steps needs a policy whose trained numbers it can name, got one without";
-            Error::new(Kind::Type, message)
-        };
+    pub fn of(policy: &dyn Velocity, method: &str) -> Result<Self> {
+        let needs = "checkpoint_steps needs a policy whose trained numbers it can name, got one without";
+        let unknown = || Error::new(Kind::Type, format!("{method}: {needs}"));
         let rerun = policy.rerun().filter(|(_, variables)| !variables.is_empty());
         let (policy, variables) = rerun.ok_or_else(|| {
             unknown().hint("make the policy with base.lora(..) or base.trainable(), or leave checkpoint_steps out")
@@ -265,7 +262,7 @@ impl Rerun {
     }
 
     /// `v(X_k, t_k)`, whose graph is made in the backward; `known` is its value, where the rollout has it.
-    fn velocity(&self, path: &Trajectory, k: usize, known: Option<&Tensor>) -> Result<Tensor> {
+    pub fn velocity(&self, path: &Trajectory, k: usize, known: Option<&Tensor>) -> Result<Tensor> {
         let (policy, x, t, condition) =
             (self.policy.clone(), path.state(k)?.clone(), path.time(k)?, path.condition.clone());
         let run = move |_: &[Tensor]| cast(&policy.velocity(&x, &t, &condition)?, x.dtype());

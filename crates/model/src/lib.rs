@@ -146,6 +146,11 @@ impl Flow {
         self.model.as_ref().map_or(Device::Cpu, |m| m.weights.device().clone())
     }
 
+    /// The same model with another velocity, such as one around its own.
+    pub fn with_velocity(&self, name: impl Into<String>, velocity: Arc<dyn Velocity>) -> Self {
+        Self { name: name.into(), velocity, model: self.model.clone() }
+    }
+
     /// Whether both are clones of one flow.
     pub fn is(&self, other: &Flow) -> bool {
         Arc::ptr_eq(&self.velocity, &other.velocity)
@@ -162,7 +167,13 @@ impl Module for Flow {
     }
 
     fn params(&self) -> Vec<(String, Tensor)> {
-        self.model.as_ref().map(|m| m.weights.params()).unwrap_or_default()
+        match &self.model {
+            Some(model) => model.weights.params(),
+            None => {
+                let variables = self.velocity.rerun().map(|(_, variables)| variables).unwrap_or_default();
+                variables.into_iter().enumerate().map(|(i, variable)| (format!("param {i}"), variable)).collect()
+            }
+        }
     }
 
     /// The parts around the network, then the network.

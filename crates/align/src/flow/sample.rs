@@ -6,6 +6,7 @@ use amscript_base::bail;
 use amscript_base::error::Result;
 use amscript_tensor::Tensor;
 use amscript_tensor::op::combine;
+use std::sync::Arc;
 
 /// A velocity at a state and a time, its condition fixed.
 pub type VelocityFn<'a> = dyn FnMut(&Tensor, f64) -> Result<Tensor> + 'a;
@@ -86,6 +87,41 @@ fn around(t: f64, h: f64) -> Result<(Grid, usize)> {
     Ok((grid, k))
 }
 
+/// The sampler that keeps the coefficients of data and noise (Flow-CPS, arXiv:2509.05952): `eta` in [0, 1] is how much of the noise that
+/// is left is drawn anew, as an angle. 0 is Euler's method; the last step is free of noise.
+#[derive(Debug, Clone, Copy)]
+pub struct Cps {
+    pub eta: f64,
+}
+
+impl Cps {
+    pub fn new(eta: f64) -> Result<Self> {
+        if !(0.0..=1.0).contains(&eta) {
+            bail!(Value, "cps: eta must lie in [0, 1], got {eta}");
+        }
+        Ok(Self { eta })
+    }
+}
+
+/// A sampler at some steps, Euler's method at the others.
+#[derive(Clone)]
+pub struct AtSteps {
+    pub solver: Arc<dyn Solver>,
+    pub steps: Vec<usize>,
+}
+
+impl AtSteps {
+    fn at(&self, k: usize) -> &dyn Solver {
+        if self.steps.contains(&k) { &*self.solver } else { &Euler }
+    }
+}
+
+/// `x' = s x1 + q e + sqrt(var) z` with the predictions `x1 = x + (1-t) v` of the data and `e = x - t v` of the noise, from `t` to `s`.
+fn implicit([t, s]: [f64; 2], q: f64, var: f64) -> Dynamics {
+    let h = s - t;
+    Dynamics { h, rho: (s * (1.0 - t) - q * t) / h - 1.0, mean_reversion: (1.0 - s - q) / h, w: Some(var / h) }
+}
+
 impl Solver for Euler {}
 
 impl Solver for Heun {
@@ -129,21 +165,53 @@ impl Solver for Sde {
 
 impl Solver for Gddim {
     fn dynamics(&self, grid: &Grid, k: usize) -> Result<Dynamics> {
-        let (t, s, h) = (grid.times()[k], grid.times()[k + 1], grid.width(k));
+        let (t, s) = (grid.times()[k], grid.times()[k + 1]);
         if self.eta == 0.0 {
             return Euler.dynamics(grid, k);
         }
         let ratio = (1.0 - s) * t / (s * (1.0 - t));
         let kept = ratio.powf(2.0 * self.eta * self.eta);
-        // x' = (s + q) x + (s (1 - t) - q t) v + sqrt(var) z with q = sqrt((1-s)^2 - var).
-        let q = (1.0 - s) * kept.sqrt();
-        let var = (1.0 - s).powi(2) * (1.0 - kept);
-        let (rho, mean_reversion) = ((s * (1.0 - t) - q * t) / h - 1.0, (1.0 - s - q) / h);
-        Ok(Dynamics { h, rho, mean_reversion, w: Some(var / h) })
+        Ok(implicit([t, s], (1.0 - s) * kept.sqrt(), (1.0 - s).powi(2) * (1.0 - kept)))
     }
 
     fn stochastic(&self) -> bool {
         self.eta > 0.0
+    }
+}
+
+impl Solver for Cps {
+    fn dynamics(&self, grid: &Grid, k: usize) -> Result<Dynamics> {
+        let (t, s) = (grid.times()[k], grid.times()[k + 1]);
+        if self.eta == 0.0 {
+            return Euler.dynamics(grid, k);
+        }
+        let (sin, cos) = (self.eta * std::f64::consts::FRAC_PI_2).sin_cos();
+        Ok(implicit([t, s], (1.0 - s) * cos, ((1.0 - s) * sin).powi(2)))
+    }
+
+    fn stochastic(&self) -> bool {
+        self.eta > 0.0
+    }
+}
+
+impl Solver for AtSteps {
+    fn dynamics(&self, grid: &Grid, k: usize) -> Result<Dynamics> {
+        self.at(k).dynamics(grid, k)
+    }
+
+    fn step(&self, field: &mut VelocityFn, x: &Tensor, v: &Tensor, grid: &Grid, k: usize) -> Result<Tensor> {
+        self.at(k).step(field, x, v, grid, k)
+    }
+
+    fn stochastic(&self) -> bool {
+        self.solver.stochastic() && !self.steps.is_empty()
+    }
+
+    fn check(&self, grid: &Grid) -> Result<()> {
+        if let Some(k) = self.steps.iter().find(|k| **k >= grid.steps()) {
+            bail!(Value, "at_steps: steps must be below {}, the steps of the grid, got {k}", grid.steps());
+        }
+        self.solver.check(grid)
     }
 }
 
@@ -194,6 +262,20 @@ mod tests {
         let step = Gddim::new(1.0).unwrap().dynamics_at(0.4, 0.2).unwrap();
         let exact = 0.4f64.powi(2) * (1.0 - (0.4 * 0.4 / (0.6 * 0.6f64)).powi(2));
         assert!((step.noise_std().powi(2) - exact).abs() < 1e-12);
+    }
+
+    #[test]
+    fn other_steps_than_those_named_are_eulers() {
+        let (grid, solver) = (uniform(4).unwrap(), Arc::new(Cps::new(0.8).unwrap()));
+        let some = AtSteps { solver: solver.clone(), steps: vec![1] };
+        for k in 0..4 {
+            let other = if k == 1 { solver.dynamics(&grid, k) } else { Euler.dynamics(&grid, k) };
+            assert_eq!(some.dynamics(&grid, k).unwrap(), other.unwrap());
+        }
+        assert!(some.stochastic() && !AtSteps { steps: vec![], ..some.clone() }.stochastic());
+        let message = AtSteps { steps: vec![1, 4], ..some }.check(&grid).unwrap_err().message;
+        assert_eq!(message, "at_steps: steps must be below 4, the steps of the grid, got 4");
+        assert_eq!(Cps::new(1.5).unwrap_err().message, "cps: eta must lie in [0, 1], got 1.5");
     }
 
     #[test]
