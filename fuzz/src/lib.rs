@@ -54,11 +54,7 @@ fn write(folder: &Path, name: &str, data: &[u8]) -> std::path::PathBuf {
 /// A script with all natives.
 pub fn script(data: &[u8]) {
     let folder = folder();
-    let request = Request {
-        out: Some(folder.path().join("out")),
-        max_time: Some(PATIENCE),
-        ..Request::default()
-    };
+    let request = Request { out: Some(folder.path().join("out")), max_time: Some(PATIENCE), ..Request::default() };
     let host = Host::new(Session::new(request, Box::new(|_| ())));
     host.run("fuzz", &String::from_utf8_lossy(data)).err().iter().for_each(refused);
 }

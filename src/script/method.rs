@@ -309,9 +309,9 @@ pub mod method {
     /// ```
     #[rhai_fn(name = "again", return_raw)]
     pub fn again(update: Update) -> RhaiResultOf<Dynamic> {
-        let Some(next) = &update.update.next else { return Ok(Dynamic::UNIT) };
+        let Some(next) = &update.found()?.next else { return Ok(Dynamic::UNIT) };
         let next = next(&update.policy)?;
-        Ok(Dynamic::from(Update { update: next, policy: update.policy }))
+        Ok(Dynamic::from(Update { update: Ok(next), policy: update.policy }))
     }
 
     /// The loss of an update, for the optimizer: the sum of its `losses`.

@@ -199,6 +199,10 @@ impl Solver for AtSteps {
         self.at(k).dynamics(grid, k)
     }
 
+    fn dynamics_at(&self, _: f64, _: f64) -> Result<Dynamics> {
+        bail!(Value, "step: a sampler with noise at some steps needs the grid, got a time"; hint: "step(grid, k)")
+    }
+
     fn step(&self, field: &mut VelocityFn, x: &Tensor, v: &Tensor, grid: &Grid, k: usize) -> Result<Tensor> {
         self.at(k).step(field, x, v, grid, k)
     }
@@ -245,7 +249,7 @@ mod tests {
     fn a_step_by_itself_is_that_of_a_grid() {
         let grid = uniform(5).unwrap();
         let sde = Sde { noise: Noise::LinearDecay(1.0), last: None };
-        for solver in [&Euler as &dyn Solver, &Heun, &sde, &Gddim::new(1.0).unwrap()] {
+        for solver in [&Euler as &dyn Solver, &Heun, &sde, &Gddim::new(1.0).unwrap(), &Cps::new(0.5).unwrap()] {
             for k in 0..5 {
                 let (t, h) = (grid.times()[k], grid.width(k));
                 let (alone, of_grid) = (solver.dynamics_at(t, h).unwrap(), solver.dynamics(&grid, k).unwrap());
@@ -272,6 +276,7 @@ mod tests {
             let other = if k == 1 { solver.dynamics(&grid, k) } else { Euler.dynamics(&grid, k) };
             assert_eq!(some.dynamics(&grid, k).unwrap(), other.unwrap());
         }
+        assert!(some.dynamics_at(0.25, 0.25).is_err());
         assert!(some.stochastic() && !AtSteps { steps: vec![], ..some.clone() }.stochastic());
         let message = AtSteps { steps: vec![1, 4], ..some }.check(&grid).unwrap_err().message;
         assert_eq!(message, "at_steps: steps must be below 4, the steps of the grid, got 4");
