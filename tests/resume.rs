@@ -264,11 +264,20 @@ fn another_run_is_named_and_goes_on_only_if_told() {
         let record = std::fs::read_to_string(desk.at(&out).join("run.json")).unwrap();
         let record: serde_json::Value = serde_json::from_str(&record).unwrap();
         assert_eq!(record["earlier"][0]["up_to_step"], 5, "{words}");
-        assert!(
-            desk.good(&out, &[]).contains("resuming after step 6"),
-            "{words}: what was recorded is what it goes on with"
-        );
+        assert!(desk.good(&out, &[]).contains("resuming after step 6"), "{words}: it is now what the run goes on with");
     }
+}
+
+/// A file that is opened behind `start_run` is compared before the first step.
+#[test]
+fn a_file_that_is_opened_late_is_compared_too() {
+    let desk = Desk::new(&COUNTING.replace("let x =", "let words = prompts(\"p.txt\"); let x ="));
+    desk.write("p.txt", "red\n");
+    desk.good("o", &["--set", "stop=4"]);
+    desk.write("p.txt", "green\n");
+    assert!(desk.refused("o", &["--set", "stop=5"]).contains("p.txt"));
+    assert!(desk.good("o", &["--set", "stop=5", "--resume-anyway"]).contains("going on all the same"));
+    assert!(desk.good("o", &[]).contains("resuming after step 5"));
 }
 
 fn edit(file: &Path, part: &str, key: &str, value: &str) {

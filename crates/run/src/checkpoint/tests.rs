@@ -130,7 +130,7 @@ fn a_write_that_fails_loses_no_checkpoint() {
                 recover(run.path()).unwrap();
                 let found = step(run.path());
                 assert!(found == before || found == saved, "operation {failing}: {found}");
-                assert_eq!(outcome.is_err(), true, "operation {failing}");
+                assert!(outcome.is_err(), "operation {failing}");
                 save(run.path(), &at(saved)).unwrap();
                 assert_eq!(entries(run.path()).unwrap().iter().filter(|name| name.starts_with('.')).count(), 0);
                 fs::remove_dir_all(run.path().join(name(saved))).unwrap();
