@@ -77,7 +77,7 @@ fn child(which: &str, out: &Path, set: &[&str]) -> Outcome<()> {
     Ok(())
 }
 
-fn start(which: &str, out: &Path, set: &[&str]) -> Outcome<(Child, impl Iterator<Item = String>)> {
+fn start(which: &str, out: &Path, set: &[&str]) -> Outcome<(Child, impl Iterator<Item = String> + use<>)> {
     let mut command = Command::new(std::env::current_exe()?);
     let mut child = command.args(["child", which]).arg(out).args(set).stdout(Stdio::piped()).spawn()?;
     let lines = BufReader::new(child.stdout.take().ok_or("no output")?).lines().map_while(Result::ok);

@@ -407,7 +407,9 @@ fn every_recipe_can_begin_from_a_lora() {
     let run = |recipe: &str, out: &str, set: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_amscript"));
         command.current_dir(desk.0.path()).args([recipe, "--out", out]);
-        small.iter().chain(set).for_each(|pair| drop(command.args(["--set", pair])));
+        for pair in small.iter().chain(set) {
+            command.args(["--set", pair]);
+        }
         let output = command.output().unwrap();
         assert!(output.status.success(), "{recipe}: {}", text(&output.stderr));
         std::fs::read(desk.at(out).join("lora.safetensors")).unwrap()
