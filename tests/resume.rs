@@ -147,7 +147,7 @@ fn a_kill_at_any_moment_leaves_a_whole_checkpoint() {
         let begun = Instant::now();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
         let resumed = lines.find(|line| line.contains(if last > 0 { "resuming" } else { "run directory" }));
-        std::thread::sleep(Duration::from_micros(random >> 33 & 0x7fff));
+        std::thread::sleep(Duration::from_micros((random >> 33) % 200_000));
         child.kill().unwrap();
         let output = child.wait_with_output().unwrap();
         assert!(resumed.is_some() && output.stderr.is_empty(), "{} after {:?}", text(&output.stderr), begun.elapsed());
@@ -156,7 +156,7 @@ fn a_kill_at_any_moment_leaves_a_whole_checkpoint() {
         assert!(step >= last && damage.is_empty(), "step {step} after {last}: {damage:?}");
         last = step;
     }
-    assert!(last > 25, "{last}");
+    assert!(last > 5, "{last}");
     let drafts = std::fs::read_dir(desk.at("o")).unwrap().flatten();
     assert!(drafts.filter(|e| e.file_name().to_string_lossy().starts_with(".amscript-")).count() <= 1);
 }
