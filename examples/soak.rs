@@ -98,7 +98,7 @@ fn kills(count: usize) -> Outcome<()> {
     for i in 0..count {
         let (mut child, mut lines) = start("saving", &out, &[])?;
         let seen = lines.find(|line| line.contains(if last > 0 { "resuming" } else { "run directory" }));
-        std::thread::sleep(Duration::from_micros(random(&mut state, 30_000)));
+        std::thread::sleep(Duration::from_micros(random(&mut state, 200_000)));
         child.kill()?;
         child.wait()?;
         let (found, damage) = checkpoint::latest(&out)?;

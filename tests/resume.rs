@@ -147,7 +147,7 @@ fn a_kill_at_any_moment_leaves_a_whole_checkpoint() {
         let begun = Instant::now();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
         let resumed = lines.find(|line| line.contains(if last > 0 { "resuming" } else { "run directory" }));
-        std::thread::sleep(Duration::from_micros(random >> 33 & 0x7fff));
+        std::thread::sleep(Duration::from_micros((random >> 33) % 200_000));
         child.kill().unwrap();
         let output = child.wait_with_output().unwrap();
         assert!(resumed.is_some() && output.stderr.is_empty(), "{} after {:?}", text(&output.stderr), begun.elapsed());
@@ -156,9 +156,12 @@ fn a_kill_at_any_moment_leaves_a_whole_checkpoint() {
         assert!(step >= last && damage.is_empty(), "step {step} after {last}: {damage:?}");
         last = step;
     }
-    assert!(last > 25, "{last}");
-    let drafts = std::fs::read_dir(desk.at("o")).unwrap().flatten();
-    assert!(drafts.filter(|e| e.file_name().to_string_lossy().starts_with(".amscript-")).count() <= 1);
+    assert!(last > 5, "{last}");
+    // at most one checkpoint more than two, of a kill while it was removed, and one draft
+    let names =
+        std::fs::read_dir(desk.at("o")).unwrap().flatten().map(|entry| entry.file_name().into_string().unwrap());
+    let left: Vec<String> = names.filter(|name| name.contains("step-") || name.contains(".tmp")).collect();
+    assert!(left.len() <= 4, "{left:?}");
 }
 
 /// Counts, with a checkpoint at each step.
@@ -264,11 +267,20 @@ fn another_run_is_named_and_goes_on_only_if_told() {
         let record = std::fs::read_to_string(desk.at(&out).join("run.json")).unwrap();
         let record: serde_json::Value = serde_json::from_str(&record).unwrap();
         assert_eq!(record["earlier"][0]["up_to_step"], 5, "{words}");
-        assert!(
-            desk.good(&out, &[]).contains("resuming after step 6"),
-            "{words}: what was recorded is what it goes on with"
-        );
+        assert!(desk.good(&out, &[]).contains("resuming after step 6"), "{words}: it is now what the run goes on with");
     }
+}
+
+/// A file that is opened behind `start_run` is compared before the first step.
+#[test]
+fn a_file_that_is_opened_late_is_compared_too() {
+    let desk = Desk::new(&COUNTING.replace("let x =", "let words = prompts(\"p.txt\"); let x ="));
+    desk.write("p.txt", "red\n");
+    desk.good("o", &["--set", "stop=4"]);
+    desk.write("p.txt", "green\n");
+    assert!(desk.refused("o", &["--set", "stop=5"]).contains("p.txt"));
+    assert!(desk.good("o", &["--set", "stop=5", "--resume-anyway"]).contains("going on all the same"));
+    assert!(desk.good("o", &[]).contains("resuming after step 5"));
 }
 
 fn edit(file: &Path, part: &str, key: &str, value: &str) {

@@ -244,9 +244,11 @@ fn beside(folder: &Path, ending: &str) -> PathBuf {
     folder.with_file_name(format!(".{}.{ending}", folder.file_name().unwrap_or_default().display()))
 }
 
-/// Whether a folder, and no link to one, holds a file of a checkpoint.
+/// Whether a folder, and no link to one, holds a file of a checkpoint, or nothing: a kill while it was removed leaves it empty.
 fn is_ours(folder: &Path) -> bool {
-    folder.symlink_metadata().is_ok_and(|found| found.is_dir()) && FILES.iter().any(|name| folder.join(name).exists())
+    let real = folder.symlink_metadata().is_ok_and(|found| found.is_dir());
+    let empty = || folder.read_dir().is_ok_and(|mut inside| inside.next().is_none());
+    real && (FILES.iter().any(|name| folder.join(name).exists()) || empty())
 }
 
 /// Names of what is in a folder.

@@ -102,6 +102,7 @@ struct Inner {
     console: Arc<dyn Console>,
     started: Instant,
     inputs: bool,
+    anyway: bool,
     background: Mutex<Background>,
     _lock: Arc<Lock>,
     state: Mutex<RunState>,
@@ -183,6 +184,7 @@ impl Run {
             console: start.console,
             started: Instant::now(),
             inputs: start.inputs,
+            anyway: start.anyway,
             background: Mutex::default(),
             _lock: lock,
             state: Mutex::new(state),
@@ -328,8 +330,15 @@ impl Run {
             Some(before) => before != *hash,
             None => state.goes_on && !known.values().any(|before| before == *hash),
         };
-        if let Some((path, _)) = read.iter().find(other) {
-            return Err(folder::refusal(self.folder(), &[identity::Difference::Input(path.clone())]));
+        let others: Vec<_> =
+            read.iter().filter(other).map(|(path, _)| identity::Difference::Input(path.clone())).collect();
+        if !others.is_empty() {
+            if !self.0.anyway {
+                return Err(folder::refusal(self.folder(), &others));
+            }
+            others.iter().for_each(|found| self.print(&format!("going on all the same: {found}")));
+            let old = state.record.clone();
+            state.record = identity::after(old.clone(), old, checkpoint::last_step(self.folder()));
         }
         state.record["inputs"] = known.into_iter().chain(read).collect::<Map<_, _>>().into();
         state.noted = count;

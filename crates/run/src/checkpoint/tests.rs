@@ -86,6 +86,20 @@ fn what_was_saved_last_stays_beside_those_of_later_steps() {
 }
 
 #[test]
+fn what_a_kill_left_of_a_removal_goes_with_the_next_save() {
+    let run = tempfile::tempdir().unwrap();
+    for step in [1, 2, 3] {
+        fs::create_dir(run.path().join(name(step))).unwrap();
+    }
+    fs::write(run.path().join(name(2)).join(STATE), "{}").unwrap();
+    assert!(obstacle(run.path()).unwrap().is_none());
+    for step in [3, 4] {
+        save(run.path(), &at(step)).unwrap();
+    }
+    assert_eq!(entries(run.path()).unwrap().into_iter().collect::<Vec<_>>(), [name(3), name(4)]);
+}
+
+#[test]
 fn folders_of_others_are_left_alone() {
     let run = tempfile::tempdir().unwrap();
     let elsewhere = tempfile::tempdir().unwrap();
@@ -130,7 +144,7 @@ fn a_write_that_fails_loses_no_checkpoint() {
                 recover(run.path()).unwrap();
                 let found = step(run.path());
                 assert!(found == before || found == saved, "operation {failing}: {found}");
-                assert_eq!(outcome.is_err(), true, "operation {failing}");
+                assert!(outcome.is_err(), "operation {failing}");
                 save(run.path(), &at(saved)).unwrap();
                 assert_eq!(entries(run.path()).unwrap().iter().filter(|name| name.starts_with('.')).count(), 0);
                 fs::remove_dir_all(run.path().join(name(saved))).unwrap();
