@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 const STACK: usize = 64 << 20;
 
 /// Operations of a script without a call of a native, some seconds, before it is taken for one that goes round for ever.
-const MAX_ALONE: usize = 50_000_000;
+const MAX_ALONE: usize = 20_000_000;
 
 /// What a call that was twice asked to end may still take.
 const PATIENCE: Duration = Duration::from_secs(1);
