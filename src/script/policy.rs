@@ -382,9 +382,10 @@ pub mod policy {
     /// let policy = velocity_field(|x, t, c| w - x);
     /// let b = batch(zeros([2, 1]), (), terminal_cost(|x| x.sum(1)), #{ per_prompt: 2, rng: rng(0) });
     /// let spread = |method| method.update(policy, policy, b).reward.std().item();
-    /// let plain = grpo(#{ grid: uniform(4) });
-    /// spread.call(explore(plain, #{ candidates: 50, grid: uniform(3) })) > spread.call(plain)     //=> true
-    /// explore(plain, #{ candidates: 1 }).update(policy, policy, b)                                //=> error: at least as many candidates
+    /// let plain = forward_process(#{ grid: uniform(4), loss: dpo_loss(1) });
+    /// spread.call(plain)                                                                    //=> 0.0
+    /// spread.call(explore(plain, #{ candidates: 50, grid: uniform(3) })) > 0.5              //=> true
+    /// explore(plain, #{ candidates: 1 }).update(policy, policy, b)                          //=> error: at least as many candidates
     /// ```
     #[rhai_fn(return_raw)]
     pub fn explore(context: NativeCallContext, method: Method, options: Map) -> RhaiResultOf<Method> {
@@ -401,9 +402,9 @@ pub mod policy {
     /// Flow-NRG (arXiv:2501.13918) asks a reward trained on noisy latents; this one asks the reward of the data that the velocity predicts.
     ///
     /// ```rhai
-    /// let judge = scripted_reward(|x, prompts| x.sum(1));
+    /// let judge = scripted_reward(|images, prompts| images.sum([1, 2, 3]));
     /// let pulled = reward_guided(velocity_field(|x, t, c| -x), judge, 2);
-    /// rollout(pulled, tensor([[1.0]]), (), #{ grid: uniform(2) }).last.item()    //=> 1.25
+    /// rollout(pulled, ones([1, 3, 1, 1]), (), #{ grid: uniform(2) }).last.mean().item()    //=> 1.25
     /// ```
     pub fn reward_guided(flow: Flow, reward: RewardModel, weight: f64) -> Flow {
         flow.with_velocity("guided by a reward", Arc::new(Pulled { flow: flow.clone(), reward, weight }))
