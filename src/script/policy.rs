@@ -93,7 +93,7 @@ options! {
         /// Their law.
         law: Times = Times::Uniform,
         /// The latest time.
-        until: f64 = 1.0,
+        latest: f64 = 1.0,
         /// Optimizer steps of a batch, each with new noise.
         passes: usize = 1,
         /// Scale of classifier-free guidance of the ends; 1 means none.
@@ -140,7 +140,7 @@ options! {
 options! {
     /// How candidates are looked at.
     pub struct ExploreOptions {
-        /// Noises drawn for each prompt.
+        /// Noises drawn for each prompt, a multiple of its samples.
         candidates: usize = 96,
         /// The coarse times of the preview.
         grid: Grid = amscript_align::flow::uniform(6).unwrap_or_else(|_| unreachable!()),
@@ -183,7 +183,7 @@ options! {
         /// The law of times.
         law: Times = Times::Uniform,
         /// The latest time.
-        until: f64 = 1.0,
+        latest: f64 = 1.0,
     }
 }
 
@@ -226,7 +226,7 @@ impl ForwardOptions {
             old: self.old,
             times: self.times,
             law: self.law,
-            until: self.until,
+            until: self.latest,
             passes: self.passes,
             guidance: self.guidance,
         };
@@ -382,9 +382,10 @@ pub mod policy {
     /// let policy = velocity_field(|x, t, c| w - x);
     /// let b = batch(zeros([2, 1]), (), terminal_cost(|x| x.sum(1)), #{ per_prompt: 2, rng: rng(0) });
     /// let spread = |method| method.update(policy, policy, b).reward.std().item();
-    /// let plain = grpo(#{ grid: uniform(4) });
-    /// spread.call(explore(plain, #{ candidates: 50, grid: uniform(3) })) > spread.call(plain)     //=> true
-    /// explore(plain, #{ candidates: 1 }).update(policy, policy, b)                                //=> error: at least as many candidates
+    /// let plain = forward_process(#{ grid: uniform(4), loss: dpo_loss(1) });
+    /// spread.call(plain)                                                                    //=> 0.0
+    /// spread.call(explore(plain, #{ candidates: 50, grid: uniform(3) })) > 0.5              //=> true
+    /// explore(plain, #{ candidates: 1 }).update(policy, policy, b)                          //=> error: must be a multiple
     /// ```
     #[rhai_fn(return_raw)]
     pub fn explore(context: NativeCallContext, method: Method, options: Map) -> RhaiResultOf<Method> {
@@ -401,9 +402,9 @@ pub mod policy {
     /// Flow-NRG (arXiv:2501.13918) asks a reward trained on noisy latents; this one asks the reward of the data that the velocity predicts.
     ///
     /// ```rhai
-    /// let judge = scripted_reward(|x, prompts| x.sum(1));
+    /// let judge = scripted_reward(|images, prompts| images.sum([1, 2, 3]));
     /// let pulled = reward_guided(velocity_field(|x, t, c| -x), judge, 2);
-    /// rollout(pulled, tensor([[1.0]]), (), #{ grid: uniform(2) }).last.item()    //=> 1.25
+    /// rollout(pulled, ones([1, 3, 1, 1]), (), #{ grid: uniform(2) }).last.mean().item()    //=> 1.25
     /// ```
     pub fn reward_guided(flow: Flow, reward: RewardModel, weight: f64) -> Flow {
         flow.with_velocity("guided by a reward", Arc::new(Pulled { flow: flow.clone(), reward, weight }))
@@ -484,8 +485,8 @@ pub mod policy {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn noised(x1: Tensor, rng: Stream, options: Map) -> RhaiResultOf<Map> {
-        let NoisedOptions { share, law, until } = NoisedOptions::parse("noised", options)?;
-        let found = methods::noised(&x1, law, until, share, &rng)?;
+        let NoisedOptions { share, law, latest } = NoisedOptions::parse("noised", options)?;
+        let found = methods::noised(&x1, law, latest, share, &rng)?;
         let parts = [("x", found.x), ("t", found.t), ("target", found.target)];
         Ok(parts.into_iter().map(|(name, x)| (name.into(), Dynamic::from(x))).collect())
     }

@@ -80,24 +80,26 @@ impl Explore {
 
     /// The batch that the method starts from.
     pub fn chosen(&self, policy: &dyn Velocity, batch: &Batch) -> Result<Batch> {
-        let (samples, group) = (batch.x0.dim(0)?, batch.per_prompt);
-        if self.candidates < group {
-            bail!(
-                Value,
-                "explore: there must be at least as many candidates as samples of a prompt, {group}, got {}",
-                self.candidates
-            );
+        let (samples, group, all) = (batch.x0.dim(0)?, batch.per_prompt, self.candidates);
+        if all == 0 || !all.is_multiple_of(group) {
+            bail!(Value, "explore: candidates must be a multiple of the samples of a prompt, {group}, got {all}");
         }
         let (mut dims, prompts) = (batch.x0.dims().to_vec(), samples / group);
-        dims[0] = prompts * self.candidates;
+        dims[0] = prompts * all;
         let draw = |rng: &mut amscript_tensor::Rng| rng.normal(&dims, batch.x0.dtype(), batch.x0.device());
         let x0 = batch.stream("explore")?.draw(draw)?;
-        let firsts: Vec<u32> = (0..prompts).map(|p| (p * group) as u32).collect();
-        let several = batch.condition.rows(&firsts)?.repeat(self.candidates)?;
         let options = RolloutOptions { keep: 0, ..batch.rollout(&self.preview) };
-        let ends = rollout(policy, &x0, &several, &options)?.last().clone();
-        let found = read(&rewards(&*batch.cost, &ends, "explore")?)?;
-        let rows = Tensor::new(select(&found, self.candidates, group, self.kept)?, x0.device())?;
+        let mut found = vec![0.0; prompts * all];
+        // As many at a time as the batch has, whose rows the cost knows the prompts of.
+        for first in (0..all).step_by(group) {
+            let of_prompt = |p: usize| (first..first + group).map(move |c| (p * all + c) as u32);
+            let rows: Vec<u32> = (0..prompts).flat_map(of_prompt).collect();
+            let some = x0.index_select(&Tensor::new(&rows[..], x0.device())?, 0)?;
+            let ends = rollout(policy, &some, &batch.condition, &options)?.last().clone();
+            let judged = read(&rewards(&*batch.cost, &ends, "explore")?)?;
+            rows.iter().zip(judged).for_each(|(row, reward)| found[*row as usize] = reward);
+        }
+        let rows = Tensor::new(select(&found, all, group, self.kept)?, x0.device())?;
         Ok(Batch { x0: x0.index_select(&rows, 0)?, ..batch.clone() })
     }
 }
