@@ -236,7 +236,7 @@ fn another_run_is_named_and_goes_on_only_if_told() {
     let desk = Desk::new(&script);
     let tensors = |desk: &Desk, x: f32| {
         let tensor = amscript::tensor::Tensor::new(&[x], &amscript::tensor::Device::Cpu).unwrap();
-        amscript::tensor::file::save(&std::collections::HashMap::from([("w", tensor)]), &desk.at("w.safetensors"))
+        amscript::tensor::file::save(&std::collections::HashMap::from([("w", tensor)]), desk.at("w.safetensors"))
             .unwrap();
     };
     let reset = || {
