@@ -95,6 +95,7 @@ pub mod storage {
     pub fn load_tensors(context: NativeCallContext, path: &str) -> RhaiResultOf<Map> {
         let session = Session::of(&context);
         let file = session.readable(path).map_err(|e| e.within("load_tensors"))?;
+        amscript_base::input::note(&file);
         let tensors = amscript_tensor::file::load(&file, session.device());
         let tensors = tensors.map_err(|e| e.within(format_args!("load_tensors: \"{path}\"")))?;
         Ok(tensors.into_iter().map(|(name, x)| (name.into(), Dynamic::from(x))).collect())
