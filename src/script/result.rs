@@ -159,7 +159,7 @@ pub mod result {
     /// let run = start_run(#{ order: 2 }, #{ name: "am-3" });
     /// run.result()   //=> ()
     /// run.finish(#{ reward: #{ base: [0.1, 0.3], tuned: [0.4, 0.5] } });
-    /// start_run(#{ order: 2 }, #{ name: "am-3" }).result().reward.base   //=> #{"count": 2, "error": 0.1, "mean": 0.2}
+    /// run.result().reward.base   //=> #{"count": 2, "error": 0.1, "mean": 0.2}
     /// start_run(#{ order: 4 }, #{ name: "am-3" })                        //=> error: holds a run with order = 2, got order = 4
     /// ```
     #[rhai_fn(name = "result", return_raw)]

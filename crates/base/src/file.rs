@@ -120,7 +120,7 @@ pub fn read_within(path: &Path, most: u64) -> Result<Vec<u8>> {
     memory::room(usize::try_from(size).ok(), || "reading it").map_err(|e| Error::new(ErrorKind::OutOfMemory, e))?;
     let mut bytes = Vec::with_capacity(size as usize);
     // what /proc holds has no size, and files grow
-    file.take(most + 1).read_to_end(&mut bytes)?;
+    file.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > most { Err(too_large(bytes.len() as u64)) } else { Ok(bytes) }
 }
 

@@ -84,7 +84,10 @@ fn without_escapes(text: &str) -> String {
     let mut out = parts.next().unwrap_or_default().to_string();
     for part in parts {
         let rest = part.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';');
-        out += rest.strip_prefix(|c: char| c.is_ascii_alphabetic()).unwrap_or(part);
+        match rest.strip_prefix(|c: char| c.is_ascii_alphabetic()) {
+            Some(rest) => out += rest,
+            None => out.extend(["[", part]),
+        }
     }
     out
 }

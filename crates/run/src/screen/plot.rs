@@ -218,7 +218,7 @@ mod tests {
         assert_eq!(error.message, "plot: needs at least one finite value, got none");
         let log = Labels { log_y: true, ..labels() };
         let error = Plot::lines(series(vec![(0.0, 0.0)]), Style::Lines, log).unwrap_err();
-        assert_eq!(error.message, "plot: a logarithmic axis needs values above 0, got 0 on y");
+        assert_eq!(error.message, "plot: a logarithmic axis needs values above 0, got 0.0 on y");
         assert!(Plot::histogram(&[], 3, labels()).is_err());
         assert!(Plot::heatmap(vec![f64::NAN; 4], 2, [None, None], labels()).is_err());
         assert!(Plot::scatter(Vec::new(), labels()).is_err());
