@@ -231,6 +231,7 @@ impl Progress {
 
     /// `done` steps of all are finished.
     pub fn tick(&self, done: usize) {
+        self.context.interrupt.called(); // work that is counted does not go round for ever
         self.task.tick(done as u64);
     }
 
