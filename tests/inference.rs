@@ -1,5 +1,6 @@
 //! Alignment at inference time against closed forms: particles, weights of paths, guidance, search, masked diffusion; and the recipes.
 
+use crate::command;
 use amscript::Result;
 use amscript::script::{Host, Request, Session};
 use std::process::Command;
@@ -348,15 +349,7 @@ fn more_particles_than_memory_holds_are_refused_before_they_are_made() {
 /// Runs a recipe, which checks its own numbers; gives what it printed.
 fn recipe(name: &str, set: &[&str]) -> String {
     let out = tempfile::tempdir().unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_amscript"));
-    command.arg("run").arg(format!("scripts/{name}.rhai")).arg("--out").arg(out.path().join("run"));
-    for pair in set {
-        command.args(["--set", pair]);
-    }
-    let output = command.output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).to_string();
-    assert!(output.status.success(), "{name}: {}{}", text(&output.stdout), text(&output.stderr));
-    text(&output.stdout)
+    command::run(&format!("scripts/{name}.rhai"), &out.path().join("run"), set)
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod budget;
 mod card;
 mod check;
 mod cli;
+mod command;
 mod doc;
 mod fuzz;
 mod gradient;

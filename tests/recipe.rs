@@ -1,20 +1,7 @@
 //! Every recipe runs in a small setting, leaves what it promises, and repeats to the byte.
 
+use crate::command::run;
 use std::path::Path;
-use std::process::Command;
-
-/// Runs a recipe with `--set` pairs into `out`.
-fn run(script: &str, out: &Path, set: &[&str]) -> String {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_amscript"));
-    command.arg("run").arg(script).arg("--out").arg(out);
-    for pair in set {
-        command.args(["--set", pair]);
-    }
-    let output = command.output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).to_string();
-    assert!(output.status.success(), "{script}: {}{}", text(&output.stdout), text(&output.stderr));
-    text(&output.stdout)
-}
 
 const SMALL: [&str; 6] = ["iterations=2", "batch=2", "steps=4", "rank=2", "test_prompts=2", "images_per_prompt=2"];
 

@@ -19,19 +19,8 @@ pub fn bytes(n: f64) -> String {
 
 /// Bytes as `8GB`, `500 MB` or `1000000`.
 pub fn read_bytes(text: &str) -> Result<usize, String> {
-    let units = [
-        ("", 1.0),
-        ("b", 1.0),
-        ("kb", 1e3),
-        ("k", 1e3),
-        ("mb", 1e6),
-        ("m", 1e6),
-        ("gb", 1e9),
-        ("g", 1e9),
-        ("tb", 1e12),
-        ("t", 1e12),
-    ];
-    let bytes = read(text, &units).filter(|n| (1.0..1e18).contains(n));
+    let units = [("", 1.0), ("k", 1e3), ("m", 1e6), ("g", 1e9), ("t", 1e12)];
+    let bytes = read(text.strip_suffix(['b', 'B']).unwrap_or(text), &units).filter(|n| (1.0..1e18).contains(n));
     bytes.map(|n| n as usize).ok_or_else(|| format!("expected a size such as 8GB, got \"{text}\""))
 }
 
