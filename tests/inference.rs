@@ -375,7 +375,7 @@ fn recipes_that_train_run_in_a_small_setting() {
         ("hjb", &["updates=800"]),
         ("tilt_matching", &["updates=80"]),
         ("adjoint_sampling", &["updates=2000"]),
-        ("control_affine", &["updates=200", "batch=256", "tolerance=1.0"]),
+        ("control_affine", &["updates=1500", "batch=256", "tolerance=0.3"]),
         ("video", &["updates=20", "windows=[10]", "samples=4000"]),
     ] {
         recipe(&format!("inference/{name}"), set);
