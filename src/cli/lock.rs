@@ -34,13 +34,12 @@ fn write(arguments: &LockArgs) -> Result<(PathBuf, bool)> {
     let places = places(&request);
     let host = Host::new(Session::new(request, Box::new(|_| ())));
     let context = host.session().context();
-    context.ledger.begin();
     let outcome = host.run(&source.name, &source.text);
     if host.session().planner().is_none_or(|planner| planner.plan().update.is_none()) {
         drop(outcome?); // else it ended where its first update would begin
     }
     let own = file::real(draft.path()).unwrap_or_default();
-    let read = context.ledger.opened().into_iter().filter(|file| !file.starts_with(&own));
+    let read = context.inputs.paths().into_iter().filter(|file| !file.starts_with(&own));
     let files = read.map(|file| Ok((key(&file, &places), entry(&file)?))).collect::<Result<Map<_, _>>>()?;
     let lock = json!({ "amscript": env!("CARGO_PKG_VERSION"), "recipe": digest::hash(source.text.as_bytes()), "files": files });
     let changed = record::read_json(&path).ok() != Some(lock.clone());

@@ -5,7 +5,7 @@ use super::source::{self, Around, own_name};
 use super::{RhaiResultOf, Session};
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
-use amscript_base::{file, permissions};
+use amscript_base::{file, input, permissions};
 use include_dir::{Dir, include_dir};
 use parking_lot::Mutex;
 
@@ -134,8 +134,12 @@ pub fn find(session: &Session, source: Option<&str>, path: &str) -> Result<(Stri
     };
     let importer = source.filter(|s| !s.starts_with("stdlib/")).map_or(recipe, PathBuf::from);
     let named = importer.with_file_name(format!("{path}.rhai"));
-    let read = || file::real(&named).and_then(|real| Ok((real.display().to_string(), file::read_text(&real)?)));
-    session.context().enter(read).map_err(|e| match permissions::refused(&e) {
+    let read = || {
+        let (module, text) = (file::real(&named)?, file::read_text(&named)?);
+        input::note(&module)?;
+        Ok((module.display().to_string(), text))
+    };
+    session.context().enter(read).map_err(|e: std::io::Error| match permissions::refused(&e) {
         true => {
             let message = format!("import: a module must lie in the recipe's folder, got \"{path}\"");
             Error::new(Kind::Permission, message)

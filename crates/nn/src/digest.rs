@@ -1,5 +1,6 @@
 //! Content hashes: SHA-256 as hexadecimal text.
 
+use amscript_base::context::Context;
 use amscript_base::{file, progress};
 use sha2::{Digest, Sha256};
 use std::io::Read;
@@ -19,6 +20,7 @@ pub fn hash_file(path: &Path) -> std::io::Result<String> {
             n => {
                 digest.update(&piece[..n]);
                 progress::bytes(n as u64);
+                Context::current().interrupt.check().map_err(std::io::Error::other)?;
             }
         }
     }

@@ -7,6 +7,7 @@ use super::record::file_error;
 use super::report::{reading::Reading, strip, within};
 use amscript_base::error::Result;
 use amscript_base::file;
+use amscript_nn::data::image;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
@@ -65,8 +66,8 @@ fn scalars(values: &Values) -> Vec<(String, Value)> {
 }
 
 fn picture(path: &Path) -> std::io::Result<(u32, u32, Vec<u8>)> {
-    let bytes = file::read(path)?;
-    let image = image::load_from_memory(&bytes).map_err(std::io::Error::other)?;
+    let bytes = file::read_within(path, image::MAX_FILE)?;
+    let image = image::decode(&bytes).map_err(std::io::Error::other)?;
     Ok((image.height(), image.width(), bytes))
 }
 

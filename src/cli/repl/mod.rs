@@ -58,6 +58,7 @@ impl Prompt {
         let mut request = run::request(&arguments.session, false)?;
         request.script = Some("session.rhai".into()); // imports and files are looked up from here
         request.allow = Rights::all(); // the user types
+        request.max_alone = None; // somebody sits there and can press Ctrl-C
         let host = Host::new(Session::new(request, lines.printer()));
         let waiting = Arc::<AtomicBool>::default();
         run::heed_signals(host.session(), waiting.clone());

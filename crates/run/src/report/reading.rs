@@ -1,7 +1,7 @@
 //! A run as its folder tells it: what is damaged or missing is noted, and the rest is read.
 
 use crate::folder;
-use crate::log::{self, Values};
+use crate::log::{Lines, Values};
 use crate::progress::span;
 use crate::record::{file_error, read_json};
 use amscript_base::{bail, error::Result, file, permissions};
@@ -68,7 +68,10 @@ impl Reading {
     pub fn of(folder: &Path, name: String) -> Self {
         let mut notes = Vec::new();
         let record = json(&folder.join("run.json"), &mut notes).unwrap_or_default();
-        let lines = lines(&folder.join("metrics.jsonl"), &mut notes);
+        let log = Lines::read(&folder.join("metrics.jsonl"));
+        notes.extend(log.notes);
+        let mut lines = log.read;
+        lines.sort_by_key(|(step, _)| *step);
         let result = json(&folder.join("result.json"), &mut notes);
         let state = state(folder, &record, &lines, result.as_ref());
         let notes = notes.into_iter().map(|note| note.replace(&format!("{}/", folder.display()), "")).collect();
@@ -98,42 +101,6 @@ pub fn unread(path: &Path, error: &std::io::Error) -> String {
         true => format!("`{}` is left out: it is a link that leads out of the run's folder", path.display()),
         false => file_error(path, "read", error).message,
     }
-}
-
-/// The lines of a log that can be read; the others are counted and the first few named.
-fn lines(path: &Path, notes: &mut Vec<String>) -> Vec<(usize, Values)> {
-    let bytes = match file::read(path) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == ErrorKind::NotFound => return Vec::new(),
-        Err(e) => {
-            notes.push(unread(path, &e));
-            return Vec::new();
-        }
-    };
-    let text = String::from_utf8_lossy(&bytes);
-    let (mut read, mut damaged) = (Vec::new(), Vec::new());
-    for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        match serde_json::from_str(line).ok().and_then(log::parse) {
-            Some(values) => read.push(values),
-            None => damaged.push(i + 1),
-        }
-    }
-    // a line that is being written, or was when the run was killed
-    let last = text.lines().count();
-    if !text.ends_with('\n') && damaged.last() == Some(&last) {
-        damaged.pop();
-        notes.push(format!(
-            "metrics.jsonl: its last line, {last}, is cut and left out; the lines before it are all here"
-        ));
-    }
-    if !damaged.is_empty() {
-        let named: Vec<String> = damaged.iter().take(5).map(usize::to_string).collect();
-        let more = if damaged.len() > named.len() { ", .." } else { "" };
-        let (n, lines) = (damaged.len(), named.join(", "));
-        notes.push(format!("metrics.jsonl: {n} damaged and left out (line {lines}{more}), {} read", read.len()));
-    }
-    read.sort_by_key(|(step, _)| *step);
-    read
 }
 
 /// Where a run stands: at its end, or how far its log goes.
