@@ -14,6 +14,7 @@ mod gradient;
 mod graph;
 mod host;
 mod inference;
+mod judge;
 mod lora;
 mod output;
 mod permissions;

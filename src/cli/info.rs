@@ -20,8 +20,9 @@ fn text(path: &Path) -> Result<String> {
     match ending.as_str() {
         "safetensors" => Ok(origin(Archive::open(path)?.metadata().clone())),
         "png" => {
-            let bytes = file::read(path).map_err(|e| Error::new(Kind::File, format!("{}: {e}", path.display())))?;
-            Ok(origin(image::texts(&bytes)))
+            let bytes = file::read_within(path, image::MAX_FILE)
+                .map_err(|e| Error::new(Kind::File, format!("{}: {e}", path.display())))?;
+            Ok(origin(image::texts(&bytes).map_err(|e| e.within(path.display()))?))
         }
         "jpg" | "jpeg" => {
             bail!(Value, "info: a JPEG does not tell what it was made from; expected .png, .safetensors or a script")

@@ -59,7 +59,7 @@ fn write(context: &NativeCallContext, table: &Table, path: &str) -> Result<()> {
 }
 
 /// JSON as script values; what is missing is not a number.
-fn value(json: &Value) -> Dynamic {
+pub fn value(json: &Value) -> Dynamic {
     match json {
         Value::Null => f64::NAN.into(),
         Value::Bool(b) => (*b).into(),

@@ -90,44 +90,38 @@ pub fn write(image: &RgbImage, path: &Path) -> Result<()> {
     let Ok(format @ (image::ImageFormat::Png | image::ImageFormat::Jpeg)) = image::ImageFormat::from_path(path) else {
         bail!(Value, "save_image: file must end in .png, .jpg or .jpeg, got `{name}`")
     };
-    let mut bytes = Cursor::new(Vec::new());
     let failed = |e: std::io::Error| Error::new(Kind::File, format!("save_image: cannot write `{name}` ({e})"));
-    image.write_to(&mut bytes, format).map_err(|e| failed(std::io::Error::other(e)))?;
     let bytes = match format {
-        ImageFormat::Png => with_texts(bytes.get_ref(), &Context::current().origin()),
-        _ => bytes.into_inner(),
+        ImageFormat::Png => png(image, &Context::current().origin())?,
+        _ => {
+            let mut bytes = Cursor::new(Vec::new());
+            image.write_to(&mut bytes, format).map_err(|e| failed(std::io::Error::other(e)))?;
+            bytes.into_inner()
+        }
     };
     file::write_whole(path, &bytes).map_err(failed)
 }
 
-/// Bytes of a PNG before its first chunk, and those of its first chunk, the header.
-const PNG_START: usize = 8;
-const PNG_HEADER: usize = 25;
-
-/// A PNG with texts behind its header: `tEXt` chunks of name, a zero and value (PNG specification, 11.3.3.2).
-fn with_texts(png: &[u8], texts: &BTreeMap<String, String>) -> Vec<u8> {
-    let (head, rest) = png.split_at(PNG_START + PNG_HEADER);
-    let chunk = |(name, value): (&String, &String)| {
-        let body = [b"tEXt", name.as_bytes(), &[0], value.as_bytes()].concat();
-        let (length, sum) = (body.len() as u32 - 4, crc32fast::hash(&body));
-        [&length.to_be_bytes()[..], &body, &sum.to_be_bytes()].concat()
-    };
-    [head, &texts.iter().flat_map(chunk).collect::<Vec<u8>>(), rest].concat()
+/// The bytes of a PNG, with texts by name before its pixels.
+pub fn png(image: &RgbImage, texts: &BTreeMap<String, String>) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, image.width(), image.height());
+    encoder.set_color(png::ColorType::Rgb);
+    let failed = |e: png::EncodingError| Error::new(Kind::Internal, format!("an image as PNG: {e}"));
+    for (name, value) in texts {
+        encoder.add_text_chunk(name.clone(), value.clone()).map_err(failed)?;
+    }
+    let mut writer = encoder.write_header().map_err(failed)?;
+    writer.write_image_data(image).and_then(|()| writer.finish()).map_err(failed)?;
+    Ok(bytes)
 }
 
-/// The texts that a PNG carries.
-pub fn texts(png: &[u8]) -> BTreeMap<String, String> {
-    let (mut rest, mut found) = (png.get(PNG_START..).unwrap_or_default(), BTreeMap::new());
-    while let Some((length, after)) = rest.split_first_chunk::<4>() {
-        let length = u32::from_be_bytes(*length) as usize;
-        let Some((chunk, after)) = after.split_at_checked(length.saturating_add(8)) else { break };
-        if let Some(body) = chunk[..length + 4].strip_prefix(b"tEXt") {
-            let text = String::from_utf8_lossy(body);
-            found.extend(text.split_once('\0').map(|(name, value)| (name.to_string(), value.to_string())));
-        }
-        rest = after;
-    }
-    found
+/// The texts before the pixels of a PNG.
+pub fn texts(png: &[u8]) -> Result<BTreeMap<String, String>> {
+    let reader = png::Decoder::new(Cursor::new(png)).read_info();
+    let reader = reader.map_err(|e| Error::new(Kind::File, format!("expected a PNG, got an error ({e})")))?;
+    let texts = &reader.info().uncompressed_latin1_text;
+    Ok(texts.iter().map(|chunk| (chunk.keyword.clone(), chunk.text.clone())).collect())
 }
 
 /// `[1, 3, height, width]` from 8-bit pixels.
