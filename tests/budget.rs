@@ -86,7 +86,7 @@ fn files_are_opened_in_one_place() {
             ".read_dir()",
             ".read_link()",
         ];
-        let more = [".canonicalize()", "Command::new", "std::net", "OpenOptions", "tempfile_in"];
+        let more = [".canonicalize()", "Command::new", "std::net", "OpenOptions::new", "tempfile_in"];
         calls.iter().chain(&more).any(|call| code.contains(call))
             && !code.contains("\"/proc/")
             && !code.contains("\"/sys/")
@@ -97,7 +97,9 @@ fn files_are_opened_in_one_place() {
         "crates/base/src/memory.rs",
         "src/cli/",
         "src/main.rs",
+        "crates/reward/src/judge.rs", // asks what programs may be run itself
         "crates/run/src/tests.rs",
+        "crates/run/src/checkpoint/tests.rs",
     ];
     let faults = faults(|path, text| {
         let line = text.lines().position(around)?;

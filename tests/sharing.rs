@@ -131,6 +131,7 @@ fn a_frozen_run_refuses_what_differs_from_its_lock() {
     std::fs::rename(place.at("p.txt"), place.at("r.txt")).unwrap();
     assert!(place.refused(frozen).contains("`recipe/p.txt` of the lock is not here"));
     std::fs::rename(place.at("r.txt"), place.at("p.txt")).unwrap();
+    std::fs::remove_dir_all(place.at("runs")).unwrap();
     place.change("recipe.rhai", "0.5", "0.25");
     assert!(place.refused(frozen).contains("the recipe `recipe.rhai` differs from its lock"));
     // what the lock does not list is not read

@@ -2,6 +2,7 @@
 
 use super::{Request, Session};
 use amscript_base::bail;
+use amscript_base::context::Context;
 use amscript_base::error::{Error, Kind, Result};
 use amscript_base::file;
 use amscript_base::permissions::{Permissions, Rights, Root, is_name, refused};
@@ -16,9 +17,11 @@ impl Request {
         self.out.clone().unwrap_or_else(|| Path::new("runs").join(name.unwrap_or(OsStr::new("script"))))
     }
 
-    /// The folder of the script's file.
+    /// The folder of the script, where that is a file.
     fn recipe_folder(&self) -> Option<PathBuf> {
-        self.script.as_ref()?.parent().map(PathBuf::from)
+        let script = self.script.as_ref()?;
+        let is_file = Context::permitting(Rights::all(), || file::is_file(script)); // for the host, not for the script
+        script.parent().filter(|_| is_file).map(PathBuf::from)
     }
 
     /// What was allowed, and what every recipe may: to read its own folder, the model folders and what the command line names, and to
@@ -26,7 +29,6 @@ impl Request {
     pub(super) fn permissions(&self) -> Permissions {
         let run = self.run_folder();
         let run = if self.out.is_some() { Root::named(&run) } else { Root::here(&run) };
-        let own = self.script.as_ref().filter(|script| file::is_file(script)).and_then(|_| self.recipe_folder());
         let models = Sources::new(self.models.as_deref());
         // a value itself, or the texts in it, as in `runs=["runs/a", "runs/b"]`
         let texts = |value: &str| value.split('"').skip(1).step_by(2).map(PathBuf::from).collect::<Vec<_>>();
@@ -40,7 +42,7 @@ impl Request {
         Rights {
             read: read
                 .and(run.iter().cloned())
-                .and(own.and_then(|own| Root::own(&Path::new(".").join(own))))
+                .and(self.recipe_folder().and_then(|own| Root::own(&Path::new(".").join(own))))
                 .and(named),
             write: write.and(run),
             net,

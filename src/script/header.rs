@@ -131,7 +131,7 @@ pub fn opens(text: &str) -> BTreeSet<(String, String)> {
 mod tests {
     use super::*;
 
-    const TEXT: &str = "//! Prose: is no key.\n//! ---\n//! title: Rings: red\n//! permissions: read=a b, net=x.org\n//! ---\n//! more: prose\nlet x = 1;";
+    const TEXT: &str = "//! Prose: is no key.\n//! ---\n//! title: Rings: red\n//! permissions: read=a, net=x.org\n//! ---\n//! more: prose\nlet x = 1;";
 
     #[test]
     fn keys_are_read_and_others_refused() {
@@ -145,9 +145,7 @@ mod tests {
 
     #[test]
     fn permissions_must_be_given() {
-        let text = TEXT.replace("a b", "a");
-        let header = Header::read(&text).unwrap();
-        assert!(Header::read(TEXT).is_err());
+        let header = Header::read(TEXT).unwrap();
         let error = header.allowed(&Rights::default()).unwrap_err();
         assert_eq!(error.message, "the recipe asks for --allow-read=a --allow-net=x.org");
         let rights = Rights {

@@ -19,6 +19,8 @@ use image::RgbImage;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use rhai::{AST, Dynamic, Engine, EvalAltResult, Map, NativeCallContext, ParseErrorType, Scope};
 use std::collections::BTreeMap;
+#[cfg(unix)]
+use std::os::unix::prelude::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -233,8 +235,11 @@ impl Session {
         let folder = match shown.take() {
             Some(folder) => folder,
             None => {
-                let made = tempfile::Builder::new().prefix("shown-by-amscript-").tempdir();
-                made.map_err(|e| Error::new(Kind::File, format!("show: no temporary folder: {e}")))?.keep()
+                let mut builder = tempfile::Builder::new();
+                builder.prefix("shown-by-amscript-");
+                #[cfg(unix)]
+                builder.permissions(PermissionsExt::from_mode(0o700));
+                builder.tempdir().map_err(|e| Error::new(Kind::File, format!("show: no temporary folder: {e}")))?.keep()
             }
         };
         // the host's own folder, which no script names

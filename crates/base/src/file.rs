@@ -11,7 +11,7 @@ use crate::permissions::{Place, Way, explained};
 use cap_std::fs::{self as below, Dir};
 use std::ffi::OsString;
 use std::fs;
-pub use std::fs::File;
+pub use std::fs::{File, TryLockError};
 use std::io::{Error, ErrorKind, Read, Result, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -268,7 +268,7 @@ pub fn remove_drafts(folder: &Path) {
 /// Makes the entries of a folder last through a power cut.
 pub fn sync_folder(path: &Path) -> Result<()> {
     ask()?;
-    at(path, (Way::Write, true), |p| File::open(p)?.sync_all(), |d, p| d.open_dir(p)?.into_std_file().sync_all())
+    at(path, (Way::Write, true), |p| File::open(p)?.sync_all(), |d, p| d.open(p)?.into_std().sync_all())
 }
 
 /// Opens a file that is there to write at its end.

@@ -2,6 +2,7 @@
 //! frozen run keeps to those.
 
 use crate::context::Context;
+use crate::file;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -54,7 +55,7 @@ impl Inputs {
 
 /// Notes that the host reads from a file; errs where it keeps to others.
 pub fn note(path: &Path) -> io::Result<()> {
-    let path = path.canonicalize().unwrap_or_else(|_| path.into());
+    let path = file::real(path).unwrap_or_else(|_| path.into());
     let inputs = &Context::current().inputs;
     if inputs.only.get().is_some_and(|(only, own)| !only.contains(&path) && !path.starts_with(own)) {
         return Err(io::Error::other("it is not in the lock; `amscript lock` writes one with all files that are read"));

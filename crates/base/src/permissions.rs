@@ -214,11 +214,14 @@ impl Root {
 
     /// An open folder, and the way from there to what is `rest` below this.
     fn at(&self, rest: &Path) -> io::Result<(Arc<Dir>, PathBuf)> {
-        let here = Path::new(".");
-        match rest == Path::new("") {
-            false => Ok((self.folder()?, rest.into())),
-            true if self.0.rest == Path::new("") => Ok((self.0.base.clone(), here.into())),
-            true => Ok((self.0.base.clone(), self.0.rest.clone())),
+        let above = |rest: PathBuf| Ok((self.0.base.clone(), rest));
+        match (rest == Path::new(""), self.0.rest == Path::new("")) {
+            (true, true) => above(".".into()),
+            (true, false) => above(self.0.rest.clone()),
+            (false, _) => match self.folder() {
+                Err(e) if e.kind() == ErrorKind::NotFound => above(self.0.rest.join(rest)),
+                folder => Ok((folder?, rest.into())),
+            },
         }
     }
 

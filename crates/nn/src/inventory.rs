@@ -225,7 +225,8 @@ fn plain(error: &Error, folder: &Folder) -> String {
     error.message.replace(&format!("{}/", folder.origin()), "")
 }
 
-#[cfg(all(test, unix))]
+#[cfg(unix)]
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -2,10 +2,9 @@
 
 use super::record::file_error;
 use amscript_base::error::{Error, Kind, Result, warn_once};
-use amscript_base::file::{self, File};
+use amscript_base::file::{self, File, TryLockError};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use std::fs::TryLockError;
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
