@@ -52,7 +52,7 @@ fn flux_ode_am_leaves_a_run_and_repeats_to_the_byte() {
 const BRIGHT: &str = r#"
     import "stdlib/experiment" as experiment;
     let s = experiment::settings(#{
-        watch: [], reward_scale: 1e4, iterations: 6, batch: 4, steps: 4, rank: 2, test_prompts: 4, images_per_prompt: 2, panel_every: 2,
+        watch: [], reward_scale: 2e3, iterations: 12, steps: 4, rank: 2, test_prompts: 8, images_per_prompt: 2, panel_every: 3,
     });
     let experiment = experiment::open(s);
     let bright = scripted_reward(|images, prompts| images.mean([1, 2, 3]));
@@ -68,16 +68,20 @@ fn a_drift_is_told_and_may_end_the_run() {
     let steps = |out: &str, set: &[&str]| {
         let out = folder.path().join(out);
         let printed = run(script.to_str().unwrap(), &out, set);
-        assert!(printed.contains("drift at step 2") && printed.contains("dark"), "{printed}");
+        assert!(printed.contains("drift at step") && printed.contains("dark"), "{printed}");
         let log = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
-        serde_json::from_str::<serde_json::Value>(log.lines().last().unwrap()).unwrap()["step"].as_u64()
+        serde_json::from_str::<serde_json::Value>(log.lines().last().unwrap()).unwrap()["step"].as_u64().unwrap()
     };
-    assert_eq!(steps("on", &[]), Some(6));
-    assert_eq!(steps("stopped", &["stop_on_drift=true"]), Some(2));
+    assert_eq!(steps("on", &[]), 12);
+    let last = steps("stopped", &["stop_on_drift=true"]);
+    assert!(last < 12, "{last}");
     // behind its checkpoint too
     std::fs::remove_file(folder.path().join("stopped/result.json")).unwrap();
     let again = run(script.to_str().unwrap(), &folder.path().join("stopped"), &["stop_on_drift=true"]);
-    assert!(again.contains("resuming after step 2") && !again.contains("step 3"), "{again}");
+    assert!(
+        again.contains(&format!("resuming after step {last}")) && !again.contains(&format!("step {}", last + 1)),
+        "{again}"
+    );
 }
 
 #[test]
