@@ -49,7 +49,7 @@ impl Log {
         self.write(&format!("{line}\n")).map_err(|e| file_error(&self.path, "write", &e))?;
         let due = step >= self.next || step == total || self.printed.elapsed() > SILENCE;
         let text = due.then(|| text(step, &values)).flatten();
-        if due {
+        if text.is_some() {
             let every = (total / LINES).max(1);
             self.next = (step / every + 1) * every;
             self.printed = Instant::now();
