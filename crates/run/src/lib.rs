@@ -16,6 +16,7 @@ pub mod folder;
 pub mod identity;
 pub mod lock;
 pub mod log;
+pub mod panel;
 pub mod plan;
 pub mod record;
 pub mod report;
@@ -126,6 +127,8 @@ struct RunState {
     /// Time that the steps took, in this and earlier sessions, and since when the loop has been running.
     spent: Duration,
     since: Option<Instant>,
+    /// The loop ends after the step that is running.
+    stopped: bool,
     /// `measures` of `result.json`, once a run with these settings came to its end.
     result: Option<Value>,
     /// What `run.json` holds, and of how many files it tells.
@@ -173,6 +176,7 @@ impl Run {
             progress: None,
             spent: Duration::ZERO,
             since: None,
+            stopped: false,
             result: claim.finished,
             record: claim.record,
             noted,
@@ -216,10 +220,21 @@ impl Run {
         Steps::new(self.clone(), total)
     }
 
+    /// The loop of steps ends, as at its end, after the one that is running; before the loop, without a step.
+    pub fn stop(&self) {
+        self.state().stopped = true;
+    }
+
     /// Adds a line to `metrics.jsonl`; about twenty of a loop, and one every half minute, are printed too.
     pub fn log(&self, values: Values) -> Result<()> {
+        let step = self.state().step;
+        self.log_at(step, values)
+    }
+
+    /// The same of another step than the one that is running.
+    pub fn log_at(&self, step: usize, values: Values) -> Result<()> {
         let mut state = self.state();
-        let (step, total) = (state.step, state.total);
+        let total = state.total;
         let line = state.log.add(step, total, values)?;
         let plain = state.progress.as_ref().and_then(|p| p.plain(step.saturating_sub(1)));
         drop(state);
@@ -265,7 +280,8 @@ impl Run {
     pub fn due(&self, every: usize) -> bool {
         let mut state = self.state();
         let step = state.step;
-        let asked = step.is_multiple_of(every.max(1)) || step == state.total || self.0.console.stop_requested();
+        let last = step == state.total || state.stopped;
+        let asked = step.is_multiple_of(every.max(1)) || last || self.0.console.stop_requested();
         state.unsaved = (!asked).then_some(step);
         step > 0 && asked
     }
@@ -370,11 +386,13 @@ impl Run {
     pub fn finish(&self, table: &Table) -> Result<()> {
         self.note_inputs()?;
         self.0.background.lock().wait()?;
-        let lines = self.state().log.lines().read;
-        let series: Vec<_> = log::series(&lines).into_iter().filter(|s| s.name != log::PROFILE).collect();
+        let lines = self.state().log.lines();
+        let curves = log::series(&lines.read).into_iter().filter(|s| s.name != log::PROFILE);
+        let series = panel::beside(curves.collect());
         if !series.is_empty() {
             image::write(&drawing::panels(&series)?, &self.folder().join("curves.png"))?;
         }
+        panel::text(&lines).iter().for_each(|line| self.print(line));
         let seconds = self.0.started.elapsed().as_secs_f64();
         let mut result = result::json(self.folder(), table, self.step(), seconds)?;
         result["rewards"] = self.0.console.rewards().into();

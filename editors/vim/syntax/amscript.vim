@@ -30,11 +30,11 @@ syn keyword amscriptFunction results_table reward reward_cost reward_guided rms_
 syn keyword amscriptFunction save save_image save_lora save_results save_tensors scatter score score_from_velocity scores scripted_reward sde select
 syn keyword amscriptFunction settings shapes share shifted shifted_times show sigmoid sign silu similarities sin sine_squared
 syn keyword amscriptFunction skip_updates sleep softmax softplus split sqrt square squared squeeze ssim ssp stack
-syn keyword amscriptFunction start_run state std steered step step_weights steps stop_run stratified strength sum sum_advantages
-syn keyword amscriptFunction sum_errors sum_rewards swap systematic tanh taps tensor terminal terminal_cost terminal_gradient time to
-syn keyword amscriptFunction to_array trainable transition transpose u32 uniform uniform_times unload_text_encoder unscaled_ratio unsqueeze up_to update
-syn keyword amscriptFunction value_and_grad velocity velocity_field velocity_from_data velocity_from_noise velocity_from_score velocity_kl velocity_units vgg_flow vjp window zeros
-syn keyword amscriptFunction zip
+syn keyword amscriptFunction start_run state std steered step step_weights steps stop stop_run stratified strength sum
+syn keyword amscriptFunction sum_advantages sum_errors sum_rewards swap systematic tanh taps tensor terminal terminal_cost terminal_gradient time
+syn keyword amscriptFunction to to_array trainable transition transpose u32 uniform uniform_times unload_text_encoder unscaled_ratio unsqueeze up_to
+syn keyword amscriptFunction update value_and_grad velocity velocity_field velocity_from_data velocity_from_noise velocity_from_score velocity_kl velocity_units vgg_flow vjp window
+syn keyword amscriptFunction zeros zip
 syn match amscriptNumber /\<\d[0-9_]*\(\.\d\+\)\?\([eE][-+]\?\d\+\)\?\>/
 syn region amscriptString start=/"/ skip=/\\./ end=/"/
 syn region amscriptString start=/`/ end=/`/
