@@ -43,8 +43,9 @@ fn origin(texts: BTreeMap<String, String>) -> String {
 fn of_recipe(path: &Path) -> Result<String> {
     let source = recipe::read(path)?;
     let header = Header::read(&source.text)?;
-    let mut lines: Vec<String> =
-        header.0.iter().map(|(key, value)| format!("{key:<12} {}", value.escape_debug())).collect();
+    let told = Some(recipe::headline(&source.text)).filter(|told| !told.is_empty() && header.get("title").is_none());
+    let mut lines: Vec<String> = told.iter().map(|told| format!("{:<12} {}", "title", told.escape_debug())).collect();
+    lines.extend(header.0.iter().map(|(key, value)| format!("{key:<12} {}", value.escape_debug())));
     let flags: Vec<String> = header.asks()?.iter().map(|(kind, name)| format!("--allow-{kind}={name}")).collect();
     let needs = if flags.is_empty() { "no flag".to_string() } else { flags.join(" ") };
     lines.push(format!("{:<12} {needs}", "needs"));

@@ -82,6 +82,9 @@ pub struct SessionArgs {
     /// The most memory that may be held, such as `8GB`; the default is nine tenths of what is free.
     #[arg(long, value_name = "SIZE", value_parser = quantity::read_bytes)]
     pub max_memory: Option<usize>,
+    /// What stays free of the disk, such as `10GB`; the default is a tenth of what is free at the start.
+    #[arg(long, value_name = "SIZE", value_parser = quantity::read_bytes)]
+    pub min_free: Option<usize>,
     /// The longest that it may run, such as `90s` or `8h`; a run saves and ends after the step in which this has passed.
     #[arg(long, value_name = "TIME", value_parser = quantity::read_time)]
     pub max_time: Option<Duration>,

@@ -8,9 +8,9 @@ use crate::script::session::{Printer, Request};
 use crate::script::{Host, Session};
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
-use amscript_base::memory;
 use amscript_base::permissions::resolved;
 use amscript_base::terminal::note;
+use amscript_base::{file, memory};
 use amscript_nn::digest;
 use amscript_run::screen::Screen;
 use amscript_tensor::{Device, place};
@@ -137,6 +137,7 @@ pub fn request(arguments: &SessionArgs, plan: bool) -> Result<Request> {
     if let Some(bytes) = arguments.max_memory.or_else(memory::free) {
         memory::set_bound(bytes);
     }
+    let out = arguments.out.as_deref().unwrap_or(Path::new("."));
     Ok(Request {
         overrides: arguments.set.clone(),
         seed: arguments.seed,
@@ -144,6 +145,7 @@ pub fn request(arguments: &SessionArgs, plan: bool) -> Result<Request> {
         out: arguments.out.clone(),
         resume_anyway: arguments.resume_anyway,
         models: models_folder(arguments.models.as_deref())?,
+        min_free: arguments.min_free.map(|bytes| bytes as u64).or_else(|| Some(file::free(out)? / 10)),
         max_time: arguments.max_time,
         max_alone: arguments.max_time.is_none().then_some(MAX_ALONE),
         screen: Screen::detect()?,

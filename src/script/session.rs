@@ -48,6 +48,8 @@ pub struct Request {
     pub replay: bool,
     /// Runs end after so many steps.
     pub slice: Option<usize>,
+    /// `--min-free`: bytes of the disk that stay free.
+    pub min_free: Option<u64>,
     /// `--max-time`: what runs ends when so much has passed.
     pub max_time: Option<Duration>,
     /// Most operations of a script without a call of a native, for one that goes round for ever.
@@ -72,6 +74,7 @@ impl Default for Request {
             allow: Rights::default(),
             replay: false,
             slice: None,
+            min_free: None,
             max_time: None,
             max_alone: None,
             plan: None,
@@ -116,6 +119,7 @@ pub struct Session {
 impl Session {
     pub fn new(request: Request, print: Printer) -> Self {
         let context = Context::new(request.permissions());
+        request.min_free.into_iter().for_each(|bytes| context.disk.spare(bytes));
         request.max_time.into_iter().for_each(|time| context.interrupt.end_after(time));
         request.max_alone.into_iter().for_each(|most| context.interrupt.end_alone(most));
         Self {

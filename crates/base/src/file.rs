@@ -14,6 +14,7 @@ use std::fs;
 pub use std::fs::{File, TryLockError};
 use std::io::{Error, ErrorKind, Read, Result, Write};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
@@ -23,11 +24,13 @@ const DRAFT: (&str, &str) = (".amscript-", ".tmp");
 /// Most bytes of a text that people write: a script, prompts, a config.
 pub const TEXT: u64 = 64 << 20;
 
-/// Counts what a host asks of the file system; one such operation can be made to fail.
+/// Counts what a host asks of the file system, and what is left of the disk for others; one such operation can be made to fail.
 #[derive(Default)]
 pub struct Disk {
     asked: AtomicUsize,
     failing: AtomicUsize,
+    /// Bytes that stay free.
+    spared: OnceLock<u64>,
 }
 
 impl Disk {
@@ -39,6 +42,21 @@ impl Disk {
     /// Operations so far.
     pub fn asked(&self) -> usize {
         self.asked.load(Ordering::Relaxed)
+    }
+
+    /// So many bytes stay free: no file is begun where fewer are; the first bound counts.
+    pub fn spare(&self, bytes: u64) {
+        self.spared.set(bytes).ok();
+    }
+
+    fn has_room(&self, folder: &Path) -> Result<()> {
+        match (self.spared.get(), free(folder)) {
+            (Some(spared), Some(free)) if free < *spared => Err(Error::new(
+                ErrorKind::StorageFull,
+                format!("the disk has {free} bytes left, and {spared} are to stay free; `--min-free` says how many"),
+            )),
+            _ => Ok(()),
+        }
     }
 
     fn ask(&self) -> Result<()> {
@@ -59,6 +77,22 @@ pub enum FileType {
     Link,
     /// A device, a pipe, a socket.
     Other,
+}
+
+/// Bytes that are free on the disk of a folder, or of what is above it; none where nobody tells.
+#[cfg(unix)]
+pub fn free(folder: &Path) -> Option<u64> {
+    let found = folder.ancestors().find_map(|above| {
+        let above = if above == Path::new("") { Path::new(".") } else { above };
+        rustix::fs::statvfs(above).ok()
+    })?;
+    found.f_bavail.checked_mul(found.f_frsize)
+}
+
+/// Nobody is asked here.
+#[cfg(not(unix))]
+pub fn free(_: &Path) -> Option<u64> {
+    None
 }
 
 /// Does something to a file where that is allowed: anywhere, or below an open folder.
@@ -308,6 +342,7 @@ impl Draft {
     /// Begins the file `path`; others may read it as the umask says, like any file that a program makes.
     pub fn new(path: &Path) -> Result<Self> {
         ask()?;
+        Context::current().disk.has_room(path)?;
         let mut attempt = 0;
         loop {
             let draft = path.with_file_name(format!("{}{}-{attempt}{}", DRAFT.0, std::process::id(), DRAFT.1));
@@ -389,6 +424,18 @@ mod tests {
         write_whole(&path, b"old").unwrap();
         write_whole(&path, b"new").unwrap();
         assert_eq!((std::fs::read(&path).unwrap(), std::fs::read_dir(&folder).unwrap().count()), (b"new".to_vec(), 1));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_part_of_the_disk_is_spared() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("not yet/x");
+        assert!(free(&path).unwrap() > 0);
+        let context = Context::default();
+        context.disk.spare(u64::MAX);
+        let error = context.enter(|| write_whole(&folder.path().join("x"), b"x")).unwrap_err();
+        assert!(error.to_string().contains("--min-free") && !folder.path().join("x").exists());
     }
 
     #[test]

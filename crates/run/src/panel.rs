@@ -82,11 +82,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
         let mut log = log::Log::new(path.clone());
-        for (step, values) in [(0, [0.1, 0.3]), (10, [0.2, 0.4]), (20, [0.5, 0.7])] {
+        for (step, values) in [(0, [0.1, 0.3]), (10, [0.2, 0.4]), (20, [0.5, 0.8])] {
             let fallen = (DRIFT.to_string(), vec![0.0]);
             log.add(step, 20, vec![("panel reward".into(), values.to_vec()), fallen]).unwrap();
         }
-        assert_eq!(text(&Lines::read(&path)), ["panel reward  ▁▃█  +0.40000 ± 0.00000"]);
+        assert_eq!(text(&Lines::read(&path)), ["panel reward  ▁▃█  +0.450 ± 0.050"]);
         assert_eq!(sparks(&[0.0, f64::NAN, 1.0]), "▁ █");
     }
 }
