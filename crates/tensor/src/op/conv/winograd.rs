@@ -163,11 +163,11 @@ fn results(points: [&[f32]; 16], row: usize, bias: f32, sums: &mut [f32], to: &m
         sums.iter_mut().zip(numbers).for_each(|(s, ((x, y), z))| *s = x + sign * (y + z));
     }
     let [a, b, c, d] = std::array::from_fn(|k| &sums[k * columns..][..columns]);
-    let numbers = a.iter().zip(b).zip(c.iter().zip(d));
+    let mut numbers = a.iter().zip(b).zip(c.iter().zip(d));
     let pair = |((a, b), (c, d)): ((&f32, &f32), (&f32, &f32))| [a + b + c + bias, b - c - d + bias];
     let (pairs, rest) = to.split_at_mut(to.len() / 2 * 2);
     pairs.chunks_exact_mut(2).zip(numbers.clone()).for_each(|(to, numbers)| to.copy_from_slice(&pair(numbers)));
-    if let (Some(to), Some(numbers)) = (rest.first_mut(), numbers.last()) {
+    if let (Some(to), Some(numbers)) = (rest.first_mut(), numbers.next_back()) {
         *to = pair(numbers)[0];
     }
 }
