@@ -1,20 +1,7 @@
 //! Every recipe runs in a small setting, leaves what it promises, and repeats to the byte.
 
+use crate::command::run;
 use std::path::Path;
-use std::process::Command;
-
-/// Runs a recipe with `--set` pairs into `out`.
-fn run(script: &str, out: &Path, set: &[&str]) -> String {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_amscript"));
-    command.arg("run").arg(script).arg("--out").arg(out);
-    for pair in set {
-        command.args(["--set", pair]);
-    }
-    let output = command.output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).to_string();
-    assert!(output.status.success(), "{script}: {}{}", text(&output.stdout), text(&output.stderr));
-    text(&output.stdout)
-}
 
 const SMALL: [&str; 6] = ["iterations=2", "batch=2", "steps=4", "rank=2", "test_prompts=2", "images_per_prompt=2"];
 
@@ -74,6 +61,9 @@ fn an_interrupted_run_goes_on_to_the_same_bytes() {
         ("sit_sde_am", ["truncate=last(2)", "test_prompts=1", "images_per_prompt=2"]),
         ("draft", ["low_variance=1", "test_prompts=1", "images_per_prompt=2"]),
         ("refl", ["truncate=last(3)", "test_prompts=1", "images_per_prompt=2"]),
+        ("policy/gardo", ["per_prompt=2", "watch=[\"tiny/clip\"]", "test_prompts=1"]),
+        ("policy/ddpo", ["remembered=2", "test_prompts=1", "images_per_prompt=2"]),
+        ("policy/diffusion_nft", ["per_prompt=2", "test_prompts=1", "images_per_prompt=2"]),
     ] {
         let (script, out) = (format!("scripts/{recipe}.rhai"), folder.path().join(recipe));
         let set = [&small[..], &rest[..]].concat();
@@ -113,6 +103,59 @@ fn every_method_leaves_a_run() {
         assert!(["reward", "oracle", "diversity"].iter().all(|row| printed.contains(row)), "{recipe}: {printed}");
         assert!(out.join("lora.safetensors").exists(), "{recipe}");
     }
+}
+
+#[test]
+fn every_policy_method_leaves_a_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = [&SMALL[..], &["watch=[\"tiny/clip\"]", "samples=0"]].concat();
+    let recipes = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/policy")).unwrap();
+    for recipe in recipes.map(|file| file.unwrap().path()) {
+        let (name, out) =
+            (recipe.file_stem().unwrap().to_str().unwrap(), folder.path().join(recipe.file_stem().unwrap()));
+        let rest = match name {
+            "nrg" => &["steps=4"][..],
+            "leap_align" | "vgg_flow" | "ddpo" | "rwr" | "ram" => &[],
+            "mix_grpo" => &["per_prompt=2", "window=2"],
+            _ => &["per_prompt=2"],
+        };
+        let set = if name == "nrg" { &["test_prompts=2", "images_per_prompt=2", "watch=[]"][..] } else { &small[..] };
+        let printed = run(recipe.to_str().unwrap(), &out, &[set, rest].concat());
+        assert!(["reward", "oracle", "diversity"].iter().all(|row| printed.contains(row)), "{name}: {printed}");
+        assert!(name == "nrg" || out.join("lora.safetensors").exists(), "{name}");
+    }
+}
+
+#[test]
+fn the_bench_trades_modes_for_reward() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = ["updates=12", "methods=[\"DiffusionNFT\", \"Flow-GRPO\", \"RWR\"]", "samples=2000"];
+    let printed = run("scripts/toys/bench.rhai", folder.path(), &small);
+    let result: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(folder.path().join("result.json")).unwrap()).unwrap();
+    assert!(printed.contains("tilt by 3") && folder.path().join("images/modes.png").exists(), "{printed}");
+    assert!(result.to_string().contains("DiffusionNFT"), "{result}");
+    let reward = |name: &str| {
+        let line = printed.lines().find(|line| line.starts_with(&format!("{name}: reward"))).unwrap();
+        line.split_whitespace()
+            .nth(name.split_whitespace().count() + 1)
+            .unwrap()
+            .trim_end_matches(',')
+            .parse::<f64>()
+            .unwrap()
+    };
+    // the base's is 0.328
+    assert!(reward("DiffusionNFT") > 0.6 && reward("Flow-GRPO") > 0.45, "{printed}");
+}
+
+#[test]
+fn the_gap_between_training_and_sampling_is_drawn() {
+    let folder = tempfile::tempdir().unwrap();
+    let printed =
+        run("scripts/figures/gap.rhai", folder.path(), &["levels=[0.7]", "seeds=[0]", "updates=1", "samples=500"]);
+    let result = std::fs::read_to_string(folder.path().join("result.json")).unwrap();
+    // p = 0.245: 0.88417 - 0.86082
+    assert!(result.contains("0.0233") && folder.path().join("images/gap.png").exists(), "{printed}{result}");
 }
 
 #[test]

@@ -22,10 +22,12 @@ mod setting;
 
 use amscript_base::error::Error;
 use amscript_base::terminal;
+use amscript_base::text::visible;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Aligns flow-matching image models to rewards, by short scripts.
 #[derive(Parser)]
@@ -70,9 +72,15 @@ pub struct SessionArgs {
     /// The folder that is written to.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// Go on with a run in that folder whatever differs from what it began with, and record it.
+    #[arg(long)]
+    pub resume_anyway: bool,
     /// The most memory that may be held, such as `8GB`; the default is nine tenths of what is free.
     #[arg(long, value_name = "SIZE", value_parser = quantity::read_bytes)]
     pub max_memory: Option<usize>,
+    /// The longest that it may run, such as `90s` or `8h`; a run saves and ends after the step in which this has passed.
+    #[arg(long, value_name = "TIME", value_parser = quantity::read_time)]
+    pub max_time: Option<Duration>,
     /// A folder with models, searched first.
     #[arg(long, value_name = "DIR")]
     pub models: Option<PathBuf>,
@@ -188,9 +196,9 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 /// What the command did not report itself: an [`Error`], or that standard output cannot be written; for [`fail`].
 pub fn main(arguments: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode> {
     let mut arguments: Vec<OsString> = arguments.collect();
-    let first = arguments.get(1).and_then(|a| a.to_str());
     let named = |name: &str| name == "help" || Cli::command().find_subcommand(name).is_some();
-    if first.is_some_and(|a| a == "-" || !(a.starts_with('-') || named(a))) {
+    let is_script = |a: &OsString| a.to_str().is_none_or(|a| a == "-" || !(a.starts_with('-') || named(a)));
+    if arguments.get(1).is_some_and(is_script) {
         arguments.insert(1, "run".into());
     }
     let cli = Cli::parse_from(arguments);
@@ -215,7 +223,7 @@ pub fn fail(error: &anyhow::Error) -> ExitCode {
     match error.downcast_ref::<Error>() {
         Some(error) => fault::report(error, |_| None),
         None => {
-            terminal::note(&format!("error: {error:#}\n"));
+            terminal::note(&visible(&format!("error: {error:#}\n")));
             ExitCode::FAILURE
         }
     }

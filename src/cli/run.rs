@@ -20,6 +20,12 @@ use std::time::{Duration, Instant};
 /// Rhai walks a script by recursion: 64 calls of expressions 64 deep at most.
 const STACK: usize = 64 << 20;
 
+/// Operations of a script without a call of a native, some seconds, before it is taken for one that goes round for ever.
+const MAX_ALONE: usize = 20_000_000;
+
+/// What a call that was twice asked to end may still take.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// Signals closer together are one: `timeout` and schedulers send theirs to a process and to its group.
 const ECHO: Duration = Duration::from_millis(100);
 
@@ -93,6 +99,9 @@ fn execute(session: Session, name: &str, text: &str) -> anyhow::Result<ExitCode>
 
 fn fail(error: &Error, session: &Session) -> ExitCode {
     let code = fault::report(error, |name| session.source(name));
+    if session.context().interrupt.late() {
+        note("the time of --max-time is up\n");
+    }
     if let Some(step) = session.step().filter(|_| error.kind != Kind::Interrupt) {
         note(&format!("the last step begun was step {step}\n"));
     }
@@ -121,15 +130,30 @@ pub fn request(arguments: &SessionArgs, plan: bool) -> Result<Request> {
         seed: arguments.seed,
         device: if plan { Device::Cpu } else { device(arguments.device.as_deref())? },
         out: arguments.out.clone(),
+        resume_anyway: arguments.resume_anyway,
         models: models_folder(arguments.models.as_deref())?,
-        deadline: None,
+        max_time: arguments.max_time,
+        max_alone: arguments.max_time.is_none().then_some(MAX_ALONE),
         screen: Screen::detect()?,
         plan: plan.then(|| wanted(arguments.device.as_deref()).is_none_or(|name| name == "cpu")),
     })
 }
 
 /// Ctrl-C, SIGTERM and SIGHUP reach the session, or end the process while it is waiting for input; without a handler they still end it.
+/// Where a call does not hear the second of them, nor the end of its time, the process ends.
 pub fn heed_signals(session: &Arc<Session>, waiting: Arc<AtomicBool>) {
+    let context = session.context().clone();
+    std::thread::spawn(move || {
+        let mut heard = Instant::now();
+        while heard.elapsed() < PATIENCE {
+            std::thread::sleep(PATIENCE / 10);
+            if !context.interrupt.insisted() {
+                heard = Instant::now();
+            }
+        }
+        note("error: what runs does not end by itself, so the process does\n");
+        std::process::exit(130);
+    });
     let (session, mut last) = (session.clone(), None::<Instant>);
     let handler = move || {
         let echo = last.replace(Instant::now()).is_some_and(|last| last.elapsed() < ECHO);
@@ -139,8 +163,36 @@ pub fn heed_signals(session: &Arc<Session>, waiting: Arc<AtomicBool>) {
             false => {}
         }
     };
+    let hangs_up = hangup_is_heeded();
     ctrlc::set_handler(handler).ok();
+    if !hangs_up {
+        ignore_hangup();
+    }
 }
+
+/// Whether a closed terminal is to end the process: not under `nohup`, which starts it with SIGHUP ignored.
+#[cfg(unix)]
+fn hangup_is_heeded() -> bool {
+    // SAFETY: asks for the present action alone; a `sigaction` of zeros is a valid one.
+    unsafe {
+        let mut now: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(libc::SIGHUP, std::ptr::null(), &mut now) != 0 || now.sa_sigaction != libc::SIG_IGN
+    }
+}
+
+#[cfg(unix)]
+fn ignore_hangup() {
+    // SAFETY: sets the action of one signal to one that calls nothing.
+    unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+}
+
+#[cfg(not(unix))]
+fn hangup_is_heeded() -> bool {
+    true
+}
+
+#[cfg(not(unix))]
+fn ignore_hangup() {}
 
 /// `--models`, if it is a folder.
 fn models_folder(argument: Option<&Path>) -> Result<Option<PathBuf>> {

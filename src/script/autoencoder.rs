@@ -3,9 +3,9 @@
 use super::model::{SaveOptions, json, readable, writable};
 use super::*;
 use amscript_align::optim::Params;
+use amscript_base::file::write_whole;
 use amscript_model::codec::latents::{Latents, patchify};
 use amscript_nn::cost::Part;
-use amscript_nn::files::write_whole;
 use amscript_nn::module::Module;
 use amscript_nn::source::Folder;
 use amscript_nn::weights::Weights;

@@ -24,7 +24,10 @@ impl GridOptions {
 pub mod image {
     use super::*;
 
-    /// Reads a PNG or JPEG file as `[1, 3, height, width]`.
+    /// Reads a PNG or JPEG file as `[1, 3, height, width]`; its content decides which it is, not its name.
+    ///
+    /// It is turned as its EXIF says. Transparent pixels are put on white, with a warning: the colours below them are whatever their
+    /// program left there. Files that are cut off, other formats and more than 67 million pixels are refused.
     ///
     /// ```rhai
     /// save_image(ones([3, 4, 5]), "white.png");

@@ -5,6 +5,7 @@ use super::source::{self, Around, own_name};
 use super::{RhaiResultOf, Session};
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
+use amscript_base::file;
 use include_dir::{Dir, include_dir};
 use parking_lot::Mutex;
 
@@ -135,12 +136,13 @@ pub fn find(session: &Session, source: Option<&str>, path: &str) -> Result<(Stri
     let missing = |e: std::io::Error| Error::new(Kind::Missing, format!("import: no file for \"{path}\" ({e})"));
     let jail = folder(recipe.clone()).map_err(missing)?;
     let importer = source.filter(|s| !s.starts_with("stdlib/")).map_or(recipe.clone(), PathBuf::from);
-    let file = folder(importer).map_err(missing)?.join(format!("{path}.rhai")).canonicalize().map_err(missing)?;
-    if !file.starts_with(&jail) {
+    let module = folder(importer).map_err(missing)?.join(format!("{path}.rhai")).canonicalize().map_err(missing)?;
+    if !module.starts_with(&jail) {
         bail!(File, "import: a module must lie in the recipe's folder, got \"{path}\""; hint: "copy it beside the recipe");
     }
-    let text = std::fs::read_to_string(&file).map_err(missing)?;
-    Ok((file.display().to_string(), text))
+    let text = file::read_text(&module).map_err(missing)?;
+    amscript_base::input::note(&module);
+    Ok((module.display().to_string(), text))
 }
 
 #[cfg(test)]

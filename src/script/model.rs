@@ -125,7 +125,8 @@ pub mod model {
 
     /// A flow model by name or path.
     ///
-    /// Names are looked up in `--models`, `AMSCRIPT_MODELS`, the Hugging Face cache, then the embedded tiny family. A path is a
+    /// Names are looked up in `--models`, `AMSCRIPT_MODELS`, the Hugging Face cache, then the embedded tiny family; `org/name@revision`
+    /// is a branch, a tag or the beginning of a commit in that cache. A path is a
     /// pipeline folder in the diffusers layout (FLUX.2), or the weights of a SiT: a `.pt` or `.safetensors` file, or a folder with one,
     /// and beside it, if they are not as published, `config.json`, `classes.txt` and the autoencoder in `vae`.
     ///

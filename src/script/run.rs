@@ -6,6 +6,8 @@ use amscript_base::bail;
 use amscript_model::Flow;
 use amscript_nn::lora::Form;
 use amscript_nn::module::Module as _;
+use amscript_run::checkpoint::DEEPEST;
+use amscript_run::lock::Locks;
 use amscript_run::progress::Counter;
 use amscript_run::{Console, Recipe, Saved, Start, Steps as Iterating};
 use amscript_tensor::{Stream, Tensor, show as text};
@@ -40,6 +42,9 @@ impl Console for Session {
     }
     fn begin_step(&self, step: Option<usize>) {
         Session::begin_step(self, step);
+    }
+    fn locks(&self) -> &Locks {
+        Session::locks(self)
     }
     fn rewards(&self) -> Vec<String> {
         self.clip_cache.details()
@@ -102,20 +107,24 @@ fn setting(engine: &Engine, value: &Dynamic) -> Value {
     }
 }
 
-/// What a script saves, from its values.
-fn saved(value: Dynamic, place: &str) -> Result<Saved> {
+/// What a script saves, from its values, which are so `deep` inside others.
+fn saved(value: Dynamic, place: &str, deep: usize) -> Result<Saved> {
     let value = value.flatten();
+    if deep > DEEPEST {
+        bail!(Limit, "checkpoint: maps and arrays may be {DEEPEST} deep inside one another, got more");
+    }
     if let Some(tensor) = value.read_lock::<Tensor>() {
         return Ok(Saved::Tensor(tensor.constant()));
     }
     if value.is_map() {
         let entries = option::convert::<Map>(value, place)?.into_iter();
-        let saved = entries.map(|(key, v)| Ok((key.to_string(), saved(v, &format!("{place}.{key}"))?)));
+        let saved = entries.map(|(key, v)| Ok((key.to_string(), saved(v, &format!("{place}.{key}"), deep + 1)?)));
         return Ok(Saved::Map(saved.collect::<Result<_>>()?));
     }
     if value.is_array() {
         let items = option::convert::<Array>(value, place)?.into_iter().enumerate();
-        return Ok(Saved::List(items.map(|(i, v)| saved(v, &format!("{place}[{i}]"))).collect::<Result<_>>()?));
+        let saved = items.map(|(i, v)| saved(v, &format!("{place}[{i}]"), deep + 1));
+        return Ok(Saved::List(saved.collect::<Result<_>>()?));
     }
     if let Ok(number) = value.as_float() {
         return Ok(Saved::Number(number));
@@ -199,8 +208,10 @@ pub mod run {
 
     /// Starts a run: makes its directory (`--out`, else `runs/<recipe>`) and writes down what it is made from.
     ///
-    /// A `seed` in the settings seeds all of the run's random streams. A directory with checkpoints made under other settings
-    /// is refused. A run with a `name` has a directory of its own inside that, with its own log and checkpoints.
+    /// A `seed` in the settings seeds all of the run's random streams. A directory that holds a training is taken up again only by the
+    /// same run: other settings, another text of the recipe, version, or content of a file that was read is an error that names it, and
+    /// `--resume-anyway` goes on and records it. A loop may become longer. No other process can start a run there meanwhile. A run with a
+    /// `name` has a directory of its own inside that, with its own log and checkpoints.
     ///
     /// ```rhai
     /// let run = start_run(#{ seed: 3 });
@@ -213,7 +224,7 @@ pub mod run {
     pub fn start_run(context: NativeCallContext, settings: Map, options: Map) -> RhaiResultOf<Run> {
         let session = Session::of(&context);
         let options = StartOptions::parse("start_run", options)?;
-        let path = session.request().script.clone();
+        let (path, anyway) = (session.request().script.clone(), session.request().resume_anyway);
         let source = session.source(context.call_source().unwrap_or_default()).unwrap_or_default();
         let seed = settings.get("seed").cloned().unwrap_or(Dynamic::from(0_i64));
         Ok(Run::start(Start {
@@ -223,6 +234,8 @@ pub mod run {
             settings: settings.iter().map(|(key, v)| (key.to_string(), setting(context.engine(), v))).collect(),
             seed: option::convert(seed, "start_run: `seed`")?,
             device: amscript_tensor::place::name(session.device()),
+            anyway,
+            inputs: session.planner().is_none(),
             console: session,
         })?)
     }
@@ -349,7 +362,8 @@ pub mod run {
 
     /// Saves what a closure returns, when a checkpoint is due: maps and arrays of tensors, numbers and texts.
     ///
-    /// Call it at the end of each step; the closure runs only when its value is needed. Random streams of the run are saved too.
+    /// Call it at the end of each step; the closure runs only when its value is needed. Random streams of the run are saved too. The
+    /// last two checkpoints are kept.
     ///
     /// ```rhai
     /// let run = start_run(#{});
@@ -361,12 +375,14 @@ pub mod run {
     pub fn checkpoint(context: NativeCallContext, run: Run, state: FnPtr, options: Map) -> RhaiResultOf<()> {
         if run.due(CheckpointOptions::parse("checkpoint", options)?.every) {
             let state: Dynamic = Callback::new(&context, "checkpoint", state).call(())?;
-            run.checkpoint(saved(state, "state")?)?;
+            run.checkpoint(saved(state, "state", 0)?)?;
         }
         Ok(())
     }
 
     /// What the last checkpoint in the run's directory holds, or `()` without one; `steps` then goes on behind it.
+    ///
+    /// One that is damaged is named and passed over.
     ///
     /// ```rhai
     /// let run = start_run(#{});

@@ -8,7 +8,9 @@ use amscript_base::bail;
 use amscript_base::context::Context;
 use amscript_base::error::{Error, Kind, Result};
 use amscript_base::memory;
+use amscript_base::text::visible;
 use amscript_reward::clip_encoder::ClipCache;
+use amscript_run::lock::Locks;
 use amscript_run::plan::Planner;
 use amscript_run::screen::{Images, Plot, Screen};
 use amscript_tensor::{Device, place};
@@ -18,7 +20,7 @@ use rhai::{AST, Dynamic, Engine, EvalAltResult, Map, NativeCallContext, ParseErr
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::Instant;
+use std::time::Duration;
 
 /// What the command line decided.
 #[derive(Clone)]
@@ -33,10 +35,14 @@ pub struct Request {
     pub device: Device,
     /// `--out`: the run directory.
     pub out: Option<PathBuf>,
+    /// `--resume-anyway`: a run goes on with what differs from what it began with.
+    pub resume_anyway: bool,
     /// `--models`: looked in first for weights.
     pub models: Option<PathBuf>,
-    /// Nothing runs past this.
-    pub deadline: Option<Instant>,
+    /// `--max-time`: what runs ends when so much has passed.
+    pub max_time: Option<Duration>,
+    /// Most operations of a script without a call of a native, for one that goes round for ever.
+    pub max_alone: Option<usize>,
     /// `--plan`: weights are not read, and the script ends where its first update would begin. The value says whether the
     /// device planned for is the CPU; that device need not be there.
     pub plan: Option<bool>,
@@ -52,8 +58,10 @@ impl Default for Request {
             seed: None,
             device: Device::Cpu,
             out: None,
+            resume_anyway: false,
             models: None,
-            deadline: None,
+            max_time: None,
+            max_alone: None,
             plan: None,
             screen: Screen::default(),
         }
@@ -86,24 +94,29 @@ pub struct Session {
     settings: Mutex<Option<Map>>,
     planner: Option<Planner>,
     registry: RwLock<Registry>,
+    locks: Locks,
     /// Rewards that are open, and the networks they share.
     pub clip_cache: ClipCache,
 }
 
 impl Session {
     pub fn new(request: Request, print: Printer) -> Self {
+        let context = Context::default();
+        request.max_time.into_iter().for_each(|time| context.interrupt.end_after(time));
+        request.max_alone.into_iter().for_each(|most| context.interrupt.end_alone(most));
         Self {
             planner: request.plan.map(Planner::new),
             device: request.device.clone(),
             request: RwLock::new(request),
             print,
-            context: Context::default(),
+            context,
             step: Mutex::default(),
             engine: OnceLock::new(),
             sources: Mutex::default(),
             functions: Mutex::default(),
             settings: Mutex::default(),
             registry: RwLock::default(),
+            locks: Locks::default(),
             clip_cache: ClipCache::default(),
         }
     }
@@ -151,21 +164,26 @@ impl Session {
         add(&mut self.registry.write())
     }
 
+    /// The run directories that are held.
+    pub fn locks(&self) -> &Locks {
+        &self.locks
+    }
+
     /// What is noted of a script that runs only to be planned.
     pub fn planner(&self) -> Option<&Planner> {
         self.planner.as_ref()
     }
 
-    /// Writes one line for the user.
+    /// Writes one line for the user, safe to show.
     pub fn print(&self, line: &str) {
-        (self.print)(line);
+        (self.print)(&visible(line));
     }
 
     /// Shows an image in the terminal, or writes it to a file and prints its path.
     pub fn show_image(&self, picture: &RgbImage) -> Result<()> {
         let screen = self.request().screen;
         if let Some(text) = screen.image(picture)? {
-            self.print(&text);
+            (self.print)(&text);
             return Ok(());
         }
         let what = format!("image of {} x {} pixels", picture.width(), picture.height());
@@ -181,7 +199,7 @@ impl Session {
 
     /// Shows a plot in the terminal.
     pub fn show_plot(&self, plot: &Plot) -> Result<()> {
-        self.print(&self.request().screen.plot(plot)?);
+        (self.print)(&self.request().screen.plot(plot)?);
         Ok(())
     }
 
@@ -224,14 +242,10 @@ impl Session {
         *self.step.lock()
     }
 
-    /// Errs when the user interrupted or the deadline passed; long native loops call it once per step.
+    /// Errs when the user interrupted or time is up; long native loops call it once per step.
     pub fn check(&self) -> Result<()> {
         self.context.interrupt.check()?;
-        memory::check()?;
-        if self.request().deadline.is_some_and(|deadline| Instant::now() > deadline) {
-            bail!(Limit, "the script ran past its time limit");
-        }
-        Ok(())
+        memory::check()
     }
 
     pub(super) fn attach(&self, engine: &Arc<Engine>) {

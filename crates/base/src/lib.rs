@@ -4,10 +4,12 @@ pub mod card;
 pub mod context;
 pub mod error;
 pub mod file;
+pub mod input;
 pub mod memory;
 pub mod profile;
 pub mod progress;
 pub mod terminal;
+pub mod text;
 #[cfg(feature = "rhai")]
 pub mod thrown;
 

@@ -5,12 +5,12 @@ use crate::qwen3::{Qwen3, Qwen3Config, RopeParameters};
 use amscript_align::flow::Condition;
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
+use amscript_base::file::write_whole;
 use amscript_base::memory;
 use amscript_base::progress::Progress;
 use amscript_nn::cost::Part;
-use amscript_nn::files::write_whole;
 use amscript_nn::source::Folder;
-use amscript_nn::tokenizer::Tokenizer;
+use amscript_nn::tokenizer::{Tokenizer, warn_of_cut};
 use amscript_nn::weights::Weights;
 use amscript_tensor::{D, DType, Device, Rng, Tensor};
 use parking_lot::Mutex;
@@ -232,6 +232,7 @@ impl TextEncoder {
         memory::room(memory::bytes(&[self.tokens, 64], size_of::<f32>()), || {
             format!("{} tokens of a prompt", self.tokens)
         })?;
+        warn_of_cut(prompt, ids.len(), self.tokens);
         ids.truncate(self.tokens);
         let length = ids.len();
         ids.resize(self.tokens, self.padding);

@@ -5,15 +5,15 @@ use crate::head::{HIDDEN, Head};
 use crate::open::{ANTIALIAS, CROP, Opener, Opening, RESIZE, TOKENIZER};
 use crate::{Batch, Reward, RewardModel};
 use amscript_base::bail;
-use amscript_base::error::{Error, Kind, Result, warn_once};
+use amscript_base::error::{Error, Kind, Result};
+use amscript_base::file::write_whole;
 use amscript_nn::bert::{self, Bert};
 use amscript_nn::cost::Part;
-use amscript_nn::files::write_whole;
 use amscript_nn::module::Module;
 use amscript_nn::opener::Found;
 use amscript_nn::preprocess::Preprocess;
 use amscript_nn::source::{Folder, Sources};
-use amscript_nn::tokenizer::Tokenizer;
+use amscript_nn::tokenizer::{Tokenizer, warn_of_cut};
 use amscript_nn::vit::{Activation, TIMM, TowerConfig, Vit};
 use amscript_nn::weights::Weights;
 use amscript_tensor::{DType, Device, Rng, Tensor, op};
@@ -179,9 +179,7 @@ impl ImageReward {
     fn tokens(&self, prompt: &str) -> Result<Vec<u32>> {
         let mut ids = self.tokenizer.ids(prompt, true)?;
         if let (Some(end), true) = (ids.last().copied(), ids.len() > TOKENS) {
-            let start: String = prompt.chars().take(40).collect();
-            let text = format!("prompts over {TOKENS} tokens are cut; the first has {}: `{start}..`", ids.len());
-            warn_once(&format!("prompts over {TOKENS}"), &text);
+            warn_of_cut(prompt, ids.len(), TOKENS);
             ids.truncate(TOKENS - 1);
             ids.push(end);
         }

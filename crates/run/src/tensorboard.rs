@@ -6,6 +6,8 @@ use super::log::{PROFILE, Values};
 use super::record::file_error;
 use super::report::{reading::Reading, strip};
 use amscript_base::error::Result;
+use amscript_base::file;
+use amscript_nn::data::image;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
@@ -44,7 +46,7 @@ fn write_run(run: &Reading, folder: &Path) -> Result<PathBuf> {
         }
     }
     let path = folder.join(FILE);
-    let written = std::fs::create_dir_all(folder).and_then(|()| amscript_nn::files::write_whole(&path, &bytes));
+    let written = std::fs::create_dir_all(folder).and_then(|()| amscript_base::file::write_whole(&path, &bytes));
     written.map_err(|e| file_error(&path, "write", &e).within("report: --tensorboard"))?;
     Ok(path)
 }
@@ -63,8 +65,8 @@ fn scalars(values: &Values) -> Vec<(String, Value)> {
 }
 
 fn picture(path: &Path) -> std::io::Result<(u32, u32, Vec<u8>)> {
-    let bytes = std::fs::read(path)?;
-    let image = image::load_from_memory(&bytes).map_err(std::io::Error::other)?;
+    let bytes = file::read_within(path, image::MAX_FILE)?;
+    let image = image::decode(&bytes).map_err(std::io::Error::other)?;
     Ok((image.height(), image.width(), bytes))
 }
 

@@ -10,6 +10,7 @@ struct Person {
     lines: Lock<Vec<String>>,
     stop: AtomicBool,
     running: AtomicBool,
+    locks: Locks,
 }
 
 impl Console for Person {
@@ -22,17 +23,21 @@ impl Console for Person {
     fn finish_steps(&self, running: bool) {
         self.running.store(running, Relaxed);
     }
+    fn locks(&self) -> &Locks {
+        &self.locks
+    }
     fn begin_step(&self, _step: Option<usize>) {}
 }
 
 struct Desk {
     folder: tempfile::TempDir,
     person: Arc<Person>,
+    anyway: bool,
 }
 
 impl Desk {
     fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap(), person: Arc::default() }
+        Self { folder: tempfile::tempdir().unwrap(), person: Arc::default(), anyway: false }
     }
 
     fn start(&self, steps: i64) -> Result<Run> {
@@ -48,6 +53,8 @@ impl Desk {
             seed: 7,
             device: "cpu".into(),
             console: self.person.clone(),
+            anyway: self.anyway,
+            inputs: true,
         })
     }
 

@@ -15,7 +15,7 @@ mod settings;
 pub mod strip;
 
 use super::record::{file_error, write_text};
-use amscript_base::{bail, error::Result};
+use amscript_base::{bail, error::Result, file};
 use markup::{Html, folded, tag, text, word};
 use reading::Reading;
 use sha2::{Digest, Sha256};
@@ -85,7 +85,7 @@ impl Report {
     /// Writes the page, whole or not at all; only an older report is replaced. Gives what was left out.
     pub fn write(&self, path: &Path) -> Result<Vec<String>> {
         if path.exists() {
-            let start = std::fs::read(path).map_err(|e| file_error(path, "read", &e).within("report"))?;
+            let start = file::read_within(path, u64::MAX).map_err(|e| file_error(path, "read", &e).within("report"))?;
             if !start.starts_with(MARK.as_bytes()) {
                 bail!(File, "report: `{}` exists and is no report", path.display(); hint: "give another file with `--out`");
             }

@@ -3,7 +3,9 @@
 use super::markup::{Html, folded, single, tag, text, word};
 use super::reading::Reading;
 use super::strip::{self, Shot, Strip};
-use image::{ImageReader, RgbImage, codecs::jpeg::JpegEncoder, imageops};
+use amscript_base::file;
+use amscript_nn::data::image::{MAX_FILE, decode};
+use image::{codecs::jpeg::JpegEncoder, imageops};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -82,14 +84,12 @@ fn spread(n: usize, most: usize) -> Vec<usize> {
 
 /// The image in at most so many bytes: the file itself, or a JPEG of the largest size that fits.
 fn embed(path: &Path, most: usize) -> Result<Inside, String> {
-    let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
-    let reader = ImageReader::new(std::io::Cursor::new(&bytes)).with_guessed_format().map_err(|e| e.to_string())?;
-    let format = reader.format();
-    let image: RgbImage = reader.decode().map_err(|e| e.to_string())?.to_rgb8();
+    let bytes = file::read_within(path, MAX_FILE).map_err(|e| e.to_string())?;
+    let image = decode(&bytes).map_err(|e| e.message)?;
     let size @ (width, height) = image.dimensions();
     let longest = width.max(height);
     if bytes.len() <= most.min(BYTES / 40) && longest <= SIDES[0] {
-        let kind = if format == Some(image::ImageFormat::Jpeg) { "image/jpeg" } else { "image/png" };
+        let kind = if bytes.starts_with(b"\xff\xd8") { "image/jpeg" } else { "image/png" };
         return Ok(Inside { kind, bytes, size, scaled: None });
     }
     for side in SIDES {
@@ -138,6 +138,7 @@ fn row(strip: &Strip, shots: Vec<Html>, prompts: Option<&[String]>, several: boo
 #[cfg(test)]
 mod tests {
     use super::*;
+    use image::RgbImage;
 
     #[test]
     fn a_strip_is_thinned_evenly() {

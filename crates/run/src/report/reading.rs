@@ -1,9 +1,9 @@
 //! A run as its folder tells it: what is damaged or missing is noted, and the rest is read.
 
 use crate::folder;
-use crate::log::{self, Values};
+use crate::log::{Lines, Values};
 use crate::progress::span;
-use crate::record::{file_error, read_json};
+use crate::record::read_json;
 use amscript_base::{bail, error::Result};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -67,7 +67,10 @@ impl Reading {
     pub fn of(folder: &Path, name: String) -> Self {
         let mut notes = Vec::new();
         let record = json(&folder.join("run.json"), &mut notes).unwrap_or_default();
-        let lines = lines(&folder.join("metrics.jsonl"), &mut notes);
+        let log = Lines::read(&folder.join("metrics.jsonl"));
+        notes.extend(log.notes);
+        let mut lines = log.read;
+        lines.sort_by_key(|(step, _)| *step);
         let result = json(&folder.join("result.json"), &mut notes);
         let state = state(folder, &record, &lines, result.as_ref());
         let notes = notes.into_iter().map(|note| note.replace(&format!("{}/", folder.display()), "")).collect();
@@ -85,42 +88,6 @@ fn json(path: &Path, notes: &mut Vec<String>) -> Option<Value> {
         return None;
     }
     read_json(path).map_err(|e| notes.push(e.message)).ok()
-}
-
-/// The lines of a log that can be read; the others are counted and the first few named.
-fn lines(path: &Path, notes: &mut Vec<String>) -> Vec<(usize, Values)> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Vec::new(),
-        Err(e) => {
-            notes.push(file_error(path, "read", &e).message);
-            return Vec::new();
-        }
-    };
-    let text = String::from_utf8_lossy(&bytes);
-    let (mut read, mut damaged) = (Vec::new(), Vec::new());
-    for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        match serde_json::from_str(line).ok().and_then(log::parse) {
-            Some(values) => read.push(values),
-            None => damaged.push(i + 1),
-        }
-    }
-    // a line that is being written, or was when the run was killed
-    let last = text.lines().count();
-    if !text.ends_with('\n') && damaged.last() == Some(&last) {
-        damaged.pop();
-        notes.push(format!(
-            "metrics.jsonl: its last line, {last}, is cut and left out; the lines before it are all here"
-        ));
-    }
-    if !damaged.is_empty() {
-        let named: Vec<String> = damaged.iter().take(5).map(usize::to_string).collect();
-        let more = if damaged.len() > named.len() { ", .." } else { "" };
-        let (n, lines) = (damaged.len(), named.join(", "));
-        notes.push(format!("metrics.jsonl: {n} damaged and left out (line {lines}{more}), {} read", read.len()));
-    }
-    read.sort_by_key(|(step, _)| *step);
-    read
 }
 
 /// Where a run stands: at its end, or how far its log goes.
