@@ -117,7 +117,7 @@ impl Op<3> for Conv2d {
         self.work([inputs[0], inputs[1], None], result) * times as f64 + bias
     }
 
-    /// Patches on a card; on the processor images split by a stride, or tiles, for patches are a few lines'.
+    /// Patches on a card; on the processor images split by a stride, or Winograd's kernels, for patches and tiles are a few lines'.
     fn scratch(&self, on: Backend, [x, weight, _]: Inputs<3>) -> usize {
         let (Some(x), Some(weight)) = (x, weight) else { return 0 };
         let Ok(z) = self.sizes(x.dims(), weight.dims()) else { return 0 };

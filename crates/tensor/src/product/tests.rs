@@ -1,9 +1,10 @@
 use super::tile::kinds;
 use super::*;
+use crate::kernel::data;
 use crate::{Device, Rng};
 
 fn numbers(len: usize, seed: u64) -> Vec<f32> {
-    Rng::new(seed).normal(&[len], DType::F32, &Device::Cpu).unwrap().to_vec1().unwrap()
+    data(Rng::new(seed).normal(&[len], DType::F32, &Device::Cpu).unwrap().array()).unwrap().to_vec()
 }
 
 /// `begin + sum of factor A B`, in f64.

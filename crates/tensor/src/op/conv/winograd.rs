@@ -17,9 +17,9 @@ pub fn fits(z: &ConvShape) -> bool {
     (z.kh, z.kw, z.stride) == (3, 3, 1) && channels(z.inner) && channels(z.outer) && z.batch * z.pixels() >= 512
 }
 
-/// Numbers of kernels and tiles that are held for a time.
+/// Numbers of transformed kernels, as they are made and as they are packed; a thread's tiles are few.
 pub fn scratch(z: &ConvShape) -> usize {
-    32 * z.inner * z.outer + rayon::current_num_threads() * HELD
+    32 * z.inner * z.outer
 }
 
 /// `out [batch, outer, oh, ow]`, a bias for each channel included.
