@@ -131,6 +131,10 @@ def judge_path(work, case):
     return ASSETS / "tiny/pickscore" if CASES[case][1] is None else work / "clip-b32"
 
 
+def judge_settings(work, case):
+    return dict(judge=judge_path(work, case), kind="pickscore" if CASES[case][1] is None else "clipscore")
+
+
 def judge(work, case, texts):
     """Scores `[batch]` of images in [0, 1], texts encoded beforehand; PickScore's for the tiny model, CLIPScore's for the other."""
     from transformers import CLIPModel
@@ -388,7 +392,7 @@ def run(command, folder):
 
 
 def ours(binary, work, case, names, repeats, **changed):
-    settings = dict(name=case, folder=folder(work, case), judge=judge_path(work, case), batch=CASES[case][2], steps=CASES[case][3],
+    settings = dict(name=case, folder=folder(work, case), **judge_settings(work, case), batch=CASES[case][2], steps=CASES[case][3],
                     methods=json.dumps(names), repeats=repeats, scale=SCALE, rank=RANK) | changed
     given = sum([["--set", f"{k}={v}"] for k, v in settings.items()], [])
     return run([binary, HERE / "updates.rhai", *given], work)
@@ -496,7 +500,7 @@ def laws(o):
 def operations(binary, work, case, name):
     """Operations of an update, by `--plan`."""
     command = [binary, "run", HERE / "updates.rhai", "--plan"]
-    settings = dict(name=case, folder=folder(work, case), judge=judge_path(work, case), batch=CASES[case][2], steps=CASES[case][3],
+    settings = dict(name=case, folder=folder(work, case), **judge_settings(work, case), batch=CASES[case][2], steps=CASES[case][3],
                     methods=json.dumps([name]), scale=SCALE, rank=RANK)
     text = subprocess.run([*command, *sum([["--set", f"{k}={v}"] for k, v in settings.items()], [])], check=True, capture_output=True, text=True, cwd=work).stdout
     number, unit = re.search(r"an update\s+([\d.]+) (\w)FLOP", text).groups()
