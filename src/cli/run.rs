@@ -60,10 +60,13 @@ pub fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
     if arguments.profile {
         session.measure();
     }
-    let code = on_large_stack(move || execute(session, &source.name, &source.text))?;
-    if let Some(found) = context.profile.finish() {
-        note(&format!("\n{}\n", super::profile::text(&found)));
-    }
+    let code = on_large_stack(move || {
+        let code = execute(session, &source.name, &source.text)?;
+        if let Some(found) = context.profile.finish() {
+            note(&format!("\n{}\n\n{}\n", super::profile::text(&found), super::profile::machine()?));
+        }
+        Ok(code)
+    })?;
     if code == ExitCode::SUCCESS {
         lines.end()?;
     }

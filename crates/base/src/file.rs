@@ -50,8 +50,8 @@ impl Disk {
     }
 
     fn has_room(&self, folder: &Path) -> Result<()> {
-        match (self.spared.get(), free(folder)) {
-            (Some(spared), Some(free)) if free < *spared => Err(Error::new(
+        match self.spared.get().and_then(|spared| Some((spared, free(folder)?))) {
+            Some((spared, free)) if free < *spared => Err(Error::new(
                 ErrorKind::StorageFull,
                 format!("the disk has {free} bytes left, and {spared} are to stay free; `--min-free` says how many"),
             )),
