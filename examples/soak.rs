@@ -44,7 +44,7 @@ const SMALL: [&str; 9] = [
     "steps=4",
     "rank=2",
     "watch=[]",
-    "samples=0",
+    "panel=0",
     "test_prompts=1",
     "images_per_prompt=2",
 ];

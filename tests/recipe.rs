@@ -16,17 +16,59 @@ fn flux_ode_am_leaves_a_run_and_repeats_to_the_byte() {
     for name in ["run.json", "metrics.jsonl", "result.json", "curves.png", "lora.safetensors", "images"] {
         assert!(first.join(name).exists(), "{name} in {:?}", first.read_dir().unwrap().collect::<Vec<_>>());
     }
-    assert_eq!(std::fs::read_to_string(first.join("metrics.jsonl")).unwrap().lines().count(), 2);
     assert!(first.join("images/samples-000002.txt").exists() && first.join("report.html").exists());
     let log = std::fs::read_to_string(first.join("metrics.jsonl")).unwrap();
-    assert!(log.lines().all(|line| line.contains("\"intensity\":[")), "{log}");
-    // samples are drawn at noise of their own
-    run("scripts/flux_ode_am.rhai", &second, &[&SMALL[..], &["samples=0"]].concat());
+    let with = |word: &str| log.lines().filter(|line| line.contains(word)).count();
+    assert_eq!((log.lines().count(), with("\"intensity\":[")), (3, 2), "{log}");
+    // the base and the policy after the last update, on the same panel
+    for name in ["reward", "clip", "oracle", "diversity"] {
+        assert_eq!(with(&format!("\"panel {name}\":[")), 2, "{log}");
+    }
+    assert!(log.starts_with("{\"step\":0,\"panel ") && with("\"panel drift\":") == 1, "{log}");
+    assert!(printed.contains("panel reward") && !printed.contains("step 0 "), "{printed}");
+    // the panel has noise of its own
+    run("scripts/flux_ode_am.rhai", &second, &[&SMALL[..], &["panel=0"]].concat());
     assert!(!second.join("images/samples-000002.png").exists());
     let lora = |run: &Path| std::fs::read(run.join("lora.safetensors")).unwrap();
     assert!(lora(&first) == lora(&second), "the same seed gives the same LoRA");
     run("scripts/flux_ode_am.rhai", &folder.path().join("third"), &[&SMALL[..], &["seed=1"]].concat());
     assert!(lora(&first) != lora(&folder.path().join("third")), "another seed gives another LoRA");
+}
+
+/// Trained for brightness and watched for darkness, which is the same the other way round.
+const BRIGHT: &str = r#"
+    import "stdlib/experiment" as experiment;
+    let s = experiment::settings(#{
+        watch: [], reward_scale: 2e3, iterations: 12, steps: 4, rank: 2, test_prompts: 8, images_per_prompt: 2, panel_every: 3,
+    });
+    let experiment = experiment::open(s);
+    let bright = scripted_reward(|images, prompts| images.mean([1, 2, 3]));
+    experiment.reward_model = bright;
+    experiment.rewards = #{ reward: bright, dark: -1.0 * bright };
+    experiment::train(experiment, start_run(s), adjoint_matching(#{ grid: uniform(4), truncate: last(2) }));"#;
+
+#[test]
+fn a_drift_is_told_and_may_end_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = folder.path().join("bright.rhai");
+    std::fs::write(&script, BRIGHT).unwrap();
+    let steps = |out: &str, set: &[&str]| {
+        let out = folder.path().join(out);
+        let printed = run(script.to_str().unwrap(), &out, set);
+        assert!(printed.contains("drift at step") && printed.contains("dark"), "{printed}");
+        let log = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+        serde_json::from_str::<serde_json::Value>(log.lines().last().unwrap()).unwrap()["step"].as_u64().unwrap()
+    };
+    assert_eq!(steps("on", &[]), 12);
+    let last = steps("stopped", &["stop_on_drift=true"]);
+    assert!(last < 12, "{last}");
+    // behind its checkpoint too
+    std::fs::remove_file(folder.path().join("stopped/result.json")).unwrap();
+    let again = run(script.to_str().unwrap(), &folder.path().join("stopped"), &["stop_on_drift=true"]);
+    assert!(
+        again.contains(&format!("resuming after step {last}")) && !again.contains(&format!("step {}", last + 1)),
+        "{again}"
+    );
 }
 
 #[test]
@@ -108,7 +150,7 @@ fn every_method_leaves_a_run() {
 #[test]
 fn every_policy_method_leaves_a_run() {
     let folder = tempfile::tempdir().unwrap();
-    let small = [&SMALL[..], &["watch=[\"tiny/clip\"]", "samples=0"]].concat();
+    let small = [&SMALL[..], &["watch=[\"tiny/clip\"]", "panel=0"]].concat();
     let recipes = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/policy")).unwrap();
     for recipe in recipes.map(|file| file.unwrap().path()) {
         let (name, out) =

@@ -236,8 +236,7 @@ fn another_run_is_named_and_goes_on_only_if_told() {
     let desk = Desk::new(&script);
     let tensors = |desk: &Desk, x: f32| {
         let tensor = amscript::tensor::Tensor::new(&[x], &amscript::tensor::Device::Cpu).unwrap();
-        amscript::tensor::file::save(&std::collections::HashMap::from([("w", tensor)]), desk.at("w.safetensors"))
-            .unwrap();
+        amscript::nn::archive::write(&desk.at("w.safetensors"), [("w", &tensor)], &Default::default()).unwrap();
     };
     let reset = || {
         desk.write("s.rhai", &script);
@@ -409,7 +408,7 @@ fn a_script_may_have_any_name() {
 #[test]
 fn every_recipe_can_begin_from_a_lora() {
     let desk = Desk::new("");
-    let small = ["batch=1", "steps=3", "test_prompts=1", "images_per_prompt=2", "watch=[]", "samples=0", "every=100"];
+    let small = ["batch=1", "steps=3", "test_prompts=1", "images_per_prompt=2", "watch=[]", "panel=0", "every=100"];
     let run = |recipe: &str, out: &str, set: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_amscript"));
         command.current_dir(desk.0.path()).args([recipe, "--out", out]);

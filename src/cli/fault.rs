@@ -10,8 +10,10 @@ use std::process::ExitCode;
 pub fn render(error: &Error, source: impl Fn(&str) -> Option<String>) -> String {
     let mut out = format!("error: {}\n", error.message);
     let mut places = error.trace.iter().filter(|p| p.line > 0);
+    // beside the flag that would give it more rights stands no text of a recipe, which could say what it likes
+    let refusal = error.kind == Kind::Permission;
     if let Some(place) = places.next() {
-        out += &excerpt(place, source(&place.source).as_deref());
+        out += &excerpt(place, source(&place.source).filter(|_| !refusal).as_deref());
         let mut inside = &place.function;
         for caller in places {
             let what = inside.as_deref().unwrap_or("script");

@@ -25,17 +25,21 @@ pub struct Recipe {
 impl Recipe {
     /// The beginning of its head, to the first stop.
     pub fn line(&self) -> String {
-        let head = self.text.lines().map_while(|line| line.strip_prefix("//!"));
-        let head = head.map(str::trim).take_while(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
-        let ends =
-            [". ", "? ", ": ", "; "].iter().filter_map(|end| head.find(end).map(|i| i + usize::from(*end == "? ")));
-        let end = ends.filter(|end| *end >= 20).min().unwrap_or(head.len());
-        head[..end].trim_end_matches('.').into()
+        headline(self.text)
     }
 
     fn folder(&self) -> &str {
         self.name.rsplit_once('/').map_or("", |(folder, _)| folder)
     }
+}
+
+/// The beginning of a script's head, to the first stop.
+pub fn headline(text: &str) -> String {
+    let head = text.lines().map_while(|line| line.strip_prefix("//!"));
+    let head = head.map(str::trim).take_while(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+    let ends = [". ", "? ", ": ", "; "].iter().filter_map(|end| head.find(end).map(|i| i + usize::from(*end == "? ")));
+    let end = ends.filter(|end| *end >= 20).min().unwrap_or(head.len());
+    head[..end].trim_end_matches('.').into()
 }
 
 /// All of them: methods first, then folder by folder.

@@ -2,13 +2,16 @@
 
 use super::output::{self, Lines};
 use super::recipe::{self, Source};
-use super::{RunArgs, SessionArgs, fault};
+use super::{RunArgs, ScriptArgs, SessionArgs, fault, lock};
+use crate::script::header::Header;
 use crate::script::session::{Printer, Request};
 use crate::script::{Host, Session};
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
-use amscript_base::memory;
+use amscript_base::permissions::resolved;
 use amscript_base::terminal::note;
+use amscript_base::{file, memory};
+use amscript_nn::digest;
 use amscript_run::screen::Screen;
 use amscript_tensor::{Device, place};
 use std::path::{Path, PathBuf};
@@ -31,7 +34,8 @@ const ECHO: Duration = Duration::from_millis(100);
 
 /// `amscript run`.
 pub fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
-    let (mut request, name, text) = prepare(&arguments)?;
+    let (mut request, source) = prepare(&arguments.script, arguments.plan)?;
+    let frozen = arguments.frozen.then(|| lock::frozen(&source, &request)).transpose()?;
     // what a planned script writes is thrown away
     let draft = arguments.plan.then(tempfile::tempdir).transpose();
     let draft = draft.map_err(|e| Error::new(Kind::File, format!("--plan: no temporary folder: {e}")))?;
@@ -43,11 +47,21 @@ pub fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
     };
     let session = Session::new(request, printer);
     let context = session.context().clone();
+    if let Some(files) = frozen {
+        let own = std::path::absolute(session.run_folder());
+        let own = own.map_err(|e| Error::new(Kind::File, format!("--frozen: no folder of the run: {e}")))?;
+        context.inputs.keep_to(files, resolved(&own, true));
+    }
+    context.made_from("amscript", env!("CARGO_PKG_VERSION"));
+    context.made_from("recipe", &digest::hash(source.text.as_bytes()));
+    if let Some(lock) = lock::hash(&source) {
+        context.made_from("lock", &lock);
+    }
     if arguments.profile {
         session.measure();
     }
     let code = on_large_stack(move || {
-        let code = execute(session, &name, &text)?;
+        let code = execute(session, &source.name, &source.text)?;
         if let Some(found) = context.profile.finish() {
             note(&format!("\n{}\n\n{}\n", super::profile::text(&found), super::profile::machine()?));
         }
@@ -109,14 +123,16 @@ fn fail(error: &Error, session: &Session) -> ExitCode {
 }
 
 /// Everything that can be known to be wrong before the script runs.
-fn prepare(arguments: &RunArgs) -> Result<(Request, String, String)> {
-    let Source { path: script, name, text } = recipe::read(&arguments.script)?;
-    if let Some(out) = arguments.session.out.as_ref().filter(|_| !arguments.plan) {
+pub fn prepare(arguments: &ScriptArgs, plan: bool) -> Result<(Request, Source)> {
+    let source = recipe::read(&arguments.script)?;
+    let allow = arguments.allow.rights();
+    Header::read(&source.text)?.allowed(&allow)?;
+    if let Some(out) = arguments.session.out.as_ref().filter(|_| !plan) {
         try_writing(out)?;
     }
-    let mut request = request(&arguments.session, arguments.plan)?;
-    request.script = script;
-    Ok((request, name, text))
+    let mut request = request(&arguments.session, plan)?;
+    (request.script, request.allow) = (source.path.clone(), allow);
+    Ok((request, source))
 }
 
 /// What the command line decided, for a script that is run, planned or typed.
@@ -124,18 +140,20 @@ pub fn request(arguments: &SessionArgs, plan: bool) -> Result<Request> {
     if let Some(bytes) = arguments.max_memory.or_else(memory::free) {
         memory::set_bound(bytes);
     }
+    let out = arguments.out.as_deref().unwrap_or(Path::new("."));
     Ok(Request {
-        script: None,
         overrides: arguments.set.clone(),
         seed: arguments.seed,
         device: if plan { Device::Cpu } else { device(arguments.device.as_deref())? },
         out: arguments.out.clone(),
         resume_anyway: arguments.resume_anyway,
         models: models_folder(arguments.models.as_deref())?,
+        min_free: arguments.min_free.map(|bytes| bytes as u64).or_else(|| Some(file::free(out)? / 10)),
         max_time: arguments.max_time,
         max_alone: arguments.max_time.is_none().then_some(MAX_ALONE),
         screen: Screen::detect()?,
         plan: plan.then(|| wanted(arguments.device.as_deref()).is_none_or(|name| name == "cpu")),
+        ..Request::default()
     })
 }
 

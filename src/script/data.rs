@@ -47,7 +47,10 @@ pub mod data {
         if prompts::NAMES.contains(&name) {
             return Ok(Prompts::open(name)?);
         }
-        let path = Session::of(&context).readable(name).map_err(|e| prompts::hint(e.within("prompts")))?;
+        let path = Session::of(&context).readable(name).map_err(|e| match e.kind {
+            Kind::Missing => prompts::hint(e.within("prompts")),
+            _ => e.within("prompts"),
+        })?;
         Ok(Prompts::read(&path)?)
     }
 

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::options;
+use amscript_base::input;
 use amscript_nn::data::image as pictures;
 use amscript_tensor::Tensor;
 
@@ -38,6 +39,7 @@ pub mod image {
     pub fn load_image(context: NativeCallContext, path: &str) -> RhaiResultOf<Tensor> {
         let session = Session::of(&context);
         let file = session.readable(path).map_err(|e| e.within("load_image"))?;
+        input::note(&file).map_err(|e| Error::new(Kind::File, format!("load_image: {path}: {e}")))?;
         Ok(pictures::load(&file)?.to_device(session.device())?)
     }
 

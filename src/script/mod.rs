@@ -45,9 +45,11 @@ mod files;
 pub mod flow;
 pub mod grad;
 mod guard;
+pub mod header;
 pub mod help;
 pub mod image;
 pub mod import;
+pub mod judge;
 pub mod language;
 pub mod method;
 pub mod metric;
@@ -221,6 +223,7 @@ pub const CHAPTERS: &[Chapter] = &[
         "clip_reward" => reward::ClipOptions,
         "image_reward" => reward::ImageRewardOptions,
     ),
+    chapter!(judge, "Rewards that a server or a program gives.", "judge" => judge::JudgeOptions),
     chapter!(data, "Prompt sets, the shapes world and its oracle."),
     chapter!(
         image,

@@ -72,7 +72,8 @@ fn open_flow(context: &NativeCallContext, name: &str, options: Map) -> Result<Fl
         options: own,
         trace: session.planner().map(|planner| planner.trace.clone()),
     };
-    let flow = open_of(&families, name, &session.sources(), &choices, session.device())?;
+    let place = registry::model_place(name.into(), &session).map_err(|e| e.within("flow"))?;
+    let flow = open_of(&families, &place, &session.sources(), &choices, session.device())?;
     if let Some(planner) = session.planner() {
         planner.opens(flow.parts()?);
     }

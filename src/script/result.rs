@@ -3,6 +3,7 @@
 use super::run::numbers;
 use super::*;
 use crate::options;
+use amscript_base::file;
 use amscript_run::log::{self, Lines};
 use amscript_run::{Row, Run, Table, folder, record};
 use amscript_tensor::Tensor;
@@ -58,7 +59,7 @@ fn write(context: &NativeCallContext, table: &Table, path: &str) -> Result<()> {
 }
 
 /// JSON as script values; what is missing is not a number.
-fn value(json: &Value) -> Dynamic {
+pub fn value(json: &Value) -> Dynamic {
     match json {
         Value::Null => f64::NAN.into(),
         Value::Bool(b) => (*b).into(),
@@ -72,7 +73,7 @@ fn value(json: &Value) -> Dynamic {
 /// The folder of a run that is to be read.
 fn place(context: &NativeCallContext, function: &str, folder: &str) -> Result<PathBuf> {
     let path = Session::of(context).readable(folder).map_err(|e| e.within(function))?;
-    match path.join("run.json").exists() {
+    match file::exists(&path.join("run.json")) {
         true => Ok(path),
         false => {
             let message = format!("{function}: \"{folder}\" holds no run.json");
@@ -183,7 +184,8 @@ pub mod result {
         let path = place(&context, "read_run", folder)?;
         let settings = record::read_json(&path.join("run.json"))?["settings"].take();
         let finished = path.join("result.json");
-        let found = if finished.exists() { value(&record::read_json(&finished)?["measures"]) } else { Dynamic::UNIT };
+        let found =
+            if file::exists(&finished) { value(&record::read_json(&finished)?["measures"]) } else { Dynamic::UNIT };
         let lines = Lines::read(&path.join("metrics.jsonl")).read;
         let series = log::series(&lines).into_iter().map(|series| {
             let (x, y): (Array, Array) = series.points.iter().map(|p| (Dynamic::from(p.0), Dynamic::from(p.1))).unzip();

@@ -9,7 +9,7 @@ use amscript_nn::module::Module as _;
 use amscript_run::checkpoint::DEEPEST;
 use amscript_run::lock::Locks;
 use amscript_run::progress::Counter;
-use amscript_run::{Console, Recipe, Saved, Start, Steps as Iterating};
+use amscript_run::{Console, Recipe, Saved, Start, Steps as Iterating, Values};
 use amscript_tensor::{Stream, Tensor, show as text};
 use parking_lot::Mutex;
 use serde_json::Value;
@@ -35,7 +35,8 @@ impl Console for Session {
         Session::print(self, line);
     }
     fn stop_requested(&self) -> bool {
-        self.context().interrupt.asked()
+        let slice = self.request().slice;
+        self.context().interrupt.asked() || slice.is_some_and(|n| self.step().is_some_and(|step| step + 1 >= n))
     }
     fn finish_steps(&self, running: bool) {
         self.context().interrupt.finish_steps(running);
@@ -88,6 +89,11 @@ pub(super) fn numbers(value: Dynamic, place: &str) -> Result<Vec<f64>> {
         true => option::list(option::convert(value, place)?, place),
         false => Ok(vec![option::convert(value, place)?]),
     }
+}
+
+fn logged(values: Map) -> Result<Values> {
+    let named = |(name, v): (rhai::Identifier, Dynamic)| Ok((name.to_string(), numbers(v, &format!("log: `{name}`"))?));
+    values.into_iter().map(named).collect()
 }
 
 /// A setting as JSON; values that JSON lacks as text.
@@ -271,11 +277,30 @@ pub mod run {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn log(run: Run, values: Map) -> RhaiResultOf<()> {
-        let named = values.into_iter().map(|(name, v)| {
-            let value = numbers(v, &format!("log: `{name}`"))?;
-            Ok((name.to_string(), value))
-        });
-        Ok(run.log(named.collect::<Result<_>>()?)?)
+        Ok(run.log(logged(values)?)?)
+    }
+
+    /// Logs numbers of another step than the one that is running, such as those of the base, step 0, when the first is done.
+    ///
+    /// ```rhai
+    /// let run = start_run(#{});
+    /// for i in run.steps(1) { run.log(#{ loss: 0.5 }, 0); run.log(#{ loss: 0.25 }); }
+    /// read_run(run.folder).log.loss.x   //=> [0.0, 1.0]
+    /// ```
+    #[rhai_fn(name = "log", return_raw)]
+    pub fn log_at(run: Run, values: Map, step: i64) -> RhaiResultOf<()> {
+        Ok(run.log_at(option::convert(step.into(), "log: step")?, logged(values)?)?)
+    }
+
+    /// Ends the run's loop, as at its end, after the step that is running.
+    ///
+    /// ```rhai
+    /// let run = start_run(#{});
+    /// for i in run.steps(9) { if i == 3 { run.stop(); } }
+    /// run.step   //=> 4
+    /// ```
+    pub fn stop(run: Run) {
+        run.stop();
     }
 
     /// Writes images into the run: `images/<name>-<step>.png`, a grid of a batch, or one image as it is.

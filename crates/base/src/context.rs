@@ -1,16 +1,17 @@
-//! What belongs to one host and is passed to nobody: the wish to stop, progress, profile, warnings, files read, and per thread what a
-//! layer keeps.
+//! What belongs to one host and is passed to nobody: the wish to stop, progress, profile, warnings, files read, what may be
+//! reached, and per thread what a layer keeps.
 //!
 //! A host enters its context while it works, so that two hosts in one process are apart; a thread that works for a host enters a clone.
 //! Outside of any host a thread has a context of its own.
 
 use crate::bail;
 use crate::error::Result;
+use crate::permissions::Permissions;
 use crate::{file::Disk, input::Inputs, profile::Recorder, progress::Board};
 use parking_lot::Mutex;
 use std::any::{Any, TypeId};
 use std::cell::RefCell;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -120,19 +121,30 @@ pub struct Shared {
     pub profile: Recorder,
     pub inputs: Inputs,
     pub disk: Disk,
+    /// What the files that are written say they were made from: names and values.
+    origin: Mutex<BTreeMap<String, String>>,
     /// Keys of the warnings that were shown.
     warned: Mutex<BTreeSet<String>>,
 }
 
-/// A host's context; clones share it.
-#[derive(Clone, Default)]
-pub struct Context(Arc<Shared>);
+/// A host's context; clones share it. The default may reach everything.
+#[derive(Clone)]
+pub struct Context {
+    shared: Arc<Shared>,
+    permissions: Arc<Permissions>,
+}
+
+impl Default for Context {
+    fn default() -> Self {
+        Self::new(Permissions::all())
+    }
+}
 
 impl std::ops::Deref for Context {
     type Target = Shared;
 
     fn deref(&self) -> &Shared {
-        &self.0
+        &self.shared
     }
 }
 
@@ -148,6 +160,29 @@ thread_local! {
 }
 
 impl Context {
+    /// That of a new host.
+    pub fn new(permissions: Permissions) -> Self {
+        Self { shared: Arc::default(), permissions: permissions.into() }
+    }
+
+    /// What may be reached.
+    pub fn permissions(&self) -> &Permissions {
+        &self.permissions
+    }
+
+    /// Runs `work` with other permissions, on this thread.
+    pub fn permitting<T>(permissions: Permissions, work: impl FnOnce() -> T) -> T {
+        struct Left(Arc<Permissions>);
+        impl Drop for Left {
+            fn drop(&mut self) {
+                SCOPE.with_borrow_mut(|scope| std::mem::swap(&mut scope.context.permissions, &mut self.0));
+            }
+        }
+        let within = |scope: &mut Scope| std::mem::replace(&mut scope.context.permissions, permissions.into());
+        let _left = Left(SCOPE.with_borrow_mut(within));
+        work()
+    }
+
     /// The context in which this thread works.
     pub fn current() -> Self {
         SCOPE.with_borrow(|scope| scope.context.clone())
@@ -161,11 +196,21 @@ impl Context {
                 drop(SCOPE.replace(self.0.take().unwrap_or_default()));
             }
         }
-        if Arc::ptr_eq(&Self::current().0, &self.0) {
+        if Arc::ptr_eq(&Self::current().shared, &self.shared) {
             return work();
         }
         let _left = Left(Some(SCOPE.replace(Scope { context: self.clone(), ..Scope::default() })));
         work()
+    }
+
+    /// Files that are written from now on say that they were made from this.
+    pub fn made_from(&self, name: &str, value: &str) {
+        self.origin.lock().insert(name.into(), value.into());
+    }
+
+    /// What files say they were made from.
+    pub fn origin(&self) -> BTreeMap<String, String> {
+        self.origin.lock().clone()
     }
 
     /// Whether nothing was noted under this key before.

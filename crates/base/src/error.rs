@@ -23,6 +23,7 @@ pub enum Kind {
     Numeric,
     Limit,
     File,
+    Permission,
     Interrupt,
     Internal,
 }
@@ -41,6 +42,7 @@ impl Kind {
             Kind::Numeric => "numeric",
             Kind::Limit => "limit",
             Kind::File => "file",
+            Kind::Permission => "permission",
             Kind::Interrupt => "interrupt",
             Kind::Internal => "internal",
         }

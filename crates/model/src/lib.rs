@@ -28,7 +28,7 @@ pub use parts::{Codec, Conditioner, Parts};
 use amscript_align::flow::{Condition, Steer, Steered, Velocity};
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
-use amscript_base::file::write_whole;
+use amscript_base::file;
 use amscript_base::profile::phase;
 use amscript_nn::cost::Part;
 use amscript_nn::module::Module;
@@ -193,14 +193,14 @@ impl Module for Flow {
         let file = folder.join(model.parts.names.file);
         let folder = file.parent().unwrap_or(folder);
         let refused = |e: std::io::Error| Error::new(Kind::File, format!("save: {}: {e}", folder.display()));
-        std::fs::create_dir_all(folder).map_err(refused)?;
+        file::make_folder(folder).map_err(refused)?;
         model.weights.save(&file, dtype)?;
         let config = format!("{:#}\n", model.parts.config);
-        write_whole(&folder.join("config.json"), config.as_bytes()).map_err(refused)?;
+        file::write_whole(&folder.join("config.json"), config.as_bytes()).map_err(refused)?;
         match model.parts.prompts.classes() {
             [] => Ok(()),
             classes => {
-                write_whole(&folder.join("classes.txt"), (classes.join("\n") + "\n").as_bytes()).map_err(refused)
+                file::write_whole(&folder.join("classes.txt"), (classes.join("\n") + "\n").as_bytes()).map_err(refused)
             }
         }
     }

@@ -6,8 +6,8 @@ use crate::pickle;
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
 use amscript_base::file::{self, Draft};
-use amscript_base::memory;
 use amscript_base::progress::{self, Progress};
+use amscript_base::{input, memory};
 use amscript_tensor::{Array, DType, Device, Tensor};
 use memmap2::Mmap;
 use serde::{Deserialize, de};
@@ -61,7 +61,7 @@ impl Archive {
         let origin = path.display().to_string();
         let refused = |e: std::io::Error| Error::new(Kind::File, format!("{origin}: {e}"));
         let file = file::open(path).map_err(refused)?;
-        amscript_base::input::note(path);
+        input::note(path).map_err(refused)?;
         if file.metadata().map_err(refused)?.len() == 0 {
             bail!(File, "{origin}: expected a file of tensors, got 0 bytes");
         }

@@ -5,6 +5,7 @@ use crate::archive::Archive;
 use crate::digest;
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
+use amscript_base::file;
 use amscript_tensor::DType;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -186,9 +187,9 @@ fn size(folder: &Folder, name: &str) -> Result<u64> {
     let Some(path) = folder.path().map(|path| path.join(name)) else {
         return Ok(folder.bytes(name)?.len() as u64);
     };
-    match std::fs::metadata(&path) {
-        Ok(metadata) => Ok(metadata.len()),
-        Err(_) if path.is_symlink() => {
+    match file::size(&path) {
+        Ok(size) => Ok(size),
+        Err(_) if file::link(&path).is_ok() => {
             bail!(Missing, "what it links to is not there; a download may not have ended")
         }
         Err(e) => Err(Error::new(Kind::File, e.to_string())),
@@ -224,7 +225,8 @@ fn plain(error: &Error, folder: &Folder) -> String {
     error.message.replace(&format!("{}/", folder.origin()), "")
 }
 
-#[cfg(all(test, unix))]
+#[cfg(unix)]
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -9,6 +9,7 @@
 use crate::archive::{self, Archive};
 use crate::source::Folder;
 use amscript_base::bail;
+use amscript_base::context::Context;
 use amscript_base::error::{Error, Kind, Result, nearest};
 use amscript_base::file;
 use amscript_tensor::op::Lora;
@@ -228,7 +229,7 @@ pub fn read(path: &Path, names: &Names, dtype: DType, device: &Device) -> Result
 
 /// The file, or the one of adapters in a folder.
 fn file_of(path: &Path) -> Result<PathBuf> {
-    if !path.is_dir() {
+    if !file::is_folder(path) {
         return Ok(path.into());
     }
     let names = Folder::disk(path).names();
@@ -385,7 +386,8 @@ pub fn write(
             }
         }
     }
-    let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+    let mut metadata = Context::current().origin();
+    metadata.insert("format".into(), "pt".into());
     archive::write(path, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), &metadata)
 }
 

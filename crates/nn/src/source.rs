@@ -5,8 +5,9 @@ use crate::digest;
 use crate::weights::Weights;
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result, nearest, warn_once};
-use amscript_base::file;
+use amscript_base::file::{self, FileType};
 use amscript_base::progress::Progress;
+use amscript_base::{input, permissions};
 use amscript_tensor::{DType, Device};
 use include_dir::{Dir, include_dir};
 use serde::de::DeserializeOwned;
@@ -57,7 +58,7 @@ impl Folder {
 
     pub fn sub(&self, name: &str) -> Result<Self> {
         let found = match &self.place {
-            FolderRoot::Disk(path) => Some(path.join(name)).filter(|path| path.is_dir()).map(Self::disk),
+            FolderRoot::Disk(path) => Some(path.join(name)).filter(|path| file::is_folder(path)).map(Self::disk),
             FolderRoot::Embedded(dir) => {
                 dir.get_dir(dir.path().join(name)).map(|dir| Self { place: FolderRoot::Embedded(dir) })
             }
@@ -67,7 +68,7 @@ impl Folder {
 
     pub fn has(&self, name: &str) -> bool {
         match &self.place {
-            FolderRoot::Disk(path) => path.join(name).exists(),
+            FolderRoot::Disk(path) => file::exists(&path.join(name)),
             FolderRoot::Embedded(dir) => dir.contains(dir.path().join(name)),
         }
     }
@@ -75,12 +76,7 @@ impl Folder {
     /// Names of the files and folders in it, in order.
     pub fn names(&self) -> BTreeSet<String> {
         match &self.place {
-            FolderRoot::Disk(path) => path
-                .read_dir()
-                .into_iter()
-                .flatten()
-                .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-                .collect(),
+            FolderRoot::Disk(path) => names(path).collect(),
             FolderRoot::Embedded(dir) => {
                 dir.entries().iter().filter_map(|e| Some(e.path().file_name()?.to_str()?.to_string())).collect()
             }
@@ -91,9 +87,8 @@ impl Folder {
         match &self.place {
             FolderRoot::Disk(path) => {
                 let path = path.join(name);
-                let bytes = file::read(&path).map_err(|e| self.unread(name, e))?;
-                amscript_base::input::note(&path);
-                Ok(Cow::Owned(bytes))
+                let bytes = file::read(&path).and_then(|bytes| input::note(&path).map(|()| bytes));
+                bytes.map(Cow::Owned).map_err(|e| self.unread(name, e))
             }
             FolderRoot::Embedded(dir) => match dir.get_file(dir.path().join(name)) {
                 Some(file) => Ok(Cow::Borrowed(file.contents())),
@@ -110,7 +105,7 @@ impl Folder {
 
     pub fn archive(&self, name: &str) -> Result<Archive> {
         match (&self.place, self.bytes_if_embedded(name)) {
-            (FolderRoot::Disk(path), _) if path.join(name).exists() => Archive::open(&path.join(name)),
+            (FolderRoot::Disk(path), _) if file::is_file(&path.join(name)) => Archive::open(&path.join(name)),
             (_, Some(bytes)) => Archive::embedded(&format!("{}/{name}", self.origin()), bytes),
             _ => Err(self.lacks(name)),
         }
@@ -121,8 +116,7 @@ impl Folder {
         let FolderRoot::Disk(folder) = &self.place else {
             return self.bytes(name).ok().map(|bytes| digest::hash(&bytes));
         };
-        let blob =
-            std::fs::read_link(folder.join(name)).ok().filter(|to| to.parent().is_some_and(|p| p.ends_with("blobs")));
+        let blob = file::link(&folder.join(name)).ok().filter(|to| to.parent().is_some_and(|p| p.ends_with("blobs")));
         let hash = blob.and_then(|to| to.file_name()?.to_str().map(String::from));
         hash.filter(|hash| hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit()))
     }
@@ -131,8 +125,7 @@ impl Folder {
     pub fn hash(&self, name: &str) -> Option<String> {
         self.known_hash(name).or_else(|| {
             let path = self.path()?.join(name);
-            let _shown =
-                Progress::bytes(format!("hashing {name}"), std::fs::metadata(&path).map_or(0, |found| found.len()));
+            let _shown = Progress::bytes(format!("hashing {name}"), file::size(&path).unwrap_or(0));
             digest::hash_file(&path).ok()
         })
     }
@@ -182,9 +175,13 @@ impl Folder {
     }
 
     fn lacks(&self, name: &str) -> Error {
+        let refusal = |path: &Path| file::open(&path.join(name)).err().filter(permissions::refused);
+        if let Some(refusal) = self.path().and_then(refusal) {
+            return Error::new(Kind::File, format!("{}: {refusal}", self.origin()));
+        }
         let names = self.names();
         let error = Error::new(Kind::File, format!("{}: no readable `{name}`", self.origin()));
-        if self.path().is_some_and(|path| path.join(name).is_symlink()) {
+        if self.path().is_some_and(|path| file::itself(&path.join(name)) == Some(FileType::Link)) {
             let message = format!("{}: what `{name}` links to is not there; its download has not ended", self.origin());
             return Error::new(Kind::Missing, message).hint("fetch it again with `hf download`");
         }
@@ -205,7 +202,7 @@ pub enum Component {
 impl Component {
     /// A folder or file on disk.
     pub fn at(path: &Path) -> Result<Self> {
-        match (path.is_dir(), path.is_file()) {
+        match (file::is_folder(path), file::is_file(path)) {
             (true, _) => Ok(Self::Folder(Folder::disk(path))),
             (_, true) => Ok(Self::File(path.into())),
             _ => bail!(Missing, "{}: expected a folder or file of weights, got neither", path.display()),
@@ -281,13 +278,13 @@ impl Sources {
 
     /// The folder of a model: a path, or a name as in [`Sources::named`].
     pub fn find(&self, name: &str) -> Result<Folder> {
-        if Path::new(name).is_dir() { Ok(Folder::disk(name)) } else { self.named(name) }
+        if file::is_folder(Path::new(name)) { Ok(Folder::disk(name)) } else { self.named(name) }
     }
 
     /// A file of weights: a path, or the name of a file in one of the model folders.
     pub fn file(&self, name: &str) -> Option<PathBuf> {
         let inside = self.folders.iter().filter(|_| plain(name)).map(|folder| folder.join(name));
-        std::iter::once(PathBuf::from(name)).chain(inside).find(|path| path.is_file())
+        std::iter::once(PathBuf::from(name)).chain(inside).find(|path| file::is_file(path))
     }
 
     /// The folder of a model by name: short (see [`Sources::publishing`]), a repository such as `org/name`, or a tiny model. Behind `@`
@@ -363,7 +360,7 @@ fn hub_cache(variable: impl Fn(&str) -> Option<String>) -> Option<PathBuf> {
 /// Below `folder` by its name, its repository, or the repository's last part; a tiny model by its whole name only.
 fn in_folder(folder: &Path, name: &str, repository: &str) -> Option<PathBuf> {
     let last = repository.rsplit('/').next().filter(|_| !name.starts_with("tiny/")).unwrap_or(repository);
-    [name, repository, last].into_iter().map(|name| folder.join(name)).find(|path| path.is_dir())
+    [name, repository, last].into_iter().map(|name| folder.join(name)).find(|path| file::is_folder(path))
 }
 
 /// The snapshot of a revision; without one, that which `refs/main` names, else the only or last one.
@@ -376,7 +373,7 @@ fn snapshot(cache: &Path, repository: &str, revision: Option<&str>) -> Option<Pa
     };
     let commit = commit.trim();
     let named = root.join("snapshots").join(commit);
-    if plain(commit) && named.is_dir() {
+    if plain(commit) && file::is_folder(&named) {
         return Some(named);
     }
     let mut there = below(&root.join("snapshots")).into_iter();
@@ -397,10 +394,15 @@ fn snapshot(cache: &Path, repository: &str, revision: Option<&str>) -> Option<Pa
     }
 }
 
+/// Names in a folder, those that are text and not hidden.
+fn names(folder: &Path) -> impl Iterator<Item = String> {
+    let names = file::entries(folder).unwrap_or_default().into_iter().filter_map(|(name, _)| name.into_string().ok());
+    names.filter(|name| !name.starts_with('.'))
+}
+
 fn below(folder: &Path) -> BTreeMap<String, PathBuf> {
-    let entries = folder.read_dir().into_iter().flatten().flatten();
-    let folders = entries.filter(|entry| entry.path().is_dir());
-    folders.filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path()))).collect()
+    let entries = names(folder).map(|name| (name.clone(), folder.join(name)));
+    entries.filter(|(_, path)| file::is_folder(path)).collect()
 }
 
 /// Models by name, `a` or `a/b`; what lies inside a model is not one itself.

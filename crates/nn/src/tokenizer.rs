@@ -3,6 +3,7 @@
 use crate::source::Folder;
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result, warn_once};
+use amscript_base::file;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -163,7 +164,8 @@ impl Tokenizer {
     pub fn save(&self, folder: &Path) -> Result<()> {
         let path = folder.join("tokenizer.json");
         let text = self.inner.to_string(false).map_err(refused)?;
-        std::fs::write(&path, text).map_err(|e| Error::new(Kind::File, format!("{}: {e}", path.display())))
+        file::write_whole(&path, text.as_bytes())
+            .map_err(|e| Error::new(Kind::File, format!("{}: {e}", path.display())))
     }
 }
 

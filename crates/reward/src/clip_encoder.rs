@@ -3,7 +3,7 @@
 use crate::{Batch, Reward};
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
-use amscript_base::file::write_whole;
+use amscript_base::file;
 use amscript_base::progress::Progress;
 use amscript_nn::clip::{Clip, unit};
 use amscript_nn::clip_config::{ClipConfig, Layout};
@@ -209,14 +209,14 @@ impl ClipEncoder {
     /// Weights (in f16 unless told otherwise), config and tokenizer, in the published layout; transformers' folders also say which reward they are.
     pub fn save(&self, folder: &Path, kind: &str, dtype: Option<DType>) -> Result<()> {
         let refused = |e: std::io::Error| Error::new(Kind::File, format!("{}: {e}", folder.display()));
-        std::fs::create_dir_all(folder).map_err(refused)?;
+        file::make_folder(folder).map_err(refused)?;
         let open_clip = self.clip.config.layout == Layout::OpenClip;
         let file = folder.join(if open_clip { OPEN_CLIP[0] } else { "model.safetensors" });
         self.weights.save(&file, dtype.or(Some(DType::F16)))?;
         let (name, config) = self.clip.config.file(&self.preprocess);
-        write_whole(&folder.join(name), format!("{config:#}\n").as_bytes()).map_err(refused)?;
+        file::write_whole(&folder.join(name), format!("{config:#}\n").as_bytes()).map_err(refused)?;
         let own = serde_json::json!({ "reward": kind });
-        write_whole(&folder.join("amscript.json"), format!("{own:#}\n").as_bytes()).map_err(refused)?;
+        file::write_whole(&folder.join("amscript.json"), format!("{own:#}\n").as_bytes()).map_err(refused)?;
         self.tokenizer.save(folder)
     }
 }

@@ -6,7 +6,7 @@ use crate::open::{ANTIALIAS, CROP, Opener, Opening, RESIZE, TOKENIZER};
 use crate::{Batch, Reward, RewardModel};
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
-use amscript_base::file::write_whole;
+use amscript_base::file;
 use amscript_nn::bert::{self, Bert};
 use amscript_nn::cost::Part;
 use amscript_nn::module::Module;
@@ -265,11 +265,11 @@ impl Module for ImageReward {
     /// As `ImageReward.safetensors`, in f16 unless told otherwise, `med_config.json`, `vit_config.json` and `tokenizer.json`.
     fn save(&self, folder: &Path, dtype: Option<DType>) -> Result<()> {
         let refused = |e: std::io::Error| Error::new(Kind::File, format!("{}: {e}", folder.display()));
-        std::fs::create_dir_all(folder).map_err(refused)?;
+        file::make_folder(folder).map_err(refused)?;
         self.weights.save(&folder.join(FILES[0]), dtype.or(Some(DType::F16)))?;
         let write = |name: &str, text: serde_json::Result<String>| {
             let text = text.map_err(|e| Error::new(Kind::Internal, e.to_string()))?;
-            write_whole(&folder.join(name), text.as_bytes()).map_err(refused)
+            file::write_whole(&folder.join(name), text.as_bytes()).map_err(refused)
         };
         write("med_config.json", serde_json::to_string_pretty(&self.config.bert))?;
         write("vit_config.json", serde_json::to_string_pretty(&self.config.vit))?;

@@ -1,5 +1,6 @@
 //! Work that steps need not wait for: pictures are encoded and written by a thread of their own, one after the other.
 
+use amscript_base::context::Context;
 use amscript_base::error::{Error, Kind, Result};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ pub struct Background {
 const QUEUE: usize = 4;
 
 impl Background {
-    /// Leaves a job to the thread. An error of one before it is given here.
+    /// Leaves a job to the thread, which does it for the host that brings it. An error of one before it is given here.
     pub fn push(&mut self, job: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
         self.check()?;
         let (queue, _) = match &mut self.thread {
@@ -28,7 +29,8 @@ impl Background {
             none => none.insert(start(self.fault.clone())?),
         };
         let gone = |_| Error::new(Kind::Internal, "images: the thread that writes them has ended");
-        queue.send(Box::new(job)).map_err(gone)
+        let host = Context::current();
+        queue.send(Box::new(move || host.enter(job))).map_err(gone)
     }
 
     /// The error of a job that ended, if one failed.

@@ -15,7 +15,6 @@ use amscript_nn::archive::{self, Archive};
 use amscript_tensor::Tensor;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What a script saves: tensors and plain values in any nesting.
@@ -66,7 +65,7 @@ pub fn save(run: &Path, checkpoint: &Checkpoint) -> Result<PathBuf> {
     remove(&draft)?;
     file::make_folder(&draft).map_err(|e| file_error(&draft, "make", &e))?;
     write(&draft, checkpoint)?;
-    if folder.exists() {
+    if file::exists(&folder) {
         if !is_ours(&folder) {
             bail!(File, "`{}` must be a checkpoint or not there, got something else", folder.display();
                 hint: "move it away, or give another `--out`");
@@ -133,7 +132,7 @@ pub fn recover(run: &Path) -> Result<()> {
         let Some((name, ending)) = parts.filter(|(name, _)| step_of(name).is_some()) else { continue };
         let (at, to) = (run.join(&entry), run.join(name));
         match ending {
-            "old" if !to.exists() && is_ours(&at) => rename(&at, &to)?,
+            "old" if !file::exists(&to) && is_ours(&at) => rename(&at, &to)?,
             "old" | "tmp" => remove(&at)?,
             _ => {}
         }
@@ -246,15 +245,15 @@ fn beside(folder: &Path, ending: &str) -> PathBuf {
 
 /// Whether a folder, and no link to one, holds a file of a checkpoint, or nothing: a kill while it was removed leaves it empty.
 fn is_ours(folder: &Path) -> bool {
-    let real = folder.symlink_metadata().is_ok_and(|found| found.is_dir());
-    let empty = || folder.read_dir().is_ok_and(|mut inside| inside.next().is_none());
-    real && (FILES.iter().any(|name| folder.join(name).exists()) || empty())
+    let empty = || file::entries(folder).is_ok_and(|inside| inside.is_empty());
+    let has = |name: &&str| file::exists(&folder.join(name));
+    file::itself(folder) == Some(file::FileType::Folder) && (FILES.iter().any(has) || empty())
 }
 
 /// Names of what is in a folder.
 fn entries(run: &Path) -> Result<BTreeSet<String>> {
-    let found = fs::read_dir(run).map_err(|e| file_error(run, "read", &e))?;
-    Ok(found.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect())
+    let found = file::entries(run).map_err(|e| file_error(run, "read", &e))?;
+    Ok(found.into_iter().filter_map(|(name, _)| name.into_string().ok()).collect())
 }
 
 /// Checkpoint folders with their steps, oldest first.

@@ -8,7 +8,7 @@ use super::{
 use amscript_base::{
     bail,
     error::{Error, Kind, Result},
-    file,
+    file::{self, FileType},
 };
 use serde_json::Value;
 use std::path::{Component, Path, PathBuf};
@@ -23,16 +23,18 @@ pub fn inside(outer: &Path, name: &str) -> Result<PathBuf> {
     Ok(outer.join(name))
 }
 
-/// The runs in a folder, itself first if it is one, and those below it; links are not followed.
+/// The runs in a folder, itself first if it is one, and those below it; links are not followed, and what is hidden is passed by.
 pub fn runs(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
-    if folder.join("run.json").exists() {
+    if file::exists(&folder.join("run.json")) {
         found.push(folder.to_path_buf());
     }
     let refused = |e| file_error(folder, "read", &e);
-    let entries = std::fs::read_dir(folder).map_err(refused)?.collect::<std::io::Result<Vec<_>>>().map_err(refused)?;
-    let mut below: Vec<PathBuf> =
-        entries.iter().filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir())).map(|e| e.path()).collect();
+    let folders = file::entries(folder)
+        .map_err(refused)?
+        .into_iter()
+        .filter(|(name, kind)| *kind == FileType::Folder && !name.as_encoded_bytes().starts_with(b"."));
+    let mut below: Vec<PathBuf> = folders.map(|(name, _)| folder.join(name)).collect();
     below.sort();
     for inner in below {
         found.extend(runs(&inner)?);
@@ -75,7 +77,7 @@ pub fn claim(folder: &Path, record: Value, inner: bool, anyway: bool) -> Result<
     checkpoint::recover(folder)?;
     [folder.into(), folder.join("images")].iter().for_each(|f: &PathBuf| file::remove_drafts(f));
     let (path, result) = (folder.join("run.json"), folder.join("result.json"));
-    if !path.exists() {
+    if !file::exists(&path) {
         if let Some(found) = foreign(folder)?.filter(|_| !anyway) {
             bail!(
                 File, "start_run: `{}` must be new or hold a run, got `{found}` without a run.json", folder.display();
@@ -85,13 +87,14 @@ pub fn claim(folder: &Path, record: Value, inner: bool, anyway: bool) -> Result<
         write_json(&path, &record)?;
         return Ok(Claim::new(record));
     }
-    let precious =
-        checkpoint::last_step(folder).is_some() || inner && result.exists() || has_any(folder, &WEIGHTS).is_some();
+    let precious = checkpoint::last_step(folder).is_some()
+        || inner && file::exists(&result)
+        || has_any(folder, &WEIGHTS).is_some();
     let old = read_json(&path)?;
     let differences = identity::differences(&old, &record);
     let same = differences.is_empty();
     let mut claim = Claim::new(record);
-    if same && result.exists() {
+    if same && file::exists(&result) {
         claim.finished = Some(read_json(&result)?["measures"].take());
     }
     if !precious {
@@ -129,7 +132,7 @@ fn foreign(folder: &Path) -> Result<Option<String>> {
 
 /// The first of these names that a folder has.
 fn has_any<'a>(folder: &Path, names: &[&'a str]) -> Option<&'a str> {
-    names.iter().find(|name| folder.join(name).exists()).copied()
+    names.iter().find(|name| file::exists(&folder.join(name))).copied()
 }
 
 /// The error about what differs.

@@ -3,6 +3,7 @@
 use super::record::hash_file;
 use amscript_base::context::Context;
 use amscript_base::error::Result;
+use amscript_base::file;
 use serde_json::{Map, Value, json};
 use std::fmt;
 use std::path::Path;
@@ -101,7 +102,7 @@ pub fn after(mut old: Value, mut new: Value, step: Option<usize>) -> Value {
 /// The files that this host has read so far, with their hashes, but those in the run's own folder.
 pub fn inputs(run: &Path) -> Result<Map<String, Value>> {
     let context = Context::current();
-    let own = run.canonicalize().unwrap_or_else(|_| run.into());
+    let own = file::real(run).unwrap_or_else(|_| run.into());
     let read = context.inputs.hashed(|path| hash_file(path).or_else(|e| context.interrupt.check().and(Err(e))))?;
     let others = read.into_iter().filter(|(path, _)| !path.starts_with(&own));
     Ok(others.map(|(path, hash)| (path.display().to_string(), hash.into())).collect())

@@ -16,6 +16,7 @@ pub mod folder;
 pub mod identity;
 pub mod lock;
 pub mod log;
+pub mod panel;
 pub mod plan;
 pub mod record;
 pub mod report;
@@ -33,9 +34,11 @@ pub use result::{Row, Table};
 pub use steps::Steps;
 
 use crate::screen::drawing;
+use amscript_base::bail;
 use amscript_base::context::Context;
 use amscript_base::error::{Error, Result};
 use amscript_base::file;
+use amscript_base::permissions::is_name;
 use amscript_nn::data::image;
 use amscript_tensor::{Rng, Stream, Tensor};
 use background::Background;
@@ -124,6 +127,8 @@ struct RunState {
     /// Time that the steps took, in this and earlier sessions, and since when the loop has been running.
     spent: Duration,
     since: Option<Instant>,
+    /// The loop ends after the step that is running.
+    stopped: bool,
     /// `measures` of `result.json`, once a run with these settings came to its end.
     result: Option<Value>,
     /// What `run.json` holds, and of how many files it tells.
@@ -171,6 +176,7 @@ impl Run {
             progress: None,
             spent: Duration::ZERO,
             since: None,
+            stopped: false,
             result: claim.finished,
             record: claim.record,
             noted,
@@ -214,10 +220,21 @@ impl Run {
         Steps::new(self.clone(), total)
     }
 
+    /// The loop of steps ends, as at its end, after the one that is running; before the loop, without a step.
+    pub fn stop(&self) {
+        self.state().stopped = true;
+    }
+
     /// Adds a line to `metrics.jsonl`; about twenty of a loop, and one every half minute, are printed too.
     pub fn log(&self, values: Values) -> Result<()> {
+        let step = self.state().step;
+        self.log_at(step, values)
+    }
+
+    /// The same of another step than the one that is running.
+    pub fn log_at(&self, step: usize, values: Values) -> Result<()> {
         let mut state = self.state();
-        let (step, total) = (state.step, state.total);
+        let total = state.total;
         let line = state.log.add(step, total, values)?;
         let plain = state.progress.as_ref().and_then(|p| p.plain(step.saturating_sub(1)));
         drop(state);
@@ -230,8 +247,11 @@ impl Run {
     /// Writes `images/<name>-<step>.png` (without the step outside a loop): a grid of a batch, or one image as it is. Captions
     /// stand under the images, and line by line in a `.txt` of the same name. The file is there when the run is finished or dropped.
     pub fn images(&self, name: &str, images: &Tensor, captions: &[String]) -> Result<PathBuf> {
+        if !is_name(name.as_ref()) {
+            bail!(Value, "images: the name must be that of a file, got \"{name}\""; hint: "such as \"samples\"");
+        }
         let folder = self.folder().join("images");
-        std::fs::create_dir_all(&folder).map_err(|e| record::file_error(&folder, "make", &e))?;
+        file::make_folder(&folder).map_err(|e| record::file_error(&folder, "make", &e))?;
         let state = self.state();
         let file = match state.progress {
             Some(_) => format!("{name}-{:06}", state.step),
@@ -260,7 +280,8 @@ impl Run {
     pub fn due(&self, every: usize) -> bool {
         let mut state = self.state();
         let step = state.step;
-        let asked = step.is_multiple_of(every.max(1)) || step == state.total || self.0.console.stop_requested();
+        let last = step == state.total || state.stopped;
+        let asked = step.is_multiple_of(every.max(1)) || last || self.0.console.stop_requested();
         state.unsaved = (!asked).then_some(step);
         step > 0 && asked
     }
@@ -365,11 +386,13 @@ impl Run {
     pub fn finish(&self, table: &Table) -> Result<()> {
         self.note_inputs()?;
         self.0.background.lock().wait()?;
-        let lines = self.state().log.lines().read;
-        let series: Vec<_> = log::series(&lines).into_iter().filter(|s| s.name != log::PROFILE).collect();
+        let lines = self.state().log.lines();
+        let curves = log::series(&lines.read).into_iter().filter(|s| s.name != log::PROFILE);
+        let series = panel::beside(curves.collect());
         if !series.is_empty() {
             image::write(&drawing::panels(&series)?, &self.folder().join("curves.png"))?;
         }
+        panel::text(&lines).iter().for_each(|line| self.print(line));
         let seconds = self.0.started.elapsed().as_secs_f64();
         let mut result = result::json(self.folder(), table, self.step(), seconds)?;
         result["rewards"] = self.0.console.rewards().into();

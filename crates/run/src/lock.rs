@@ -2,9 +2,9 @@
 
 use super::record::file_error;
 use amscript_base::error::{Error, Kind, Result, warn_once};
+use amscript_base::file::{self, File, TryLockError};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -22,13 +22,12 @@ impl Locks {
     /// Takes a directory that is there; an error where another process holds it.
     pub fn take(&self, folder: &Path) -> Result<Arc<Lock>> {
         let refused = |e: &std::io::Error| file_error(folder, "write in", e);
-        let place = folder.canonicalize().map_err(|e| refused(&e))?;
+        let place = file::real(folder).map_err(|e| refused(&e))?;
         let mut held = self.0.lock();
         if let Some(lock) = held.get(&place).and_then(Weak::upgrade) {
             return Ok(lock);
         }
-        let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(place.join(LOCK));
-        let mut file = open.map_err(|e| refused(&e))?;
+        let mut file = file::edit(&place.join(LOCK)).map_err(|e| refused(&e))?;
         match file.try_lock() {
             Ok(()) => sign(&mut file),
             Err(TryLockError::WouldBlock) => return Err(busy(folder, &mut file)),

@@ -1,12 +1,15 @@
 //! `metrics.jsonl`: one JSON object per logged step, and the lines people see.
 
-use super::record::file_error;
+use super::{panel, record::file_error};
 use crate::screen::Series;
-use amscript_base::{bail, error::Result, file};
+use amscript_base::{
+    bail,
+    error::Result,
+    file::{self, File},
+};
 use amscript_tensor::show::number;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
-use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -70,19 +73,20 @@ impl Log {
         self.write(&format!("{line}\n")).map_err(|e| file_error(&self.path, "write", &e))?;
         self.written.add(&line);
         let due = step >= self.next || step == total || self.printed.elapsed() > SILENCE;
-        if due {
+        let text = due.then(|| text(step, &values)).flatten();
+        if text.is_some() {
             let every = (total / LINES).max(1);
             self.next = (step / every + 1) * every;
             self.printed = Instant::now();
         }
-        Ok(due.then(|| text(step, &values)))
+        Ok(text)
     }
 
     /// Appends to the file; the first time, starts it with the lines kept from before.
     fn write(&mut self, line: &str) -> std::io::Result<()> {
         if self.file.is_none() {
             file::write_whole(&self.path, std::mem::take(&mut self.kept).as_bytes())?;
-            self.file = Some(OpenOptions::new().append(true).open(&self.path)?);
+            self.file = Some(file::append(&self.path)?);
         }
         self.file.iter_mut().try_for_each(|f| f.write_all(line.as_bytes()))
     }
@@ -218,9 +222,9 @@ fn from_json(value: &Value) -> Vec<f64> {
     value.as_array().map_or_else(|| vec![one(value)], |items| items.iter().map(one).collect())
 }
 
-/// `step 120  loss 0.1234  reward 0.5671`; of several numbers the mean.
-fn text(step: usize, values: &Values) -> String {
-    let shown = values.iter().filter(|(name, _)| name != PROFILE);
+/// `step 120  loss 0.1234  reward 0.5671`; of several numbers the mean. Nothing of a line with the panel alone.
+fn text(step: usize, values: &Values) -> Option<String> {
+    let shown = values.iter().filter(|(name, _)| name != PROFILE && !name.starts_with(panel::PREFIX));
     let words: Vec<String> = shown.map(|(name, v)| format!("{name} {}", number(mean(v)))).collect();
-    format!("step {step:<5} {}", words.join("  "))
+    (!words.is_empty()).then(|| format!("step {step:<5} {}", words.join("  ")))
 }

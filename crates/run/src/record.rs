@@ -60,7 +60,7 @@ pub fn write_json(path: &Path, value: &Value) -> Result<()> {
 
 /// Writes text, whole or not at all.
 pub fn write_text(path: &Path, text: &str) -> Result<()> {
-    amscript_base::file::write_whole(path, text.as_bytes()).map_err(|e| file_error(path, "write", &e))
+    file::write_whole(path, text.as_bytes()).map_err(|e| file_error(path, "write", &e))
 }
 
 pub fn read_json(path: &Path) -> Result<Value> {

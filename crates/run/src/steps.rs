@@ -55,9 +55,10 @@ impl Steps {
             state.progress = None;
             state.spent = state.spent();
             state.since = None;
+            let stopped = state.stopped;
             drop(state);
             let done = self.next - self.first;
-            if done > 0 && self.next == self.total {
+            if done > 0 && (self.next == self.total || stopped) {
                 let time = self.started.elapsed();
                 let each = span(time / done as u32);
                 self.run.print(&format!("{done} steps in {}, {each} a step", span(time)));
@@ -80,7 +81,7 @@ impl Iterator for Steps {
         if saved && self.run.0.console.stop_requested() {
             return Some(Err(self.interrupted()));
         }
-        if self.next >= self.total {
+        if self.next >= self.total || self.run.state().stopped {
             self.end();
             self.run.0.console.begin_step(None);
             return None;

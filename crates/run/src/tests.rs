@@ -135,6 +135,22 @@ fn ctrl_c_behind_the_checkpoint_of_a_step_ends_the_next_one() {
 }
 
 #[test]
+fn a_stopped_run_ends_and_saves_behind_its_step() {
+    let desk = Desk::new();
+    let run = desk.start(9).unwrap();
+    let mut seen = Vec::new();
+    for i in run.steps(9) {
+        seen.push(i.unwrap());
+        if seen.len() == 3 {
+            run.stop();
+            assert!(run.due(100));
+        }
+    }
+    assert_eq!(seen, [0, 1, 2]);
+    assert_eq!(run.steps(9).count(), 0);
+}
+
+#[test]
 fn log_prints_about_twenty_lines() {
     let desk = Desk::new();
     let run = desk.start(0).unwrap();

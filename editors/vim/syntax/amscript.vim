@@ -18,22 +18,23 @@ syn keyword amscriptFunction entry_norm equal_weights ess estimate euler exp exp
 syn keyword amscriptFunction feature_distance fenchel_young fenchel_young_loss finish flatten floor flow flow_grpo_noise follow forward_process frechet_distance full
 syn keyword amscriptFunction gddim gdpo gelu girsanov grad gradcheck gradients grid group_std grpo guard_ratio guided
 syn keyword amscriptFunction heatmap help heun histogram i64 image_grid image_reward images infinity integers interpolate is_scene
-syn keyword amscriptFunction item klein_grid last last_steps lean_adjoint leap_align linear linear_decay linspace load_image load_lora load_state
-syn keyword amscriptFunction load_tensors log log_softmax log_sum_exp logit_normal_times look_ahead lora lpips lpips_net manifold matching_loss matmul
-syn keyword amscriptFunction max maximum mean mean_errors mean_kl memoryless merge method_state min minimum models moments
-syn keyword amscriptFunction ms_ssim ms_ssim_distance multinomial narrow nft_loss no_std noise noise_from_velocity noise_schedule noised norm normal
-syn keyword amscriptFunction normalised objective objective_mass of old_ends ones only_steps options oracle oracle_report over overlap
-syn keyword amscriptFunction paired pairs pairwise paper_adjoint param params penalty per_width permute pixel_distance plain_ratio plot
-syn keyword amscriptFunction policy_ends power precision progress prompts quadratic quadratic_loss ramp random_steps random_text_encoder random_window read_log
-syn keyword amscriptFunction read_run recall reconstruct refl relu repeat resample reshape residual restore result results_table
-syn keyword amscriptFunction reward reward_cost reward_guided rms_norm rng rollout round rows running sample sample_norm save
-syn keyword amscriptFunction save_image save_lora save_results save_tensors scatter score score_from_velocity scores scripted_reward sde select settings
-syn keyword amscriptFunction shapes share shifted shifted_times show sigmoid sign silu similarities sin sine_squared skip_updates
-syn keyword amscriptFunction sleep softmax softplus split sqrt square squared squeeze ssim ssp stack start_run
-syn keyword amscriptFunction state std steered step step_weights steps stop_run stratified strength sum sum_advantages sum_errors
-syn keyword amscriptFunction sum_rewards swap systematic tanh taps tensor terminal terminal_cost terminal_gradient time to to_array
-syn keyword amscriptFunction trainable transition transpose u32 uniform uniform_times unload_text_encoder unscaled_ratio unsqueeze up_to update value_and_grad
-syn keyword amscriptFunction velocity velocity_field velocity_from_data velocity_from_noise velocity_from_score velocity_kl velocity_units vgg_flow vjp window zeros zip
+syn keyword amscriptFunction item judge klein_grid last last_steps lean_adjoint leap_align linear linear_decay linspace load_image load_lora
+syn keyword amscriptFunction load_state load_tensors log log_softmax log_sum_exp logit_normal_times look_ahead lora lpips lpips_net manifold matching_loss
+syn keyword amscriptFunction matmul max maximum mean mean_errors mean_kl memoryless merge method_state min minimum models
+syn keyword amscriptFunction moments ms_ssim ms_ssim_distance multinomial narrow nft_loss no_std noise noise_from_velocity noise_schedule noised norm
+syn keyword amscriptFunction normal normalised objective objective_mass of old_ends ones only_steps options oracle oracle_report over
+syn keyword amscriptFunction overlap paired pairs pairwise paper_adjoint param params penalty per_width permute pixel_distance plain_ratio
+syn keyword amscriptFunction plot policy_ends power precision progress prompts quadratic quadratic_loss ramp random_steps random_text_encoder random_window
+syn keyword amscriptFunction read_log read_run recall reconstruct refl relu repeat resample reshape residual restore result
+syn keyword amscriptFunction results_table reward reward_cost reward_guided rms_norm rng rollout round rows running sample sample_norm
+syn keyword amscriptFunction save save_image save_lora save_results save_tensors scatter score score_from_velocity scores scripted_reward sde select
+syn keyword amscriptFunction settings shapes share shifted shifted_times show sigmoid sign silu similarities sin sine_squared
+syn keyword amscriptFunction skip_updates sleep softmax softplus split sqrt square squared squeeze ssim ssp stack
+syn keyword amscriptFunction start_run state std steered step step_weights steps stop stop_run stratified strength sum
+syn keyword amscriptFunction sum_advantages sum_errors sum_rewards swap systematic tanh taps tensor terminal terminal_cost terminal_gradient time
+syn keyword amscriptFunction to to_array trainable transition transpose u32 uniform uniform_times unload_text_encoder unscaled_ratio unsqueeze up_to
+syn keyword amscriptFunction update value_and_grad velocity velocity_field velocity_from_data velocity_from_noise velocity_from_score velocity_kl velocity_units vgg_flow vjp window
+syn keyword amscriptFunction zeros zip
 syn match amscriptNumber /\<\d[0-9_]*\(\.\d\+\)\?\([eE][-+]\?\d\+\)\?\>/
 syn region amscriptString start=/"/ skip=/\\./ end=/"/
 syn region amscriptString start=/`/ end=/`/

@@ -3,11 +3,13 @@
 use super::font;
 use amscript_base::{
     bail,
+    context::Context,
     error::{Error, Kind, Result, warn_once},
     file, memory,
 };
 use amscript_tensor::{DType, Device, Tensor, interrupt};
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Rgb, RgbImage, RgbaImage, imageops};
+use std::collections::BTreeMap;
 use std::io::Cursor;
 use std::path::Path;
 
@@ -88,10 +90,38 @@ pub fn write(image: &RgbImage, path: &Path) -> Result<()> {
     let Ok(format @ (image::ImageFormat::Png | image::ImageFormat::Jpeg)) = image::ImageFormat::from_path(path) else {
         bail!(Value, "save_image: file must end in .png, .jpg or .jpeg, got `{name}`")
     };
-    let mut bytes = Cursor::new(Vec::new());
     let failed = |e: std::io::Error| Error::new(Kind::File, format!("save_image: cannot write `{name}` ({e})"));
-    image.write_to(&mut bytes, format).map_err(|e| failed(std::io::Error::other(e)))?;
-    amscript_base::file::write_whole(path, bytes.get_ref()).map_err(failed)
+    let bytes = match format {
+        ImageFormat::Png => png(image, &Context::current().origin())?,
+        _ => {
+            let mut bytes = Cursor::new(Vec::new());
+            image.write_to(&mut bytes, format).map_err(|e| failed(std::io::Error::other(e)))?;
+            bytes.into_inner()
+        }
+    };
+    file::write_whole(path, &bytes).map_err(failed)
+}
+
+/// The bytes of a PNG, with texts by name before its pixels.
+pub fn png(image: &RgbImage, texts: &BTreeMap<String, String>) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, image.width(), image.height());
+    encoder.set_color(png::ColorType::Rgb);
+    let failed = |e: png::EncodingError| Error::new(Kind::Internal, format!("an image as PNG: {e}"));
+    for (name, value) in texts {
+        encoder.add_text_chunk(name.clone(), value.clone()).map_err(failed)?;
+    }
+    let mut writer = encoder.write_header().map_err(failed)?;
+    writer.write_image_data(image).and_then(|()| writer.finish()).map_err(failed)?;
+    Ok(bytes)
+}
+
+/// The texts before the pixels of a PNG.
+pub fn texts(png: &[u8]) -> Result<BTreeMap<String, String>> {
+    let reader = png::Decoder::new(Cursor::new(png)).read_info();
+    let reader = reader.map_err(|e| Error::new(Kind::File, format!("expected a PNG, got an error ({e})")))?;
+    let texts = &reader.info().uncompressed_latin1_text;
+    Ok(texts.iter().map(|chunk| (chunk.keyword.clone(), chunk.text.clone())).collect())
 }
 
 /// `[1, 3, height, width]` from 8-bit pixels.

@@ -4,7 +4,7 @@ use super::caption::Scene;
 use amscript_base::{
     bail,
     error::{Error, Kind, Result, warn_once},
-    file,
+    file, input,
 };
 use amscript_tensor::Rng;
 use std::{
@@ -56,11 +56,10 @@ impl Prompts {
     /// is there more than once counts once, so that their number is that of different prompts.
     pub fn read(path: &Path) -> Result<Prompts> {
         let name = path.display().to_string();
-        let bytes = file::read(path).map_err(|e| {
+        let bytes = file::read(path).and_then(|bytes| input::note(path).map(|()| bytes)).map_err(|e| {
             let message = format!("prompts: must be a file or a known set, got `{name}` ({e})");
             hint(Error::new(Kind::Missing, message))
         })?;
-        amscript_base::input::note(path);
         let found = match bytes.as_slice() {
             [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Err("UTF-16"),
             [0xef, 0xbb, 0xbf, text @ ..] | text => std::str::from_utf8(text).map_err(|_| "another encoding"),

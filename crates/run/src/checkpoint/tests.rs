@@ -1,6 +1,7 @@
 use super::*;
 use amscript_base::context::Context;
 use amscript_tensor::Device;
+use std::fs;
 
 fn at(step: usize) -> Checkpoint {
     let tensor = |x: f32| Saved::Tensor(Tensor::new(&[x, 2.0], &Device::Cpu).unwrap());

@@ -1,9 +1,9 @@
 //! Strips of images over training, as data inside the page, of bounded size.
 
 use super::markup::{Html, folded, single, tag, text, word};
-use super::reading::Reading;
+use super::reading::{Reading, unread};
 use super::strip::{self, Shot, Strip};
-use amscript_base::file;
+use amscript_base::{context::Context, file};
 use amscript_nn::data::image::{MAX_FILE, decode};
 use image::{codecs::jpeg::JpegEncoder, imageops};
 use rayon::prelude::*;
@@ -48,7 +48,9 @@ pub fn section(runs: &[Reading]) -> (Html, Vec<String>) {
     }
     let count = strips.iter().map(|s| s.shots.len()).sum::<usize>().max(1);
     let paths: Vec<&Path> = strips.iter().flat_map(|s| &s.shots).map(|s| s.path.as_path()).collect();
-    let images: Vec<Result<Inside, String>> = paths.par_iter().map(|path| embed(path, BYTES / count)).collect();
+    let context = Context::current();
+    let images: Vec<Result<Inside, String>> =
+        paths.par_iter().map(|path| context.enter(|| embed(path, BYTES / count))).collect();
     let (largest, scaled) =
         images.iter().flatten().filter_map(|i| i.scaled).fold((0, 0), |(l, n), s| (s.max(l), n + 1));
     if scaled > 0 {
@@ -84,7 +86,7 @@ fn spread(n: usize, most: usize) -> Vec<usize> {
 
 /// The image in at most so many bytes: the file itself, or a JPEG of the largest size that fits.
 fn embed(path: &Path, most: usize) -> Result<Inside, String> {
-    let bytes = file::read_within(path, MAX_FILE).map_err(|e| e.to_string())?;
+    let bytes = file::read_within(path, MAX_FILE).map_err(|e| unread(path, &e))?;
     let image = decode(&bytes).map_err(|e| e.message)?;
     let size @ (width, height) = image.dimensions();
     let longest = width.max(height);

@@ -3,9 +3,10 @@
 use crate::folder;
 use crate::log::{Lines, Values};
 use crate::progress::span;
-use crate::record::read_json;
-use amscript_base::{bail, error::Result};
+use crate::record::{file_error, read_json};
+use amscript_base::{bail, error::Result, file, permissions};
 use serde_json::Value;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -31,12 +32,12 @@ pub fn find(paths: &[PathBuf]) -> Result<(Vec<PathBuf>, Vec<String>)> {
     let (mut found, mut wrong): (Vec<PathBuf>, Vec<String>) = Default::default();
     for path in paths {
         let place = path.display();
-        let runs = match path.canonicalize() {
+        let runs = match file::real(path) {
             Err(e) => {
                 wrong.push(format!("cannot read `{place}` ({e})"));
                 continue;
             }
-            Ok(path) if path.is_dir() => folder::runs(&path)?,
+            Ok(path) if file::is_folder(&path) => folder::runs(&path)?,
             Ok(_) => {
                 wrong.push(format!("`{place}` must be the folder of a run, got a file"));
                 continue;
@@ -84,16 +85,28 @@ impl Reading {
 }
 
 fn json(path: &Path, notes: &mut Vec<String>) -> Option<Value> {
-    if !path.exists() {
-        return None;
+    match file::open(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => None,
+        Err(e) => {
+            notes.push(unread(path, &e));
+            None
+        }
+        Ok(_) => read_json(path).map_err(|e| notes.push(e.message)).ok(),
     }
-    read_json(path).map_err(|e| notes.push(e.message)).ok()
+}
+
+/// Why a file of a run could not be read.
+pub fn unread(path: &Path, error: &std::io::Error) -> String {
+    match permissions::refused(error) {
+        true => format!("`{}` is left out: it is a link that leads out of the run's folder", path.display()),
+        false => file_error(path, "read", error).message,
+    }
 }
 
 /// Where a run stands: at its end, or how far its log goes.
 fn state(folder: &Path, record: &Value, lines: &[(usize, Values)], result: Option<&Value>) -> String {
     let last = lines.last().map(|(step, _)| *step);
-    let age = |name: &str| folder.join(name).metadata().ok()?.modified().ok()?.elapsed().ok();
+    let age = |name: &str| file::modified(&folder.join(name)).ok()?.elapsed().ok();
     if let Some(result) = result {
         let steps = result["steps"].as_u64().unwrap_or(0);
         let again = last.is_some_and(|last| (last as u64) < steps) && age("metrics.jsonl") < age("result.json");

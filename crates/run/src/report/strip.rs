@@ -32,7 +32,7 @@ impl Strip {
 pub fn of(run: &Reading, notes: &mut Vec<String>) -> Vec<Strip> {
     let folder = run.folder.join("images");
     let mut by_name: BTreeMap<String, Vec<Shot>> = BTreeMap::new();
-    let entries = match std::fs::read_dir(&folder) {
+    let entries = match file::entries(&folder) {
         Ok(entries) => entries,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Vec::new(),
         Err(e) => {
@@ -40,7 +40,7 @@ pub fn of(run: &Reading, notes: &mut Vec<String>) -> Vec<Strip> {
             return Vec::new();
         }
     };
-    for path in entries.flatten().map(|entry| entry.path()) {
+    for path in entries.into_iter().map(|(name, _)| folder.join(name)) {
         let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_lowercase();
         let Some(stem) =
             path.file_stem().and_then(|s| s.to_str()).filter(|_| ["png", "jpg", "jpeg"].contains(&ending.as_str()))
