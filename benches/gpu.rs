@@ -11,7 +11,7 @@ use amscript::model::codec::latents::Latents;
 use amscript::model::codec::vae;
 use amscript::model::flux2::network::{Flux2Config, Transformer};
 use amscript::nn::weights::Weights;
-use amscript::optim::{AdamW, OptimizerOptions, Params};
+use amscript::optim::{AdamW, OptimizerOptions, Params, StepOptions};
 use amscript::tensor::meta::{OpTotals, Trace};
 use amscript::tensor::{Array, DType, Device, Rng, Tensor, op, place};
 use amscript_base::context::Context;
@@ -175,7 +175,7 @@ impl Bench {
         };
         match loss.trace() {
             Some(_) => self.optimizer.gradients(&loss).map(|_| ()),
-            None => self.optimizer.step(&loss, Some(1.0)).map(|_| ()),
+            None => self.optimizer.step(&loss, &StepOptions { clip: Some(1.0), ..StepOptions::default() }).map(|_| ()),
         }
     }
 }

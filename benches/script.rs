@@ -13,7 +13,7 @@ use amscript::model::{ModelOptions, open};
 use amscript::nn::module::Module;
 use amscript::nn::opener::Found;
 use amscript::nn::source::Sources;
-use amscript::optim::{AdamW, OptimizerOptions, Params, constant_rate};
+use amscript::optim::{AdamW, OptimizerOptions, Params, StepOptions, constant_rate};
 use amscript::profile::Profile;
 use amscript::reward::clip_encoder::ClipCache;
 use amscript::script::session::Request;
@@ -92,7 +92,7 @@ fn in_rust(updates: usize) -> Result<Loop> {
         let method = AdjointMatching { truncate: Truncation::Last(1), ..AdjointMatching::new(uniform(20)?) };
         let batch = Batch::new(&x0, &c, cost);
         let loss = update(&method, &policy, &base, &batch, &mut MethodState::default())?.loss()?;
-        optimizer.step(&loss, Some(1.0))?;
+        optimizer.step(&loss, &StepOptions { clip: Some(1.0), ..StepOptions::default() })?;
         found.losses.push(loss.to_scalar::<f32>()? as f64);
         found.seconds.push(begun.elapsed().as_secs_f64());
     }

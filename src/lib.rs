@@ -6,7 +6,7 @@ pub mod cli;
 pub mod script;
 
 pub use amscript_align::{self as align, flow, optim};
-pub use amscript_base::{Error, Kind, Result, bail, context, error, file, profile, progress, terminal};
+pub use amscript_base::{Error, Kind, Result, bail, context, error, file, permissions, profile, progress, terminal};
 pub use amscript_model as model;
 pub use amscript_nn::{self as nn, data};
 pub use amscript_reward::{self as reward, metric};

@@ -71,6 +71,47 @@ fn nothing_outside_the_tensor_layer_changes_for_the_whole_process() {
     assert!(shared("    static BUSY: AtomicBool = AtomicBool::new(false);") && !shared("static TEXT: Dir = text();"));
 }
 
+/// What a recipe may reach is asked where files are opened: `base::file`. The command line itself acts for the user.
+#[test]
+fn files_are_opened_in_one_place() {
+    let around = |line: &str| {
+        let code = line.split("//").next().unwrap_or_default();
+        let calls = [
+            "fs::",
+            "File::open",
+            ".exists()",
+            ".is_dir()",
+            ".is_file()",
+            ".is_symlink()",
+            ".read_dir()",
+            ".read_link()",
+        ];
+        let more = [".canonicalize()", "Command::new", "std::net", "OpenOptions::new", "tempfile_in"];
+        calls.iter().chain(&more).any(|call| code.contains(call))
+            && !code.contains("\"/proc/")
+            && !code.contains("\"/sys/")
+    };
+    let own = [
+        "crates/base/src/file.rs",
+        "crates/base/src/permissions.rs",
+        "crates/base/src/memory.rs",
+        "src/cli/",
+        "src/main.rs",
+        "crates/reward/src/judge.rs", // asks what programs may be run itself
+        "crates/run/src/tests.rs",
+        "crates/run/src/checkpoint/tests.rs",
+    ];
+    let faults = faults(|path, text| {
+        let line = text.lines().position(around)?;
+        (!own.iter().any(|own| path.starts_with(own))).then(|| format!("{path}:{} goes around `base::file`", line + 1))
+    });
+    assert!(faults.is_empty(), "{faults}");
+    assert!(
+        around("    let text = std::fs::read_to_string(path)?;")
+            && !around("    let text = file::read_text(path)?; // not fs::read")
+    );
+}
+
 #[test]
 fn files_are_short() {
     let faults = faults(|path, text| {

@@ -89,7 +89,7 @@ fn difference(recipe: &str, set: &[&str]) -> f64 {
     let folder = tempfile::tempdir().unwrap();
     let [there, here] = ["cuda", "cpu"].map(|device| {
         let out = folder.path().join(device);
-        let small = ["watch=[]", "samples=0", "test_prompts=1", "images_per_prompt=2"];
+        let small = ["watch=[]", "panel=0", "test_prompts=1", "images_per_prompt=2"];
         let set = small.iter().chain(set).flat_map(|pair| ["--set", pair]);
         amscript(&[recipe, "--device", device].into_iter().chain(set).collect::<Vec<_>>(), &out);
         let log = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();

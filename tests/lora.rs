@@ -238,6 +238,12 @@ fn names_of_other_programs() {
         ("model.diffusion_model.double_blocks.1.img_attn.proj", "lora_down", "lora_up"),
         ("lora_unet_double_blocks_1_img_attn_proj", "lora_down", "lora_up"),
         ("lora_transformer_transformer_blocks_1_attn_to_out_0", "lora_down", "lora_up"),
+        ("module.transformer_blocks.1.attn.to_out.0", "lora_A", "lora_B"),
+        ("transformer._orig_mod.transformer_blocks.1.attn.to_out.0", "lora_A", "lora_B"),
+        ("base_model.model._orig_mod.transformer_blocks.1.attn.to_out.0", "lora_A.policy", "lora_B.policy"),
+        ("transformer_blocks.1._orig_mod.attn.to_out.0", "lora_A", "lora_B"),
+        ("pipe.dit.transformer_blocks.1.attn.to_out.0", "lora_A.default", "lora_B.default"),
+        ("lora_unet__orig_mod_transformer_blocks_1_attn_to_out_0", "lora_down", "lora_up"),
     ] {
         let velocity = load(pair(stem, down, up), &[]);
         assert_eq!(error(&velocity, &whole), 0.0, "{stem}");
@@ -260,13 +266,47 @@ fn names_of_other_programs() {
             load(pair(&format!("transformer.{module}"), "lora_A", "lora_B"), &[("lora_adapter_metadata", metadata)]);
         assert!(error(&velocity, &half) < 1e-6, "{metadata}");
     }
+    for header in [("lora_alpha", "2"), ("network_alpha", "2.0"), ("ss_network_alpha", " 2 "), ("alpha", "2")] {
+        let velocity = load(pair(module, "lora_A", "lora_B"), &[("ss_network_alpha", "None"), header]);
+        assert!(error(&velocity, &half) < 1e-6, "{header:?}");
+    }
+    assert_eq!(error(&load(pair(module, "lora_A", "lora_B"), &[("ss_network_alpha", "None")]), &whole), 0.0);
+    let odd: Vec<_> = pair(module, "lora_A", "lora_B");
+    let odd: Vec<_> = odd.iter().map(|(name, x)| (name.as_str(), x.clone())).collect();
+    let refusal = case.load(&odd, &[("lora_alpha", "much")]).err().unwrap();
+    assert_eq!(refusal, "F: its header's `lora_alpha` must be a number, got \"much\"");
+}
+
+/// As PEFT and diffusers write and load folders.
+#[test]
+fn folders_of_adapters() {
+    let case = Case::new();
+    let (a, b) = (normal("a", &[4, 48]), normal("b", &[48, 4]));
+    let stem = "base_model.model.transformer_blocks.1.attn.to_out.0";
+    let tensors =
+        |b: &Tensor| [(format!("{stem}.lora_A.weight"), a.clone()), (format!("{stem}.lora_B.weight"), b.clone())];
+    let written = |path: &Path, tensors: &[(String, Tensor)]| {
+        archive::write(path, tensors.iter().map(|(n, x)| (n.as_str(), x)), &BTreeMap::new()).unwrap();
+    };
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("adapter_model.safetensors");
-    std::fs::write(folder.path().join("adapter_config.json"), r#"{"r": 4, "lora_alpha": 2, "peft_type": "LORA"}"#)
-        .unwrap();
-    let tensors = pair(&format!("base_model.model.{module}"), "lora_A", "lora_B");
-    archive::write(&path, tensors.iter().map(|(n, x)| (n.as_str(), x)), &BTreeMap::new()).unwrap();
-    assert!(error(&case.velocity(&case.base.load_lora(&path, false).unwrap()), &half) < 1e-6);
+    let load = |path: &Path| case.velocity(&case.base.load_lora(path, false).unwrap());
+    let half = folder.path().join("half");
+    written(&half, &tensors(&(&b * 0.5).unwrap()));
+    let half = load(&half);
+    std::fs::remove_file(folder.path().join("half")).unwrap();
+    let none = case.base.load_lora(folder.path(), false).err().unwrap();
+    assert!(
+        none.message
+            .ends_with("expected one file of adapters such as `adapter_model.safetensors` in the folder, got 0"),
+        "{none}"
+    );
+    let config = folder.path().join("adapter_config.json");
+    std::fs::write(config, r#"{"r": 4, "lora_alpha": 2, "peft_type": "LORA"}"#).unwrap();
+    for name in ["other.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.safetensors"] {
+        written(&folder.path().join(name), &tensors(&b));
+        assert!(error(&load(folder.path()), &half) < 1e-6, "{name}");
+        assert!(error(&load(&folder.path().join(name)), &half) < 1e-6, "{name}");
+    }
 }
 
 /// BFL's last layer has (shift, scale), diffusers' (scale, shift).

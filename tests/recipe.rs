@@ -1,20 +1,7 @@
 //! Every recipe runs in a small setting, leaves what it promises, and repeats to the byte.
 
+use crate::command::run;
 use std::path::Path;
-use std::process::Command;
-
-/// Runs a recipe with `--set` pairs into `out`.
-fn run(script: &str, out: &Path, set: &[&str]) -> String {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_amscript"));
-    command.arg("run").arg(script).arg("--out").arg(out);
-    for pair in set {
-        command.args(["--set", pair]);
-    }
-    let output = command.output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).to_string();
-    assert!(output.status.success(), "{script}: {}{}", text(&output.stdout), text(&output.stderr));
-    text(&output.stdout)
-}
 
 const SMALL: [&str; 6] = ["iterations=2", "batch=2", "steps=4", "rank=2", "test_prompts=2", "images_per_prompt=2"];
 
@@ -29,17 +16,59 @@ fn flux_ode_am_leaves_a_run_and_repeats_to_the_byte() {
     for name in ["run.json", "metrics.jsonl", "result.json", "curves.png", "lora.safetensors", "images"] {
         assert!(first.join(name).exists(), "{name} in {:?}", first.read_dir().unwrap().collect::<Vec<_>>());
     }
-    assert_eq!(std::fs::read_to_string(first.join("metrics.jsonl")).unwrap().lines().count(), 2);
     assert!(first.join("images/samples-000002.txt").exists() && first.join("report.html").exists());
     let log = std::fs::read_to_string(first.join("metrics.jsonl")).unwrap();
-    assert!(log.lines().all(|line| line.contains("\"intensity\":[")), "{log}");
-    // samples are drawn at noise of their own
-    run("scripts/flux_ode_am.rhai", &second, &[&SMALL[..], &["samples=0"]].concat());
+    let with = |word: &str| log.lines().filter(|line| line.contains(word)).count();
+    assert_eq!((log.lines().count(), with("\"intensity\":[")), (3, 2), "{log}");
+    // the base and the policy after the last update, on the same panel
+    for name in ["reward", "clip", "oracle", "diversity"] {
+        assert_eq!(with(&format!("\"panel {name}\":[")), 2, "{log}");
+    }
+    assert!(log.starts_with("{\"step\":0,\"panel ") && with("\"panel drift\":") == 1, "{log}");
+    assert!(printed.contains("panel reward") && !printed.contains("step 0 "), "{printed}");
+    // the panel has noise of its own
+    run("scripts/flux_ode_am.rhai", &second, &[&SMALL[..], &["panel=0"]].concat());
     assert!(!second.join("images/samples-000002.png").exists());
     let lora = |run: &Path| std::fs::read(run.join("lora.safetensors")).unwrap();
     assert!(lora(&first) == lora(&second), "the same seed gives the same LoRA");
     run("scripts/flux_ode_am.rhai", &folder.path().join("third"), &[&SMALL[..], &["seed=1"]].concat());
     assert!(lora(&first) != lora(&folder.path().join("third")), "another seed gives another LoRA");
+}
+
+/// Trained for brightness and watched for darkness, which is the same the other way round.
+const BRIGHT: &str = r#"
+    import "stdlib/experiment" as experiment;
+    let s = experiment::settings(#{
+        watch: [], reward_scale: 2e3, iterations: 12, steps: 4, rank: 2, test_prompts: 8, images_per_prompt: 2, panel_every: 3,
+    });
+    let experiment = experiment::open(s);
+    let bright = scripted_reward(|images, prompts| images.mean([1, 2, 3]));
+    experiment.reward_model = bright;
+    experiment.rewards = #{ reward: bright, dark: -1.0 * bright };
+    experiment::train(experiment, start_run(s), adjoint_matching(#{ grid: uniform(4), truncate: last(2) }));"#;
+
+#[test]
+fn a_drift_is_told_and_may_end_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = folder.path().join("bright.rhai");
+    std::fs::write(&script, BRIGHT).unwrap();
+    let steps = |out: &str, set: &[&str]| {
+        let out = folder.path().join(out);
+        let printed = run(script.to_str().unwrap(), &out, set);
+        assert!(printed.contains("drift at step") && printed.contains("dark"), "{printed}");
+        let log = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+        serde_json::from_str::<serde_json::Value>(log.lines().last().unwrap()).unwrap()["step"].as_u64().unwrap()
+    };
+    assert_eq!(steps("on", &[]), 12);
+    let last = steps("stopped", &["stop_on_drift=true"]);
+    assert!(last < 12, "{last}");
+    // behind its checkpoint too
+    std::fs::remove_file(folder.path().join("stopped/result.json")).unwrap();
+    let again = run(script.to_str().unwrap(), &folder.path().join("stopped"), &["stop_on_drift=true"]);
+    assert!(
+        again.contains(&format!("resuming after step {last}")) && !again.contains(&format!("step {}", last + 1)),
+        "{again}"
+    );
 }
 
 #[test]
@@ -74,6 +103,9 @@ fn an_interrupted_run_goes_on_to_the_same_bytes() {
         ("sit_sde_am", ["truncate=last(2)", "test_prompts=1", "images_per_prompt=2"]),
         ("draft", ["low_variance=1", "test_prompts=1", "images_per_prompt=2"]),
         ("refl", ["truncate=last(3)", "test_prompts=1", "images_per_prompt=2"]),
+        ("policy/gardo", ["per_prompt=2", "watch=[\"tiny/clip\"]", "test_prompts=1"]),
+        ("policy/ddpo", ["remembered=2", "test_prompts=1", "images_per_prompt=2"]),
+        ("policy/diffusion_nft", ["per_prompt=2", "test_prompts=1", "images_per_prompt=2"]),
     ] {
         let (script, out) = (format!("scripts/{recipe}.rhai"), folder.path().join(recipe));
         let set = [&small[..], &rest[..]].concat();
@@ -113,6 +145,59 @@ fn every_method_leaves_a_run() {
         assert!(["reward", "oracle", "diversity"].iter().all(|row| printed.contains(row)), "{recipe}: {printed}");
         assert!(out.join("lora.safetensors").exists(), "{recipe}");
     }
+}
+
+#[test]
+fn every_policy_method_leaves_a_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = [&SMALL[..], &["watch=[\"tiny/clip\"]", "panel=0"]].concat();
+    let recipes = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/policy")).unwrap();
+    for recipe in recipes.map(|file| file.unwrap().path()) {
+        let (name, out) =
+            (recipe.file_stem().unwrap().to_str().unwrap(), folder.path().join(recipe.file_stem().unwrap()));
+        let rest = match name {
+            "nrg" => &["steps=4"][..],
+            "leap_align" | "vgg_flow" | "ddpo" | "rwr" | "ram" => &[],
+            "mix_grpo" => &["per_prompt=2", "window=2"],
+            _ => &["per_prompt=2"],
+        };
+        let set = if name == "nrg" { &["test_prompts=2", "images_per_prompt=2", "watch=[]"][..] } else { &small[..] };
+        let printed = run(recipe.to_str().unwrap(), &out, &[set, rest].concat());
+        assert!(["reward", "oracle", "diversity"].iter().all(|row| printed.contains(row)), "{name}: {printed}");
+        assert!(name == "nrg" || out.join("lora.safetensors").exists(), "{name}");
+    }
+}
+
+#[test]
+fn the_bench_trades_modes_for_reward() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = ["updates=12", "methods=[\"DiffusionNFT\", \"Flow-GRPO\", \"RWR\"]", "samples=2000"];
+    let printed = run("scripts/toys/bench.rhai", folder.path(), &small);
+    let result: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(folder.path().join("result.json")).unwrap()).unwrap();
+    assert!(printed.contains("tilt by 3") && folder.path().join("images/modes.png").exists(), "{printed}");
+    assert!(result.to_string().contains("DiffusionNFT"), "{result}");
+    let reward = |name: &str| {
+        let line = printed.lines().find(|line| line.starts_with(&format!("{name}: reward"))).unwrap();
+        line.split_whitespace()
+            .nth(name.split_whitespace().count() + 1)
+            .unwrap()
+            .trim_end_matches(',')
+            .parse::<f64>()
+            .unwrap()
+    };
+    // the base's is 0.328
+    assert!(reward("DiffusionNFT") > 0.6 && reward("Flow-GRPO") > 0.45, "{printed}");
+}
+
+#[test]
+fn the_gap_between_training_and_sampling_is_drawn() {
+    let folder = tempfile::tempdir().unwrap();
+    let printed =
+        run("scripts/figures/gap.rhai", folder.path(), &["levels=[0.7]", "seeds=[0]", "updates=1", "samples=500"]);
+    let result = std::fs::read_to_string(folder.path().join("result.json")).unwrap();
+    // p = 0.245: 0.88417 - 0.86082
+    assert!(result.contains("0.0233") && folder.path().join("images/gap.png").exists(), "{printed}{result}");
 }
 
 #[test]

@@ -31,7 +31,9 @@ fn reward_model<const N: usize>(
 ) -> RewardModel {
     let found = Found::in_folder(place, Folder::disk(golden(place)));
     let found = Found { weights: weights.map(PathBuf::from), ..found };
-    let choices = RewardOptions { options: options.into(), ..RewardOptions::default() };
+    // a CLIP of transformers does not tell which of the two it is for
+    let kind = ["pickscore", "clipscore"].into_iter().find(|kind| place.ends_with(kind)).map(String::from);
+    let choices = RewardOptions { kind, options: options.into(), ..RewardOptions::default() };
     open(&found, &choices, &ClipCache::default(), &Sources::default(), &Device::Cpu).unwrap()
 }
 
@@ -105,6 +107,30 @@ fn pickscore() {
     let reward_model = reward_model("clip_hf/pickscore", None, []);
     assert!(reward_model.describe().starts_with("pickscore"), "{}", reward_model.describe());
     check(&reward_model, "clip_hf", "pickscore.", "out.pickscore.score", "out.pickscore.grad", 1e-4);
+}
+
+/// Neither the folder's name nor its path decides, but what lies in it or who named it.
+#[test]
+fn a_clip_says_which_reward_it_is_or_the_user_does() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path().join("pickscore");
+    std::fs::create_dir(&folder).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(golden("clip_hf/clipscore").join(file), folder.join(file)).unwrap();
+    }
+    let open = |name: &str| {
+        let found = Found::in_folder(name, Folder::disk(&folder));
+        open(&found, &RewardOptions::default(), &ClipCache::default(), &Sources::default(), &Device::Cpu)
+            .map(|reward| reward.describe())
+            .map_err(|e| e.to_string())
+    };
+    let path = folder.display().to_string();
+    let asked = open(&path).unwrap_err();
+    assert_eq!(asked, format!("reward: `{path}` may be pickscore and clipscore\nhint: say which with `kind: name`"));
+    assert_eq!(open("openai/clip-vit-large-patch14").unwrap(), "clipscore openai/clip-vit-large-patch14");
+    assert_eq!(open("pickscore").unwrap(), "pickscore pickscore");
+    std::fs::write(folder.join("README.md"), "# PickScore v1\nA scoring function").unwrap();
+    assert_eq!(open("judge").unwrap(), "pickscore judge");
 }
 
 #[test]

@@ -1,19 +1,10 @@
 //! The theory recipes in small settings: each checks its own numbers against closed forms and fails where they differ.
 
+use crate::command;
 use std::path::Path;
-use std::process::Command;
 
-/// Runs a recipe of `scripts/theory` with `--set` pairs into `out`; gives what it printed.
 fn run(name: &str, out: &Path, set: &[&str]) -> String {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_amscript"));
-    command.arg("run").arg(format!("scripts/theory/{name}.rhai")).arg("--out").arg(out);
-    for pair in set {
-        command.args(["--set", pair]);
-    }
-    let output = command.output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).to_string();
-    assert!(output.status.success(), "{name}: {}{}", text(&output.stdout), text(&output.stderr));
-    text(&output.stdout)
+    command::run(&format!("scripts/theory/{name}.rhai"), out, set)
 }
 
 #[test]

@@ -83,6 +83,26 @@ fn tensors_that_do_not_fit_the_model() {
 }
 
 #[test]
+fn wrapped_networks_are_read_and_scaled_ones_refused() {
+    let copy = Copy::new();
+    let good = copy.tensors();
+    let under = |wrapper: &str| good.iter().map(|(name, x)| (format!("{wrapper}{name}"), x.clone())).collect();
+    for wrapper in ["_orig_mod.", "module.", "module._orig_mod."] {
+        copy.write(FILE, &under(wrapper));
+        assert!(copy.open().is_ok(), "{wrapper}");
+    }
+    for scale in
+        ["transformer_blocks.0.attn.to_q.scale_weight", "transformer_blocks.0.attn.to_q.weight_scale", "scaled_fp8"]
+    {
+        let mut tensors = good.clone();
+        tensors.insert(scale.into(), Tensor::zeros(1, DType::F32, &Device::Cpu).unwrap());
+        copy.write(FILE, &tensors);
+        let refusal = copy.refusal();
+        assert!(refusal.starts_with(&format!("F/{FILE}: tensor `{scale}` scales weights")), "{refusal}");
+    }
+}
+
+#[test]
 fn damaged_files() {
     let copy = Copy::new();
     let bytes = std::fs::read(copy.path(FILE)).unwrap();

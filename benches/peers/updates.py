@@ -6,8 +6,9 @@
 WORK gets random weights in the published layouts and each side's figures. A round runs, each in a process of its own and in turn, ours;
 (a) PyTorch as published practice writes it (the loss runs base and policy again on the states of the window); (b) PyTorch with our
 reuse (base outputs of the adjoint's products, policy graphs of the rollout); with --compile, both with `torch.compile`. Printed are
-medians over rounds of medians within, ratios ours / theirs, the largest difference of the losses, and with --memory the peak memory of
-processes that take one method alone. Figures are kept in WORK/figures.json, so that a run that was broken off goes on; without it all is
+the processor and what products reach on it on both sides, medians over rounds of medians within, ratios ours / theirs (none where other
+work kept more than BUSY of a processor), the largest difference of the losses, and with --memory the peak memory of processes that take
+one method alone. Figures are kept in WORK/figures.json, so that a run that was broken off goes on; without it all is
 measured again. --laws: ours alone, against what operations predict and against straight lines in steps, active steps and batch.
 Needs torch, torchvision, diffusers, transformers, peft, open_clip_torch and tokenizers.
 """
@@ -34,6 +35,7 @@ from rewards import hf_clip, normalised, unit
 HERE = Path(__file__).resolve().parent
 ASSETS = HERE.parent.parent / "assets"
 THREADS = 2
+BUSY = 0.15  # of a processor: with more of it taken by other work, ratios say nothing
 # case: family, sizes, samples per update, steps N
 CASES = {
     "tiny-flux2": ("flux2", None, 8, 20),
@@ -127,6 +129,10 @@ def prepare(binary, work, case):
 
 def judge_path(work, case):
     return ASSETS / "tiny/pickscore" if CASES[case][1] is None else work / "clip-b32"
+
+
+def judge_settings(work, case):
+    return dict(judge=judge_path(work, case), kind="pickscore" if CASES[case][1] is None else "clipscore")
 
 
 def judge(work, case, texts):
@@ -304,6 +310,42 @@ def methods(base, policy, params, judged, x0, steps, reuse):
     }
 
 
+def processor():
+    """Its name, threads and the widest vectors of f32 products."""
+    text = Path("/proc/cpuinfo").read_text()
+    found = re.search(r"^model name\s*:\s*(.*)$", text, re.M)
+    words = set(re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.M)[1].split())
+    width = next(name for flag, name in [("avx512f", "AVX-512"), ("avx2", "AVX2"), ("asimd", "NEON"), ("", "none known")] if not flag or flag in words)
+    return f"{found[1] if found else os.uname().machine}, {width}, {THREADS} of {os.cpu_count()} processors"
+
+
+def torch_rates():
+    """GFLOP/s of a product of large square matrices, and of one whose weight comes from memory: as `rate.rs` measures ours."""
+    torch.set_num_threads(THREADS)
+
+    def rate(rows, inner, out, count):
+        x, weights = torch.randn(rows, inner), [torch.randn(out, inner) for _ in range(count)]
+        begun, best = time.perf_counter(), float("inf")
+        while time.perf_counter() < begun + 0.15:
+            start = time.perf_counter()
+            for weight in weights:
+                F.linear(x, weight)
+            best = min(best, time.perf_counter() - start)
+        return 2e-9 * rows * inner * out * count / best
+
+    print(json.dumps(dict(large=rate(2048, 2048, 2048, 1), cold=rate(320, 1024, 3072, 6))))
+
+
+def rates(binary, work):
+    """The line above all tables: the processor, and both sides' products on it."""
+    (work / "nothing.rhai").write_text("0;\n")
+    env = dict(os.environ, RAYON_NUM_THREADS=str(THREADS))
+    told = subprocess.run([binary, "run", "nothing.rhai", "--profile"], check=True, capture_output=True, text=True, cwd=work, env=env).stderr
+    own = re.search(r"this processor: ([\d.]+) GFLOP/s .*, ([\d.]+) in", told).groups()
+    other, _ = run([sys.executable, HERE / "updates.py", binary, work, "--theirs", "rates"], work)
+    print(f"{processor()}. GFLOP/s, ours and torch's: {own[0]} and {other['large']:.1f} in large products, {own[1]} and {other['cold']:.1f} in 320 x 1024 x 3072 with weights from memory.")
+
+
 def theirs(work, case, names, repeats, variant):
     """In a process of its own: medians of seconds, and the first loss of each method."""
     torch.set_num_threads(THREADS)
@@ -350,7 +392,7 @@ def run(command, folder):
 
 
 def ours(binary, work, case, names, repeats, **changed):
-    settings = dict(name=case, folder=folder(work, case), judge=judge_path(work, case), batch=CASES[case][2], steps=CASES[case][3],
+    settings = dict(name=case, folder=folder(work, case), **judge_settings(work, case), batch=CASES[case][2], steps=CASES[case][3],
                     methods=json.dumps(names), repeats=repeats, scale=SCALE, rank=RANK) | changed
     given = sum([["--set", f"{k}={v}"] for k, v in settings.items()], [])
     return run([binary, HERE / "updates.rhai", *given], work)
@@ -387,6 +429,7 @@ def compare(o, names):
                 raise
             return None  # torch.compile gave up
 
+    rates(o.binary, o.work)
     for case in o.cases.split(","):
         prepare(o.binary, o.work, case)
         sides = ["ours", *variants]
@@ -398,15 +441,18 @@ def compare(o, names):
         found = {side: figures.get(key(side), o.rounds, None) for side in sides}
         entry = lambda side, f, name: f[name if side == "ours" else name.removesuffix(AGAIN)]
         seconds = lambda side, name: None if None in found[side] else statistics.median(entry(side, f, name)["seconds"] for f in found[side])
+        busy = any(f and f["others"] > BUSY for side in sides for f in found[side])
         ratio = lambda mine, other: "-" if other is None else f"{mine / other:.2f}"
         head = " | ".join(f"({v}), s | / ({v})" for v in variants)
         print(f"\n## {case}: batch {CASES[case][2]}, {CASES[case][3]} steps\n\n| | ours, s | {head} | losses differ by |\n" + "|---" * (3 + 2 * len(variants)) + "|")
         loads = " | ".join(str([f and f["others"] for f in found[side]]) for side in sides)
         print(f"| processors busy with other work, by round | {loads} | |")
+        if busy:
+            print(f"| no ratios: other work kept more than {BUSY} of a processor | " + "| " * (1 + 2 * len(variants)) + "|")
         for name in names:
             mine, loss = seconds("ours", name), found["ours"][0][name]["loss"]
             differs = max(abs(entry(v, found[v][0], name)["loss"] - loss) / max(abs(loss), 1e-9) for v in variants if found[v][0])
-            cells = " | ".join(f"{seconds(v, name) or float('nan'):.3f} | {ratio(mine, seconds(v, name))}" for v in variants)
+            cells = " | ".join(f"{seconds(v, name) or float('nan'):.3f} | {'-' if busy else ratio(mine, seconds(v, name))}" for v in variants)
             print(f"| {name} | {mine:.3f} | {cells} | {differs:.1e} |", flush=True)
         if o.memory:
             for name in ["load", *o.memory]:
@@ -454,7 +500,7 @@ def laws(o):
 def operations(binary, work, case, name):
     """Operations of an update, by `--plan`."""
     command = [binary, "run", HERE / "updates.rhai", "--plan"]
-    settings = dict(name=case, folder=folder(work, case), judge=judge_path(work, case), batch=CASES[case][2], steps=CASES[case][3],
+    settings = dict(name=case, folder=folder(work, case), **judge_settings(work, case), batch=CASES[case][2], steps=CASES[case][3],
                     methods=json.dumps([name]), scale=SCALE, rank=RANK)
     text = subprocess.run([*command, *sum([["--set", f"{k}={v}"] for k, v in settings.items()], [])], check=True, capture_output=True, text=True, cwd=work).stdout
     number, unit = re.search(r"an update\s+([\d.]+) (\w)FLOP", text).groups()
@@ -475,6 +521,8 @@ def main():
     parser.add_argument("--theirs", help=argparse.SUPPRESS)
     o = parser.parse_args()
     o.binary, o.work, names = o.binary.resolve(), o.work.resolve(), o.methods.split(";")
+    if o.theirs == "rates":
+        return torch_rates()
     if o.theirs:
         return theirs(o.work, o.cases, names, o.repeats, o.theirs)
     o.work.mkdir(parents=True, exist_ok=True)

@@ -2,9 +2,10 @@
 
 use super::{CheckArgs, fault, output, recipe};
 use crate::script::check::{self, Finding, Report, Severity};
+use crate::script::header::Header;
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
-use amscript_nn::data::write_whole;
+use amscript_base::file::write_whole;
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::ExitCode;
@@ -31,6 +32,7 @@ pub fn command(arguments: &CheckArgs) -> anyhow::Result<ExitCode> {
 
 /// What is found in a script; with `fix`, after its old names have been replaced in its file.
 fn checked(recipe::Source { path, name, text }: recipe::Source, fix: bool) -> Result<Report> {
+    Header::read(&text).map_err(|e| e.within(format_args!("check: {name}")))?;
     let report = check::check(path.as_deref(), &name, &text);
     let fixed = if fix { check::fixed(&report, &name, &text) } else { text.clone() };
     if fixed == text {

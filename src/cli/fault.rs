@@ -2,15 +2,18 @@
 
 use amscript_base::error::{Error, Kind, Place};
 use amscript_base::terminal;
+use amscript_base::text::visible;
 use amscript_run::progress::above_bar;
 use std::process::ExitCode;
 
-/// The report; `source` gives a script's text by its name.
+/// The report, safe to show; `source` gives a script's text by its name.
 pub fn render(error: &Error, source: impl Fn(&str) -> Option<String>) -> String {
     let mut out = format!("error: {}\n", error.message);
     let mut places = error.trace.iter().filter(|p| p.line > 0);
+    // beside the flag that would give it more rights stands no text of a recipe, which could say what it likes
+    let refusal = error.kind == Kind::Permission;
     if let Some(place) = places.next() {
-        out += &excerpt(place, source(&place.source).as_deref());
+        out += &excerpt(place, source(&place.source).filter(|_| !refusal).as_deref());
         let mut inside = &place.function;
         for caller in places {
             let what = inside.as_deref().unwrap_or("script");
@@ -21,7 +24,7 @@ pub fn render(error: &Error, source: impl Fn(&str) -> Option<String>) -> String 
     if let Some(hint) = &error.hint {
         out += &format!("hint: {hint}\n");
     }
-    out
+    visible(&out).into_owned()
 }
 
 /// Writes [`render`]'s text to standard error, above a progress bar; the exit code is 130 after an interrupt, else 1.
@@ -39,8 +42,9 @@ fn excerpt(place: &Place, text: Option<&str>) -> String {
     let number = place.line.to_string();
     let margin = " ".repeat(number.len());
     let column = place.column.saturating_sub(1);
+    let before: String = line.chars().take(column).collect();
     // tabs stay tabs so that the caret stands under its word
-    let indent: String = line.chars().take(column).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
+    let indent: String = visible(&before).chars().map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
     let carets = "^".repeat(width(line, column));
     format!("{head}{margin} |\n{number} | {line}\n{margin} | {indent}{carets}\n")
 }

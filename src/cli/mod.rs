@@ -8,6 +8,8 @@ pub mod check;
 pub mod doc;
 pub mod editor;
 pub mod fault;
+mod info;
+mod lock;
 pub mod models;
 pub mod output;
 pub mod page;
@@ -19,13 +21,17 @@ pub mod repl;
 pub mod report;
 pub mod run;
 mod setting;
+mod verify;
 
 use amscript_base::error::Error;
+use amscript_base::permissions::{Allowed, Rights};
 use amscript_base::terminal;
+use amscript_base::text::visible;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Aligns flow-matching image models to rewards, by short scripts.
 #[derive(Parser)]
@@ -56,7 +62,7 @@ pub struct PromptArgs {
 }
 
 /// What a script or a prompt runs with.
-#[derive(Args)]
+#[derive(Args, Default)]
 pub struct SessionArgs {
     /// Replace one of a script's settings: a number, a value such as `full()`, or text.
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
@@ -70,9 +76,18 @@ pub struct SessionArgs {
     /// The folder that is written to.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// Go on with a run in that folder whatever differs from what it began with, and record it.
+    #[arg(long)]
+    pub resume_anyway: bool,
     /// The most memory that may be held, such as `8GB`; the default is nine tenths of what is free.
     #[arg(long, value_name = "SIZE", value_parser = quantity::read_bytes)]
     pub max_memory: Option<usize>,
+    /// What stays free of the disk, such as `10GB`; the default is a tenth of what is free at the start.
+    #[arg(long, value_name = "SIZE", value_parser = quantity::read_bytes)]
+    pub min_free: Option<usize>,
+    /// The longest that it may run, such as `90s` or `8h`; a run saves and ends after the step in which this has passed.
+    #[arg(long, value_name = "TIME", value_parser = quantity::read_time)]
+    pub max_time: Option<Duration>,
     /// A folder with models, searched first.
     #[arg(long, value_name = "DIR")]
     pub models: Option<PathBuf>,
@@ -96,6 +111,15 @@ enum Command {
     New(NewArgs),
     /// List the models that are known, those that are found, and their files.
     Models(ModelsArgs),
+    /// Say what a recipe asks for, without running it, or what a LoRA or an image was made from.
+    Info {
+        /// A script, a recipe in the binary, a `.safetensors` or a `.png` file.
+        file: PathBuf,
+    },
+    /// Write the hashes of every model, reward, prompt file and module that a script reads.
+    Lock(LockArgs),
+    /// Run the first steps of a run again, and say whether they come out the same.
+    Verify(VerifyArgs),
     /// Write one HTML page of one or several runs: results, curves, images, control, settings, provenance.
     Report(ReportArgs),
     /// Write the reference manual to docs/ and what editors need to docs/ and editors/.
@@ -106,19 +130,101 @@ enum Command {
     },
 }
 
-/// What to run, and what to change about it.
+/// A script, what to change about it, and what it may reach.
 #[derive(Args)]
-pub struct RunArgs {
+pub struct ScriptArgs {
     /// The script, or a recipe in the binary; `-` reads it from standard input.
     pub script: PathBuf,
     #[command(flatten)]
     pub session: SessionArgs,
+    #[command(flatten)]
+    pub allow: AllowArgs,
+}
+
+/// What to run.
+#[derive(Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub script: ScriptArgs,
     /// Print what the run would take in weights, work and memory, from the headers of the weights alone, and end.
     #[arg(long)]
     pub plan: bool,
     /// Print where time and memory went, by phase and by op, when the run has ended.
     #[arg(long)]
     pub profile: bool,
+    /// Refuse what differs from the script's lock, and to read what is not in it.
+    #[arg(long)]
+    pub frozen: bool,
+}
+
+/// What to lock.
+#[derive(Args)]
+pub struct LockArgs {
+    #[command(flatten)]
+    pub script: ScriptArgs,
+}
+
+/// Which run to repeat.
+#[derive(Args)]
+pub struct VerifyArgs {
+    /// The folder of the run.
+    pub run: PathBuf,
+    /// The recipe's file, where it imports modules or reads files beside it; it must be that of the run.
+    #[arg(long, value_name = "SCRIPT")]
+    pub recipe: Option<PathBuf>,
+    /// Steps to repeat.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
+    pub steps: u16,
+    /// The largest relative difference of a number that is not a difference.
+    #[arg(long, default_value_t = 1e-3)]
+    pub tolerance: f64,
+    /// Where tensors live: `cpu`, `cuda` or `cuda:N`; the default is AMSCRIPT_DEVICE or `cpu`.
+    #[arg(long)]
+    pub device: Option<String>,
+    /// A folder with models, searched first.
+    #[arg(long, value_name = "DIR")]
+    pub models: Option<PathBuf>,
+    #[command(flatten)]
+    pub allow: AllowArgs,
+}
+
+/// What a script may reach beside its own folder, the model folders and the run's folder.
+#[derive(Args)]
+#[command(next_help_heading = "Permissions")]
+pub struct AllowArgs {
+    /// Let the script read these files and folders too; all, where none are named.
+    #[arg(long, value_name = "PATHS", num_args = 0.., require_equals = true, value_delimiter = ',')]
+    pub allow_read: Option<Vec<PathBuf>>,
+    /// Let it write these files and folders too.
+    #[arg(long, value_name = "PATHS", num_args = 0.., require_equals = true, value_delimiter = ',')]
+    pub allow_write: Option<Vec<PathBuf>>,
+    /// Let it reach these hosts.
+    #[arg(long, value_name = "HOSTS", num_args = 0.., require_equals = true, value_delimiter = ',')]
+    pub allow_net: Option<Vec<String>>,
+    /// Let it run these programs.
+    #[arg(long, value_name = "PROGRAMS", num_args = 0.., require_equals = true, value_delimiter = ',')]
+    pub allow_run: Option<Vec<String>>,
+    /// Let it do all that you may.
+    #[arg(long)]
+    pub allow_all: bool,
+}
+
+impl AllowArgs {
+    /// What the flags allow; one without names allows all of its kind.
+    pub fn rights(&self) -> Rights<PathBuf> {
+        fn allowed<T: Clone>(flag: &Option<Vec<T>>) -> Allowed<T> {
+            match flag.as_deref() {
+                None => Allowed::default(),
+                Some([]) => Allowed::All,
+                Some(those) => Allowed::These(those.to_vec()),
+            }
+        }
+        if self.allow_all {
+            return Rights::all();
+        }
+        let (read, write) = (allowed(&self.allow_read), allowed(&self.allow_write));
+        Rights { read, write, net: allowed(&self.allow_net), run: allowed(&self.allow_run) }
+    }
 }
 
 /// What to check.
@@ -188,18 +294,21 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 /// What the command did not report itself: an [`Error`], or that standard output cannot be written; for [`fail`].
 pub fn main(arguments: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode> {
     let mut arguments: Vec<OsString> = arguments.collect();
-    let first = arguments.get(1).and_then(|a| a.to_str());
     let named = |name: &str| name == "help" || Cli::command().find_subcommand(name).is_some();
-    if first.is_some_and(|a| a == "-" || !(a.starts_with('-') || named(a))) {
+    let is_script = |a: &OsString| a.to_str().is_none_or(|a| a == "-" || !(a.starts_with('-') || named(a)));
+    if arguments.get(1).is_some_and(is_script) {
         arguments.insert(1, "run".into());
     }
     let cli = Cli::parse_from(arguments);
     match cli.command {
         None => return repl::command(cli.prompt),
         Some(Command::Run(arguments)) => return run::run(arguments),
+        Some(Command::Lock(arguments)) => return lock::command(arguments),
+        Some(Command::Verify(arguments)) => return verify::command(arguments),
         Some(Command::Check(arguments)) => return check::command(&arguments),
         Some(Command::Recipes { name, settings }) => recipe::list(name.as_deref(), settings),
         Some(Command::New(arguments)) => recipe::start(&arguments),
+        Some(Command::Info { file }) => info::command(&file),
         Some(Command::Models(arguments)) => models::command(&arguments),
         Some(Command::Report(arguments)) => report::command(&arguments),
         Some(Command::Doc { check }) => doc::command(check),
@@ -215,7 +324,7 @@ pub fn fail(error: &anyhow::Error) -> ExitCode {
     match error.downcast_ref::<Error>() {
         Some(error) => fault::report(error, |_| None),
         None => {
-            terminal::note(&format!("error: {error:#}\n"));
+            terminal::note(&visible(&format!("error: {error:#}\n")));
             ExitCode::FAILURE
         }
     }

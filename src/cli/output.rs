@@ -5,6 +5,7 @@
 
 use crate::script::session::Printer;
 use amscript_base::terminal;
+use amscript_base::text::visible;
 use amscript_run::progress::above_bar;
 use anyhow::Context as _;
 use parking_lot::Mutex;
@@ -16,9 +17,9 @@ pub fn text(text: &str) -> anyhow::Result<()> {
     write(text).context("standard output cannot be written")
 }
 
-/// Writes a line at once.
+/// Writes a line at once, safe to show.
 pub fn line(line: &str) -> anyhow::Result<()> {
-    text(&format!("{line}\n"))
+    text(&format!("{}\n", visible(line)))
 }
 
 fn write(text: &str) -> io::Result<()> {
@@ -37,13 +38,13 @@ pub fn unread(error: &anyhow::Error) -> bool {
 pub struct Lines(Mutex<Option<anyhow::Error>>);
 
 impl Lines {
-    /// Writes a line above the progress bar.
-    pub fn line(&self, text: &str) {
+    /// Writes a line above the progress bar, as it is: it may be a picture.
+    pub fn line(&self, line: &str) {
         let mut fault = self.0.lock();
         if fault.is_some() {
             return;
         }
-        *fault = above_bar(|| line(text)).err();
+        *fault = above_bar(|| text(&format!("{line}\n"))).err();
         if let Some(fault) = fault.as_ref().filter(|fault| !unread(fault)) {
             above_bar(|| terminal::note(&format!("warning: {fault:#}; the script goes on\n")));
         }

@@ -2,7 +2,9 @@
 
 use super::plan::table;
 use super::quantity::bytes;
+use amscript_base::error::Result;
 use amscript_base::profile::{Profile, Totals};
+use amscript_tensor::rate::rates;
 use std::time::Duration;
 
 /// Phases and ops, the longest first.
@@ -19,13 +21,28 @@ pub fn text(profile: &Profile) -> String {
     let first = table("phases", std::iter::once(head).chain(phases.iter().map(row)).collect());
     let mut ops: Vec<(&&str, &[Totals; 2])> = profile.ops.iter().collect();
     ops.sort_by_key(|(_, [a, b])| std::cmp::Reverse(a.time + b.time));
-    let head = ["", "forward", "calls", "backward", "calls", "share"].map(String::from).to_vec();
+    let head = ["", "forward", "calls", "backward", "calls", "share", "GFLOP/s"].map(String::from).to_vec();
     let row = |(name, [a, b]): &(&&str, &[Totals; 2])| {
         let part = |t: &Totals| [seconds(t.time), t.calls.to_string()];
-        [vec![name.to_string()], part(a).to_vec(), part(b).to_vec(), vec![share(a.time + b.time)]].concat()
+        let reached = (a.work + b.work) / (a.time + b.time).as_secs_f64().max(1e-9);
+        let rest = [share(a.time + b.time), giga(reached)];
+        [vec![name.to_string()], part(a).to_vec(), part(b).to_vec(), rest.to_vec()].concat()
     };
     let second = table("ops", std::iter::once(head).chain(ops.iter().map(row)).collect());
     format!("{first}\n\n{second}")
+}
+
+/// What products reach on this processor now, to compare an op's rate with.
+pub fn machine() -> Result<String> {
+    let rates = rates()?;
+    let [large, cold] = [rates.large, rates.cold].map(giga);
+    Ok(format!(
+        "this processor: {large} GFLOP/s of f32 in large products, {cold} in 320 x 1024 x 3072 with a weight from memory"
+    ))
+}
+
+fn giga(rate: f64) -> String {
+    format!("{:.1}", rate / 1e9)
 }
 
 fn seconds(time: Duration) -> String {

@@ -1,4 +1,6 @@
-//! Numbers as people read them.
+//! Numbers as people read and write them.
+
+use std::time::Duration;
 
 /// `3,875,544,576`.
 pub fn count(n: u64) -> String {
@@ -17,19 +19,24 @@ pub fn bytes(n: f64) -> String {
 
 /// Bytes as `8GB`, `500 MB` or `1000000`.
 pub fn read_bytes(text: &str) -> Result<usize, String> {
+    let units = [("", 1.0), ("k", 1e3), ("m", 1e6), ("g", 1e9), ("t", 1e12)];
+    let bytes = read(text.strip_suffix(['b', 'B']).unwrap_or(text), &units).filter(|n| (1.0..1e18).contains(n));
+    bytes.map(|n| n as usize).ok_or_else(|| format!("expected a size such as 8GB, got \"{text}\""))
+}
+
+/// A time as `90s`, `20 min`, `8h` or, in seconds, `90`.
+pub fn read_time(text: &str) -> Result<Duration, String> {
+    let units = [("", 1.0), ("s", 1.0), ("m", 60.0), ("min", 60.0), ("h", 3600.0), ("d", 86400.0)];
+    let seconds = read(text, &units).filter(|n| (1e-3..1e9).contains(n));
+    seconds.map(Duration::from_secs_f64).ok_or_else(|| format!("expected a time such as 90s or 8h, got \"{text}\""))
+}
+
+/// A number with one of these units, case aside.
+fn read(text: &str, units: &[(&str, f64)]) -> Option<f64> {
     let number = text.trim_end_matches(|c: char| c.is_alphabetic() || c == ' ');
-    let unit = match text[number.len()..].trim().to_lowercase().as_str() {
-        "" | "b" => 1.0,
-        "kb" | "k" => 1e3,
-        "mb" | "m" => 1e6,
-        "gb" | "g" => 1e9,
-        "tb" | "t" => 1e12,
-        _ => return Err(format!("expected a size such as 8GB, got \"{text}\"")),
-    };
-    match number.parse::<f64>().map(|n| n * unit) {
-        Ok(n) if (1.0..1e18).contains(&n) => Ok(n as usize),
-        _ => Err(format!("expected a size such as 8GB, got \"{text}\"")),
-    }
+    let unit = text[number.len()..].trim().to_lowercase();
+    let (_, factor) = units.iter().find(|(name, _)| *name == unit)?;
+    number.parse::<f64>().ok().map(|n| n * factor)
 }
 
 /// Floating-point operations: `4.92 TFLOP`.
@@ -64,6 +71,8 @@ mod tests {
             [8e9 as usize, 1500, 12, 2e12 as usize]
         );
         assert!(["", "GB", "-1", "8 apples", "1e30"].iter().all(|text| read_bytes(text).is_err()));
+        assert_eq!(["90s", "0.5 min", "8H", "2"].map(|text| read_time(text).unwrap().as_secs()), [90, 30, 28800, 2]);
+        assert!(["", "h", "-1s", "0", "1 year"].iter().all(|text| read_time(text).is_err()));
         assert_eq!([4.917e12, 622e9, 99.97e9].map(flops), ["4.92 TFLOP", "622 GFLOP", "100 GFLOP"]);
     }
 }

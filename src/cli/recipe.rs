@@ -4,6 +4,7 @@
 use super::{NewArgs, output, setting};
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result, nearest};
+use amscript_base::file;
 use include_dir::{Dir, include_dir};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -24,17 +25,21 @@ pub struct Recipe {
 impl Recipe {
     /// The beginning of its head, to the first stop.
     pub fn line(&self) -> String {
-        let head = self.text.lines().map_while(|line| line.strip_prefix("//!"));
-        let head = head.map(str::trim).take_while(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
-        let ends =
-            [". ", "? ", ": ", "; "].iter().filter_map(|end| head.find(end).map(|i| i + usize::from(*end == "? ")));
-        let end = ends.filter(|end| *end >= 20).min().unwrap_or(head.len());
-        head[..end].trim_end_matches('.').into()
+        headline(self.text)
     }
 
     fn folder(&self) -> &str {
         self.name.rsplit_once('/').map_or("", |(folder, _)| folder)
     }
+}
+
+/// The beginning of a script's head, to the first stop.
+pub fn headline(text: &str) -> String {
+    let head = text.lines().map_while(|line| line.strip_prefix("//!"));
+    let head = head.map(str::trim).take_while(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+    let ends = [". ", "? ", ": ", "; "].iter().filter_map(|end| head.find(end).map(|i| i + usize::from(*end == "? ")));
+    let end = ends.filter(|end| *end >= 20).min().unwrap_or(head.len());
+    head[..end].trim_end_matches('.').into()
 }
 
 /// All of them: methods first, then folder by folder.
@@ -75,12 +80,12 @@ pub struct Source {
 pub fn read(script: &Path) -> Result<Source> {
     if script == Path::new("-") {
         let mut text = String::new();
-        let read = std::io::stdin().read_to_string(&mut text);
+        let read = std::io::stdin().take(file::TEXT).read_to_string(&mut text);
         read.map_err(|e| Error::new(Kind::File, format!("run: standard input must be text, got \"{e}\"")))?;
         return Ok(Source { path: None, name: "standard input".into(), text });
     }
     let name = script.display().to_string();
-    match (std::fs::read_to_string(script), named(&name)) {
+    match (file::read_text(script), named(&name)) {
         (Ok(text), _) => Ok(Source { path: Some(script.into()), name, text }),
         // its path says how the run's folder is called
         (Err(e), Some(recipe)) if e.kind() == std::io::ErrorKind::NotFound => {

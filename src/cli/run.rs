@@ -2,13 +2,16 @@
 
 use super::output::{self, Lines};
 use super::recipe::{self, Source};
-use super::{RunArgs, SessionArgs, fault};
+use super::{RunArgs, ScriptArgs, SessionArgs, fault, lock};
+use crate::script::header::Header;
 use crate::script::session::{Printer, Request};
 use crate::script::{Host, Session};
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
-use amscript_base::memory;
+use amscript_base::permissions::resolved;
 use amscript_base::terminal::note;
+use amscript_base::{file, memory};
+use amscript_nn::digest;
 use amscript_run::screen::Screen;
 use amscript_tensor::{Device, place};
 use std::path::{Path, PathBuf};
@@ -20,12 +23,19 @@ use std::time::{Duration, Instant};
 /// Rhai walks a script by recursion: 64 calls of expressions 64 deep at most.
 const STACK: usize = 64 << 20;
 
+/// Operations of a script without a call of a native, some seconds, before it is taken for one that goes round for ever.
+const MAX_ALONE: usize = 20_000_000;
+
+/// What a call that was twice asked to end may still take.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// Signals closer together are one: `timeout` and schedulers send theirs to a process and to its group.
 const ECHO: Duration = Duration::from_millis(100);
 
 /// `amscript run`.
 pub fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
-    let (mut request, name, text) = prepare(&arguments)?;
+    let (mut request, source) = prepare(&arguments.script, arguments.plan)?;
+    let frozen = arguments.frozen.then(|| lock::frozen(&source, &request)).transpose()?;
     // what a planned script writes is thrown away
     let draft = arguments.plan.then(tempfile::tempdir).transpose();
     let draft = draft.map_err(|e| Error::new(Kind::File, format!("--plan: no temporary folder: {e}")))?;
@@ -37,13 +47,26 @@ pub fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
     };
     let session = Session::new(request, printer);
     let context = session.context().clone();
+    if let Some(files) = frozen {
+        let own = std::path::absolute(session.run_folder());
+        let own = own.map_err(|e| Error::new(Kind::File, format!("--frozen: no folder of the run: {e}")))?;
+        context.inputs.keep_to(files, resolved(&own, true));
+    }
+    context.made_from("amscript", env!("CARGO_PKG_VERSION"));
+    context.made_from("recipe", &digest::hash(source.text.as_bytes()));
+    if let Some(lock) = lock::hash(&source) {
+        context.made_from("lock", &lock);
+    }
     if arguments.profile {
         session.measure();
     }
-    let code = on_large_stack(move || execute(session, &name, &text))?;
-    if let Some(found) = context.profile.finish() {
-        note(&format!("\n{}\n", super::profile::text(&found)));
-    }
+    let code = on_large_stack(move || {
+        let code = execute(session, &source.name, &source.text)?;
+        if let Some(found) = context.profile.finish() {
+            note(&format!("\n{}\n\n{}\n", super::profile::text(&found), super::profile::machine()?));
+        }
+        Ok(code)
+    })?;
     if code == ExitCode::SUCCESS {
         lines.end()?;
     }
@@ -90,6 +113,9 @@ fn execute(session: Session, name: &str, text: &str) -> anyhow::Result<ExitCode>
 
 fn fail(error: &Error, session: &Session) -> ExitCode {
     let code = fault::report(error, |name| session.source(name));
+    if session.context().interrupt.late() {
+        note("the time of --max-time is up\n");
+    }
     if let Some(step) = session.step().filter(|_| error.kind != Kind::Interrupt) {
         note(&format!("the last step begun was step {step}\n"));
     }
@@ -97,14 +123,16 @@ fn fail(error: &Error, session: &Session) -> ExitCode {
 }
 
 /// Everything that can be known to be wrong before the script runs.
-fn prepare(arguments: &RunArgs) -> Result<(Request, String, String)> {
-    let Source { path: script, name, text } = recipe::read(&arguments.script)?;
-    if let Some(out) = arguments.session.out.as_ref().filter(|_| !arguments.plan) {
+pub fn prepare(arguments: &ScriptArgs, plan: bool) -> Result<(Request, Source)> {
+    let source = recipe::read(&arguments.script)?;
+    let allow = arguments.allow.rights();
+    Header::read(&source.text)?.allowed(&allow)?;
+    if let Some(out) = arguments.session.out.as_ref().filter(|_| !plan) {
         try_writing(out)?;
     }
-    let mut request = request(&arguments.session, arguments.plan)?;
-    request.script = script;
-    Ok((request, name, text))
+    let mut request = request(&arguments.session, plan)?;
+    (request.script, request.allow) = (source.path.clone(), allow);
+    Ok((request, source))
 }
 
 /// What the command line decided, for a script that is run, planned or typed.
@@ -112,21 +140,38 @@ pub fn request(arguments: &SessionArgs, plan: bool) -> Result<Request> {
     if let Some(bytes) = arguments.max_memory.or_else(memory::free) {
         memory::set_bound(bytes);
     }
+    let out = arguments.out.as_deref().unwrap_or(Path::new("."));
     Ok(Request {
-        script: None,
         overrides: arguments.set.clone(),
         seed: arguments.seed,
         device: if plan { Device::Cpu } else { device(arguments.device.as_deref())? },
         out: arguments.out.clone(),
+        resume_anyway: arguments.resume_anyway,
         models: models_folder(arguments.models.as_deref())?,
-        deadline: None,
+        min_free: arguments.min_free.map(|bytes| bytes as u64).or_else(|| Some(file::free(out)? / 10)),
+        max_time: arguments.max_time,
+        max_alone: arguments.max_time.is_none().then_some(MAX_ALONE),
         screen: Screen::detect()?,
         plan: plan.then(|| wanted(arguments.device.as_deref()).is_none_or(|name| name == "cpu")),
+        ..Request::default()
     })
 }
 
 /// Ctrl-C, SIGTERM and SIGHUP reach the session, or end the process while it is waiting for input; without a handler they still end it.
+/// Where a call does not hear the second of them, nor the end of its time, the process ends.
 pub fn heed_signals(session: &Arc<Session>, waiting: Arc<AtomicBool>) {
+    let context = session.context().clone();
+    std::thread::spawn(move || {
+        let mut heard = Instant::now();
+        while heard.elapsed() < PATIENCE {
+            std::thread::sleep(PATIENCE / 10);
+            if !context.interrupt.insisted() {
+                heard = Instant::now();
+            }
+        }
+        note("error: what runs does not end by itself, so the process does\n");
+        std::process::exit(130);
+    });
     let (session, mut last) = (session.clone(), None::<Instant>);
     let handler = move || {
         let echo = last.replace(Instant::now()).is_some_and(|last| last.elapsed() < ECHO);
@@ -136,8 +181,36 @@ pub fn heed_signals(session: &Arc<Session>, waiting: Arc<AtomicBool>) {
             false => {}
         }
     };
+    let hangs_up = hangup_is_heeded();
     ctrlc::set_handler(handler).ok();
+    if !hangs_up {
+        ignore_hangup();
+    }
 }
+
+/// Whether a closed terminal is to end the process: not under `nohup`, which starts it with SIGHUP ignored.
+#[cfg(unix)]
+fn hangup_is_heeded() -> bool {
+    // SAFETY: asks for the present action alone; a `sigaction` of zeros is a valid one.
+    unsafe {
+        let mut now: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(libc::SIGHUP, std::ptr::null(), &mut now) != 0 || now.sa_sigaction != libc::SIG_IGN
+    }
+}
+
+#[cfg(unix)]
+fn ignore_hangup() {
+    // SAFETY: sets the action of one signal to one that calls nothing.
+    unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+}
+
+#[cfg(not(unix))]
+fn hangup_is_heeded() -> bool {
+    true
+}
+
+#[cfg(not(unix))]
+fn ignore_hangup() {}
 
 /// `--models`, if it is a folder.
 fn models_folder(argument: Option<&Path>) -> Result<Option<PathBuf>> {

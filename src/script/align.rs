@@ -14,6 +14,10 @@ use amscript_tensor::check::deferred_checks;
 use amscript_tensor::{DType, Tensor};
 
 script_value!(Flow, "a flow such as `flow(\"tiny/flux2\")`");
+script_value!(Cost, "a cost such as `reward_cost(judge, prompts, 1)`", |cost| format!(
+    "reward_cost(.., {})",
+    cost.scale
+));
 
 type Score = dyn Fn(&Tensor) -> Result<Tensor> + Send + Sync;
 
@@ -373,6 +377,6 @@ pub mod align {
 
     #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
     pub fn show_cost(cost: &mut Cost) -> String {
-        format!("reward_cost(.., {})", cost.scale)
+        option::FromScript::show(cost)
     }
 }

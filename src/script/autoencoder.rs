@@ -3,9 +3,9 @@
 use super::model::{SaveOptions, json, readable, writable};
 use super::*;
 use amscript_align::optim::Params;
+use amscript_base::file;
 use amscript_model::codec::latents::{Latents, patchify};
 use amscript_nn::cost::Part;
-use amscript_nn::files::write_whole;
 use amscript_nn::module::Module;
 use amscript_nn::source::Folder;
 use amscript_nn::weights::Weights;
@@ -79,10 +79,10 @@ impl Module for Autoencoder {
 
     fn save(&self, folder: &Path, dtype: Option<DType>) -> Result<()> {
         let refused = |e: std::io::Error| Error::new(Kind::File, format!("save: {}: {e}", folder.display()));
-        std::fs::create_dir_all(folder).map_err(refused)?;
+        file::make_folder(folder).map_err(refused)?;
         self.weights.save(&folder.join("diffusion_pytorch_model.safetensors"), dtype)?;
         let text = format!("{:#}\n", self.config);
-        write_whole(&folder.join("config.json"), text.as_bytes()).map_err(refused)
+        file::write_whole(&folder.join("config.json"), text.as_bytes()).map_err(refused)
     }
 }
 

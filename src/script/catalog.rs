@@ -1,10 +1,10 @@
 //! Every function that scripts can call, read back from the engine's metadata: the source of help, manual, completion,
 //! doc-tests and suggestions.
 
-use super::choice::PLAIN;
 use super::example::{self, Example};
 use super::option::Field;
 use super::{CHAPTERS, Chapter, import, reader, short_type};
+use super::{choice, policy_choice};
 use amscript_base::error::nearest;
 use rhai::{Engine, Module};
 use std::collections::BTreeMap;
@@ -129,7 +129,7 @@ impl Catalog {
 
     fn add(&mut self, chapter: &str, name: String, text: &str, overloads: Vec<Overload>, options: Vec<Field>) {
         let (prose, mut examples) = example::extract(text);
-        if PLAIN.contains(&name.as_str()) && examples.is_empty() {
+        if [choice::PLAIN, policy_choice::PLAIN].concat().contains(&name.as_str()) && examples.is_empty() {
             examples.push(Example { code: format!("{name}()   //=> {name}()\n"), run: true });
         }
         let (summary, details) = prose.split_once("\n\n").unwrap_or((&prose, ""));

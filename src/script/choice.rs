@@ -2,14 +2,26 @@
 
 use super::*;
 use crate::options;
-use amscript_align::{Adaptive, AdjointIndex, EVERY, Loss, Norm, Reduction, Selection, Truncation, Units, last_steps};
+use amscript_align::{
+    Adaptive, AdjointIndex, EVERY, Loss, Measure, Norm, Reduction, Scheme, Selection, Truncation, Units, last_steps,
+};
 
 options! {
     /// When the control is measured.
     pub struct AdaptiveOptions {
         /// Updates between measurements, the first of which comes with the first update.
         every: usize = EVERY,
+        /// What the share is of: the `control()`, or the `objective()` that it attains.
+        measure: Measure = Measure::Control,
     }
+}
+
+/// Those options of an adaptive truncation that are not as usual, as a script writes them.
+fn changed(a: &Adaptive) -> String {
+    let every = (a.every != EVERY).then(|| format!("every: {}", a.every));
+    let measure = (a.measure != Measure::Control).then(|| format!("measure: {}", option::FromScript::show(&a.measure)));
+    let all: Vec<String> = every.into_iter().chain(measure).collect();
+    if all.is_empty() { String::new() } else { format!(", #{{ {} }}", all.join(", ")) }
 }
 
 /// Kinds of choices, each with what is expected in its place, and a chapter with them.
@@ -46,7 +58,7 @@ macro_rules! choices {
         )*
 
         /// The functions that make a choice without parameters, which prints as the call that makes it.
-        pub const PLAIN: &[&str] = &[$($( stringify!($name) ),*),*];
+        pub const PLAIN: &[&str] = &[$($( stringify!($name), )*)*];
 
         $(#[doc = $about])*
         #[export_module(manifest)]
@@ -81,9 +93,31 @@ choices! {
         full = Truncation::Full,
         .. {
             Truncation::Last(k) => "last({k})";
-            Truncation::Adaptive(a) if a.every == EVERY => "adaptive({})", a.mass;
-            Truncation::Adaptive(a) => "adaptive({}, #{{ every: {} }})", a.mass, a.every;
+            Truncation::Adaptive(a) => "adaptive({}{})", a.mass, changed(a);
         }
+    }
+
+    choice Measure: "a measure such as `control()`", show_measure {
+        /// The share is that of the control: `h |u_k|` of each step.
+        control = Measure::Control,
+        /// The share is that of the objective: `h f*(|a_k|)` of each step, with the penalty's conjugate `f*`.
+        ///
+        /// Where the adjoint hardly depends on the control, which holds to first order in the reward scale, the reward that a truncation gains has
+        /// the same share (docs/method.md).
+        objective = Measure::Objective,
+    }
+
+    choice Scheme: "a resampling scheme such as `systematic()`", show_scheme {
+        /// Independent draws.
+        multinomial = Scheme::Multinomial,
+        /// The whole parts of the expected copies, then independent draws.
+        residual = Scheme::Residual,
+        /// One draw in each of equal parts of [0, 1].
+        stratified = Scheme::Stratified,
+        /// The same draw in each of these parts.
+        systematic = Scheme::Systematic,
+        /// The whole parts of the expected copies, or one more: Srinivasan's process (Gerber, Chopin and Whiteley, 2019).
+        ssp = Scheme::Ssp,
     }
 
     choice Selection: "a choice of steps such as `all_steps()`", show_selection {
@@ -166,12 +200,13 @@ choices! {
         /// let cost = terminal_cost(|x| x.sum(1));
         /// let update = adjoint_matching(base, base, tensor([[1.0]]), (), cost, #{ grid: uniform(10), truncate: some });
         /// update.adjoint.values.len()   //=> 7
+        /// adaptive(0.5, #{ measure: objective() })   //=> adaptive(0.5, #{ measure: objective() })
         /// adaptive(2)                   //=> error: must lie in (0, 1]
         /// ```
         #[rhai_fn(return_raw)]
         pub fn adaptive(mass: f64, options: Map) -> RhaiResultOf<Truncation> {
-            let every = AdaptiveOptions::parse("adaptive", options)?.every;
-            Ok(Truncation::Adaptive(Adaptive::new(mass, every)?))
+            let AdaptiveOptions { every, measure } = AdaptiveOptions::parse("adaptive", options)?;
+            Ok(Truncation::Adaptive(Adaptive { measure, ..Adaptive::new(mass, every)? }))
         }
 
         /// The number of active steps of `last(k)`; `()` for those that depend on the grid or on what is measured.

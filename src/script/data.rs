@@ -35,6 +35,9 @@ pub mod data {
     /// A prompt set: `shapes/train`, `shapes/validation` or `shapes/test` (disjoint: to train on, to choose settings by, held out),
     /// `shapes/single` (all 480 captions with one object, the classes of `tiny/sit`), or a text file with one prompt per line.
     ///
+    /// The file is UTF-8, with or without a byte order mark; other encodings are refused by name. A line may be a JSON object with
+    /// `prompt`, `caption` or `text`. Empty lines are left out; a prompt that is there more than once counts once, with a warning.
+    ///
     /// ```rhai
     /// prompts("shapes/test")[0]     //=> "a small red square at the center on charcoal"
     /// prompts("shapes/train").len   //=> 28951
@@ -45,7 +48,10 @@ pub mod data {
         if prompts::NAMES.contains(&name) {
             return Ok(Prompts::open(name)?);
         }
-        let path = Session::of(&context).readable(name).map_err(|e| prompts::hint(e.within("prompts")))?;
+        let path = Session::of(&context).readable(name).map_err(|e| match e.kind {
+            Kind::Missing => prompts::hint(e.within("prompts")),
+            _ => e.within("prompts"),
+        })?;
         Ok(Prompts::read(&path)?)
     }
 
@@ -81,7 +87,19 @@ pub mod data {
         class::class_names().iter().map(|name| Dynamic::from(name.to_string())).collect()
     }
 
-    /// The number of prompts in a set.
+    /// How many prompts of a set are in another one too, as none of those held out should be among those trained on.
+    ///
+    /// ```rhai
+    /// let single = prompts("shapes/single");
+    /// prompts("shapes/test").overlap(prompts("shapes/train"))                                 //=> 0
+    /// single.overlap(prompts("shapes/test")) + single.overlap(prompts("shapes/train"))   //=> 256
+    /// ```
+    #[rhai_fn(pure)]
+    pub fn overlap(prompts: &mut Prompts, other: Prompts) -> i64 {
+        prompts.overlap(&other) as i64
+    }
+
+    /// The number of different prompts in a set.
     ///
     /// ```rhai
     /// let set = prompts("shapes/train").len + prompts("shapes/validation").len + prompts("shapes/test").len;

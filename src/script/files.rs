@@ -1,62 +1,103 @@
-//! Which files a script may read and write.
+//! Where a script's paths lead: what it may read and write is decided here once, and every file is opened by it.
 
-use super::Session;
+use super::{Request, Session};
 use amscript_base::bail;
+use amscript_base::context::Context;
 use amscript_base::error::{Error, Kind, Result};
+use amscript_base::file;
+use amscript_base::permissions::{Permissions, Rights, Root, is_name, refused};
+use amscript_nn::source::Sources;
+use std::ffi::OsStr;
 use std::path::{Component, Path, PathBuf};
 
-impl Session {
-    /// A file or folder to read: absolute, or looked up in the run's folder, beside the recipe, and from the current folder.
-    ///
-    /// It must lie in one of these, in a model folder, or in what the command line names.
-    pub fn readable(&self, path: &str) -> Result<PathBuf> {
-        let bases = [Some(self.run_folder()), self.recipe_folder(), Some(PathBuf::from("."))];
-        let found = bases.into_iter().flatten().find_map(|base| base.join(path).canonicalize().ok());
-        let Some(found) = found else {
-            bail!(Missing, "no file \"{path}\""; hint: "paths are looked up in the run's folder, beside the recipe, and from here");
-        };
-        if self.readable_folders().iter().any(|folder| found.starts_with(folder)) {
-            return Ok(found);
-        }
-        bail!(File, "a script may not read \"{path}\"";
-            hint: "it may read its own folder, the run's folder and the model folders; name other files with --set or --models")
+impl Request {
+    /// Where the run writes: `--out`, else `runs/<recipe>`.
+    pub fn run_folder(&self) -> PathBuf {
+        let name = self.script.as_ref().and_then(|s| s.file_stem()).filter(|name| is_name(name));
+        self.out.clone().unwrap_or_else(|| Path::new("runs").join(name.unwrap_or(OsStr::new("script"))))
     }
 
-    /// A file to write, relative to the run's folder and inside it; the folders above it are made.
+    /// The folder of the script, where that is a file.
+    fn recipe_folder(&self) -> Option<PathBuf> {
+        let script = self.script.as_ref()?;
+        let is_file = Context::permitting(Rights::all(), || file::is_file(script)); // for the host, not for the script
+        script.parent().filter(|_| is_file).map(PathBuf::from)
+    }
+
+    /// What was allowed, and what every recipe may: to read its own folder, the model folders and what the command line names, and to
+    /// write the run's folder.
+    pub(super) fn permissions(&self) -> Permissions {
+        let run = self.run_folder();
+        let run = if self.out.is_some() { Root::named(&run) } else { Root::here(&run) };
+        let models = Sources::new(self.models.as_deref());
+        // a value itself, or the texts in it, as in `runs=["runs/a", "runs/b"]`
+        let texts = |value: &str| value.split('"').skip(1).step_by(2).map(PathBuf::from).collect::<Vec<_>>();
+        let values = self.overrides.iter().filter(|_| !self.replay).map(|(_, value)| value);
+        let named = values.flat_map(|value| texts(value).into_iter().chain([PathBuf::from(value)]));
+        let named = named.chain(models.places().map(PathBuf::from));
+        let named = named.filter_map(|path| Root::named(&path).ok());
+        let root = |path: &PathBuf| Root::named(path).ok();
+        let Rights { read, write, net, run: programs } = self.allow.clone();
+        let (read, write) = (read.map(root), write.map(root));
+        Rights {
+            read: read
+                .and(run.iter().cloned())
+                .and(self.recipe_folder().and_then(|own| Root::own(&Path::new(".").join(own))))
+                .and(named),
+            write: write.and(run),
+            net,
+            run: programs,
+        }
+    }
+}
+
+impl Session {
+    /// A file or folder to read, its links followed: absolute, or looked up in the run's folder, beside the recipe, and from here.
+    pub fn readable(&self, path: &str) -> Result<PathBuf> {
+        let own = [Some(self.run_folder()), self.request().recipe_folder()].into_iter().flatten();
+        let mut outside = None;
+        for place in own.map(|folder| folder.join(path)) {
+            match file::real(&place) {
+                Ok(found) => return Ok(found),
+                Err(e) if refused(&e) => outside = Some(place),
+                Err(_) => {}
+            }
+        }
+        // what may not be read from here is not looked for, so that nobody learns whether it is there
+        if let Ok(found) = file::real(Path::new(path)) {
+            return Ok(found);
+        }
+        match outside {
+            Some(place) => bail!(Permission, "a script may not read \"{path}\"";
+                hint: "it may read its own folder, the run's and the model folders; `--allow-read={}` allows this too", place.display()),
+            None => bail!(Missing, "no file \"{path}\"";
+                hint: "paths are looked up in the run's folder and beside the recipe; `--allow-read={path}` allows one from here"),
+        }
+    }
+
+    /// A file to write: in the run's folder, or elsewhere by a path that leads out of it, where that is allowed; the folders above it
+    /// are made.
     pub fn writable(&self, path: &str) -> Result<PathBuf> {
         let folder = self.run_folder();
         let inside = Path::new(path).strip_prefix(&folder).unwrap_or(Path::new(path));
-        if !inside.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir)) {
-            bail!(File, "a script may only write in its run's folder {}, got \"{path}\"", folder.display();
-                hint: "give a path relative to it, or another folder with --out");
-        }
-        let file = folder.join(inside);
-        let parent = file.parent().unwrap_or(&folder);
-        let refused = |e: std::io::Error| Error::new(Kind::File, format!("cannot write in {}: {e}", parent.display()));
-        std::fs::create_dir_all(parent).map_err(refused)?;
+        let leads_out = inside.components().any(|part| !matches!(part, Component::Normal(_) | Component::CurDir));
+        let file = if leads_out { PathBuf::from(path) } else { folder.join(inside) };
+        // above the run's own folder, as `.` names it, nothing is made
+        let above = file.parent().filter(|above| leads_out || above.starts_with(&folder)).unwrap_or(&folder);
+        file::make_folder(above).map_err(|e| match refused(&e) {
+            true => {
+                let message =
+                    format!("a script may only write in its run's folder {}, got \"{path}\"", folder.display());
+                Error::new(Kind::Permission, message)
+                    .hint(format!("give a path below it; `--allow-write={path}` allows this one"))
+            }
+            false => Error::new(Kind::File, format!("cannot write \"{path}\": {e}")),
+        })?;
         Ok(file)
     }
 
-    /// Where the run writes: `--out`, else `runs/<recipe>`.
+    /// Where the run writes.
     pub fn run_folder(&self) -> PathBuf {
-        let request = self.request();
-        let name = request.script.as_ref().and_then(|s| s.file_stem()).unwrap_or("script".as_ref());
-        request.out.clone().unwrap_or_else(|| Path::new("runs").join(name))
-    }
-
-    fn recipe_folder(&self) -> Option<PathBuf> {
-        self.request().script.as_ref()?.parent().map(|p| Path::new(".").join(p))
-    }
-
-    fn readable_folders(&self) -> Vec<PathBuf> {
-        // a value itself, or the texts in it, as in `runs=["runs/a", "runs/b"]`
-        let texts = |value: &str| value.split('"').skip(1).step_by(2).map(PathBuf::from).collect::<Vec<_>>();
-        let request = self.request();
-        let given = request.overrides.iter().map(|(_, value)| value);
-        let named = given.flat_map(|value| texts(value).into_iter().chain([PathBuf::from(value)]));
-        let models = self.sources();
-        let models = models.places().map(PathBuf::from);
-        let own = [Some(self.run_folder()), self.recipe_folder()].into_iter().flatten();
-        own.chain(models).chain(named).filter_map(|p| p.canonicalize().ok()).collect()
+        self.request().run_folder()
     }
 }

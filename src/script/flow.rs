@@ -5,6 +5,7 @@ use super::*;
 use crate::{options, script_value};
 use amscript_align as align;
 use amscript_align::flow::{Condition, OnStep, Velocity, draws, interpolant, time_tensor};
+use amscript_align::optim::Params;
 use amscript_base::bail;
 use amscript_model::Flow;
 use amscript_tensor::check::deferred_checks;
@@ -23,11 +24,27 @@ script_value!(amscript_align::flow::Grid, "a time grid such as `uniform(20)`", |
 pub struct Linear;
 
 /// A velocity given by a script closure.
-struct ClosureField(Callback);
+#[derive(Clone)]
+struct ClosureField {
+    closure: Arc<Callback>,
+    /// What the closure is trained by, where it was said.
+    params: Params,
+}
+
+impl ClosureField {
+    fn flow(context: &NativeCallContext, closure: FnPtr, params: Params) -> Flow {
+        let closure = Arc::new(Callback::new(context, "velocity_field", closure));
+        Flow::new("|x, t, c| ..", Arc::new(Self { closure, params }))
+    }
+}
 
 impl Velocity for ClosureField {
     fn velocity(&self, x: &Tensor, t: &Tensor, condition: &Condition) -> Result<Tensor> {
-        self.0.call((x.clone(), t.clone(), condition.clone()))
+        self.closure.call((x.clone(), t.clone(), condition.clone()))
+    }
+
+    fn rerun(&self) -> Option<(Arc<dyn Velocity>, Vec<Tensor>)> {
+        (!self.params.is_empty()).then(|| (Arc::new(self.clone()) as Arc<dyn Velocity>, self.params.tensors()))
     }
 }
 
@@ -49,6 +66,8 @@ options! {
         truncate: align::Truncation = align::Truncation::Full,
         /// The random stream of a stochastic sampler.
         rng: Option<Stream> = None,
+        /// Keep the noise of the kept steps too, for `transition`.
+        noises: bool = false,
     }
 }
 
@@ -260,7 +279,51 @@ pub mod flow {
     /// rollout(pull, tensor([[0.0]]), (), #{ grid: uniform(2) }).last.to_array()   //=> [[0.75]]
     /// ```
     pub fn velocity_field(context: NativeCallContext, closure: FnPtr) -> Flow {
-        Flow::new("|x, t, c| ..", Arc::new(ClosureField(Callback::new(&context, "velocity_field", closure))))
+        ClosureField::flow(&context, closure, Params::default())
+    }
+
+    /// The same with the trained tensors that the closure uses, so that methods can hold copies of it.
+    ///
+    /// ```rhai
+    /// let w = param(tensor([1.0]));
+    /// velocity_field(|x, t, c| x * w, w).params().len   //=> 1
+    /// ```
+    #[rhai_fn(name = "velocity_field", return_raw)]
+    pub fn trained_field(context: NativeCallContext, closure: FnPtr, params: Dynamic) -> RhaiResultOf<Flow> {
+        Ok(ClosureField::flow(&context, closure, super::super::optim::params(params, "velocity_field")?))
+    }
+
+    /// The same flow, what a closure of state, time `[batch]`, condition and velocity gives added to its velocity.
+    ///
+    /// Decoder, prompts, adapters and guidance stay, so evaluation, rollouts and updates take it. What `grad` gives in the closure
+    /// has no graph; a network's output has one, so that it can be trained. A velocity costs one forward, and those of the closure.
+    ///
+    /// ```rhai
+    /// let base = flow("tiny/flux2");
+    /// steered(base, |x, t, c, v| 0.1 * v)                                     //=> flow(tiny/flux2, steered)
+    /// let still = steered(velocity_field(|x, t, c| x), |x, t, c, v| -v);
+    /// rollout(still, tensor([[1.0]]), (), #{ grid: uniform(4) }).last.item()   //=> 1.0
+    /// steered(still, |x, t, c, v| zeros([3])).velocity(ones([1, 1]), 0.5, ())  //=> error: the velocity's shape [1, 1], got [3]
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn steered(context: NativeCallContext, flow: Flow, closure: FnPtr) -> RhaiResultOf<Flow> {
+        let callback = Callback::new(&context, "steered", closure);
+        let steer = move |x: &Tensor, t: &Tensor, c: &Condition, v: &Tensor| {
+            callback.call::<Tensor>((x.clone(), t.clone(), c.clone(), v.clone()))
+        };
+        Ok(flow.steered(Arc::new(steer))?)
+    }
+
+    /// The data that a flow predicts at a state, time and condition: `x + (1 - t) v`. One forward.
+    ///
+    /// ```rhai
+    /// look_ahead(velocity_field(|x, t, c| 2 * x), tensor([[1.0]]), 0.5, ()).item()   //=> 2.0
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn look_ahead(flow: Flow, x: Tensor, t: Dynamic, condition: Dynamic) -> RhaiResultOf<Tensor> {
+        let t = times(t, &x, "look_ahead")?;
+        let v = flow.velocity(&x, &t, &super::condition(condition, "look_ahead")?)?;
+        Ok(interpolant::data_from_velocity(&v, &x, &t)?)
     }
 
     /// Carries noise `x0` along a flow to data.
@@ -292,6 +355,7 @@ pub mod flow {
             solver: options.solver.0,
             draw: options.rng.map(draws),
             keep,
+            noises: options.noises,
             on_step: Some(watched(&context)),
             ..amscript_align::flow::RolloutOptions::new(options.grid)
         };
@@ -319,6 +383,17 @@ pub mod flow {
     #[rhai_fn(get = "velocities", pure)]
     pub fn velocities(path: &mut Trajectory) -> Array {
         path.path.velocities.iter().cloned().map(Dynamic::from).collect()
+    }
+
+    /// The unit noise of each kept step, () where a step has none; empty unless `noises: true` was asked for.
+    ///
+    /// ```rhai
+    /// let options = #{ grid: uniform(2), solver: sde(constant(0.5)), rng: rng(0), noises: true };
+    /// rollout(velocity_field(|x, t, c| x), tensor([[1.0]]), (), options).noises.len()   //=> 2
+    /// ```
+    #[rhai_fn(get = "noises", pure)]
+    pub fn noises(path: &mut Trajectory) -> Array {
+        path.path.noises.iter().map(|z| z.clone().map_or(Dynamic::UNIT, Dynamic::from)).collect()
     }
 
     #[rhai_fn(get = "times", pure)]

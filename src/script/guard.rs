@@ -1,6 +1,7 @@
 //! What every native gets without writing it: integers where a float is expected, options that may be left out, panics
 //! turned into errors.
 
+use amscript_base::context::Context;
 use amscript_base::error::{Error, Kind};
 use rhai::plugin::{ModuleManifest, PluginFunc};
 use rhai::{Dynamic, FuncRegistration, Map, Module, NativeCallContext};
@@ -84,6 +85,7 @@ impl Guarded {
 
 impl PluginFunc for Guarded {
     fn call(&self, context: Option<NativeCallContext>, args: &mut [&mut Dynamic]) -> rhai::plugin::RhaiResult {
+        Context::current().interrupt.called();
         for &i in &self.integers {
             let integer = args[i].as_int().unwrap_or_default();
             *args[i] = Dynamic::from(integer as f64);

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::options;
+use amscript_base::input;
 use amscript_nn::data::image as pictures;
 use amscript_tensor::Tensor;
 
@@ -24,7 +25,10 @@ impl GridOptions {
 pub mod image {
     use super::*;
 
-    /// Reads a PNG or JPEG file as `[1, 3, height, width]`.
+    /// Reads a PNG or JPEG file as `[1, 3, height, width]`; its content decides which it is, not its name.
+    ///
+    /// It is turned as its EXIF says. Transparent pixels are put on white, with a warning: the colours below them are whatever their
+    /// program left there. Files that are cut off, other formats and more than 67 million pixels are refused.
     ///
     /// ```rhai
     /// save_image(ones([3, 4, 5]), "white.png");
@@ -35,6 +39,7 @@ pub mod image {
     pub fn load_image(context: NativeCallContext, path: &str) -> RhaiResultOf<Tensor> {
         let session = Session::of(&context);
         let file = session.readable(path).map_err(|e| e.within("load_image"))?;
+        input::note(&file).map_err(|e| Error::new(Kind::File, format!("load_image: {path}: {e}")))?;
         Ok(pictures::load(&file)?.to_device(session.device())?)
     }
 

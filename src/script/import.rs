@@ -5,6 +5,7 @@ use super::source::{self, Around, own_name};
 use super::{RhaiResultOf, Session};
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
+use amscript_base::{file, input, permissions};
 use include_dir::{Dir, include_dir};
 use parking_lot::Mutex;
 
@@ -131,16 +132,21 @@ pub fn find(session: &Session, source: Option<&str>, path: &str) -> Result<(Stri
     let Some(recipe) = session.request().script.clone() else {
         bail!(Missing, "import: only \"stdlib/..\" can be imported by a script without a file, got \"{path}\"");
     };
-    let folder = |script: PathBuf| script.parent().map(PathBuf::from).unwrap_or_default().join(".").canonicalize();
-    let missing = |e: std::io::Error| Error::new(Kind::Missing, format!("import: no file for \"{path}\" ({e})"));
-    let jail = folder(recipe.clone()).map_err(missing)?;
-    let importer = source.filter(|s| !s.starts_with("stdlib/")).map_or(recipe.clone(), PathBuf::from);
-    let file = folder(importer).map_err(missing)?.join(format!("{path}.rhai")).canonicalize().map_err(missing)?;
-    if !file.starts_with(&jail) {
-        bail!(File, "import: a module must lie in the recipe's folder, got \"{path}\""; hint: "copy it beside the recipe");
-    }
-    let text = std::fs::read_to_string(&file).map_err(missing)?;
-    Ok((file.display().to_string(), text))
+    let importer = source.filter(|s| !s.starts_with("stdlib/")).map_or(recipe, PathBuf::from);
+    let named = importer.with_file_name(format!("{path}.rhai"));
+    let read = || {
+        let (module, text) = (file::real(&named)?, file::read_text(&named)?);
+        input::note(&module)?;
+        Ok((module.display().to_string(), text))
+    };
+    session.context().enter(read).map_err(|e: std::io::Error| match permissions::refused(&e) {
+        true => {
+            let message = format!("import: a module must lie in the recipe's folder, got \"{path}\"");
+            Error::new(Kind::Permission, message)
+                .hint(format!("copy it beside the recipe, or allow it with `--allow-read={}`", named.display()))
+        }
+        false => Error::new(Kind::Missing, format!("import: no file for \"{path}\" ({e})")),
+    })
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use super::*;
 use amscript_base::bail;
 use amscript_tensor::{Tensor, array};
 use rhai::{FuncRegistration, Position};
+use std::time::{Duration, Instant};
 
 /// Help, checks and timing; beside these stands the whole of Rhai: `let`, `if`, `for`, `fn`, closures, arrays, object maps, `print`.
 #[export_module(manifest)]
@@ -50,9 +51,29 @@ pub mod language {
     /// ```
     #[rhai_fn(return_raw, volatile)]
     pub fn time(context: NativeCallContext, f: FnPtr) -> RhaiResultOf<f64> {
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         let _: Dynamic = f.call_within_context(&context, ())?;
         Ok(start.elapsed().as_secs_f64())
+    }
+
+    /// Waits so many seconds.
+    ///
+    /// ```rhai
+    /// time(|| sleep(0.01)) >= 0.01   //=> true
+    /// sleep(-1)                      //=> error: sleep: expected seconds of 0 or more, got -1.0
+    /// ```
+    #[rhai_fn(return_raw, volatile)]
+    pub fn sleep(context: NativeCallContext, seconds: f64) -> RhaiResultOf<()> {
+        let Ok(wanted) = Duration::try_from_secs_f64(seconds) else {
+            let message = format!("sleep: expected seconds of 0 or more, got {}", show_number(seconds));
+            return Err(Error::new(Kind::Value, message).into());
+        };
+        let (session, start) = (Session::of(&context), Instant::now());
+        while let Some(left) = wanted.checked_sub(start.elapsed()) {
+            session.check()?;
+            std::thread::sleep(left.min(Duration::from_millis(50)));
+        }
+        Ok(())
     }
 
     /// The options of a script's own function: its defaults with the given ones in their place.

@@ -6,6 +6,7 @@ use super::*;
 use crate::{options, script_value};
 use amscript_align as solver;
 use amscript_align::flow::Condition;
+use amscript_align::optim::NotFinite;
 use amscript_model::Flow;
 use amscript_tensor::{Stream, Tensor};
 use std::fmt;
@@ -28,10 +29,14 @@ options! {
     pub struct BatchOptions {
         /// How many samples each prompt has; they follow one another.
         per_prompt: usize = 1,
+        /// Costs of further judges, which a method may ask how far the first is to be trusted.
+        auxiliary: Vec<Cost> = Vec::new(),
         /// What the update draws from: a stochastic sampler's noise, the steps that it chooses.
         rng: Option<Stream> = None,
         /// What the method keeps from one update of a run to the next, which is changed; () means nothing.
         state: Option<MethodState> = None,
+        /// What happens to an update with numbers that are NaN or infinite; how many were left out in a row is part of `state`.
+        not_finite: NotFinite = NotFinite::Stop,
     }
 }
 
@@ -67,6 +72,11 @@ impl Method {
         Self { core, text, rng: None }
     }
 
+    /// The method itself.
+    pub fn core(&self) -> Arc<dyn solver::Method> {
+        self.core.clone()
+    }
+
     /// The same method with a random stream of its own.
     pub fn drawing_from(self, rng: Option<Stream>) -> Self {
         Self { rng, ..self }
@@ -75,17 +85,29 @@ impl Method {
     /// One update of a policy.
     pub fn run(&self, session: &Session, policy: Flow, base: &Flow, batch: &Batch) -> Result<Update> {
         session.planner().inspect(|planner| planner.samples(&batch.x0));
+        let judge = |cost: &Cost| Ok(Arc::new(cost.of_states(&policy)?) as Arc<dyn solver::TerminalCost>);
+        let auxiliary = batch.options.auxiliary.iter().map(judge);
         let given = solver::Batch {
             x0: batch.x0.clone(),
             condition: batch.condition.clone(),
             cost: Arc::new(batch.cost.of_states(&policy)?),
+            auxiliary: auxiliary.collect::<Result<_>>()?,
             per_prompt: batch.options.per_prompt,
             rng: self.rng.clone().or_else(|| batch.options.rng.clone()),
         };
         let shared = batch.options.state.clone().unwrap_or_default();
         // Closures of the script run within, and may ask for the state.
         let mut state = shared.lock().clone();
-        let update = solver::update(&*self.core, &policy, base, &given, &mut state)?;
+        let skipped = state.numbers.remove(SKIPPED).unwrap_or_default();
+        let found = solver::update(&*self.core, &policy, base, &given, &mut state);
+        let update = match found {
+            Err(error) if batch.options.not_finite.passes(&error, skipped as usize)? => {
+                state.numbers.insert(SKIPPED.into(), skipped + 1.0);
+                session.print(&format!("left out: {}", error.message));
+                Err(error)
+            }
+            found => Ok(found?),
+        };
         *shared.lock() = state;
         Ok(Update { update, policy })
     }
@@ -97,11 +119,24 @@ impl fmt::Display for Method {
     }
 }
 
-/// One update as scripts hold it.
+/// In a method's state: updates that were left out in a row.
+const SKIPPED: &str = "skipped";
+
+/// One update as scripts hold it, or why it was left out.
 #[derive(Clone)]
 pub struct Update {
-    update: solver::Update,
+    update: Result<solver::Update>,
     policy: Flow,
+}
+
+impl Update {
+    fn found(&self) -> Result<&solver::Update> {
+        self.update.as_ref().map_err(Error::clone)
+    }
+
+    fn trace(&self) -> Result<Option<&solver::Trace>> {
+        Ok(self.found()?.trace.as_ref())
+    }
 }
 
 fn map_of<T>(entries: impl IntoIterator<Item = (String, T)>, value: impl Fn(T) -> Dynamic) -> Map {
@@ -260,6 +295,25 @@ pub mod method {
         Ok(method.run(&Session::of(&context), policy, &base, &batch)?)
     }
 
+    /// The next update of the same batch, for the policy as the optimizer's step has left it; () where there is none.
+    ///
+    /// Methods that go over a batch several times have some: `experiment::step` takes an optimizer's step for each.
+    ///
+    /// ```rhai
+    /// let w = param(tensor([0.0]));
+    /// let policy = velocity_field(|x, t, c| w - x, w);
+    /// let b = batch(tensor([[1.0], [2.0]]), (), terminal_cost(|x| x.sum(1)), #{ per_prompt: 2, rng: rng(0) });
+    /// let first = grpo(#{ grid: uniform(3), passes: 2 }).update(policy, policy, b);
+    /// let second = first.again();
+    /// [second.measured.ratio.item(), second.again()]   //=> [1.0, ()]
+    /// ```
+    #[rhai_fn(name = "again", return_raw)]
+    pub fn again(update: Update) -> RhaiResultOf<Dynamic> {
+        let Some(next) = &update.found()?.next else { return Ok(Dynamic::UNIT) };
+        let next = next(&update.policy)?;
+        Ok(Dynamic::from(Update { update: Ok(next), policy: update.policy }))
+    }
+
     /// The loss of an update, for the optimizer: the sum of its `losses`.
     ///
     /// ```rhai
@@ -270,7 +324,7 @@ pub mod method {
     /// ```
     #[rhai_fn(get = "loss", pure, return_raw)]
     pub fn loss(update: &mut Update) -> RhaiResultOf<Tensor> {
-        Ok(update.update.loss()?)
+        Ok(update.found()?.loss()?)
     }
 
     /// The losses of an update, one scalar or more.
@@ -280,9 +334,23 @@ pub mod method {
     /// let b = batch(tensor([[1.0]]), (), terminal_cost(|x| x.sum(1)));
     /// adjoint_matching(#{ grid: uniform(1) }).update(base, base, b).losses.map(|loss| loss.item())   //=> [4.0]
     /// ```
-    #[rhai_fn(get = "losses", pure)]
-    pub fn losses(update: &mut Update) -> Array {
-        update.update.losses.iter().cloned().map(Dynamic::from).collect()
+    #[rhai_fn(get = "losses", pure, return_raw)]
+    pub fn losses(update: &mut Update) -> RhaiResultOf<Array> {
+        Ok(update.found()?.losses.iter().cloned().map(Dynamic::from).collect())
+    }
+
+    /// Whether an update was left out, by `not_finite: skip_updates(..)` of its batch; then it has nothing else.
+    ///
+    /// ```rhai
+    /// let base = velocity_field(|x, t, c| x);
+    /// let b = batch(tensor([[1.0]]), (), terminal_cost(|x| (-x).sqrt().sum(1)), #{ state: method_state(), not_finite: skip_updates(1) });
+    /// let method = adjoint_matching(#{ grid: uniform(1) });
+    /// method.update(base, base, b).skipped   //=> true
+    /// method.update(base, base, b)           //=> error: 1 updates in a row were left out before
+    /// ```
+    #[rhai_fn(get = "skipped", pure)]
+    pub fn skipped(update: &mut Update) -> bool {
+        update.update.is_err()
     }
 
     /// The rewards `[batch]` that an update saw.
@@ -292,9 +360,9 @@ pub mod method {
     /// let b = batch(tensor([[1.0]]), (), terminal_cost(|x| x.sum(1)));
     /// adjoint_matching(#{ grid: uniform(1) }).update(base, base, b).reward.to_array()   //=> [-2.0]
     /// ```
-    #[rhai_fn(get = "reward", pure)]
-    pub fn reward(update: &mut Update) -> Tensor {
-        update.update.reward.clone()
+    #[rhai_fn(get = "reward", pure, return_raw)]
+    pub fn reward(update: &mut Update) -> RhaiResultOf<Tensor> {
+        Ok(update.found()?.reward.clone())
     }
 
     /// What an update measured, for `run.log`: loss and reward; of adjoint matching the mean size of the control at the active steps too,
@@ -308,7 +376,7 @@ pub mod method {
     /// ```
     #[rhai_fn(get = "measured", pure, return_raw)]
     pub fn measured(update: &mut Update) -> RhaiResultOf<Map> {
-        let found = &update.update;
+        let found = update.found()?;
         let mut map = map_of(found.measured.clone(), Dynamic::from);
         map.insert("loss".into(), Dynamic::from(found.loss()?.constant()));
         map.insert("reward".into(), Dynamic::from(found.reward.clone()));
@@ -326,10 +394,10 @@ pub mod method {
     /// let update = adjoint_matching(#{ grid: uniform(1) }).update(base, base, b);
     /// [update.path.last.item(), control_norm(update.path, update.adjoint)]   //=> [2.0, 0.0]
     /// ```
-    #[rhai_fn(get = "path", pure)]
-    pub fn path(update: &mut Update) -> Dynamic {
+    #[rhai_fn(get = "path", pure, return_raw)]
+    pub fn path(update: &mut Update) -> RhaiResultOf<Dynamic> {
         let path = |trace: &solver::Trace| Trajectory { flow: update.policy.clone(), path: trace.path.clone() };
-        update.update.trace.as_ref().map_or(Dynamic::UNIT, |trace| Dynamic::from(path(trace)))
+        Ok(update.trace()?.map_or(Dynamic::UNIT, |trace| Dynamic::from(path(trace))))
     }
 
     /// The adjoint of an update of adjoint matching; `()` for methods that have none.
@@ -339,10 +407,10 @@ pub mod method {
     /// let b = batch(tensor([[1.0]]), (), terminal_cost(|x| x.sum(1)));
     /// adjoint_matching(#{ grid: uniform(1) }).update(base, base, b).adjoint.values[0].item()   //=> 2.0
     /// ```
-    #[rhai_fn(get = "adjoint", pure)]
-    pub fn adjoint(update: &mut Update) -> Dynamic {
-        let adjoint = update.update.trace.as_ref().and_then(|trace| trace.adjoint.clone());
-        adjoint.map_or(Dynamic::UNIT, Dynamic::from)
+    #[rhai_fn(get = "adjoint", pure, return_raw)]
+    pub fn adjoint(update: &mut Update) -> RhaiResultOf<Dynamic> {
+        let adjoint = update.trace()?.and_then(|trace| trace.adjoint.clone());
+        Ok(adjoint.map_or(Dynamic::UNIT, Dynamic::from))
     }
 
     #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]

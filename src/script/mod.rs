@@ -34,6 +34,7 @@ pub mod autoencoder;
 pub mod callback;
 pub mod catalog;
 pub mod check;
+#[macro_use]
 pub mod choice;
 pub mod condition;
 pub mod data;
@@ -44,9 +45,11 @@ mod files;
 pub mod flow;
 pub mod grad;
 mod guard;
+pub mod header;
 pub mod help;
 pub mod image;
 pub mod import;
+pub mod judge;
 pub mod language;
 pub mod method;
 pub mod metric;
@@ -54,8 +57,11 @@ pub mod model;
 pub mod operator;
 pub mod optim;
 pub mod option;
+pub mod particle;
 pub mod penalty;
 pub mod plot;
+pub mod policy;
+pub mod policy_choice;
 pub mod random;
 pub mod reduction;
 pub mod registry;
@@ -81,6 +87,7 @@ pub use session::{Request, Session};
 use amscript_align::Method;
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
+use amscript_base::file;
 use option::{Field, Given};
 use rhai::plugin::*;
 use rhai::{AST, Array, FnPtr, Map, OptimizationLevel, Scope};
@@ -152,6 +159,12 @@ pub const CHAPTERS: &[Chapter] = &[
         "sde" => sampler::SdeOptions,
     ),
     chapter!(
+        particle,
+        "Particles drawn by weight, and the weight of a path under another flow.",
+        "resample" => particle::ResampleOptions,
+        "girsanov" => particle::GirsanovOptions,
+    ),
+    chapter!(
         method,
         "What an update starts from, the update of any method, what it found, what a run keeps of a method.",
         "batch" => method::BatchOptions,
@@ -177,6 +190,27 @@ pub const CHAPTERS: &[Chapter] = &[
     ),
     chapter!(choice, "How an update goes about it, as values.", "adaptive" => choice::AdaptiveOptions),
     chapter!(
+        policy,
+        "Methods that ask a reward for its value alone: policy gradients, losses at noised ends, preferences; and neighbours that follow its gradient.",
+        "grpo" => policy::GrpoOptions,
+        "forward_process" => policy::ForwardOptions,
+        "leap_align" => policy::LeapOptions,
+        "vgg_flow" => policy::VggOptions,
+        "explore" => policy::ExploreOptions,
+        "advantages" => policy::AdvantageOptions,
+        "transition" => policy::TransitionOptions,
+        "noised" => policy::NoisedOptions,
+    ),
+    chapter!(
+        policy_choice,
+        "What those methods differ in, as values.",
+        "group_std" => policy_choice::StdOptions,
+        "window" => policy_choice::WindowOptions,
+        "random_window" => policy_choice::RandomWindowOptions,
+        "ramp" => policy_choice::RampOptions,
+        "by_advantage" => policy_choice::ByAdvantageOptions,
+    ),
+    chapter!(
         optim,
         "Optimizers and learning-rate schedules.",
         "adamw" => optim::OptimizerOptions,
@@ -189,6 +223,7 @@ pub const CHAPTERS: &[Chapter] = &[
         "clip_reward" => reward::ClipOptions,
         "image_reward" => reward::ImageRewardOptions,
     ),
+    chapter!(judge, "Rewards that a server or a program gives.", "judge" => judge::JudgeOptions),
     chapter!(data, "Prompt sets, the shapes world and its oracle."),
     chapter!(
         image,
@@ -328,7 +363,7 @@ impl Host {
     /// Runs a script file.
     pub fn run_file(&self, path: &std::path::Path) -> Result<Dynamic> {
         let name = path.display().to_string();
-        let text = std::fs::read_to_string(path)
+        let text = file::read_text(path)
             .map_err(|e| Error::new(Kind::File, format!("{name}: a script to read is needed, got \"{e}\"")))?;
         self.run(&name, &text)
     }
@@ -344,7 +379,7 @@ fn limit(engine: &mut Engine) {
     engine.set_max_expr_depths(128, 64);
     engine.set_max_string_size(16 << 20);
     engine.set_max_array_size(1 << 22);
-    engine.set_max_map_size(1 << 16);
+    engine.set_max_map_size(1 << 14); // its check walks the map each time it grows
     engine.disable_symbol("eval");
 }
 
@@ -355,14 +390,15 @@ fn reader() -> Engine {
     engine
 }
 
-/// Output, interrupt and deadline.
+/// Output, interrupt and limits.
 fn connect(engine: &mut Engine, session: &Arc<Session>) {
     let printer = session.clone();
     engine.on_print(move |text| printer.print(text));
     let printer = session.clone();
     engine.on_debug(move |text, _, _| printer.print(text));
     let watched = session.clone();
-    engine.on_progress(move |_| watched.check().err().map(Dynamic::from));
+    let alone = move || watched.check().and_then(|()| watched.context().interrupt.work_alone());
+    engine.on_progress(move |_| alone().err().map(Dynamic::from));
 }
 
 /// `amscript::flow::Grid` as `Grid`.

@@ -72,7 +72,8 @@ fn open_flow(context: &NativeCallContext, name: &str, options: Map) -> Result<Fl
         options: own,
         trace: session.planner().map(|planner| planner.trace.clone()),
     };
-    let flow = open_of(&families, name, &session.sources(), &choices, session.device())?;
+    let place = registry::model_place(name.into(), &session).map_err(|e| e.within("flow"))?;
+    let flow = open_of(&families, &place, &session.sources(), &choices, session.device())?;
     if let Some(planner) = session.planner() {
         planner.opens(flow.parts()?);
     }
@@ -125,7 +126,8 @@ pub mod model {
 
     /// A flow model by name or path.
     ///
-    /// Names are looked up in `--models`, `AMSCRIPT_MODELS`, the Hugging Face cache, then the embedded tiny family. A path is a
+    /// Names are looked up in `--models`, `AMSCRIPT_MODELS`, the Hugging Face cache, then the embedded tiny family; `org/name@revision`
+    /// is a branch, a tag or the beginning of a commit in that cache. A path is a
     /// pipeline folder in the diffusers layout (FLUX.2), or the weights of a SiT: a `.pt` or `.safetensors` file, or a folder with one,
     /// and beside it, if they are not as published, `config.json`, `classes.txt` and the autoencoder in `vae`.
     ///

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{options, script_value};
 use amscript_align::optim as optimizers;
-use amscript_align::optim::{Params, Schedule};
+use amscript_align::optim::{NotFinite, Params, Schedule};
 use amscript_base::bail;
 use amscript_nn::module::Module as _;
 use amscript_tensor::Tensor;
@@ -78,11 +78,19 @@ options! {
     pub struct StepOptions {
         /// Longest global gradient norm; longer gradients are scaled down to it.
         clip: Option<f64> = None,
+        /// What happens to a gradient that is NaN or infinite.
+        not_finite: NotFinite = NotFinite::Stop,
     }
 }
 
+script_value!(NotFinite, "a choice such as `skip_updates(5)`", |value| match value {
+    NotFinite::Stop => "stop_run()".into(),
+    NotFinite::Skip(most) => format!("skip_updates({most})"),
+    NotFinite::Clip(limit) => format!("clip_gradient({limit:?})"),
+});
+
 /// Trainable tensors: a model's, or tensors made by `param`; alone, several in an array, or tensors by name in a map.
-fn params(value: Dynamic, function: &str) -> Result<Params> {
+pub fn params(value: Dynamic, function: &str) -> Result<Params> {
     let shown = option::show(&value);
     let value = value.flatten();
     if let Some(params) = value.clone().try_cast::<Params>() {
@@ -220,15 +228,19 @@ pub mod optim {
         Ok(Optimizer(Arc::new(Mutex::new(optimizers::AdamW::new(super::params(params, "adamw")?, options)?))))
     }
 
-    /// Differentiates a scalar loss and takes one step; gives the `rate` used and the gradient's `norm` before clipping.
+    /// Differentiates a scalar loss and takes one step; gives the `rate` used and the gradient's `norm` before clipping, and whether
+    /// the step was `skipped`.
     ///
-    /// At the first step every tensor must get a gradient, or the step is refused and names the tensor.
+    /// At the first step every tensor must get a gradient, or the step is refused and names the tensor. So it is where a gradient is not
+    /// finite, unless `not_finite` says otherwise.
     ///
     /// ```rhai
     /// let w = param(tensor([3.0, 4.0]));
     /// let opt = adamw(w, #{ rate: 0.1 });
-    /// opt.step((w * w).sum() / 2, #{ clip: 1 })   //=> #{"norm": 5.0, "rate": 0.1}
+    /// opt.step((w * w).sum() / 2, #{ clip: 1 })   //=> #{"norm": 5.0, "rate": 0.1, "skipped": false}
     /// opt.steps                                   //=> 1
+    /// opt.step((w * (infinity() * 0.0)).sum())     //=> error: the gradient of `param` must be finite, got NaN
+    /// opt.step((w * (infinity() * 0.0)).sum(), #{ not_finite: skip_updates(1) }).skipped   //=> true
     /// ```
     #[rhai_fn(return_raw)]
     pub fn step(context: NativeCallContext, optimizer: Optimizer, loss: Tensor, options: Map) -> RhaiResultOf<Map> {
@@ -236,8 +248,47 @@ pub mod optim {
         if let Some(planner) = Session::of(&context).planner() {
             planner.stops(&amscript_base::profile::phase("backward", || optimizer.lock().gradients(&loss))?)?;
         }
-        let report = optimizer.lock().step(&loss, options.clip)?;
-        Ok([("rate".into(), report.rate.into()), ("norm".into(), report.norm.into())].into_iter().collect())
+        let chosen = optimizers::StepOptions { clip: options.clip, not_finite: options.not_finite };
+        let report = optimizer.lock().step(&loss, &chosen)?;
+        let (rate, norm, skipped) = (report.rate.into(), report.norm.into(), report.skipped.into());
+        Ok([("rate".into(), rate), ("norm".into(), norm), ("skipped".into(), skipped)].into_iter().collect())
+    }
+
+    /// For `not_finite`: numbers that are NaN or infinite are an error with step, time, sample or tensor.
+    ///
+    /// ```rhai
+    /// stop_run()   //=> stop_run()
+    /// ```
+    pub fn stop_run() -> NotFinite {
+        NotFinite::Stop
+    }
+
+    /// For `not_finite`: an update with such numbers is left out, at most so many in a row.
+    ///
+    /// ```rhai
+    /// skip_updates(5)    //=> skip_updates(5)
+    /// skip_updates(-1)   //=> error: skip_updates: expected a count
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn skip_updates(most: i64) -> RhaiResultOf<NotFinite> {
+        Ok(NotFinite::Skip(option::convert(most.into(), "skip_updates")?))
+    }
+
+    /// For `not_finite`: in gradients NaN counts as 0, and every entry as one of at most this size; elsewhere as `stop_run()`.
+    ///
+    /// ```rhai
+    /// let w = param(tensor([1.0, 2.0]));
+    /// let opt = adamw(w, #{ check: false });
+    /// opt.step((w * tensor([infinity() * 0.0, 1.0])).sum(), #{ not_finite: clip_gradient(100.0) }).norm   //=> 1.0
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn clip_gradient(limit: f64) -> RhaiResultOf<NotFinite> {
+        match limit > 0.0 {
+            true => Ok(NotFinite::Clip(limit)),
+            false => {
+                Err(Error::new(Kind::Value, format!("clip_gradient: the bound must be above 0, got {limit}")).into())
+            }
+        }
     }
 
     /// The number of steps an optimizer has taken.
@@ -322,6 +373,18 @@ pub mod optim {
         Ok(average.swap()?)
     }
 
+    /// Moves trainable tensors towards others of the same names: `decay * own + (1 - decay) * other`; 0 is a copy.
+    ///
+    /// ```rhai
+    /// let policy = flow("tiny/flux2").lora(#{ rank: 2, targets: ["to_q"] });
+    /// let old = flow("tiny/flux2").lora(#{ rank: 2, targets: ["to_q"], seed: 1 });
+    /// old.params().follow(policy.params(), 0.0);
+    /// ```
+    #[rhai_fn(name = "follow", return_raw)]
+    pub fn follow_params(params: Params, other: Params, decay: f64) -> RhaiResultOf<()> {
+        Ok(params.follow(&other, decay)?)
+    }
+
     #[rhai_fn(name = "state", return_raw)]
     pub fn values(params: Params) -> RhaiResultOf<Map> {
         let copies = params.iter().map(|(name, var)| Ok((name.to_string(), var.constant().copy()?)));
@@ -356,6 +419,11 @@ pub mod optim {
     #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
     pub fn show_optimizer(optimizer: &mut Optimizer) -> String {
         optimizer.to_string()
+    }
+
+    #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
+    pub fn show_not_finite(choice: &mut NotFinite) -> String {
+        option::FromScript::show(choice)
     }
 
     #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]

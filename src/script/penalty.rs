@@ -125,6 +125,22 @@ pub mod penalty {
         Ok(masses.into_iter().map(Dynamic::from).collect())
     }
 
+    /// What control at each of an adjoint's steps adds to the objective: the step's width times the mean of `f*(|a|)`, `f*` the penalty's conjugate.
+    ///
+    /// `adaptive(share, #{ measure: objective() })` keeps the fewest last steps that hold a share of it.
+    ///
+    /// ```rhai
+    /// let base = velocity_field(|x, t, c| x);
+    /// let path = rollout(base, tensor([[1.0]]), (), #{ grid: uniform(2) });
+    /// objective_mass(lean_adjoint(base, path, tensor([[4.0]])), quadratic())   //=> [20.25, 9.0]
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn objective_mass(adjoint: Adjoint, penalty: Penalty, options: Map) -> RhaiResultOf<Array> {
+        let norm = TargetOptions::parse("objective_mass", options)?.norm;
+        let masses = solver::objective_mass(&adjoint, &penalty.penalty, norm)?;
+        Ok(masses.into_iter().map(Dynamic::from).collect())
+    }
+
     /// The penalty of controls of the given sizes.
     ///
     /// ```rhai

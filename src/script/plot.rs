@@ -114,7 +114,7 @@ fn save(plot: &amscript_run::screen::Plot, file: &std::path::Path) -> Result<()>
     let ending = file.extension().and_then(|e| e.to_str()).unwrap_or_default().to_lowercase();
     match ending.as_str() {
         "svg" => {
-            let written = amscript_nn::files::write_whole(file, plot.svg()?.as_bytes());
+            let written = amscript_base::file::write_whole(file, plot.svg()?.as_bytes());
             written.map_err(|e| Error::new(Kind::File, format!("save_image: cannot write `{}` ({e})", file.display())))
         }
         "png" | "jpg" | "jpeg" => pictures::write(&plot.image()?, file),

@@ -175,6 +175,24 @@ pub mod reduction {
         Ok(x.broadcast_sub(&normalizer)?)
     }
 
+    /// The logarithm of the sum of exponentials along a dimension, or of all numbers; minus infinity where all are.
+    ///
+    /// ```rhai
+    /// tensor([0, 0]).log_sum_exp()                     //=> tensor(0.693147)
+    /// tensor([[1000, 1000], [0, -infinity()]]).log_sum_exp(1)   //=> tensor([1000.69, 0.0])
+    /// tensor([-infinity(), -infinity()]).log_sum_exp()          //=> tensor(-inf)
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn log_sum_exp(x: Tensor) -> RhaiResultOf<Tensor> {
+        Ok(array::log_sum_exp(&x.flatten_all()?, 0)?.squeeze(0)?)
+    }
+
+    #[rhai_fn(name = "log_sum_exp", return_raw)]
+    pub fn log_sum_exp_of(x: Tensor, dim: i64) -> RhaiResultOf<Tensor> {
+        let dim = dimension(&x, dim, "log_sum_exp")?;
+        Ok(array::log_sum_exp(&x, dim)?.squeeze(dim)?)
+    }
+
     /// The matrix product; leading dimensions broadcast.
     ///
     /// ```rhai

@@ -3,6 +3,7 @@
 use super::option::{self, Field, FromScript};
 use super::{Host, Session};
 use amscript_base::error::{Kind, Result};
+use amscript_base::file;
 use amscript_model::{self as model, Families};
 use amscript_nn::opener::{self, Given, Table, Takes};
 use amscript_nn::source::Sources;
@@ -98,11 +99,11 @@ fn json_of(takes: Takes, value: Dynamic, place: &str, session: &Session) -> Resu
 }
 
 /// A model's name, or a path that the script may read; one from the current folder stays as it was given.
-fn model_place(name: String, session: &Session) -> Result<String> {
+pub fn model_place(name: String, session: &Session) -> Result<String> {
     match session.readable(&name) {
-        Ok(path) if Path::new(&name).canonicalize().is_ok_and(|given| given == path) => Ok(name),
+        Ok(path) if file::real(Path::new(&name)).is_ok_and(|given| given == path) => Ok(name),
         Ok(path) => Ok(path.display().to_string()),
-        Err(refused) if refused.kind == Kind::File => Err(refused),
+        Err(refused) if refused.kind == Kind::Permission => Err(refused),
         Err(_) => Ok(name),
     }
 }

@@ -3,7 +3,8 @@
 use super::run::numbers;
 use super::*;
 use crate::options;
-use amscript_run::log::Log;
+use amscript_base::file;
+use amscript_run::log::{self, Lines};
 use amscript_run::{Row, Run, Table, folder, record};
 use amscript_tensor::Tensor;
 use serde_json::Value;
@@ -58,7 +59,7 @@ fn write(context: &NativeCallContext, table: &Table, path: &str) -> Result<()> {
 }
 
 /// JSON as script values; what is missing is not a number.
-fn value(json: &Value) -> Dynamic {
+pub fn value(json: &Value) -> Dynamic {
     match json {
         Value::Null => f64::NAN.into(),
         Value::Bool(b) => (*b).into(),
@@ -72,7 +73,7 @@ fn value(json: &Value) -> Dynamic {
 /// The folder of a run that is to be read.
 fn place(context: &NativeCallContext, function: &str, folder: &str) -> Result<PathBuf> {
     let path = Session::of(context).readable(folder).map_err(|e| e.within(function))?;
-    match path.join("run.json").exists() {
+    match file::exists(&path.join("run.json")) {
         true => Ok(path),
         false => {
             let message = format!("{function}: \"{folder}\" holds no run.json");
@@ -88,12 +89,6 @@ fn inner(folder: &Path) -> Result<Vec<String>> {
     let mut names: Vec<String> = below.filter(|name| !name.is_empty()).collect();
     names.sort();
     Ok(names)
-}
-
-fn log_of(folder: &Path) -> Result<Log> {
-    let mut log = Log::new(folder.join("metrics.jsonl"));
-    log.keep(usize::MAX)?;
-    Ok(log)
 }
 
 /// The table at a run's end: of measures, base against tuned, or of methods; and what earlier runs left.
@@ -165,7 +160,7 @@ pub mod result {
     /// let run = start_run(#{ order: 2 }, #{ name: "am-3" });
     /// run.result()   //=> ()
     /// run.finish(#{ reward: #{ base: [0.1, 0.3], tuned: [0.4, 0.5] } });
-    /// start_run(#{ order: 2 }, #{ name: "am-3" }).result().reward.base   //=> #{"count": 2, "error": 0.1, "mean": 0.2}
+    /// run.result().reward.base   //=> #{"count": 2, "error": 0.1, "mean": 0.2}
     /// start_run(#{ order: 4 }, #{ name: "am-3" })                        //=> error: holds a run with order = 2, got order = 4
     /// ```
     #[rhai_fn(name = "result", return_raw)]
@@ -189,8 +184,10 @@ pub mod result {
         let path = place(&context, "read_run", folder)?;
         let settings = record::read_json(&path.join("run.json"))?["settings"].take();
         let finished = path.join("result.json");
-        let found = if finished.exists() { value(&record::read_json(&finished)?["measures"]) } else { Dynamic::UNIT };
-        let series = log_of(&path)?.series().into_iter().map(|series| {
+        let found =
+            if file::exists(&finished) { value(&record::read_json(&finished)?["measures"]) } else { Dynamic::UNIT };
+        let lines = Lines::read(&path.join("metrics.jsonl")).read;
+        let series = log::series(&lines).into_iter().map(|series| {
             let (x, y): (Array, Array) = series.points.iter().map(|p| (Dynamic::from(p.0), Dynamic::from(p.1))).unzip();
             let points: Map = [("x".into(), x.into()), ("y".into(), y.into())].into();
             (series.name.into(), Dynamic::from(points))
@@ -211,10 +208,10 @@ pub mod result {
     /// ```
     #[rhai_fn(return_raw, volatile)]
     pub fn read_log(context: NativeCallContext, folder: &str, name: &str) -> RhaiResultOf<Tensor> {
-        let log = log_of(&place(&context, "read_log", folder)?)?;
+        let log = Lines::read(&place(&context, "read_log", folder)?.join("metrics.jsonl"));
         let lines = log.numbers(name);
         let Some(count) = lines.first().map(|line| line.len()) else {
-            let names: Vec<String> = log.series().into_iter().map(|s| s.name).collect();
+            let names: Vec<String> = log::series(&log.read).into_iter().map(|s| s.name).collect();
             let message = format!("read_log: \"{folder}\" logged no `{name}`; it logged {}", names.join(", "));
             return Err(Error::new(Kind::Missing, message).into());
         };

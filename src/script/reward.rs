@@ -4,7 +4,7 @@ use super::*;
 use crate::{options, script_value};
 use amscript_align::flow::Condition;
 use amscript_align::optim::Params;
-use amscript_base::bail;
+use amscript_base::{bail, file};
 use amscript_nn::bert;
 use amscript_nn::clip_config::{ClipConfig, Layout};
 use amscript_nn::data::Prompts;
@@ -17,6 +17,7 @@ use amscript_reward::imagereward::{self, ImageReward, VitConfig};
 use amscript_reward::similarity::{self, Similarity, SimilarityKind as Similar};
 use amscript_reward::{self as rewards, RewardModel, aesthetic, clamped::Clamped, scripted::Scripted, sum::Sum};
 use amscript_tensor::{Rng, Tensor};
+use std::path::{Component, Path};
 
 script_value!(RewardModel, "a reward such as `reward(\"tiny/hpsv2\")`");
 
@@ -47,7 +48,11 @@ fn open_reward(session: &Session, name: &str, options: Map) -> Result<RewardMode
     let sources = session.sources();
     let (found, missing) = match place(name, session, &sources) {
         Ok((folder, file)) => {
-            let weights = o.weights.or(file).map(Into::into);
+            let inside = |file: &String| Path::new(file).components().all(|part| matches!(part, Component::Normal(_)));
+            let elsewhere =
+                o.weights.as_ref().filter(|file| !inside(file)).map(|file| session.readable(file)).transpose();
+            let elsewhere = elsewhere.map_err(|e| e.within("reward: option `weights`"))?;
+            let weights = elsewhere.or(o.weights.or(file).map(Into::into));
             (Found { weights, ..Found::in_folder(name, folder) }, None)
         }
         Err(error) if error.kind == Kind::Missing => (Found { name: name.into(), ..Found::default() }, Some(error)),
@@ -207,11 +212,11 @@ pub fn texts(value: Dynamic, n: usize, place: &str) -> Result<Vec<String>> {
 pub fn place(name: &str, session: &Session, sources: &Sources) -> Result<(Folder, Option<String>)> {
     let path = match session.readable(name) {
         Ok(path) => path,
-        Err(refused) if refused.kind == Kind::File => return Err(refused),
+        Err(refused) if refused.kind == Kind::Permission => return Err(refused),
         Err(_) => return Ok((sources.named(name)?, None)),
     };
     match (path.parent(), path.file_name().and_then(|file| file.to_str())) {
-        (Some(parent), Some(file)) if path.is_file() => Ok((Folder::disk(parent), Some(file.to_string()))),
+        (Some(parent), Some(file)) if file::is_file(&path) => Ok((Folder::disk(parent), Some(file.to_string()))),
         _ => Ok((Folder::disk(path), None)),
     }
 }

@@ -6,8 +6,10 @@ use amscript_base::bail;
 use amscript_model::Flow;
 use amscript_nn::lora::Form;
 use amscript_nn::module::Module as _;
+use amscript_run::checkpoint::DEEPEST;
+use amscript_run::lock::Locks;
 use amscript_run::progress::Counter;
-use amscript_run::{Console, Recipe, Saved, Start, Steps as Iterating};
+use amscript_run::{Console, Recipe, Saved, Start, Steps as Iterating, Values};
 use amscript_tensor::{Stream, Tensor, show as text};
 use parking_lot::Mutex;
 use serde_json::Value;
@@ -33,13 +35,17 @@ impl Console for Session {
         Session::print(self, line);
     }
     fn stop_requested(&self) -> bool {
-        self.context().interrupt.asked()
+        let slice = self.request().slice;
+        self.context().interrupt.asked() || slice.is_some_and(|n| self.step().is_some_and(|step| step + 1 >= n))
     }
     fn finish_steps(&self, running: bool) {
         self.context().interrupt.finish_steps(running);
     }
     fn begin_step(&self, step: Option<usize>) {
         Session::begin_step(self, step);
+    }
+    fn locks(&self) -> &Locks {
+        Session::locks(self)
     }
     fn rewards(&self) -> Vec<String> {
         self.clip_cache.details()
@@ -85,13 +91,19 @@ pub(super) fn numbers(value: Dynamic, place: &str) -> Result<Vec<f64>> {
     }
 }
 
-/// A setting as JSON; values that JSON lacks as text.
+fn logged(values: Map) -> Result<Values> {
+    let named = |(name, v): (rhai::Identifier, Dynamic)| Ok((name.to_string(), numbers(v, &format!("log: `{name}`"))?));
+    values.into_iter().map(named).collect()
+}
+
+/// A setting as JSON; values that JSON lacks as the text that `--set` takes.
 fn setting(engine: &Engine, value: &Dynamic) -> Value {
     let value = value.flatten_clone();
     match (value.as_int(), value.as_float(), value.as_bool()) {
         (Ok(i), _, _) => Value::from(i),
         (_, Ok(f), _) => Value::from(f),
         (_, _, Ok(b)) => Value::from(b),
+        _ if value.is_unit() => Value::from("()"),
         _ if value.is_string() || value.is_array() || value.is_map() => Value::from(value.to_string()),
         _ => {
             let mut scope = Scope::new();
@@ -102,20 +114,24 @@ fn setting(engine: &Engine, value: &Dynamic) -> Value {
     }
 }
 
-/// What a script saves, from its values.
-fn saved(value: Dynamic, place: &str) -> Result<Saved> {
+/// What a script saves, from its values, which are so `deep` inside others.
+fn saved(value: Dynamic, place: &str, deep: usize) -> Result<Saved> {
     let value = value.flatten();
+    if deep > DEEPEST {
+        bail!(Limit, "checkpoint: maps and arrays may be {DEEPEST} deep inside one another, got more");
+    }
     if let Some(tensor) = value.read_lock::<Tensor>() {
         return Ok(Saved::Tensor(tensor.constant()));
     }
     if value.is_map() {
         let entries = option::convert::<Map>(value, place)?.into_iter();
-        let saved = entries.map(|(key, v)| Ok((key.to_string(), saved(v, &format!("{place}.{key}"))?)));
+        let saved = entries.map(|(key, v)| Ok((key.to_string(), saved(v, &format!("{place}.{key}"), deep + 1)?)));
         return Ok(Saved::Map(saved.collect::<Result<_>>()?));
     }
     if value.is_array() {
         let items = option::convert::<Array>(value, place)?.into_iter().enumerate();
-        return Ok(Saved::List(items.map(|(i, v)| saved(v, &format!("{place}[{i}]"))).collect::<Result<_>>()?));
+        let saved = items.map(|(i, v)| saved(v, &format!("{place}[{i}]"), deep + 1));
+        return Ok(Saved::List(saved.collect::<Result<_>>()?));
     }
     if let Ok(number) = value.as_float() {
         return Ok(Saved::Number(number));
@@ -199,8 +215,10 @@ pub mod run {
 
     /// Starts a run: makes its directory (`--out`, else `runs/<recipe>`) and writes down what it is made from.
     ///
-    /// A `seed` in the settings seeds all of the run's random streams. A directory with checkpoints made under other settings
-    /// is refused. A run with a `name` has a directory of its own inside that, with its own log and checkpoints.
+    /// A `seed` in the settings seeds all of the run's random streams. A directory that holds a training is taken up again only by the
+    /// same run: other settings, another text of the recipe, version, or content of a file that was read is an error that names it, and
+    /// `--resume-anyway` goes on and records it. A loop may become longer. No other process can start a run there meanwhile. A run with a
+    /// `name` has a directory of its own inside that, with its own log and checkpoints.
     ///
     /// ```rhai
     /// let run = start_run(#{ seed: 3 });
@@ -213,7 +231,7 @@ pub mod run {
     pub fn start_run(context: NativeCallContext, settings: Map, options: Map) -> RhaiResultOf<Run> {
         let session = Session::of(&context);
         let options = StartOptions::parse("start_run", options)?;
-        let path = session.request().script.clone();
+        let (path, anyway) = (session.request().script.clone(), session.request().resume_anyway);
         let source = session.source(context.call_source().unwrap_or_default()).unwrap_or_default();
         let seed = settings.get("seed").cloned().unwrap_or(Dynamic::from(0_i64));
         Ok(Run::start(Start {
@@ -223,6 +241,8 @@ pub mod run {
             settings: settings.iter().map(|(key, v)| (key.to_string(), setting(context.engine(), v))).collect(),
             seed: option::convert(seed, "start_run: `seed`")?,
             device: amscript_tensor::place::name(session.device()),
+            anyway,
+            inputs: session.planner().is_none(),
             console: session,
         })?)
     }
@@ -258,11 +278,30 @@ pub mod run {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn log(run: Run, values: Map) -> RhaiResultOf<()> {
-        let named = values.into_iter().map(|(name, v)| {
-            let value = numbers(v, &format!("log: `{name}`"))?;
-            Ok((name.to_string(), value))
-        });
-        Ok(run.log(named.collect::<Result<_>>()?)?)
+        Ok(run.log(logged(values)?)?)
+    }
+
+    /// Logs numbers of another step than the one that is running, such as those of the base, step 0, when the first is done.
+    ///
+    /// ```rhai
+    /// let run = start_run(#{});
+    /// for i in run.steps(1) { run.log(#{ loss: 0.5 }, 0); run.log(#{ loss: 0.25 }); }
+    /// read_run(run.folder).log.loss.x   //=> [0.0, 1.0]
+    /// ```
+    #[rhai_fn(name = "log", return_raw)]
+    pub fn log_at(run: Run, values: Map, step: i64) -> RhaiResultOf<()> {
+        Ok(run.log_at(option::convert(step.into(), "log: step")?, logged(values)?)?)
+    }
+
+    /// Ends the run's loop, as at its end, after the step that is running.
+    ///
+    /// ```rhai
+    /// let run = start_run(#{});
+    /// for i in run.steps(9) { if i == 3 { run.stop(); } }
+    /// run.step   //=> 4
+    /// ```
+    pub fn stop(run: Run) {
+        run.stop();
     }
 
     /// Writes images into the run: `images/<name>-<step>.png`, a grid of a batch, or one image as it is.
@@ -349,7 +388,8 @@ pub mod run {
 
     /// Saves what a closure returns, when a checkpoint is due: maps and arrays of tensors, numbers and texts.
     ///
-    /// Call it at the end of each step; the closure runs only when its value is needed. Random streams of the run are saved too.
+    /// Call it at the end of each step; the closure runs only when its value is needed. Random streams of the run are saved too. The
+    /// last two checkpoints are kept.
     ///
     /// ```rhai
     /// let run = start_run(#{});
@@ -361,12 +401,14 @@ pub mod run {
     pub fn checkpoint(context: NativeCallContext, run: Run, state: FnPtr, options: Map) -> RhaiResultOf<()> {
         if run.due(CheckpointOptions::parse("checkpoint", options)?.every) {
             let state: Dynamic = Callback::new(&context, "checkpoint", state).call(())?;
-            run.checkpoint(saved(state, "state")?)?;
+            run.checkpoint(saved(state, "state", 0)?)?;
         }
         Ok(())
     }
 
     /// What the last checkpoint in the run's directory holds, or `()` without one; `steps` then goes on behind it.
+    ///
+    /// One that is damaged is named and passed over.
     ///
     /// ```rhai
     /// let run = start_run(#{});

@@ -3,7 +3,7 @@
 use super::option::FromScript;
 use super::*;
 use crate::{options, script_value};
-use amscript_align::flow::{Dynamics, Euler, Gddim, Heun, Noise, Sde, Solver};
+use amscript_align::flow::{AtSteps, Cps, Dynamics, Euler, Gddim, Grid, Heun, Noise, Sde, Solver};
 use amscript_base::bail;
 use std::fmt;
 
@@ -14,7 +14,7 @@ script_value!(Sampler, "a sampler such as `euler()`");
 pub struct Sampler(pub Arc<dyn Solver>, String);
 
 impl Sampler {
-    fn new(solver: impl Solver + 'static, name: impl Into<String>) -> Self {
+    pub fn new(solver: impl Solver + 'static, name: impl Into<String>) -> Self {
         Self(Arc::new(solver), name.into())
     }
 
@@ -36,6 +36,7 @@ script_value!(Noise, "a noise level such as `memoryless()`", |noise| match noise
     Noise::Constant(c) => format!("constant({c})"),
     Noise::LinearDecay(c) => format!("linear_decay({c})"),
     Noise::SineSquared(c) => format!("sine_squared({c})"),
+    Noise::FlowGrpo(a) => format!("flow_grpo_noise({a})"),
     Noise::Schedule(_) => "noise_schedule(|t| ..)".into(),
 });
 
@@ -53,6 +54,22 @@ fn step(noise: &Noise, t: f64, h: f64) -> Result<Dynamics> {
         true => noise.dynamics(t, h),
         false => bail!(Value, "noise: the time must lie in [0, 1) and the width above 0, got {t} and {h}"),
     }
+}
+
+/// Step `k` of a grid that the sampler fits.
+fn step_of(sampler: &Sampler, grid: &Grid, k: i64) -> Result<Dynamics> {
+    sampler.0.check(grid)?;
+    match usize::try_from(k) {
+        Ok(k) if k < grid.steps() => sampler.0.dynamics(grid, k),
+        _ => bail!(Value, "step: k must be below the {} steps of the grid, got {k}", grid.steps()),
+    }
+}
+
+/// A step's numbers by name.
+fn numbers(step: &Dynamics) -> Map {
+    let w = step.w.unwrap_or_default();
+    let parts = [("w", w), ("rho", step.rho), ("mean_reversion", step.mean_reversion), ("gain", w / (1.0 + step.rho))];
+    parts.into_iter().map(|(name, x)| (name.into(), x.into())).collect()
 }
 
 /// Samplers for `rollout` and the updates. Stochastic ones add noise and keep the flow's marginals; they need `rng`.
@@ -116,6 +133,45 @@ pub mod sampler {
     #[rhai_fn(return_raw)]
     pub fn gddim(eta: f64) -> RhaiResultOf<Sampler> {
         Ok(Sampler::new(Gddim::new(eta)?, format!("gddim({eta})")))
+    }
+
+    /// The sampler that keeps the coefficients of data and noise, Flow-CPS (arXiv:2509.05952); `eta` in [0, 1] is how much of the noise is drawn anew.
+    ///
+    /// 0 is Euler's method. As with `gddim`, the amount of noise is right and the law is not: wide steps leave the ends too close together. Its
+    /// last step is free of noise.
+    ///
+    /// ```rhai
+    /// cps(0.8)   //=> cps(0.8)
+    /// cps(2)     //=> error: eta must lie in [0, 1]
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn cps(eta: f64) -> RhaiResultOf<Sampler> {
+        Ok(Sampler::new(Cps::new(eta)?, format!("cps({eta})")))
+    }
+
+    /// A sampler at some steps of the grid, counted from 0, and Euler's method at the others.
+    ///
+    /// ```rhai
+    /// let field = velocity_field(|x, t, c| -x);
+    /// let path = rollout(field, ones([1, 1]), (), #{ grid: uniform(4), solver: at_steps(cps(0.8), [1]), rng: rng(0), noises: true });
+    /// path.noises.map(|z| z != ())      //=> [false, true, false, false]
+    /// at_steps(cps(0.8), [1, 2])        //=> at_steps(cps(0.8), [1, 2])
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn at_steps(solver: Sampler, steps: Array) -> RhaiResultOf<Sampler> {
+        let steps: Vec<usize> = option::list(steps, "at_steps")?;
+        let name = format!("at_steps({solver}, {steps:?})");
+        Ok(Sampler::new(AtSteps { solver: solver.0, steps }, name))
+    }
+
+    /// Flow-GRPO's noise `a^2 (1 - t) / t` (arXiv:2505.05470), `a^2 / 2` times memoryless; at `t = 0` it is `a^2` over the step's width.
+    ///
+    /// ```rhai
+    /// assert_close(flow_grpo_noise(0.7).step(0.5, 0.1).w, 0.49, 1e-12);
+    /// assert_close(flow_grpo_noise(0.7).step(0.0, 0.1).w, 4.9, 1e-12);
+    /// ```
+    pub fn flow_grpo_noise(a: f64) -> NoiseLevel {
+        Noise::FlowGrpo(a)
     }
 
     /// The noise `2 (1 - t) / t`, with which the end does not depend on the start, as adjoint matching asks for.
@@ -196,11 +252,34 @@ pub mod sampler {
     /// ```
     #[rhai_fn(name = "step", return_raw)]
     pub fn noise_step(noise: NoiseLevel, t: f64, h: f64) -> RhaiResultOf<Map> {
-        let step = super::step(&noise, t, h)?;
-        let w = step.w.unwrap_or_default();
-        let parts =
-            [("w", w), ("rho", step.rho), ("mean_reversion", step.mean_reversion), ("gain", w / (1.0 + step.rho))];
-        Ok(parts.into_iter().map(|(name, x)| (name.into(), x.into())).collect())
+        Ok(numbers(&super::step(&noise, t, h)?))
+    }
+
+    /// What a sampler's step from time `t`, `h` wide, does, as `step` of a noise level; zeros for a method without noise.
+    ///
+    /// A sampler with noise in its last steps only must see the grid: `step(grid, k)`.
+    ///
+    /// ```rhai
+    /// euler().step(0.5, 0.1)                       //=> #{"gain": 0.0, "mean_reversion": 0.0, "rho": 0.0, "w": 0.0}
+    /// sde(linear_decay()).step(0.5, 0.1).w         //=> 0.5
+    /// gddim(1).step(0.9, 0.1).w                    //=> 0.0
+    /// sde(constant(1), #{ last: 3 }).step(0.5, 0.1)   //=> error: needs the grid
+    /// ```
+    #[rhai_fn(name = "step", return_raw)]
+    pub fn sampler_step(sampler: Sampler, t: f64, h: f64) -> RhaiResultOf<Map> {
+        Ok(numbers(&sampler.0.dynamics_at(t, h)?))
+    }
+
+    /// What step `k` of a grid does.
+    ///
+    /// ```rhai
+    /// let some = sde(constant(1), #{ last: 1 });
+    /// [0, 1].map(|k| some.step(uniform(2), k).w)   //=> [0.0, 1.0]
+    /// some.step(uniform(2), 2)                     //=> error: step: k must be below the 2 steps of the grid, got 2
+    /// ```
+    #[rhai_fn(name = "step", return_raw)]
+    pub fn sampler_step_of_grid(sampler: Sampler, grid: Grid, k: i64) -> RhaiResultOf<Map> {
+        Ok(numbers(&step_of(&sampler, &grid, k)?))
     }
 
     #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]

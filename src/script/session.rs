@@ -7,8 +7,11 @@ use super::{fault, option};
 use amscript_base::bail;
 use amscript_base::context::Context;
 use amscript_base::error::{Error, Kind, Result};
-use amscript_base::memory;
+use amscript_base::permissions::Rights;
+use amscript_base::text::visible;
+use amscript_base::{file, memory};
 use amscript_reward::clip_encoder::ClipCache;
+use amscript_run::lock::Locks;
 use amscript_run::plan::Planner;
 use amscript_run::screen::{Images, Plot, Screen};
 use amscript_tensor::{Device, place};
@@ -16,9 +19,11 @@ use image::RgbImage;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use rhai::{AST, Dynamic, Engine, EvalAltResult, Map, NativeCallContext, ParseErrorType, Scope};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+#[cfg(unix)]
+use std::os::unix::prelude::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::Instant;
+use std::time::Duration;
 
 /// What the command line decided.
 #[derive(Clone)]
@@ -33,10 +38,22 @@ pub struct Request {
     pub device: Device,
     /// `--out`: the run directory.
     pub out: Option<PathBuf>,
+    /// `--resume-anyway`: a run goes on with what differs from what it began with.
+    pub resume_anyway: bool,
     /// `--models`: looked in first for weights.
     pub models: Option<PathBuf>,
-    /// Nothing runs past this.
-    pub deadline: Option<Instant>,
+    /// `--allow-read` and the like: what a script may reach beside what all may.
+    pub allow: Rights<PathBuf>,
+    /// The overrides are those of a run that is repeated: they are not the user's, and name nothing that may be read.
+    pub replay: bool,
+    /// Runs end after so many steps.
+    pub slice: Option<usize>,
+    /// `--min-free`: bytes of the disk that stay free.
+    pub min_free: Option<u64>,
+    /// `--max-time`: what runs ends when so much has passed.
+    pub max_time: Option<Duration>,
+    /// Most operations of a script without a call of a native, for one that goes round for ever.
+    pub max_alone: Option<usize>,
     /// `--plan`: weights are not read, and the script ends where its first update would begin. The value says whether the
     /// device planned for is the CPU; that device need not be there.
     pub plan: Option<bool>,
@@ -52,8 +69,14 @@ impl Default for Request {
             seed: None,
             device: Device::Cpu,
             out: None,
+            resume_anyway: false,
             models: None,
-            deadline: None,
+            allow: Rights::default(),
+            replay: false,
+            slice: None,
+            min_free: None,
+            max_time: None,
+            max_alone: None,
             plan: None,
             screen: Screen::default(),
         }
@@ -86,24 +109,33 @@ pub struct Session {
     settings: Mutex<Option<Map>>,
     planner: Option<Planner>,
     registry: RwLock<Registry>,
+    /// What is shown where there is no run's folder.
+    shown: Mutex<Option<PathBuf>>,
+    locks: Locks,
     /// Rewards that are open, and the networks they share.
     pub clip_cache: ClipCache,
 }
 
 impl Session {
     pub fn new(request: Request, print: Printer) -> Self {
+        let context = Context::new(request.permissions());
+        request.min_free.into_iter().for_each(|bytes| context.disk.spare(bytes));
+        request.max_time.into_iter().for_each(|time| context.interrupt.end_after(time));
+        request.max_alone.into_iter().for_each(|most| context.interrupt.end_alone(most));
         Self {
             planner: request.plan.map(Planner::new),
             device: request.device.clone(),
             request: RwLock::new(request),
             print,
-            context: Context::default(),
+            context,
             step: Mutex::default(),
             engine: OnceLock::new(),
             sources: Mutex::default(),
             functions: Mutex::default(),
             settings: Mutex::default(),
             registry: RwLock::default(),
+            shown: Mutex::default(),
+            locks: Locks::default(),
             clip_cache: ClipCache::default(),
         }
     }
@@ -151,21 +183,26 @@ impl Session {
         add(&mut self.registry.write())
     }
 
+    /// The run directories that are held.
+    pub fn locks(&self) -> &Locks {
+        &self.locks
+    }
+
     /// What is noted of a script that runs only to be planned.
     pub fn planner(&self) -> Option<&Planner> {
         self.planner.as_ref()
     }
 
-    /// Writes one line for the user.
+    /// Writes one line for the user, safe to show.
     pub fn print(&self, line: &str) {
-        (self.print)(line);
+        (self.print)(&visible(line));
     }
 
     /// Shows an image in the terminal, or writes it to a file and prints its path.
     pub fn show_image(&self, picture: &RgbImage) -> Result<()> {
         let screen = self.request().screen;
         if let Some(text) = screen.image(picture)? {
-            self.print(&text);
+            (self.print)(&text);
             return Ok(());
         }
         let what = format!("image of {} x {} pixels", picture.width(), picture.height());
@@ -173,29 +210,44 @@ impl Session {
             self.print(&what);
             return Ok(());
         }
-        let file = self.shown_file()?;
-        amscript_nn::data::image::write(picture, &file)?;
+        let file = self.shown_file(picture)?;
         self.print(&format!("{what}: {}", file.display()));
         Ok(())
     }
 
     /// Shows a plot in the terminal.
     pub fn show_plot(&self, plot: &Plot) -> Result<()> {
-        self.print(&self.request().screen.plot(plot)?);
+        (self.print)(&self.request().screen.plot(plot)?);
         Ok(())
     }
 
-    /// A file that is not there yet, `images/shown-1.png` in the run's folder, or in a temporary folder where there is none.
-    fn shown_file(&self) -> Result<PathBuf> {
-        let named = { self.request().out.is_some() } || self.run_folder().is_dir();
-        let folder = match named {
-            true => self.run_folder().join("images"),
-            false => std::env::temp_dir().join(format!("amscript-{}", std::process::id())),
+    /// Writes a file that is not there yet, `images/shown-1.png` in the run's folder; where there is none, in a temporary folder
+    /// that nobody else may enter.
+    fn shown_file(&self, picture: &RgbImage) -> Result<PathBuf> {
+        let write = |folder: &Path| {
+            let refused = |e| Error::new(Kind::File, format!("show: cannot write in {}: {e}", folder.display()));
+            file::make_folder(folder).map_err(refused)?;
+            let mut files = (1..).map(|i| folder.join(format!("shown-{i}.png")));
+            let free = files.find(|file| !file::exists(file));
+            let free = free.ok_or_else(|| Error::new(Kind::Internal, "show: no name is free"))?;
+            amscript_nn::data::image::write(picture, &free).map(|()| free)
         };
-        std::fs::create_dir_all(&folder)
-            .map_err(|e| Error::new(Kind::File, format!("show: cannot write in {}: {e}", folder.display())))?;
-        let mut files = (1..).map(|i| folder.join(format!("shown-{i}.png")));
-        files.find(|file| !file.exists()).ok_or_else(|| Error::new(Kind::Internal, "show: no name is free"))
+        if { self.request().out.is_some() } || file::is_folder(&self.run_folder()) {
+            return write(&self.run_folder().join("images"));
+        }
+        let mut shown = self.shown.lock();
+        let folder = match shown.take() {
+            Some(folder) => folder,
+            None => {
+                let mut builder = tempfile::Builder::new();
+                builder.prefix("shown-by-amscript-");
+                #[cfg(unix)]
+                builder.permissions(PermissionsExt::from_mode(0o700));
+                builder.tempdir().map_err(|e| Error::new(Kind::File, format!("show: no temporary folder: {e}")))?.keep()
+            }
+        };
+        // the host's own folder, which no script names
+        Context::permitting(Rights::all(), || write(shown.insert(folder)))
     }
 
     /// What is entered while scripts of this session run.
@@ -224,14 +276,10 @@ impl Session {
         *self.step.lock()
     }
 
-    /// Errs when the user interrupted or the deadline passed; long native loops call it once per step.
+    /// Errs when the user interrupted or time is up; long native loops call it once per step.
     pub fn check(&self) -> Result<()> {
         self.context.interrupt.check()?;
-        memory::check()?;
-        if self.request().deadline.is_some_and(|deadline| Instant::now() > deadline) {
-            bail!(Limit, "the script ran past its time limit");
-        }
-        Ok(())
+        memory::check()
     }
 
     pub(super) fn attach(&self, engine: &Arc<Engine>) {
@@ -339,7 +387,9 @@ impl Session {
         if default.is_string() && !quoted {
             return Ok(plain());
         }
-        match self.engine()?.eval_expression::<Dynamic>(text) {
+        // a value, which nothing is read for
+        let engine = self.engine()?;
+        match Context::permitting(Rights::default(), || engine.eval_expression::<Dynamic>(text)) {
             Ok(value) => Ok(value),
             Err(e) if is_plain_text(&e) => {
                 bail!(Option, "--set: `{key}` must be a value such as {}, got \"{text}\"", self.show(default.clone())?)

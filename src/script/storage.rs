@@ -95,9 +95,13 @@ pub mod storage {
     pub fn load_tensors(context: NativeCallContext, path: &str) -> RhaiResultOf<Map> {
         let session = Session::of(&context);
         let file = session.readable(path).map_err(|e| e.within("load_tensors"))?;
-        let tensors = amscript_tensor::file::load(&file, session.device());
-        let tensors = tensors.map_err(|e| e.within(format_args!("load_tensors: \"{path}\"")))?;
-        Ok(tensors.into_iter().map(|(name, x)| (name.into(), Dynamic::from(x))).collect())
+        let read = || -> Result<Map> {
+            let archive = archive::Archive::open(&file)?;
+            let one =
+                |name: &String| Ok((name.into(), Dynamic::from(archive.read(name)?.to_device(session.device())?)));
+            archive.entries().keys().map(one).collect()
+        };
+        Ok(read().map_err(|e| e.within("load_tensors"))?)
     }
 
     /// Writes the tensors of an object map to a safetensors file in the run's folder.

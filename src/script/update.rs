@@ -14,11 +14,11 @@ use amscript_align::{
 use amscript_model::Flow;
 use amscript_tensor::{Stream, Tensor};
 
-fn grid() -> Grid {
+pub fn grid() -> Grid {
     super::flow::RolloutOptions::default().grid
 }
 
-fn euler() -> Sampler {
+pub fn euler() -> Sampler {
     super::flow::RolloutOptions::default().solver
 }
 
@@ -187,12 +187,12 @@ impl ReflOptions {
     }
 }
 
-fn rolling(context: &NativeCallContext, grid: Grid, solver: Sampler) -> RolloutOptions {
+pub fn rolling(context: &NativeCallContext, grid: Grid, solver: Sampler) -> RolloutOptions {
     RolloutOptions { solver: solver.0, on_step: Some(watched(context)), ..RolloutOptions::new(grid) }
 }
 
 /// A method as a script writes it, with the choices that are not the usual ones.
-fn written(name: &str, changed: Vec<(&'static str, String)>) -> String {
+pub fn written(name: &str, changed: Vec<(&'static str, String)>) -> String {
     let choices: Vec<String> =
         changed.into_iter().filter(|(key, _)| *key != "rng").map(|(key, value)| format!("{key}: {value}")).collect();
     if choices.is_empty() { format!("{name}(#{{}})") } else { format!("{name}(#{{ {} }})", choices.join(", ")) }

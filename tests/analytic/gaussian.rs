@@ -1,7 +1,10 @@
 //! Gaussian source and target, where everything has a closed form (arXiv:2605.06583, Propositions 4.1 and 4.2).
 
 use super::toy::{Gaussian, load, numbers};
-use amscript::align::{AdjointIndex, Norm, Regularizer, RewardCost, control_target, lean_adjoint, terminal_gradient};
+use amscript::align::{
+    AdjointIndex, Norm, Regularizer, RewardCost, control_mass, control_target, lean_adjoint, objective_mass,
+    terminal_gradient,
+};
 use amscript::flow::{Condition, Euler, Heun, RolloutOptions, Solver, Trajectory, Velocity, rollout, uniform};
 use amscript::tensor::{Device, Tensor};
 use std::sync::Arc;
@@ -100,6 +103,20 @@ fn the_optimal_control_shifts_the_mean_by_lambda_s1_pi_over_2_s0() {
         let exact = pair[1] * std::f64::consts::PI / (2.0 * pair[0]);
         assert!((shift / exact - 1.0).abs() < 6e-3, "{pair:?}: {shift} {exact}");
         assert!((numbers(&expected[&format!("out.gauss.{i}.mean_shift")])[0] - exact).abs() < 1e-12);
+    }
+}
+
+#[test]
+fn the_objective_has_another_share_than_the_control() {
+    // Shares of steps from t = 0.5 on, for s1 = 0.6, by the closed form integrated: of int f*(|a|), and of int |u|.
+    let adjoint = adjoints([1.0, 0.6], STEPS);
+    for (p, objective, control) in [(2.0, 0.6560, 0.5828), (4.0, 0.6084, 0.5285), (6.0, 0.5983, 0.5172)] {
+        let penalty = Regularizer::power(p).unwrap();
+        let share = |masses: Vec<f64>| masses[STEPS / 2..].iter().sum::<f64>() / masses.iter().sum::<f64>();
+        let found = share(objective_mass(&adjoint, &penalty, Norm::Sample).unwrap());
+        assert!((found - objective).abs() < 1e-3, "{p}: {found} {objective}");
+        let found = share(control_mass(&adjoint, &penalty, Norm::Sample).unwrap());
+        assert!((found - control).abs() < 1e-3, "{p}: {found} {control}");
     }
 }
 

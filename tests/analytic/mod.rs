@@ -4,6 +4,7 @@ mod gaussian;
 mod golden;
 mod identity;
 mod model;
+mod policy;
 mod regularizer;
 mod stochastic;
 mod toy;

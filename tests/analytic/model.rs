@@ -11,7 +11,7 @@ use amscript::model::adapter::Targets;
 use amscript::model::{Flow, ModelOptions, open};
 use amscript::nn::module::Module;
 use amscript::nn::source::Sources;
-use amscript::optim::{AdamW, OptimizerOptions, Params, constant_rate};
+use amscript::optim::{AdamW, OptimizerOptions, Params, StepOptions, constant_rate};
 use amscript::tensor::grad::gradients;
 use amscript::tensor::{Device, Rng, Tensor};
 use std::sync::Arc;
@@ -57,7 +57,7 @@ impl Case {
             let options = Self::options(2);
             let update =
                 adjoint_matching(&self.policy, &self.base, &self.x0, &self.condition, &high, &options).unwrap();
-            optimizer.step(&update.losses[0], Some(1.0)).unwrap();
+            optimizer.step(&update.losses[0], &StepOptions { clip: Some(1.0), ..StepOptions::default() }).unwrap();
             update.reward.mean_all().unwrap().to_scalar().unwrap()
         };
         (0..n).map(step).collect()

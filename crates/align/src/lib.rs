@@ -19,8 +19,11 @@
 //! | matching loss (Algorithm 1) | `mean of sum of abs(v_policy - v_base - u_k)^2` | [`velocity_matching`], [`matching_loss`] |
 //! | matching loss under noise, any penalty | `f(abs(u)) + f*(sigma abs(a)) + sigma a u` | [`fenchel_young_matching`] |
 //! | Algorithm 1 as one update | all of the above, each network run once | [`AdjointMatching`] |
+//! | the weight of a path under another flow | `d (X_{k+1} - mean) / q - abs(d)^2 / 2q` | [`girsanov`] |
+//! | particles drawn by weight | offspring in proportion to it | [`resample`], [`ess`] |
 //! | control over time (Propositions 4.2, C.4) | `abs(v_policy - v_base)` at each step | [`control_intensity`] |
 //! | baselines | the reward's gradient through the last steps, or through one | [`Draft`], [`Refl`] |
+//! | policy gradients, forward-process methods, preferences | a ratio from stored noise; errors at noised ends | [`policy`] |
 //! | optimizer | AdamW, schedules, averages of the weights | [`optim`] |
 //!
 //! All of them are a [`Method`]: from a [`Batch`] to the losses of an [`Update`].
@@ -39,10 +42,12 @@
 
 pub mod flow;
 pub mod optim;
+pub mod policy;
 
 mod adjoint;
 mod cost;
 mod draft;
+mod girsanov;
 mod guidance;
 mod intensity;
 mod loss;
@@ -50,18 +55,21 @@ mod matching;
 mod method;
 mod refl;
 mod regularizer;
+mod resample;
 mod selection;
 mod truncation;
 
 pub use adjoint::{Adjoint, AdjointIndex, lean_adjoint};
 pub use cost::{RewardCost, Terminal, TerminalCost, rewards, terminal_gradient};
 pub use draft::Draft;
+pub use girsanov::girsanov;
 pub use guidance::Guidance;
 pub use intensity::{control_intensity, control_norms, norms};
 pub use loss::{Loss, MatchingOptions, Reduction, Units, fenchel_young_matching, velocity_matching};
-pub use matching::{AdjointMatching, control_mass, control_target, matching_loss, velocities};
-pub use method::{Batch, Method, MethodState, Needs, Trace, Update, update};
+pub use matching::{AdjointMatching, control_mass, control_target, matching_loss, objective_mass, velocities};
+pub use method::{Batch, Method, MethodState, Needs, Next, Trace, Update, update};
 pub use refl::Refl;
 pub use regularizer::{Norm, Regularizer};
+pub use resample::{Scheme, ess, resample};
 pub use selection::Selection;
-pub use truncation::{Adaptive, EVERY, Truncation, Window, last_steps};
+pub use truncation::{Adaptive, EVERY, Measure, Truncation, Window, last_steps};

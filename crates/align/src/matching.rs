@@ -8,7 +8,7 @@ use super::loss::{Loss, MatchingOptions, fenchel_young_matching, velocity_matchi
 use super::method::{Batch, Method, MethodState, Trace, Update};
 use super::regularizer::{Norm, Regularizer};
 use super::selection::Selection;
-use super::truncation::{Adaptive, Truncation};
+use super::truncation::{Adaptive, Measure, Truncation};
 use crate::flow::{Grid, RolloutOptions, Trajectory, Velocity, rollout};
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
@@ -16,7 +16,8 @@ use amscript_base::profile::phase;
 use amscript_tensor::check::read;
 use amscript_tensor::grad::{deferred, segment};
 use amscript_tensor::op::cast;
-use amscript_tensor::{Device, Tensor};
+use amscript_tensor::sample::norm_per_sample;
+use amscript_tensor::{DType, Device, Tensor};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -55,7 +56,7 @@ pub fn velocities(field: &dyn Velocity, path: &Trajectory) -> Result<Vec<Tensor>
     path.window().map(|k| velocity(field, path, k)).collect()
 }
 
-fn velocity(field: &dyn Velocity, path: &Trajectory, k: usize) -> Result<Tensor> {
+pub(crate) fn velocity(field: &dyn Velocity, path: &Trajectory, k: usize) -> Result<Tensor> {
     field.velocity(path.state(k)?, &path.time(k)?, &path.condition)
 }
 
@@ -124,7 +125,7 @@ impl Method for AdjointMatching {
         state: &mut MethodState,
     ) -> Result<Update> {
         let fields = Fields::new(policy, base, &self.guidance)?.with(&self.rollout_policy, &self.adjoint_model);
-        let rerun = if self.checkpoint_steps { Some(Rerun::of(fields.policy())?) } else { None };
+        let rerun = if self.checkpoint_steps { Some(Rerun::of(fields.policy(), self.name())?) } else { None };
         let steps = self.rollout.grid.steps();
         let window = self.truncate.window(steps, state)?;
         let loss = self.loss_on(steps - window.keep..steps, batch)?;
@@ -197,7 +198,11 @@ impl AdjointMatching {
         }
         let mut path = path;
         if let Some(adaptive) = measures {
-            let active = adaptive.measure(&control_mass(&adjoint, &self.regularizer, self.norm)?, state);
+            let masses = match adaptive.measure {
+                Measure::Control => control_mass(&adjoint, &self.regularizer, self.norm)?,
+                Measure::Objective => objective_mass(&adjoint, &self.regularizer, self.norm)?,
+            };
+            let active = adaptive.settle(&masses, state);
             (path, adjoint) = (path.narrow(active), adjoint.narrow(active));
         }
         if fields.adjoint().is_some() {
@@ -240,18 +245,15 @@ fn retrack(
 }
 
 /// A policy that runs again at one active step after the other: K forwards more, the memory of one graph.
-struct Rerun {
+pub(crate) struct Rerun {
     policy: Arc<dyn Velocity>,
     variables: Vec<Tensor>,
 }
 
 impl Rerun {
-    fn of(policy: &dyn Velocity) -> Result<Self> {
-        let unknown = || {
-            let message =
-                "adjoint_matching: checkpoint_steps needs a policy whose trained numbers it can name, got one without";
-            Error::new(Kind::Type, message)
-        };
+    pub fn of(policy: &dyn Velocity, method: &str) -> Result<Self> {
+        let needs = "checkpoint_steps needs a policy whose trained numbers it can name, got one without";
+        let unknown = || Error::new(Kind::Type, format!("{method}: {needs}"));
         let rerun = policy.rerun().filter(|(_, variables)| !variables.is_empty());
         let (policy, variables) = rerun.ok_or_else(|| {
             unknown().hint("make the policy with base.lora(..) or base.trainable(), or leave checkpoint_steps out")
@@ -260,7 +262,7 @@ impl Rerun {
     }
 
     /// `v(X_k, t_k)`, whose graph is made in the backward; `known` is its value, where the rollout has it.
-    fn velocity(&self, path: &Trajectory, k: usize, known: Option<&Tensor>) -> Result<Tensor> {
+    pub fn velocity(&self, path: &Trajectory, k: usize, known: Option<&Tensor>) -> Result<Tensor> {
         let (policy, x, t, condition) =
             (self.policy.clone(), path.state(k)?.clone(), path.time(k)?, path.condition.clone());
         let run = move |_: &[Tensor]| cast(&policy.velocity(&x, &t, &condition)?, x.dtype());
@@ -286,4 +288,21 @@ pub fn control_mass(adjoint: &Adjoint, regularizer: &Regularizer, norm: Norm) ->
         unit => step.h * size / unit,
     };
     Ok(read(&sizes)?.into_iter().zip(&adjoint.dynamics).map(mass).collect())
+}
+
+/// What control at each step adds to the objective that can be attained, to first order in the reward scale: `h_k` times the mean of
+/// `f*(sigma |a_k|)` over the batch, with the penalty's conjugate `f*`; up to a factor that all steps share.
+pub fn objective_mass(adjoint: &Adjoint, regularizer: &Regularizer, norm: Norm) -> Result<Vec<f64>> {
+    let size = |(a, step): (&Tensor, &crate::flow::Dynamics)| {
+        let a = (a.constant().to_dtype(DType::F64)? * step.sigma())?;
+        match norm {
+            Norm::Sample => norm_per_sample(&a),
+            Norm::Rms => norm_per_sample(&a)? / (a.elem_count() as f64 / a.dim(0)? as f64).sqrt(),
+            Norm::Entry => a.abs()?.flatten_all(),
+        }
+    };
+    let sizes = adjoint.values.iter().zip(&adjoint.dynamics).map(size).collect::<Result<Vec<_>>>()?;
+    let values = regularizer.conjugate(&read(&Tensor::cat(&sizes, 0)?)?)?;
+    let steps = values.chunks(values.len() / sizes.len()).zip(&adjoint.dynamics);
+    Ok(steps.map(|(of_step, step)| step.h * of_step.iter().sum::<f64>() / of_step.len() as f64).collect())
 }

@@ -19,6 +19,8 @@ pub struct Batch {
     pub condition: Condition,
     /// What end states are judged by.
     pub cost: Arc<dyn TerminalCost>,
+    /// Further judges, which methods may ask how far the first is to be trusted.
+    pub auxiliary: Vec<Arc<dyn TerminalCost>>,
     /// How many samples each prompt has; they follow one another.
     pub per_prompt: usize,
     /// What the update draws from: a sampler's noise, the steps that it chooses.
@@ -28,7 +30,8 @@ pub struct Batch {
 impl Batch {
     /// Samples of a prompt each, for updates that draw nothing.
     pub fn new(x0: &Tensor, condition: &Condition, cost: impl TerminalCost + 'static) -> Self {
-        Self { x0: x0.clone(), condition: condition.clone(), cost: Arc::new(cost), per_prompt: 1, rng: None }
+        let (cost, auxiliary) = (Arc::new(cost), Vec::new());
+        Self { x0: x0.clone(), condition: condition.clone(), cost, auxiliary, per_prompt: 1, rng: None }
     }
 
     /// The random stream that `what` needs.
@@ -67,6 +70,9 @@ impl MethodState {
     }
 }
 
+/// Gives the next update of the same batch, for the policy as an optimizer's step has left it.
+pub type Next = Arc<dyn Fn(&dyn Velocity) -> Result<Update> + Send + Sync>;
+
 /// What an update found.
 #[derive(Clone)]
 pub struct Update {
@@ -77,12 +83,14 @@ pub struct Update {
     /// Further numbers for the log, by name.
     pub measured: BTreeMap<String, Tensor>,
     pub trace: Option<Trace>,
+    /// Methods that take several steps from one batch: the next one.
+    pub next: Option<Next>,
 }
 
 impl Update {
     /// A loss with its graph, and the rewards that it came from.
     pub fn new(loss: Tensor, reward: &Tensor) -> Self {
-        Self { losses: vec![loss], reward: reward.constant(), measured: BTreeMap::new(), trace: None }
+        Self { losses: vec![loss], reward: reward.constant(), measured: BTreeMap::new(), trace: None, next: None }
     }
 
     /// The sum of the losses.

@@ -15,13 +15,24 @@ pub enum Truncation {
     Adaptive(Adaptive),
 }
 
-/// The fewest last steps that hold a share of the control, measured over all steps every few updates.
+/// What a share is a share of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Measure {
+    /// The control: the integral of its size.
+    #[default]
+    Control,
+    /// The objective that it attains, the integral of `f*(|a|)`: to first order in the reward scale, the reward gained has the same share.
+    Objective,
+}
+
+/// The fewest last steps that hold a share of the control or of the objective, measured over all steps every few updates.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Adaptive {
     /// The share, in (0, 1].
     pub mass: f64,
     /// Updates between measurements.
     pub every: usize,
+    pub measure: Measure,
 }
 
 /// Names in a method's state: updates so far, and the active steps that the last measurement found.
@@ -36,11 +47,11 @@ impl Adaptive {
         if every == 0 {
             bail!(Value, "adaptive: `every` must be at least 1 update, got 0");
         }
-        Ok(Self { mass, every })
+        Ok(Self { mass, every, measure: Measure::Control })
     }
 
-    /// Takes the control mass of every step, first to last; gives the number of active steps and notes it.
-    pub fn measure(&self, masses: &[f64], state: &mut MethodState) -> usize {
+    /// Takes the mass of every step, first to last; gives the number of active steps and notes it.
+    pub fn settle(&self, masses: &[f64], state: &mut MethodState) -> usize {
         let active = last_steps(masses, self.mass);
         state.numbers.insert(ACTIVE.into(), active as f64);
         active
@@ -123,7 +134,7 @@ mod tests {
         let mut window = || {
             let window = truncation.window(4, &mut state).unwrap();
             if window.measures.is_some() {
-                adaptive.measure(&[1.0, 1.0, 1.0, 1.0], &mut state);
+                adaptive.settle(&[1.0, 1.0, 1.0, 1.0], &mut state);
             }
             (window.keep, window.measures.is_some())
         };

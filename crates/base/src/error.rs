@@ -6,6 +6,7 @@
 use crate::context::Context;
 use crate::progress::above_bar;
 use crate::terminal::note;
+use crate::text::visible;
 use std::fmt;
 
 /// The class of a mistake; scripts see it as `e.kind` in `catch (e)`.
@@ -22,6 +23,7 @@ pub enum Kind {
     Numeric,
     Limit,
     File,
+    Permission,
     Interrupt,
     Internal,
 }
@@ -40,6 +42,7 @@ impl Kind {
             Kind::Numeric => "numeric",
             Kind::Limit => "limit",
             Kind::File => "file",
+            Kind::Permission => "permission",
             Kind::Interrupt => "interrupt",
             Kind::Internal => "internal",
         }
@@ -138,7 +141,7 @@ impl From<Error> for candle_core::Error {
 /// Says `warning: <message>` on standard error, above a progress bar, the first time only for each `key` in a host.
 pub fn warn_once(key: &str, message: &str) {
     if Context::current().first(key) {
-        above_bar(|| note(&format!("warning: {message}\n")));
+        above_bar(|| note(&format!("warning: {}\n", visible(message))));
     }
 }
 

@@ -17,7 +17,7 @@ pub struct Totals {
     pub time: Duration,
     /// Bytes held at most: by the process at the end of a phase (0 where that is not known), or by tensors without numbers at any time.
     pub held: u64,
-    /// Operations of a run on tensors without numbers.
+    /// Multiplications and additions: of an op's kernels, or of a phase on tensors without numbers.
     pub work: f64,
 }
 
@@ -104,10 +104,11 @@ impl ProfileState {
         if self.traced { 0 } else { resident() }
     }
 
-    fn mark(&mut self, op: &'static str, direction: usize) {
+    fn mark(&mut self, op: &'static str, direction: usize, work: f64) {
         let now = self.now();
         let totals = &mut self.found.ops.entry(op).or_default()[direction];
         totals.calls += 1;
+        totals.work += work;
         totals.time += now - std::mem::replace(&mut self.op, now);
     }
 
@@ -134,17 +135,22 @@ pub fn phase<T>(name: &'static str, f: impl FnOnce() -> T) -> T {
     value
 }
 
-/// To be called where the forward of an op ends.
-pub fn forward(op: &'static str) {
-    Context::current().profile.note(|state| state.mark(op, 0));
+/// Whether something is measured, for what costs more than it is worth otherwise.
+pub fn on() -> bool {
+    Context::current().profile.on.load(Ordering::Relaxed)
 }
 
-/// `f`, the backward of an op.
-pub fn backward<T>(op: &'static str, f: impl FnOnce() -> T) -> T {
+/// To be called where the forward of an op of so much work ends.
+pub fn forward(op: &'static str, work: impl FnOnce() -> f64) {
+    Context::current().profile.note(|state| state.mark(op, 0, work()));
+}
+
+/// `f`, the backward of an op of so much work.
+pub fn backward<T>(op: &'static str, work: impl FnOnce() -> f64, f: impl FnOnce() -> T) -> T {
     let context = Context::current();
     context.profile.note(|state| state.op = state.now());
     let value = f();
-    context.profile.note(|state| state.mark(op, 1));
+    context.profile.note(|state| state.mark(op, 1, work()));
     value
 }
 

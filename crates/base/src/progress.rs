@@ -6,6 +6,7 @@
 
 use crate::context::Context;
 use crate::terminal::{self, StdStream};
+use crate::text::visible;
 use parking_lot::Mutex;
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -132,7 +133,7 @@ fn line(tasks: &[Arc<Task>], width: usize, unicode: bool) -> Option<String> {
         (_, Some(behind)) => format!("{}, {}{behind}", outer.bar(unicode), outer.left()),
         (_, None) => format!("{}, {}", outer.bar(unicode), outer.pace()),
     };
-    Some(line.chars().take(width).collect())
+    Some(visible(&line).chars().take(width).collect())
 }
 
 impl Task {
@@ -230,6 +231,7 @@ impl Progress {
 
     /// `done` steps of all are finished.
     pub fn tick(&self, done: usize) {
+        self.context.interrupt.called(); // work that is counted does not go round for ever
         self.task.tick(done as u64);
     }
 

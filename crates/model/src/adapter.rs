@@ -2,7 +2,7 @@
 
 use super::guidance::Guided;
 use super::{Flow, Model, Parts};
-use amscript_align::flow::{Condition, Velocity};
+use amscript_align::flow::{Condition, Steered, Velocity};
 use amscript_base::bail;
 use amscript_base::error::Result;
 use amscript_nn::lora::{self, Form, Names};
@@ -112,9 +112,9 @@ impl Velocity for Counted {
 }
 
 impl Model {
-    /// The velocity: of the network, of one that looks at the time first, or of two forwards of these.
+    /// The velocity: of the network, of one that looks at the time first, or of two forwards of these; with what steers it.
     pub(super) fn network(&self) -> Result<Arc<dyn Velocity>> {
-        let Model { parts, weights, strength, guidance, .. } = self.clone();
+        let Model { parts, weights, strength, guidance, steering, .. } = self.clone();
         let meta = weights.is_meta();
         let network: Arc<dyn Velocity> = match strength {
             Some(strength) if !weights.adapters().is_empty() => {
@@ -123,10 +123,11 @@ impl Model {
             _ => (parts.network)(&weights)?,
         };
         let network = if meta { Arc::new(Counted(network)) } else { network };
-        Ok(match guidance {
+        let network: Arc<dyn Velocity> = match guidance {
             Some(scale) => Arc::new(Guided { parts, network, scale }),
             None => network,
-        })
+        };
+        Ok(steering.into_iter().fold(network, |field, steer| Arc::new(Steered { field, steer })))
     }
 
     /// Refuses a strength that depends on time.

@@ -25,12 +25,12 @@ pub mod text;
 pub use families::{Families, ModelOptions, Opener, Opening, open};
 pub use parts::{Codec, Conditioner, Parts};
 
-use amscript_align::flow::{Condition, Velocity};
+use amscript_align::flow::{Condition, Steer, Steered, Velocity};
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
+use amscript_base::file;
 use amscript_base::profile::phase;
 use amscript_nn::cost::Part;
-use amscript_nn::files::write_whole;
 use amscript_nn::module::Module;
 use amscript_nn::weights::Weights;
 use amscript_tensor::{DType, Device, Rng, Tensor};
@@ -55,6 +55,8 @@ struct Model {
     strength: Option<Arc<adapter::Strength>>,
     /// Scale of the guidance.
     guidance: Option<f64>,
+    /// What is added to its velocity, guided or not.
+    steering: Vec<Arc<Steer>>,
 }
 
 impl Flow {
@@ -66,11 +68,25 @@ impl Flow {
     /// A network with these weights, and what surrounds it.
     pub fn of_parts(name: impl Into<String>, parts: Parts, weights: Weights) -> Result<Self> {
         let (name, parts) = (name.into(), Arc::new(parts));
-        Self::of_model(Model { name, parts, weights, strength: None, guidance: None })
+        Self::of_model(Model { name, parts, weights, strength: None, guidance: None, steering: Vec::new() })
     }
 
     fn of_model(model: Model) -> Result<Self> {
         Ok(Self { name: model.name.clone(), velocity: model.network()?, model: Some(model) })
+    }
+
+    /// The same flow, `steer` of state, time, condition and velocity added to its velocity; all around it stays.
+    pub fn steered(&self, steer: Arc<Steer>) -> Result<Self> {
+        match &self.model {
+            Some(model) => {
+                let steering = model.steering.iter().cloned().chain([steer]).collect();
+                Self::of_model(Model { steering, ..model.clone() })
+            }
+            None => {
+                let velocity = Arc::new(Steered { field: self.velocity.clone(), steer });
+                Ok(Self { velocity, ..self.clone() })
+            }
+        }
     }
 
     fn model(&self, verb: &str) -> Result<&Model> {
@@ -130,6 +146,11 @@ impl Flow {
         self.model.as_ref().map_or(Device::Cpu, |m| m.weights.device().clone())
     }
 
+    /// The same model with another velocity, such as one around its own.
+    pub fn with_velocity(&self, name: impl Into<String>, velocity: Arc<dyn Velocity>) -> Self {
+        Self { name: name.into(), velocity, model: self.model.clone() }
+    }
+
     /// Whether both are clones of one flow.
     pub fn is(&self, other: &Flow) -> bool {
         Arc::ptr_eq(&self.velocity, &other.velocity)
@@ -146,7 +167,13 @@ impl Module for Flow {
     }
 
     fn params(&self) -> Vec<(String, Tensor)> {
-        self.model.as_ref().map(|m| m.weights.params()).unwrap_or_default()
+        match &self.model {
+            Some(model) => model.weights.params(),
+            None => {
+                let variables = self.velocity.rerun().map(|(_, variables)| variables).unwrap_or_default();
+                variables.into_iter().enumerate().map(|(i, variable)| (format!("param {i}"), variable)).collect()
+            }
+        }
     }
 
     /// The parts around the network, then the network.
@@ -166,14 +193,14 @@ impl Module for Flow {
         let file = folder.join(model.parts.names.file);
         let folder = file.parent().unwrap_or(folder);
         let refused = |e: std::io::Error| Error::new(Kind::File, format!("save: {}: {e}", folder.display()));
-        std::fs::create_dir_all(folder).map_err(refused)?;
+        file::make_folder(folder).map_err(refused)?;
         model.weights.save(&file, dtype)?;
         let config = format!("{:#}\n", model.parts.config);
-        write_whole(&folder.join("config.json"), config.as_bytes()).map_err(refused)?;
+        file::write_whole(&folder.join("config.json"), config.as_bytes()).map_err(refused)?;
         match model.parts.prompts.classes() {
             [] => Ok(()),
             classes => {
-                write_whole(&folder.join("classes.txt"), (classes.join("\n") + "\n").as_bytes()).map_err(refused)
+                file::write_whole(&folder.join("classes.txt"), (classes.join("\n") + "\n").as_bytes()).map_err(refused)
             }
         }
     }
@@ -202,6 +229,7 @@ impl Velocity for Flow {
 
     fn rerun(&self) -> Option<(Arc<dyn Velocity>, Vec<Tensor>)> {
         match &self.model {
+            Some(model) if !model.steering.is_empty() => None, // what steers may be trained too
             Some(_) => {
                 Some((Arc::new(self.clone()), self.params().into_iter().map(|(_, variable)| variable).collect()))
             }
@@ -216,6 +244,9 @@ impl std::fmt::Display for Flow {
         let guidance = self.model.as_ref().and_then(|model| model.guidance);
         write!(f, "flow({}", self.name)?;
         guidance.map_or(Ok(()), |scale| write!(f, ", guided {scale}"))?;
+        if self.model.as_ref().is_some_and(|model| !model.steering.is_empty()) {
+            write!(f, ", steered")?;
+        }
         match trained {
             0 => write!(f, ")"),
             n => write!(f, ", {n} trainable)"),

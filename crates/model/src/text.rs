@@ -5,12 +5,12 @@ use crate::qwen3::{Qwen3, Qwen3Config, RopeParameters};
 use amscript_align::flow::Condition;
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
+use amscript_base::file;
 use amscript_base::memory;
 use amscript_base::progress::Progress;
 use amscript_nn::cost::Part;
-use amscript_nn::files::write_whole;
 use amscript_nn::source::Folder;
-use amscript_nn::tokenizer::Tokenizer;
+use amscript_nn::tokenizer::{Tokenizer, warn_of_cut};
 use amscript_nn::weights::Weights;
 use amscript_tensor::{D, DType, Device, Rng, Tensor};
 use parking_lot::Mutex;
@@ -34,7 +34,7 @@ fn unwritable(path: &Path, error: &std::io::Error) -> Error {
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {
-    write_whole(path, text.as_bytes()).map_err(|e| unwritable(path, &e))
+    file::write_whole(path, text.as_bytes()).map_err(|e| unwritable(path, &e))
 }
 
 /// Sizes of a random encoder.
@@ -207,7 +207,7 @@ impl TextEncoder {
     pub fn save(&self, pipeline: &Path, dtype: Option<DType>) -> Result<()> {
         let (encoder, tokenizer) = (pipeline.join("text_encoder"), pipeline.join("tokenizer"));
         for folder in [&encoder, &tokenizer] {
-            std::fs::create_dir_all(folder).map_err(|e| unwritable(folder, &e))?;
+            file::make_folder(folder).map_err(|e| unwritable(folder, &e))?;
         }
         self.weights.save(&encoder.join("model.safetensors"), dtype)?;
         let mut config = json!({"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_act": "silu",
@@ -232,6 +232,7 @@ impl TextEncoder {
         memory::room(memory::bytes(&[self.tokens, 64], size_of::<f32>()), || {
             format!("{} tokens of a prompt", self.tokens)
         })?;
+        warn_of_cut(prompt, ids.len(), self.tokens);
         ids.truncate(self.tokens);
         let length = ids.len();
         ids.resize(self.tokens, self.padding);

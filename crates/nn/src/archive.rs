@@ -5,13 +5,13 @@
 use crate::pickle;
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
-use amscript_base::file::Draft;
+use amscript_base::file::{self, Draft};
 use amscript_base::progress::{self, Progress};
+use amscript_base::{input, memory};
 use amscript_tensor::{Array, DType, Device, Tensor};
 use memmap2::Mmap;
-use serde::Deserialize;
+use serde::{Deserialize, de};
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 
@@ -60,7 +60,8 @@ impl Archive {
     pub fn open(path: &Path) -> Result<Self> {
         let origin = path.display().to_string();
         let refused = |e: std::io::Error| Error::new(Kind::File, format!("{origin}: {e}"));
-        let file = File::open(path).map_err(refused)?;
+        let file = file::open(path).map_err(refused)?;
+        input::note(path).map_err(refused)?;
         if file.metadata().map_err(refused)?.len() == 0 {
             bail!(File, "{origin}: expected a file of tensors, got 0 bytes");
         }
@@ -95,13 +96,13 @@ impl Archive {
         &self.metadata
     }
 
-    /// Reads one tensor, in its stored type, into host memory.
+    /// Reads one tensor, in its stored type, into host memory; numbers of 8 bits become f32.
     pub fn read(&self, name: &str) -> Result<Tensor> {
         let rows = self.entry(name)?.shape.first().copied().unwrap_or(1);
         self.read_rows(name, 0..rows)
     }
 
-    /// Reads rows of one tensor, in its stored type, into host memory.
+    /// Reads rows of one tensor, as [`Archive::read`] does.
     pub fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Tensor> {
         let entry = self.entry(name)?;
         let all = match &self.body {
@@ -110,11 +111,16 @@ impl Archive {
         };
         let bytes = &all[entry.begin as usize..entry.end as usize];
         let tensor = |bytes: &[u8], shape: &[usize]| {
-            let tensor = Array::from_raw_buffer(bytes, entry.dtype, shape, &Device::Cpu).map(Tensor::from);
+            let size = if entry.dtype == DType::F8E4M3 { 4 } else { entry.dtype.size_in_bytes() };
+            memory::room(memory::bytes(shape, size), || format!("{}: tensor `{name}`", self.origin))?;
+            let tensor = match entry.dtype {
+                DType::F8E4M3 => Tensor::from_vec(bytes.iter().map(|b| e4m3(*b)).collect(), shape, &Device::Cpu),
+                dtype => Ok(Array::from_raw_buffer(bytes, dtype, shape, &Device::Cpu).map(Tensor::from)?),
+            };
             self.body.release(entry);
             tensor
         };
-        let Some((&count, inner)) = entry.shape.split_first() else { return Ok(tensor(bytes, &[])?) };
+        let Some((&count, inner)) = entry.shape.split_first() else { return tensor(bytes, &[]) };
         if rows.end > count || rows.start > rows.end {
             bail!(Shape, "{}: tensor `{name}` has rows 0..{count}, asked for {rows:?}", self.origin);
         }
@@ -125,13 +131,24 @@ impl Archive {
         }
         let row = bytes.len() / count.max(1);
         let shape: Vec<usize> = std::iter::once(rows.len()).chain(inner.iter().copied()).collect();
-        Ok(tensor(&bytes[rows.start * row..rows.end * row], &shape)?)
+        tensor(&bytes[rows.start * row..rows.end * row], &shape)
     }
 
     fn entry(&self, name: &str) -> Result<&TensorEntry> {
         let missing = || Error::new(Kind::Missing, format!("{}: no tensor `{name}`", self.origin));
         self.entries.get(name).ok_or_else(missing)
     }
+}
+
+/// A number of four bits of exponent and three of mantissa (F8_E4M3 without infinities, arXiv:2209.05433).
+fn e4m3(bits: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(bits >> 3 & 15), f32::from(bits & 7));
+    let size = match (exponent, bits & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => mantissa * 2f32.powi(-9),
+        _ => (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7),
+    };
+    if bits < 128 { size } else { -size }
 }
 
 type Header = (BTreeMap<String, TensorEntry>, BTreeMap<String, String>);
@@ -168,22 +185,56 @@ struct Field {
     data_offsets: [u64; 2],
 }
 
+/// A header as it is written; more tensors than there may be are not read.
+#[derive(Default)]
+struct Fields {
+    tensors: Vec<(String, Field)>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: de::Deserializer<'de>>(source: D) -> std::result::Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> de::Visitor<'de> for Reader {
+            type Value = Fields;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> std::result::Result<Fields, A::Error> {
+                let mut fields = Fields::default();
+                while let Some(name) = map.next_key::<String>()? {
+                    let place =
+                        |e| de::Error::custom(format_args!("tensor `{name}`: the header entry is not valid ({e})"));
+                    match name.as_str() {
+                        "__metadata__" => fields.metadata = map.next_value()?,
+                        _ => {
+                            let field = map.next_value().map_err(place)?;
+                            fields.tensors.push((name, field));
+                        }
+                    }
+                    check_count(fields.tensors.len()).map_err(de::Error::custom)?;
+                }
+                Ok(fields)
+            }
+        }
+        source.deserialize_map(Reader)
+    }
+}
+
 fn parse_header(header: &[u8], size: u64) -> Result<Header> {
     let unreadable =
         |e: serde_json::Error| Error::new(Kind::File, format!("the safetensors header is not valid ({e})"));
-    let fields: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(header).map_err(unreadable)?;
-    check_count(fields.len())?;
+    let Fields { tensors, metadata } = serde_json::from_slice(header).map_err(unreadable)?;
     let start = 8 + header.len() as u64;
-    let (mut entries, mut metadata) = (BTreeMap::new(), BTreeMap::new());
-    for (name, value) in fields {
-        if name == "__metadata__" {
-            metadata = serde_json::from_value(value).map_err(unreadable)?;
-            continue;
-        }
-        let field: Field = serde_json::from_value(value)
-            .map_err(|e| Error::new(Kind::File, format!("tensor `{name}`: the header entry is not valid ({e})")))?;
+    let mut entries = BTreeMap::new();
+    for (name, field) in tensors {
         let [begin, end] = field.data_offsets;
         let dtype = dtype_of(&field.dtype).map_err(|e| e.within(format!("tensor `{name}`")))?;
+        if entries.contains_key(&name) {
+            bail!(File, "tensor `{name}` is there twice");
+        }
         if end > size - start {
             bail!(File, "tensor `{name}` ends at byte {} of a file of {size} bytes", start.saturating_add(end);
                 hint: "the file is cut off; fetch it again");
@@ -247,7 +298,9 @@ const DTYPES: [(&str, DType); 10] = [
 fn dtype_of(name: &str) -> Result<DType> {
     match DTYPES.iter().find(|(known, _)| *known == name) {
         Some((_, dtype)) => Ok(*dtype),
-        None => bail!(Dtype, "type {name} is not supported"),
+        None => {
+            bail!(Dtype, "type {name} is not supported"; hint: "convert the file to bf16 or f32 where it came from")
+        }
     }
 }
 
@@ -259,6 +312,7 @@ pub fn write<'a>(
 ) -> Result<()> {
     let refused = |e: std::io::Error| Error::new(Kind::File, format!("{}: {e}", path.display()));
     let tensors: BTreeMap<&str, &Tensor> = tensors.into_iter().collect();
+    check_count(tensors.len()).map_err(|e| e.within(path.display()))?;
     let mut header = serde_json::Map::new();
     if !metadata.is_empty() {
         header.insert("__metadata__".into(), serde_json::json!(metadata));
@@ -275,6 +329,9 @@ pub fn write<'a>(
     }
     let mut header = serde_json::Value::Object(header).to_string().into_bytes();
     header.resize(header.len().next_multiple_of(8), b' ');
+    if header.len() as u64 > MAX_HEADER {
+        bail!(Limit, "{}: names and shapes must take at most {MAX_HEADER} bytes, got {}", path.display(), header.len());
+    }
     let mut file = Draft::new(path).map_err(refused)?;
     file.write(&(header.len() as u64).to_le_bytes()).map_err(refused)?;
     file.write(&header).map_err(refused)?;
@@ -325,6 +382,19 @@ mod tests {
         assert_eq!(archive.read("b").unwrap().dtype(), DType::F16);
         let read = safetensors::SafeTensors::deserialize(&std::fs::read(&path).unwrap()).map(|s| s.len());
         assert_eq!(read.unwrap(), 2);
+    }
+
+    #[test]
+    fn numbers_of_eight_bits_are_read() {
+        let header = r#"{"x":{"dtype":"F8_E4M3","shape":[2,4],"data_offsets":[0,8]}}"#;
+        let mut bytes = with_header(header, 0);
+        bytes.extend([0x38, 0xc0, 0x01, 0x80, 0x7e, 0xff, 0x08, 0x3c]); // as ml_dtypes 0.5 has them
+        let read =
+            Archive::open(&file(&bytes)).unwrap().read("x").unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(read[..5], [1.0, -2.0, 0.001953125, 0.0, 448.0]);
+        assert!(read[5].is_nan() && read[6..] == [0.015625, 1.5]);
+        let other = header.replace("E4M3", "E5M2");
+        assert!(refusal(&with_header(&other, 8)).contains("tensor `x`: type F8_E5M2 is not supported"));
     }
 
     #[test]

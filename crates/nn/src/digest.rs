@@ -1,6 +1,7 @@
 //! Content hashes: SHA-256 as hexadecimal text.
 
-use amscript_base::progress;
+use amscript_base::context::Context;
+use amscript_base::{file, progress};
 use sha2::{Digest, Sha256};
 use std::io::Read;
 use std::path::Path;
@@ -12,13 +13,14 @@ pub fn hash(bytes: &[u8]) -> String {
 
 /// The hash of a file, read in pieces, which progress bars count.
 pub fn hash_file(path: &Path) -> std::io::Result<String> {
-    let (mut file, mut digest, mut piece) = (std::fs::File::open(path)?, Sha256::new(), vec![0; 1 << 20]);
+    let (mut file, mut digest, mut piece) = (file::open(path)?, Sha256::new(), vec![0; 1 << 20]);
     loop {
         match file.read(&mut piece)? {
             0 => return Ok(text(digest.finalize().as_slice())),
             n => {
                 digest.update(&piece[..n]);
                 progress::bytes(n as u64);
+                Context::current().interrupt.check().map_err(std::io::Error::other)?;
             }
         }
     }

@@ -5,6 +5,7 @@ use crate::archive::Archive;
 use crate::digest;
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
+use amscript_base::file;
 use amscript_tensor::DType;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -66,6 +67,21 @@ impl File {
         if self.component.is_empty() { self.name.clone() } else { format!("{}/{}", self.component, self.name) }
     }
 
+    /// Notes the hash of what it holds. What the Hugging Face cache calls a file is what it should be: one that differs is damaged.
+    fn found(&mut self, hash: Option<String>) {
+        let named = std::mem::replace(&mut self.sha256, hash);
+        if let (Some(found), Some(named)) = (&self.sha256, named)
+            && *found != named
+        {
+            self.fault = Some(format!("its content is not {}, as the cache calls it", &named[..12.min(named.len())]));
+        }
+    }
+
+    /// Whether it was not read for its hash.
+    fn is_unread(&self) -> bool {
+        self.sha256.is_none() || self.bytes > SMALL
+    }
+
     /// Whether it is one of those that hold tensors, readable or not.
     pub fn is_weights(&self) -> bool {
         ends_with(&self.name, &["safetensors", "pt", "pth", "ckpt", "bin"])
@@ -86,16 +102,16 @@ impl Model {
         Self { name: name.to_string(), repository, place: Availability::Missing, path: None, files: Vec::new() }
     }
 
-    /// Bytes of the files whose hash is not known yet.
+    /// Bytes of the files that [`Model::hash`] reads.
     pub fn unhashed(&self) -> u64 {
-        self.files.iter().filter(|file| file.sha256.is_none()).map(|file| file.bytes).sum()
+        self.files.iter().filter(|file| file.is_unread()).map(|file| file.bytes).sum()
     }
 
-    /// Hashes the files whose hash is not known yet; progress bars count their bytes.
+    /// Hashes the large files; progress bars count their bytes.
     pub fn hash(&mut self) {
-        let root = PathBuf::from(self.path.as_deref().unwrap_or_default());
-        for file in self.files.iter_mut().filter(|file| file.sha256.is_none()) {
-            file.sha256 = digest::hash_file(&root.join(file.path())).ok();
+        let Some(root) = self.path.as_ref().map(PathBuf::from) else { return };
+        for file in self.files.iter_mut().filter(|file| file.is_unread()) {
+            file.found(digest::hash_file(&root.join(file.path())).ok());
         }
     }
 }
@@ -158,7 +174,12 @@ fn file(folder: &Folder, component: &str, name: String) -> File {
         Ok(tensors) => file.tensors = tensors,
         Err(error) => file.fault = Some(plain(&error, folder)),
     }
-    file.sha256 = known_hash(folder, &file);
+    file.sha256 = folder.known_hash(&file.name);
+    if file.bytes <= SMALL
+        && let Some(path) = folder.path()
+    {
+        file.found(digest::hash_file(&path.join(&file.name)).ok());
+    }
     file
 }
 
@@ -166,9 +187,9 @@ fn size(folder: &Folder, name: &str) -> Result<u64> {
     let Some(path) = folder.path().map(|path| path.join(name)) else {
         return Ok(folder.bytes(name)?.len() as u64);
     };
-    match std::fs::metadata(&path) {
-        Ok(metadata) => Ok(metadata.len()),
-        Err(_) if path.is_symlink() => {
+    match file::size(&path) {
+        Ok(size) => Ok(size),
+        Err(_) if file::link(&path).is_ok() => {
             bail!(Missing, "what it links to is not there; a download may not have ended")
         }
         Err(e) => Err(Error::new(Kind::File, e.to_string())),
@@ -204,10 +225,25 @@ fn plain(error: &Error, folder: &Folder) -> String {
     error.message.replace(&format!("{}/", folder.origin()), "")
 }
 
-/// The hash of a file where it is known without reading, or of a small one.
-fn known_hash(folder: &Folder, file: &File) -> Option<String> {
-    match folder.known_hash(&file.name) {
-        None if file.bytes <= SMALL => folder.hash(&file.name),
-        known => known,
+#[cfg(unix)]
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_differs_from_its_name_in_the_cache_is_damaged() {
+        let root = tempfile::tempdir().unwrap();
+        let (blobs, snapshot) = (root.path().join("blobs"), root.path().join("snapshots/a"));
+        [&blobs, &snapshot].into_iter().for_each(|folder| std::fs::create_dir_all(folder).unwrap());
+        let (hash, fault) = (digest::hash(b"abc"), |content: &str| {
+            let blob = blobs.join(digest::hash(b"abc"));
+            std::fs::write(&blob, content).unwrap();
+            std::os::unix::fs::symlink(&blob, snapshot.join("x.txt")).ok();
+            let file = file(&Folder::disk(&snapshot), "", "x.txt".into());
+            (file.sha256.unwrap(), file.fault)
+        });
+        assert_eq!(fault("abc"), (hash.clone(), None));
+        let named = format!("its content is not {}, as the cache calls it", &hash[..12]);
+        assert_eq!(fault("abd"), (digest::hash(b"abd"), Some(named)));
     }
 }

@@ -42,10 +42,39 @@ impl Piece {
     }
 }
 
+/// What wraps a whole network in the names of its file: torch.compile, DistributedDataParallel, what ComfyUI saves.
+const WRAPPERS: [&str; 4] = ["_orig_mod.", "module.", "model.diffusion_model.", "diffusion_model."];
+
+/// Length of the wrappers that all names begin with.
+pub fn wrapped<'a>(names: impl Iterator<Item = &'a str> + Clone) -> usize {
+    let mut length = 0;
+    if names.clone().next().is_none() {
+        return length;
+    }
+    let all = |from: usize, wrapper: &str| names.clone().all(|name| name[from..].starts_with(wrapper));
+    while let Some(wrapper) = WRAPPERS.iter().find(|wrapper| all(length, wrapper)) {
+        length += wrapper.len();
+    }
+    length
+}
+
 /// The pieces a stored tensor `(name, shape)` holds.
 pub type Layout = dyn Fn(&str, &[usize]) -> Vec<Piece>;
 
 /// Names as they are.
 pub fn same(name: &str, shape: &[usize]) -> Vec<Piece> {
     vec![Piece::whole(name, shape)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrappers_are_those_of_all_names() {
+        let length = |names: &[&'static str]| wrapped(names.iter().copied());
+        assert_eq!(length(&["module._orig_mod.a", "module._orig_mod.b.c"]), 17);
+        assert_eq!(length(&["module.a", "b"]) + length(&["a.module.b"]), 0);
+        assert_eq!(length(&["model.diffusion_model.a"]), 22);
+    }
 }

@@ -24,7 +24,6 @@ pub mod clip_config;
 pub mod clip_text;
 pub mod cost;
 pub mod digest;
-pub mod files;
 pub mod inventory;
 pub mod layout;
 pub mod linear;

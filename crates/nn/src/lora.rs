@@ -1,38 +1,62 @@
 //! LoRA files: which modules their tensors change, whatever names the file uses, and back.
 //!
 //! A pair `A [rank, in]`, `B [out, rank]` changes a weight by `alpha / rank B A`. Read are the names of diffusers and PEFT
-//! (`lora_A`, `lora_B`), of kohya (`lora_down`, `lora_up`), with the module named as in the model or in its other published
-//! layout, below any of the usual prefixes or none. Alpha comes from a tensor `<module>.alpha`, else from the header's
-//! `lora_adapter_metadata` (diffusers), else from an `adapter_config.json` beside the file (PEFT), else it is the rank.
+//! (`lora_A`, `lora_B`, with the adapter's name behind or not), of kohya (`lora_down`, `lora_up`), with the module named as in the
+//! model or in its other published layout, below any of the usual prefixes or none. Alpha comes from a tensor `<module>.alpha`, else
+//! from the header (diffusers' `lora_adapter_metadata`, or a number of its own), else from PEFT's `adapter_config.json` beside the
+//! file, else it is the rank.
 
 use crate::archive::{self, Archive};
+use crate::source::Folder;
 use amscript_base::bail;
+use amscript_base::context::Context;
 use amscript_base::error::{Error, Kind, Result, nearest};
+use amscript_base::file;
 use amscript_tensor::op::Lora;
 use amscript_tensor::{DType, Device, Tensor};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Prefixes of module names, beside the component's; several may follow one another.
-const PREFIXES: [&str; 5] = ["base_model.model.", "base_model.", "diffusion_model.", "model.", "unet."];
+const PREFIXES: [&str; 9] =
+    ["base_model.", "diffusion_model.", "model.", "module.", "_orig_mod.", "transformer.", "unet.", "pipe.", "dit."];
 
 /// Prefixes of module names written with underscores.
 const FLAT_PREFIXES: [&str; 2] = ["lora_unet_", "lora_transformer_"];
 
-/// What a tensor of a pair is called.
-const ROLES: [(&str, Role); 9] = [
-    (".lora_A.weight", Role::A),
-    (".lora_B.weight", Role::B),
-    (".lora_A.default.weight", Role::A),
-    (".lora_B.default.weight", Role::B),
-    (".lora_down.weight", Role::A),
-    (".lora_up.weight", Role::B),
-    (".lora.down.weight", Role::A),
-    (".lora.up.weight", Role::B),
-    (".alpha", Role::Alpha),
+/// What torch.compile puts before the names of a module that it wraps.
+const COMPILED: &str = "_orig_mod.";
+
+/// Where the header of a file may give alpha.
+const HEADER_ALPHAS: [&str; 4] = ["lora_alpha", "network_alpha", "ss_network_alpha", "alpha"];
+
+/// The file of adapters in a folder, by PEFT and by diffusers.
+const FILES: [&str; 3] = ["adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.bin"];
+
+/// What stands between a module and the end of a tensor's name: `.weight`, or an adapter's name and that.
+const ROLES: [(&str, Role); 6] = [
+    (".lora_A", Role::A),
+    (".lora_B", Role::B),
+    (".lora_down", Role::A),
+    (".lora_up", Role::B),
+    (".lora.down", Role::A),
+    (".lora.up", Role::B),
 ];
+
+/// The module of a tensor's name, and the part of a pair that it is.
+fn role(name: &str) -> Option<(&str, Role)> {
+    if let Some(module) = name.strip_suffix(".alpha") {
+        return Some((module, Role::Alpha));
+    }
+    ROLES.iter().find_map(|(mark, role)| {
+        let (module, rest) = name.split_once(mark)?;
+        let adapter = rest.strip_suffix(".weight")?;
+        let named = |adapter: &str| adapter.strip_prefix('.').is_some_and(|name| !name.contains('.'));
+        (adapter.is_empty() || named(adapter)).then_some((module, *role))
+    })
+}
 
 /// Parts of the names of other adapters, which are refused.
 const OTHERS: [(&str, &str); 6] = [
@@ -148,6 +172,7 @@ fn flat(name: &str) -> String {
 
 /// The adapters of a file by module, in `dtype` on `device`; every tensor of the file is used, or it is an error.
 pub fn read(path: &Path, names: &Names, dtype: DType, device: &Device) -> Result<BTreeMap<String, Lora>> {
+    let path = &file_of(path)?;
     let archive = Archive::open(path)?;
     let origin = archive.origin();
     let alphas = Alphas::of(&archive, path, names.component).map_err(|e| e.within(origin))?;
@@ -155,7 +180,8 @@ pub fn read(path: &Path, names: &Names, dtype: DType, device: &Device) -> Result
     let flattened: BTreeMap<String, &Vec<Slot>> = known.iter().map(|(name, slots)| (flat(name), slots)).collect();
     let mut adapters = BTreeMap::new();
     for (stem, pair) in pairs(&archive)? {
-        let (bare, is_flat) = names.bare(&stem);
+        let plain = stem.replace(COMPILED, "").replace(&flat(COMPILED), "");
+        let (bare, is_flat) = names.bare(&plain);
         let slots = if is_flat { flattened.get(bare).copied() } else { known.get(bare) };
         let Some(slots) = slots else {
             let any = pair.a.or(pair.b).or(pair.alpha).unwrap_or_default();
@@ -181,13 +207,7 @@ pub fn read(path: &Path, names: &Names, dtype: DType, device: &Device) -> Result
             bail!(Shape, "{origin}: tensors `{a}` and `{b}` must have shapes [rank, {inner}] and [{out}, rank], got {:?} and {:?}",
                 shape(a), shape(b); hint: "the file was made for a model of another size");
         }
-        let tensor = |name: &str| -> Result<Tensor> {
-            let x = archive.read(name)?;
-            if !x.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?.iter().all(|v| v.is_finite()) {
-                bail!(Numeric, "{origin}: tensor `{name}` must be finite, got NaN or an infinity"; hint: "the training that wrote it broke");
-            }
-            x.to_dtype(dtype)?.to_device(device)
-        };
+        let tensor = |name: &str| finite(&archive, name)?.to_dtype(dtype)?.to_device(device);
         let scale = match &pair.alpha {
             Some(alpha) => scalar(&archive, alpha)? / rank as f64,
             None => alphas.scale(bare, rank),
@@ -207,6 +227,20 @@ pub fn read(path: &Path, names: &Names, dtype: DType, device: &Device) -> Result
     Ok(adapters)
 }
 
+/// The file, or the one of adapters in a folder.
+fn file_of(path: &Path) -> Result<PathBuf> {
+    if !file::is_folder(path) {
+        return Ok(path.into());
+    }
+    let names = Folder::disk(path).names();
+    let others: Vec<&str> = names.iter().map(String::as_str).filter(|name| name.ends_with(".safetensors")).collect();
+    match (FILES.iter().find(|name| names.contains(**name)), others.as_slice()) {
+        (Some(name), _) | (None, [name]) => Ok(path.join(name)),
+        _ => bail!(Missing, "{}: expected one file of adapters such as `{}` in the folder, got {}",
+            path.display(), FILES[0], others.len(); hint: "name the file itself"),
+    }
+}
+
 /// The file's modules; a tensor that is not part of a LoRA is an error.
 fn pairs(archive: &Archive) -> Result<BTreeMap<String, Pair>> {
     let mut pairs: BTreeMap<String, Pair> = BTreeMap::new();
@@ -215,7 +249,7 @@ fn pairs(archive: &Archive) -> Result<BTreeMap<String, Pair>> {
         if let Some((_, kind)) = OTHERS.iter().find(|(part, _)| name.contains(part)) {
             bail!(File, "{origin}: tensor `{name}` belongs to {kind}; only plain LoRA is read");
         }
-        let Some((stem, role)) = ROLES.iter().find_map(|(end, role)| Some((name.strip_suffix(end)?, *role))) else {
+        let Some((stem, role)) = role(name) else {
             bail!(
                 File,
                 "{origin}: expected pairs `<module>.lora_A.weight`, `.lora_B.weight` (or lora_down, lora_up) and `.alpha`, got tensor `{name}`"
@@ -232,6 +266,15 @@ fn pairs(archive: &Archive) -> Result<BTreeMap<String, Pair>> {
         }
     }
     Ok(pairs)
+}
+
+/// A factor, in which a number that is none would spoil the model.
+fn finite(archive: &Archive, name: &str) -> Result<Tensor> {
+    let x = archive.read(name)?;
+    if !x.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?.iter().all(|v| v.is_finite()) {
+        bail!(Numeric, "{}: tensor `{name}` must be finite, got NaN or an infinity", archive.origin(); hint: "the training that wrote it broke");
+    }
+    Ok(x)
 }
 
 fn scalar(archive: &Archive, name: &str) -> Result<f64> {
@@ -259,14 +302,24 @@ struct Alphas {
 
 impl Alphas {
     fn of(archive: &Archive, path: &Path, component: &str) -> Result<Self> {
-        if let Some(text) = archive.metadata().get("lora_adapter_metadata") {
+        let header = archive.metadata();
+        if let Some(text) = header.get("lora_adapter_metadata") {
             return Self::parse(text.as_bytes(), &format!("{component}."))
                 .map_err(|e| e.within("lora_adapter_metadata"));
         }
+        let given = HEADER_ALPHAS.iter().filter_map(|key| Some((key, header.get(*key)?)));
+        // kohya writes "None" where it was not chosen
+        if let Some((key, text)) = given.clone().find(|(_, text)| *text != "None") {
+            let Some(alpha) = text.trim().parse().ok().filter(|alpha: &f64| alpha.is_finite()) else {
+                bail!(File, "its header's `{key}` must be a number, got \"{text}\"");
+            };
+            return Ok(Self { alpha: Some(alpha), ..Self::default() });
+        }
         let config = path.with_file_name("adapter_config.json");
-        let peft = path.file_stem().is_some_and(|stem| stem == "adapter_model");
-        match std::fs::read(&config) {
-            Ok(bytes) if peft => Self::parse(&bytes, "").map_err(|e| e.within("adapter_config.json")),
+        let of_peft = path.file_stem().is_some_and(|stem| stem == "adapter_model")
+            || archive.entries().keys().any(|name| name.starts_with("base_model."));
+        match file::read(&config) {
+            Ok(bytes) if of_peft => Self::parse(&bytes, "").map_err(|e| e.within("adapter_config.json")),
             _ => Ok(Self::default()),
         }
     }
@@ -333,7 +386,8 @@ pub fn write(
             }
         }
     }
-    let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+    let mut metadata = Context::current().origin();
+    metadata.insert("format".into(), "pt".into());
     archive::write(path, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), &metadata)
 }
 

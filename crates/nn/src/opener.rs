@@ -4,6 +4,7 @@ use super::archive::Archive;
 use super::source::{Folder, Sources};
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result, nearest};
+use amscript_base::file;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
@@ -90,7 +91,7 @@ pub struct Found {
 impl Found {
     /// A folder, and the weights that were named in it or elsewhere; a file of them must be readable.
     pub fn new(name: &str, folder: Option<Folder>, weights: Option<PathBuf>) -> Result<Self> {
-        let file = weights.as_deref().filter(|path| path.is_file());
+        let file = weights.as_deref().filter(|path| file::is_file(path));
         let tensors = match file {
             Some(file) => Archive::open(file)?.entries().keys().cloned().collect(),
             None => BTreeSet::new(),

@@ -1,13 +1,16 @@
 //! PyTorch files, zip or the older form: which tensors their pickle names and where the bytes lie. Nothing in a pickle is
 //! ever run.
 
+mod machine;
+
 use crate::archive::{TensorEntry, byte_size, check_count};
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
-use candle_core::pickle::{Object, Stack, TensorInfo};
+use amscript_tensor::DType;
+use candle_core::Layout;
+use machine::{Id, Pickle, Value};
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Cursor, Read};
-use std::path::Path;
+use std::io::{Cursor, Read};
 use zip::{CompressionMethod, ZipArchive};
 
 type Zip<'a> = ZipArchive<Cursor<&'a [u8]>>;
@@ -20,9 +23,7 @@ const LEGACY: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19
 
 /// The tensors of a bare state dict, or of one under `ema`, `state_dict` or `model`, the first that is there.
 pub(super) fn entries(bytes: &[u8]) -> Result<BTreeMap<String, TensorEntry>> {
-    let entries = if bytes.starts_with(LEGACY) { legacy(bytes)? } else { zipped(bytes)? };
-    check_count(entries.len())?;
-    Ok(entries)
+    if bytes.starts_with(LEGACY) { legacy(bytes) } else { zipped(bytes) }
 }
 
 fn zipped(bytes: &[u8]) -> Result<BTreeMap<String, TensorEntry>> {
@@ -30,89 +31,125 @@ fn zipped(bytes: &[u8]) -> Result<BTreeMap<String, TensorEntry>> {
     let Some(name) = zip.file_names().flatten().map(|n| n.into_owned()).find(|n| n.ends_with("data.pkl")) else {
         bail!(File, "expected a PyTorch file, got a zip file without `data.pkl`");
     };
-    let pickle = zip.by_name(&name).map_err(|e| not_zip(&e))?;
-    if pickle.size() > MAX_PICKLE {
-        bail!(Limit, "expected a pickle of at most {MAX_PICKLE} bytes, got {}", pickle.size());
+    let file = zip.by_name(&name).map_err(|e| not_zip(&e))?;
+    if file.size() > MAX_PICKLE {
+        bail!(Limit, "expected a pickle of at most {MAX_PICKLE} bytes, got {}", file.size());
     }
-    let object = object(&mut BufReader::new(pickle.take(MAX_PICKLE)))?;
-    tensors(object, name.trim_end_matches(".pkl"), |info| stored(&mut zip, info))
+    let mut pickle = Vec::new();
+    file.take(MAX_PICKLE).read_to_end(&mut pickle).map_err(|e| not_zip(&e))?;
+    let folder = name.trim_end_matches(".pkl");
+    tensors(&Pickle::read(&pickle)?, |found| stored(&mut zip, &format!("{folder}/{}", found.storage), found))
 }
 
 /// Pickles of version, system, state dict and the keys of its storages, then each storage: how many numbers, and they.
 fn legacy(bytes: &[u8]) -> Result<BTreeMap<String, TensorEntry>> {
-    let mut pickles = Cursor::new(&bytes[LEGACY.len()..bytes.len().min(MAX_PICKLE as usize)]);
-    let (_version, _system) = (object(&mut pickles)?, object(&mut pickles)?);
-    let (dict, keys) = (object(&mut pickles)?, object(&mut pickles)?);
-    let start = LEGACY.len() + pickles.position() as usize;
-    let Object::List(keys) = keys else {
+    let (pickles, mut at) = (&bytes[..bytes.len().min(MAX_PICKLE as usize)], LEGACY.len());
+    let mut next = || {
+        let pickle = Pickle::read(&pickles[at..])?;
+        at += pickle.length;
+        Ok::<_, Error>(pickle)
+    };
+    let [_version, _system, dict, keys] = [next()?, next()?, next()?, next()?];
+    let Value::List(keys_listed) = keys.get(keys.top) else {
         bail!(File, "expected the keys of its storages, got another object");
     };
     let mut sizes = BTreeMap::new(); // bytes of a number, by storage
-    tensors(dict.clone(), "", |info| {
-        sizes.insert(info.path.clone(), info.dtype.size_in_bytes());
-        entry(info, 0, u64::MAX)
+    tensors(&dict, |found| {
+        sizes.insert(found.storage.clone(), found.dtype.size_in_bytes());
+        entry(found, 0, u64::MAX)
     })?;
-    let (mut places, mut at) = (BTreeMap::new(), start);
-    for key in keys {
-        let path = format!("/{}", key.unicode().unwrap_or_default());
+    let mut places = BTreeMap::new();
+    for key in keys_listed {
+        let key = keys.text(*key).unwrap_or_default();
         let count = bytes.get(at..at + 8).and_then(|b| Some(u64::from_le_bytes(b.try_into().ok()?)));
-        let size = sizes.get(&path).and_then(|size| count?.checked_mul(*size as u64));
+        let size = sizes.get(key).and_then(|size| count?.checked_mul(*size as u64));
         let Some(size) = size.filter(|size| *size <= (bytes.len() - at - 8) as u64) else {
-            bail!(File, "storage `{path}` does not lie in the file's {} bytes", bytes.len(); hint: "the file is cut off; fetch it again");
+            bail!(File, "storage `{key}` does not lie in the file's {} bytes", bytes.len(); hint: "the file is cut off; fetch it again");
         };
-        places.insert(path, (at as u64 + 8, size));
+        places.insert(key.to_string(), (at as u64 + 8, size));
         at += 8 + size as usize;
     }
-    tensors(dict, "", |info| match places.get(&info.path) {
-        Some(&(at, size)) => entry(info, at, size),
+    tensors(&dict, |found| match places.get(&found.storage) {
+        Some(&(at, size)) => entry(found, at, size),
         None => bail!(File, "its data is missing"),
     })
 }
 
-/// One pickle as data.
-fn object(pickle: &mut impl BufRead) -> Result<Object> {
-    let unreadable = |e: candle_core::Error| {
-        Error::new(Kind::File, format!("the pickle is not readable ({e})"))
-            .hint("save only the state dict with torch.save, or convert it to safetensors")
-    };
-    let mut stack = Stack::empty();
-    stack.read_loop(pickle).map_err(unreadable)?;
-    let object = stack.finalize().map_err(unreadable)?;
-    refuse_code(&object)?;
-    Ok(object)
+/// What a pickle says of a tensor.
+struct Found {
+    dtype: DType,
+    layout: Layout,
+    /// The name of the storage that holds its numbers.
+    storage: String,
 }
 
-/// The tensors of a state dict and where `place` finds them; the data of each is named after `folder`.
+/// The tensors of a state dict and where `place` finds them.
 fn tensors(
-    object: Object,
-    folder: &str,
-    mut place: impl FnMut(&TensorInfo) -> Result<TensorEntry>,
+    pickle: &Pickle,
+    mut place: impl FnMut(&Found) -> Result<TensorEntry>,
 ) -> Result<BTreeMap<String, TensorEntry>> {
     let mut entries = BTreeMap::new();
-    for (key, value) in state_dict(object)? {
-        let name = key.clone().unicode().unwrap_or_default();
-        let unreadable = |e| Error::new(Kind::File, format!("tensor `{name}`: {e}"));
-        if let Some(info) = current(value).into_tensor_info(key, Path::new(folder)).map_err(unreadable)? {
-            let entry = place(&info).map_err(|e| e.within(format!("tensor `{}`", info.name)))?;
-            entries.insert(info.name, entry);
+    for (key, value) in state_dict(pickle)? {
+        let Some(name) = pickle.text(*key) else { continue };
+        let found = tensor(pickle, *value).and_then(|found| found.map(|found| place(&found)).transpose());
+        if let Some(entry) = found.map_err(|e| e.within(format!("tensor `{name}`")))? {
+            entries.insert(name.to_string(), entry);
         }
+        check_count(entries.len())?;
     }
     Ok(entries)
 }
 
-/// PyTorch before 0.4 rebuilt tensors by a function of another name from the same four numbers.
-fn current(value: Object) -> Object {
-    match value {
-        Object::Reduce { callable, args } => match *callable {
-            Object::Class { module_name, class_name } if class_name == "_rebuild_tensor" => {
-                let callable = Object::Class { module_name, class_name: "_rebuild_tensor_v2".into() };
-                Object::Reduce { callable: Box::new(callable), args }
-            }
-            callable => Object::Reduce { callable: Box::new(callable), args },
-        },
-        other => other,
+/// A tensor by the call that would make it again, below the calls that make it a parameter; none where it is something else.
+fn tensor(pickle: &Pickle, mut value: Id) -> Result<Option<Found>> {
+    let damaged = || Error::new(Kind::File, "what it is made from is not readable");
+    for _ in 0..4 {
+        let Some((name, arguments)) = pickle.call(value) else { return Ok(None) };
+        let arguments = pickle.tuple(arguments).ok_or_else(damaged)?;
+        let at = |i: usize| arguments.get(i).copied().ok_or_else(damaged);
+        match name {
+            "_rebuild_parameter" => value = at(0)?,
+            // of a subclass: what makes the plain tensor, the class, its arguments
+            "_rebuild_from_type_v2" => return rebuilt(pickle, pickle.tuple(at(2)?).ok_or_else(damaged)?).map(Some),
+            // the second is PyTorch's before 0.4, from the same numbers
+            "_rebuild_tensor_v2" | "_rebuild_tensor" => return rebuilt(pickle, arguments).map(Some),
+            _ => return Ok(None),
+        }
     }
+    Err(damaged())
 }
+
+/// From storage, offset, sizes and strides.
+fn rebuilt(pickle: &Pickle, arguments: &[Id]) -> Result<Found> {
+    let damaged = || Error::new(Kind::File, "what it is made from is not readable");
+    let &[storage, offset, sizes, strides, ..] = arguments else { return Err(damaged()) };
+    let Value::Outside(storage) = pickle.get(storage) else { return Err(damaged()) };
+    let Some(&[_, class, key, ..]) = pickle.tuple(*storage) else { return Err(damaged()) };
+    let (Value::Class(_, class), Some(key)) = (pickle.get(class), pickle.text(key)) else { return Err(damaged()) };
+    let Some((_, dtype)) = STORAGES.iter().find(|(name, _)| name == class) else {
+        bail!(Dtype, "numbers of a {class} are not read"; hint: "convert the file to bf16 or f32 where it came from");
+    };
+    let counts = |id| pickle.tuple(id)?.iter().map(|id| pickle.count(*id)).collect::<Option<Vec<usize>>>();
+    let (Some(offset), Some(sizes), Some(strides)) = (pickle.count(offset), counts(sizes), counts(strides)) else {
+        return Err(damaged());
+    };
+    let start =
+        offset.checked_mul(dtype.size_in_bytes()).filter(|_| sizes.len() == strides.len()).ok_or_else(damaged)?;
+    byte_size(&sizes, *dtype).ok_or_else(damaged)?;
+    Ok(Found { dtype: *dtype, layout: Layout::new(sizes.into(), strides, start), storage: key.to_string() })
+}
+
+/// Kinds of storage.
+const STORAGES: [(&str, DType); 8] = [
+    ("FloatStorage", DType::F32),
+    ("DoubleStorage", DType::F64),
+    ("HalfStorage", DType::F16),
+    ("BFloat16Storage", DType::BF16),
+    ("ByteStorage", DType::U8),
+    ("ShortStorage", DType::I16),
+    ("IntStorage", DType::I32),
+    ("LongStorage", DType::I64),
+];
 
 fn not_zip(error: &dyn std::fmt::Display) -> Error {
     Error::new(Kind::File, format!("not a PyTorch zip file ({error})")).hint(
@@ -120,22 +157,19 @@ fn not_zip(error: &dyn std::fmt::Display) -> Error {
     )
 }
 
-fn is_tensor(value: &Object) -> bool {
-    matches!(value, Object::Reduce { callable, .. } if matches!(&**callable, Object::Class { class_name, .. } if class_name.starts_with("_rebuild")))
-}
-
-fn state_dict(object: Object) -> Result<Vec<(Object, Object)>> {
-    let Object::Dict(mut items) = object else {
+fn state_dict<'p>(pickle: &'p Pickle) -> Result<&'p [(Id, Id)]> {
+    let Some(items) = pickle.dict(pickle.top) else {
         bail!(File, "expected a state dict, got another object");
     };
-    if items.iter().any(|(_, value)| is_tensor(value)) {
+    let holds = |items: &[(Id, Id)]| {
+        items.iter().any(|(_, value)| pickle.call(*value).is_some_and(|(name, _)| name.starts_with("_rebuild")))
+    };
+    if holds(items) {
         return Ok(items);
     }
     for wanted in ["ema", "state_dict", "model"] {
-        let found = items.iter().position(|(key, _)| matches!(key, Object::Unicode(key) if key == wanted));
-        if let Some(Object::Dict(inner)) = found.map(|i| items.swap_remove(i).1)
-            && inner.iter().any(|(_, value)| is_tensor(value))
-        {
+        let found = items.iter().find(|(key, _)| pickle.text(*key) == Some(wanted));
+        if let Some(inner) = found.and_then(|(_, value)| pickle.dict(*value)).filter(|inner| holds(inner)) {
             return Ok(inner);
         }
     }
@@ -143,62 +177,29 @@ fn state_dict(object: Object) -> Result<Vec<(Object, Object)>> {
 }
 
 /// Where the bytes of a tensor lie in a zip file: PyTorch stores them uncompressed.
-fn stored(zip: &mut Zip, info: &TensorInfo) -> Result<TensorEntry> {
-    let data = zip.by_name(&info.path).map_err(|e| Error::new(Kind::File, format!("its data is missing ({e})")))?;
+fn stored(zip: &mut Zip, path: &str, found: &Found) -> Result<TensorEntry> {
+    let data = zip.by_name(path).map_err(|e| Error::new(Kind::File, format!("its data is missing ({e})")))?;
     if data.compression() != CompressionMethod::Stored {
         bail!(File, "its data is compressed"; hint: "save the file again with torch.save");
     }
     match data.data_start() {
-        Some(at) => entry(info, at, data.size()),
+        Some(at) => entry(found, at, data.size()),
         None => bail!(File, "its data has no place"),
     }
 }
 
 /// A tensor in a storage of `size` bytes that begins at `at`.
-fn entry(info: &TensorInfo, at: u64, size: u64) -> Result<TensorEntry> {
-    let (shape, start) = (info.layout.dims().to_vec(), info.layout.start_offset() as u64);
-    let reversed = !info.layout.is_contiguous();
-    if reversed && !info.layout.is_fortran_contiguous() {
+fn entry(found: &Found, at: u64, size: u64) -> Result<TensorEntry> {
+    let (shape, start) = (found.layout.dims().to_vec(), found.layout.start_offset() as u64);
+    let reversed = !found.layout.is_contiguous();
+    if reversed && !found.layout.is_fortran_contiguous() {
         bail!(File, "its numbers are not in a row"; hint: "save `tensor.contiguous()`");
     }
-    let end = byte_size(&shape, info.dtype).and_then(|bytes| bytes.checked_add(start)).filter(|&end| end <= size);
+    let end = byte_size(&shape, found.dtype).and_then(|bytes| bytes.checked_add(start)).filter(|&end| end <= size);
     match end {
-        Some(end) => Ok(TensorEntry { dtype: info.dtype, shape, begin: at + start, end: at + end, reversed }),
+        Some(end) => Ok(TensorEntry { dtype: found.dtype, shape, begin: at + start, end: at + end, reversed }),
         None => bail!(File, "shape {shape:?} needs more than the {size} bytes stored";
             hint: "the file is cut off; fetch it again"),
-    }
-}
-
-/// What data is made of; anything else would be code if the pickle were run.
-fn is_data(module: &str, class: &str) -> bool {
-    match module {
-        "collections" => matches!(class, "OrderedDict" | "defaultdict"),
-        "torch" => class.ends_with("Storage") || matches!(class, "Size" | "device") || class.starts_with("float"),
-        "torch._utils" => class.starts_with("_rebuild_"),
-        "torch._tensor" => class == "_rebuild_from_type_v2",
-        "torch.nn.parameter" => class == "Parameter",
-        "argparse" => class == "Namespace",
-        "pathlib" => class.ends_with("Path"),
-        "numpy" => matches!(class, "dtype" | "ndarray"),
-        "numpy.core.multiarray" | "numpy._core.multiarray" => matches!(class, "scalar" | "_reconstruct"),
-        "_codecs" => class == "encode",
-        _ => false,
-    }
-}
-
-fn refuse_code(object: &Object) -> Result<()> {
-    match object {
-        Object::Class { module_name, class_name } if !is_data(module_name, class_name) => {
-            bail!(File, "the pickle calls `{module_name}.{class_name}`, which is not data";
-                hint: "do not trust the file; convert it to safetensors where it came from")
-        }
-        Object::Tuple(items) | Object::List(items) => items.iter().try_for_each(refuse_code),
-        Object::Dict(items) => items.iter().try_for_each(|(k, v)| refuse_code(k).and_then(|()| refuse_code(v))),
-        Object::Reduce { callable, args } | Object::Build { callable, args } => {
-            refuse_code(callable).and_then(|()| refuse_code(args))
-        }
-        Object::PersistentLoad(inner) => refuse_code(inner),
-        _ => Ok(()),
     }
 }
 
@@ -247,7 +248,7 @@ mod tests {
         }
         let mut cut = old("_rebuild_tensor_v2");
         cut.truncate(cut.len() - 2);
-        assert!(refusal(&cut).starts_with("storage `/7` does not lie in the file"));
+        assert!(refusal(&cut).starts_with("storage `7` does not lie in the file"));
         let code = [LEGACY, b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00true\x85R."].concat();
         assert_eq!(refusal(&code), "the pickle calls `os.system`, which is not data");
     }

@@ -4,8 +4,10 @@ use crate::archive::Archive;
 use crate::digest;
 use crate::weights::Weights;
 use amscript_base::bail;
-use amscript_base::error::{Error, Kind, Result, nearest};
+use amscript_base::error::{Error, Kind, Result, nearest, warn_once};
+use amscript_base::file::{self, FileType};
 use amscript_base::progress::Progress;
+use amscript_base::{input, permissions};
 use amscript_tensor::{DType, Device};
 use include_dir::{Dir, include_dir};
 use serde::de::DeserializeOwned;
@@ -56,7 +58,7 @@ impl Folder {
 
     pub fn sub(&self, name: &str) -> Result<Self> {
         let found = match &self.place {
-            FolderRoot::Disk(path) => Some(path.join(name)).filter(|path| path.is_dir()).map(Self::disk),
+            FolderRoot::Disk(path) => Some(path.join(name)).filter(|path| file::is_folder(path)).map(Self::disk),
             FolderRoot::Embedded(dir) => {
                 dir.get_dir(dir.path().join(name)).map(|dir| Self { place: FolderRoot::Embedded(dir) })
             }
@@ -66,7 +68,7 @@ impl Folder {
 
     pub fn has(&self, name: &str) -> bool {
         match &self.place {
-            FolderRoot::Disk(path) => path.join(name).exists(),
+            FolderRoot::Disk(path) => file::exists(&path.join(name)),
             FolderRoot::Embedded(dir) => dir.contains(dir.path().join(name)),
         }
     }
@@ -74,12 +76,7 @@ impl Folder {
     /// Names of the files and folders in it, in order.
     pub fn names(&self) -> BTreeSet<String> {
         match &self.place {
-            FolderRoot::Disk(path) => path
-                .read_dir()
-                .into_iter()
-                .flatten()
-                .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-                .collect(),
+            FolderRoot::Disk(path) => names(path).collect(),
             FolderRoot::Embedded(dir) => {
                 dir.entries().iter().filter_map(|e| Some(e.path().file_name()?.to_str()?.to_string())).collect()
             }
@@ -88,7 +85,11 @@ impl Folder {
 
     pub fn bytes(&self, name: &str) -> Result<Cow<'static, [u8]>> {
         match &self.place {
-            FolderRoot::Disk(path) => std::fs::read(path.join(name)).map(Cow::Owned).map_err(|_| self.lacks(name)),
+            FolderRoot::Disk(path) => {
+                let path = path.join(name);
+                let bytes = file::read(&path).and_then(|bytes| input::note(&path).map(|()| bytes));
+                bytes.map(Cow::Owned).map_err(|e| self.unread(name, e))
+            }
             FolderRoot::Embedded(dir) => match dir.get_file(dir.path().join(name)) {
                 Some(file) => Ok(Cow::Borrowed(file.contents())),
                 None => Err(self.lacks(name)),
@@ -104,7 +105,7 @@ impl Folder {
 
     pub fn archive(&self, name: &str) -> Result<Archive> {
         match (&self.place, self.bytes_if_embedded(name)) {
-            (FolderRoot::Disk(path), _) if path.join(name).is_file() => Archive::open(&path.join(name)),
+            (FolderRoot::Disk(path), _) if file::is_file(&path.join(name)) => Archive::open(&path.join(name)),
             (_, Some(bytes)) => Archive::embedded(&format!("{}/{name}", self.origin()), bytes),
             _ => Err(self.lacks(name)),
         }
@@ -115,8 +116,7 @@ impl Folder {
         let FolderRoot::Disk(folder) = &self.place else {
             return self.bytes(name).ok().map(|bytes| digest::hash(&bytes));
         };
-        let blob =
-            std::fs::read_link(folder.join(name)).ok().filter(|to| to.parent().is_some_and(|p| p.ends_with("blobs")));
+        let blob = file::link(&folder.join(name)).ok().filter(|to| to.parent().is_some_and(|p| p.ends_with("blobs")));
         let hash = blob.and_then(|to| to.file_name()?.to_str().map(String::from));
         hash.filter(|hash| hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit()))
     }
@@ -125,8 +125,7 @@ impl Folder {
     pub fn hash(&self, name: &str) -> Option<String> {
         self.known_hash(name).or_else(|| {
             let path = self.path()?.join(name);
-            let _shown =
-                Progress::bytes(format!("hashing {name}"), std::fs::metadata(&path).map_or(0, |found| found.len()));
+            let _shown = Progress::bytes(format!("hashing {name}"), file::size(&path).unwrap_or(0));
             digest::hash_file(&path).ok()
         })
     }
@@ -167,9 +166,25 @@ impl Folder {
         Ok(archives)
     }
 
+    /// Why a file cannot be read.
+    fn unread(&self, name: &str, error: std::io::Error) -> Error {
+        match error.kind() {
+            std::io::ErrorKind::NotFound => self.lacks(name),
+            _ => Error::new(Kind::File, format!("{}/{name}: {error}", self.origin())),
+        }
+    }
+
     fn lacks(&self, name: &str) -> Error {
+        let refusal = |path: &Path| file::open(&path.join(name)).err().filter(permissions::refused);
+        if let Some(refusal) = self.path().and_then(refusal) {
+            return Error::new(Kind::File, format!("{}: {refusal}", self.origin()));
+        }
         let names = self.names();
         let error = Error::new(Kind::File, format!("{}: no readable `{name}`", self.origin()));
+        if self.path().is_some_and(|path| file::itself(&path.join(name)) == Some(FileType::Link)) {
+            let message = format!("{}: what `{name}` links to is not there; its download has not ended", self.origin());
+            return Error::new(Kind::Missing, message).hint("fetch it again with `hf download`");
+        }
         match nearest(name, names.iter().map(String::as_str)) {
             Some(near) if near != name => error.hint(format!("the nearest name there is `{near}`")),
             _ => error,
@@ -187,7 +202,7 @@ pub enum Component {
 impl Component {
     /// A folder or file on disk.
     pub fn at(path: &Path) -> Result<Self> {
-        match (path.is_dir(), path.is_file()) {
+        match (file::is_folder(path), file::is_file(path)) {
             (true, _) => Ok(Self::Folder(Folder::disk(path))),
             (_, true) => Ok(Self::File(path.into())),
             _ => bail!(Missing, "{}: expected a folder or file of weights, got neither", path.display()),
@@ -229,13 +244,14 @@ pub struct Sources {
 impl Sources {
     /// The folder of `--models`, if given, then `AMSCRIPT_MODELS`, then the Hugging Face cache.
     pub fn new(models: Option<&Path>) -> Self {
-        let env = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        let cache = env("HF_HUB_CACHE")
-            .or_else(|| env("HF_HOME").map(|home| home.join("hub")))
-            .or_else(|| env("HOME").map(|home| home.join(".cache/huggingface/hub")));
+        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         Self {
-            folders: models.map(Path::to_path_buf).into_iter().chain(env("AMSCRIPT_MODELS")).collect(),
-            caches: cache.into_iter().collect(),
+            folders: models
+                .map(PathBuf::from)
+                .into_iter()
+                .chain(variable("AMSCRIPT_MODELS").map(PathBuf::from))
+                .collect(),
+            caches: hub_cache(variable).into_iter().collect(),
             published: Vec::new(),
         }
     }
@@ -262,23 +278,25 @@ impl Sources {
 
     /// The folder of a model: a path, or a name as in [`Sources::named`].
     pub fn find(&self, name: &str) -> Result<Folder> {
-        if Path::new(name).is_dir() { Ok(Folder::disk(name)) } else { self.named(name) }
+        if file::is_folder(Path::new(name)) { Ok(Folder::disk(name)) } else { self.named(name) }
     }
 
     /// A file of weights: a path, or the name of a file in one of the model folders.
     pub fn file(&self, name: &str) -> Option<PathBuf> {
         let inside = self.folders.iter().filter(|_| plain(name)).map(|folder| folder.join(name));
-        std::iter::once(PathBuf::from(name)).chain(inside).find(|path| path.is_file())
+        std::iter::once(PathBuf::from(name)).chain(inside).find(|path| file::is_file(path))
     }
 
-    /// The folder of a model by name: short (see [`Sources::publishing`]), a repository such as `org/name`, or a tiny model.
+    /// The folder of a model by name: short (see [`Sources::publishing`]), a repository such as `org/name`, or a tiny model. Behind `@`
+    /// stands a revision in the Hugging Face cache: a branch, a tag, or the beginning of a commit.
     pub fn named(&self, name: &str) -> Result<Folder> {
+        let (bare, revision) = name.split_once('@').map_or((name, None), |(bare, revision)| (bare, Some(revision)));
         let repository =
-            self.published.iter().find(|(short, _)| *short == name).map_or(name, |(_, repository)| repository);
-        let found = plain(name)
+            self.published.iter().find(|(short, _)| *short == bare).map_or(bare, |(_, repository)| repository);
+        let found = (plain(name) && revision.is_none())
             .then(|| self.folders.iter().find_map(|folder| in_folder(folder, name, repository)))
             .flatten()
-            .or_else(|| self.caches.iter().find_map(|cache| snapshot(cache, repository)))
+            .or_else(|| self.caches.iter().find_map(|cache| snapshot(cache, repository, revision)))
             .map(Folder::disk)
             .or_else(|| Folder::embedded(name));
         found.ok_or_else(|| self.not_found(name, repository))
@@ -291,6 +309,10 @@ impl Sources {
         let known = self.known();
         let published = self.published.iter().any(|(_, r)| *r == repository);
         let hint = match nearest(name, known.keys().map(String::as_str)) {
+            _ if published && name.contains('@') => {
+                let revision = name.split_once('@').map_or("", |(_, revision)| revision);
+                format!("fetch it with `hf download {repository} --revision {revision}`")
+            }
             _ if published => format!("fetch it with `hf download {repository}`, or give its folder with --models"),
             Some(near) => format!("the nearest name is `{near}`; `models()` lists all"),
             None => format!("known here: {}", known.into_keys().collect::<Vec<_>>().join(", ")),
@@ -305,7 +327,7 @@ impl Sources {
         let cached = self.caches.iter().flat_map(|cache| {
             below(cache).into_keys().filter_map(|name| {
                 let repository = name.strip_prefix("models--")?.replacen("--", "/", 1);
-                snapshot(cache, &repository).map(|path| (repository, path))
+                snapshot(cache, &repository, None).map(|path| (repository, path))
             })
         });
         let mut known = BTreeMap::new();
@@ -319,27 +341,68 @@ impl Sources {
     }
 }
 
+/// Where huggingface_hub keeps what it fetches, by the variables that it reads, in its order.
+fn hub_cache(variable: impl Fn(&str) -> Option<String>) -> Option<PathBuf> {
+    let home = || variable("HOME").map(PathBuf::from);
+    let path = |name: &str| {
+        let value = variable(name)?;
+        match value.strip_prefix('~').filter(|rest| rest.is_empty() || rest.starts_with('/')) {
+            Some(rest) => Some(home()?.join(rest.trim_start_matches('/'))),
+            None => Some(PathBuf::from(value)),
+        }
+    };
+    let own = path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE"));
+    own.or_else(|| path("HF_HOME").map(|folder| folder.join("hub")))
+        .or_else(|| path("XDG_CACHE_HOME").map(|folder| folder.join("huggingface/hub")))
+        .or_else(|| home().map(|home| home.join(".cache/huggingface/hub")))
+}
+
 /// Below `folder` by its name, its repository, or the repository's last part; a tiny model by its whole name only.
 fn in_folder(folder: &Path, name: &str, repository: &str) -> Option<PathBuf> {
     let last = repository.rsplit('/').next().filter(|_| !name.starts_with("tiny/")).unwrap_or(repository);
-    [name, repository, last].into_iter().map(|name| folder.join(name)).find(|path| path.is_dir())
+    [name, repository, last].into_iter().map(|name| folder.join(name)).find(|path| file::is_folder(path))
 }
 
-/// The snapshot that `refs/main` names, else the only or last one.
-fn snapshot(cache: &Path, repository: &str) -> Option<PathBuf> {
+/// The snapshot of a revision; without one, that which `refs/main` names, else the only or last one.
+fn snapshot(cache: &Path, repository: &str, revision: Option<&str>) -> Option<PathBuf> {
     let root = cache.join(format!("models--{}", repository.replace('/', "--")));
-    let main = std::fs::read_to_string(root.join("refs/main")).unwrap_or_default();
-    let named = root.join("snapshots").join(main.trim());
-    if plain(main.trim()) && named.is_dir() {
+    let wanted = revision.unwrap_or("main");
+    let commit = match plain(wanted) {
+        true => file::read_text(&root.join("refs").join(wanted)).unwrap_or_default(),
+        false => String::new(),
+    };
+    let commit = commit.trim();
+    let named = root.join("snapshots").join(commit);
+    if plain(commit) && file::is_folder(&named) {
         return Some(named);
     }
-    below(&root.join("snapshots")).into_values().next_back()
+    let mut there = below(&root.join("snapshots")).into_iter();
+    match revision {
+        // as Git does: a beginning that only one has
+        Some(start) => {
+            let mut such = there.filter(|(name, _)| start.len() >= 4 && name.starts_with(start)).map(|(_, path)| path);
+            such.next().filter(|_| such.next().is_none())
+        }
+        None => {
+            let (name, path) = there.next_back()?;
+            if plain(commit) {
+                let key = format!("{repository}: revision {commit} is not downloaded; {name} is taken");
+                warn_once(&key, &key);
+            }
+            Some(path)
+        }
+    }
+}
+
+/// Names in a folder, those that are text and not hidden.
+fn names(folder: &Path) -> impl Iterator<Item = String> {
+    let names = file::entries(folder).unwrap_or_default().into_iter().filter_map(|(name, _)| name.into_string().ok());
+    names.filter(|name| !name.starts_with('.'))
 }
 
 fn below(folder: &Path) -> BTreeMap<String, PathBuf> {
-    let entries = folder.read_dir().into_iter().flatten().flatten();
-    let folders = entries.filter(|entry| entry.path().is_dir());
-    folders.filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path()))).collect()
+    let entries = names(folder).map(|name| (name.clone(), folder.join(name)));
+    entries.filter(|(_, path)| file::is_folder(path)).collect()
 }
 
 /// Models by name, `a` or `a/b`; what lies inside a model is not one itself.
@@ -392,6 +455,56 @@ mod tests {
         assert_eq!(sources.known().len(), 2 + Sources::default().known().len());
         touch(root.path().join("models/flux2/config.json"));
         assert!(sources.find("tiny/flux2").unwrap().path().is_none());
+    }
+
+    #[test]
+    fn revisions_are_branches_tags_or_the_beginning_of_a_commit() {
+        let root = tempfile::tempdir().unwrap();
+        let (sources, hub) = (sources(root.path()), root.path().join("hub/models--xswu--HPSv2"));
+        for commit in ["abcd1111", "abcd2222", "ef012345"] {
+            touch(hub.join("snapshots").join(commit).join("HPS.pt"));
+        }
+        std::fs::create_dir_all(hub.join("refs")).unwrap();
+        std::fs::write(hub.join("refs/v2"), "abcd1111").unwrap();
+        let end = |name: &str| {
+            sources.find(name).ok().map(|f| f.path().unwrap().file_name().unwrap().to_str().unwrap().to_string())
+        };
+        assert_eq!(end("hpsv2@v2"), Some("abcd1111".into()));
+        assert_eq!(end("xswu/HPSv2@abcd2"), Some("abcd2222".into()));
+        assert_eq!([end("hpsv2@abcd"), end("hpsv2@ef"), end("hpsv2@../x"), end("hpsv2@")], [None, None, None, None]);
+        let hint = sources.find("hpsv2@v3").unwrap_err().hint.unwrap();
+        assert_eq!(hint, "fetch it with `hf download xswu/HPSv2 --revision v3`");
+    }
+
+    #[test]
+    fn the_cache_is_where_the_hub_puts_it() {
+        let at = |variables: &[(&str, &str)]| {
+            let found = hub_cache(|name| variables.iter().find(|(key, _)| *key == name).map(|(_, v)| v.to_string()));
+            found.map(|path| path.display().to_string())
+        };
+        let home = ("HOME", "/h");
+        assert_eq!(at(&[]), None);
+        assert_eq!(at(&[home]).unwrap(), "/h/.cache/huggingface/hub");
+        assert_eq!(at(&[home, ("XDG_CACHE_HOME", "/x")]).unwrap(), "/x/huggingface/hub");
+        assert_eq!(at(&[home, ("HF_HOME", "~/f"), ("XDG_CACHE_HOME", "/x")]).unwrap(), "/h/f/hub");
+        assert_eq!(at(&[home, ("HF_HOME", "/f"), ("HUGGINGFACE_HUB_CACHE", "~")]).unwrap(), "/h/");
+        assert_eq!(at(&[("HUGGINGFACE_HUB_CACHE", "/old"), ("HF_HUB_CACHE", "/new")]).unwrap(), "/new");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_download_that_has_not_ended_is_told() {
+        let root = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("../../blobs/x", root.path().join("model.safetensors")).unwrap();
+        let folder = Folder::disk(root.path());
+        for error in [folder.archive("model.safetensors").err(), folder.bytes("model.safetensors").err()] {
+            assert!(
+                error
+                    .unwrap()
+                    .message
+                    .ends_with("what `model.safetensors` links to is not there; its download has not ended")
+            );
+        }
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use crate::source::Folder;
 use amscript_base::bail;
-use amscript_base::error::{Error, Kind, Result};
+use amscript_base::error::{Error, Kind, Result, warn_once};
+use amscript_base::file;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -21,6 +22,15 @@ const CLIP_WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{
 pub const CLIP_ENDS: [&str; 2] = ["<|startoftext|>", "<|endoftext|>"];
 /// BERT's special tokens; padding is id 0.
 const BERT_SPECIAL: [&str; 5] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"];
+
+/// Warns once of prompts that have more tokens than are read.
+pub fn warn_of_cut(prompt: &str, tokens: usize, most: usize) {
+    if tokens > most {
+        let start: String = prompt.chars().take(40).collect();
+        let text = format!("prompts over {most} tokens are cut; the first has {tokens}: `{start}..`");
+        warn_once(&format!("prompts over {most}"), &text);
+    }
+}
 
 /// A tokenizer without padding or truncation of its own.
 pub struct Tokenizer {
@@ -86,6 +96,8 @@ impl Tokenizer {
 
     /// The text of a `tokenizer.json`.
     pub fn parse(json: &[u8]) -> Result<Self> {
+        // also because text that is no JSON makes tokenizers 0.23 panic in a decoder
+        check_normalizer(json)?;
         let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(refused)?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(refused)?;
@@ -126,26 +138,24 @@ impl Tokenizer {
     pub fn train_clip(texts: &[String]) -> Result<Self> {
         let words: Vec<&str> = texts.iter().map(String::as_str).collect();
         let (normalizer, split) = clip_form();
-        Self::closed(train(&words, normalizer, split)?)
+        Self::closed(train(&words, normalizer, split)?, CLIP_ENDS)
     }
 
-    /// CLIP's form over a given vocabulary.
-    pub fn clip_of(vocabulary: Vocab, merges: Merges) -> Result<Self> {
+    /// CLIP's form over a given vocabulary, with its names of the start and the end of a text.
+    pub fn clip_of(vocabulary: Vocab, merges: Merges, ends: [&str; 2]) -> Result<Self> {
         let (normalizer, split) = clip_form();
         let mut inner = untrained(normalizer, split)?;
         let model = BPE::builder().vocab_and_merges(vocabulary, merges).end_of_word_suffix("</w>".into());
-        inner.with_model(model.unk_token(CLIP_ENDS[1].into()).build().map_err(refused)?);
-        Self::closed(inner)
+        inner.with_model(model.unk_token(ends[1].into()).build().map_err(refused)?);
+        Self::closed(inner, ends)
     }
 
-    /// With CLIP's start and end token around a text.
-    fn closed(mut inner: tokenizers::Tokenizer) -> Result<Self> {
-        inner.add_special_tokens(CLIP_ENDS.map(|token| AddedToken::from(token, true))).map_err(refused)?;
+    /// With start and end token around a text.
+    fn closed(mut inner: tokenizers::Tokenizer, ends: [&str; 2]) -> Result<Self> {
+        inner.add_special_tokens(ends.map(|token| AddedToken::from(token, true))).map_err(refused)?;
         let mut tokenizer = Self { inner };
         let known = |token: &str| Ok::<_, Error>((token.to_string(), tokenizer.id(token)?));
-        let wrap = RobertaProcessing::new(known(CLIP_ENDS[1])?, known(CLIP_ENDS[0])?)
-            .trim_offsets(false)
-            .add_prefix_space(false);
+        let wrap = RobertaProcessing::new(known(ends[1])?, known(ends[0])?).trim_offsets(false).add_prefix_space(false);
         tokenizer.inner.with_post_processor(Some(wrap));
         Ok(tokenizer)
     }
@@ -154,7 +164,8 @@ impl Tokenizer {
     pub fn save(&self, folder: &Path) -> Result<()> {
         let path = folder.join("tokenizer.json");
         let text = self.inner.to_string(false).map_err(refused)?;
-        std::fs::write(&path, text).map_err(|e| Error::new(Kind::File, format!("{}: {e}", path.display())))
+        file::write_whole(&path, text.as_bytes())
+            .map_err(|e| Error::new(Kind::File, format!("{}: {e}", path.display())))
     }
 }
 
@@ -186,6 +197,45 @@ fn train(texts: &[&str], normalizer: Value, split: Value) -> Result<tokenizers::
     // each text twice, so that a word in one text only still counts as occurring
     inner.train(&mut TrainerWrapper::from(trainer), texts.iter().chain(texts)).map_err(refused)?;
     Ok(inner)
+}
+
+/// What a normalizer may be made of; others read tables of their own, whose sizes nobody checks.
+const NORMALIZERS: [&str; 12] = [
+    "Sequence",
+    "NFC",
+    "NFD",
+    "NFKC",
+    "NFKD",
+    "Lowercase",
+    "Strip",
+    "StripAccents",
+    "BertNormalizer",
+    "Replace",
+    "Prepend",
+    "Nmt",
+];
+
+/// A text may become this many times as long, in all steps of a normalizer together.
+const MOST_GROWTH: usize = 64;
+
+/// Refuses a normalizer that could make a short text fill the memory.
+fn check_normalizer(json: &[u8]) -> Result<()> {
+    fn growth(normalizer: &Value) -> Result<usize> {
+        let kind = normalizer["type"].as_str().unwrap_or_default();
+        if !NORMALIZERS.contains(&kind) {
+            bail!(File, "tokenizer: expected a normalizer of {}, got `{kind}`", NORMALIZERS.join(", "));
+        }
+        let steps = normalizer["normalizers"].as_array();
+        let steps = steps.into_iter().flatten().map(growth).collect::<Result<Vec<_>>>()?;
+        let own = normalizer["content"].as_str().or(normalizer["prepend"].as_str()).map_or(1, |text| text.len().max(1));
+        let all = steps.into_iter().chain([own]).fold(1usize, usize::saturating_mul);
+        if all > MOST_GROWTH {
+            bail!(Limit, "tokenizer: a normalizer may make texts {MOST_GROWTH} times as long, got {all}");
+        }
+        Ok(all)
+    }
+    let file: Value = serde_json::from_slice(json).map_err(|e| refused(e.into()))?;
+    if file["normalizer"].is_object() { growth(&file["normalizer"]).map(drop) } else { Ok(()) }
 }
 
 fn refused(error: tokenizers::Error) -> Error {
@@ -253,6 +303,21 @@ mod tests {
         std::fs::write(folder.path().join("vocab.txt"), "[PAD]\n[CLS]\n").unwrap();
         let error = Tokenizer::open_bert(&Folder::disk(folder.path())).err().unwrap();
         assert!(error.message.ends_with("vocab.txt: tokenizer: token `[SEP]` is missing"), "{error}");
+    }
+
+    #[test]
+    fn normalizers_that_would_fill_the_memory_are_refused() {
+        let plain = Tokenizer::train_clip(&captions()).unwrap().inner.to_string(false).unwrap();
+        let with = |normalizer: Value| {
+            let mut file: Value = serde_json::from_str(&plain).unwrap();
+            file["normalizer"] = normalizer;
+            Tokenizer::parse(file.to_string().as_bytes()).err().map(|e| e.kind)
+        };
+        let replace = |by: &str| json!({"type": "Replace", "pattern": {"String": "a"}, "content": by});
+        assert_eq!(with(Value::Null), None);
+        assert_eq!(with(json!({"type": "Sequence", "normalizers": [{"type": "NFC"}, replace("aa")]})), None);
+        assert_eq!(with(json!({"type": "Precompiled", "precompiled_charsmap": "/////w=="})), Some(Kind::File));
+        assert_eq!(with(json!({"type": "Sequence", "normalizers": vec![replace("aa"); 7]})), Some(Kind::Limit));
     }
 
     #[test]

@@ -20,6 +20,19 @@ use std::sync::Arc;
 /// Networks of more numbers than this are held in bf16 and recompute their blocks, unless told otherwise.
 pub const LARGE: usize = 1_000_000_000;
 
+/// Ends of the names of what weights stored in fewer bits are to be multiplied with.
+const SCALES: [&str; 9] = [
+    ".scale_weight",
+    ".weight_scale",
+    ".weight_scale_inv",
+    ".input_scale",
+    ".scale_input",
+    "scaled_fp8",
+    ".absmax",
+    ".quant_map",
+    ".SCB",
+];
+
 /// How a tensor begins in a random network.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {
@@ -112,13 +125,19 @@ impl Weights {
         Self::open_as(archives, &layout::same, dtype, device)
     }
 
-    /// Like [`Weights::open`], under the names that `layout` gives to what is stored.
+    /// Like [`Weights::open`], under the names that `layout` gives to what is stored, without what wraps all of them.
     pub fn open_as(archives: Vec<Archive>, layout: &Layout, dtype: DType, device: &Device) -> Result<Self> {
         let origin = archives.first().map_or("no file", Archive::origin).to_string();
+        let names = archives.iter().flat_map(|archive| archive.entries().keys());
+        let wrapped = layout::wrapped(names.clone().map(String::as_str));
+        if let Some(scale) = names.clone().find(|name| SCALES.iter().any(|end| name.ends_with(end))) {
+            bail!(File, "{origin}: tensor `{scale}` scales weights that are stored in fewer bits, which is not done here";
+                hint: "take the model in bf16 or f32");
+        }
         let mut pieces = BTreeMap::new();
         for (i, archive) in archives.iter().enumerate() {
             for (stored, entry) in archive.entries() {
-                for piece in layout(stored, &entry.shape) {
+                for piece in layout(&stored[wrapped..], &entry.shape) {
                     let name = piece.name.clone();
                     if pieces.insert(name.clone(), (i, stored.clone(), piece)).is_some() {
                         bail!(File, "{}: tensor `{name}` is there twice", archive.origin());

@@ -6,8 +6,8 @@ use crate::open::{ANTIALIAS, CROP, Opener, Opening, RESIZE, TOKENIZER};
 use crate::{Batch, Reward, RewardModel};
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
+use amscript_base::file;
 use amscript_nn::cost::Part;
-use amscript_nn::files::write_whole;
 use amscript_nn::module::Module;
 use amscript_nn::opener::{Found, Takes, field};
 use amscript_nn::source::Folder;
@@ -156,9 +156,9 @@ impl Module for Aesthetic {
     /// The head alone, and the name of its CLIP.
     fn save(&self, folder: &Path, dtype: Option<DType>) -> Result<()> {
         let refused = |e: std::io::Error| Error::new(Kind::File, format!("{}: {e}", folder.display()));
-        std::fs::create_dir_all(folder).map_err(refused)?;
+        file::make_folder(folder).map_err(refused)?;
         self.weights.save(&folder.join(FILES[2]), dtype)?;
         let own = serde_json::json!({ "reward": "aesthetic", "clip": self.encoder.name });
-        write_whole(&folder.join("amscript.json"), format!("{own:#}\n").as_bytes()).map_err(refused)
+        file::write_whole(&folder.join("amscript.json"), format!("{own:#}\n").as_bytes()).map_err(refused)
     }
 }

@@ -3,12 +3,12 @@
 use crate::{Batch, Reward};
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
+use amscript_base::file;
 use amscript_base::progress::Progress;
 use amscript_nn::clip::{Clip, unit};
 use amscript_nn::clip_config::{ClipConfig, Layout};
 use amscript_nn::clip_text::clean;
 use amscript_nn::cost::Part;
-use amscript_nn::files::write_whole;
 use amscript_nn::preprocess::Preprocess;
 use amscript_nn::source::Folder;
 use amscript_nn::tokenizer::Tokenizer;
@@ -89,6 +89,8 @@ impl ClipEncoder {
         let pixels = pixels.with(choices.resize.as_deref(), choices.antialias, choices.crop.as_deref())?;
         let tokenizer = match tokenizer {
             Some(folder) => Arc::new(Tokenizer::open(folder)?),
+            // what may lie beside is for transformers, whose names of the ends are others
+            None if !transformers && config.vocabulary == Tokenizer::CLIP_SIZE => Tokenizer::open_clip()?,
             None if folder.has("tokenizer.json") => Arc::new(Tokenizer::open(folder)?),
             None if config.vocabulary == Tokenizer::CLIP_SIZE => Tokenizer::clip()?,
             None => bail!(
@@ -207,21 +209,22 @@ impl ClipEncoder {
     /// Weights (in f16 unless told otherwise), config and tokenizer, in the published layout; transformers' folders also say which reward they are.
     pub fn save(&self, folder: &Path, kind: &str, dtype: Option<DType>) -> Result<()> {
         let refused = |e: std::io::Error| Error::new(Kind::File, format!("{}: {e}", folder.display()));
-        std::fs::create_dir_all(folder).map_err(refused)?;
+        file::make_folder(folder).map_err(refused)?;
         let open_clip = self.clip.config.layout == Layout::OpenClip;
         let file = folder.join(if open_clip { OPEN_CLIP[0] } else { "model.safetensors" });
         self.weights.save(&file, dtype.or(Some(DType::F16)))?;
         let (name, config) = self.clip.config.file(&self.preprocess);
-        write_whole(&folder.join(name), format!("{config:#}\n").as_bytes()).map_err(refused)?;
+        file::write_whole(&folder.join(name), format!("{config:#}\n").as_bytes()).map_err(refused)?;
         let own = serde_json::json!({ "reward": kind });
-        write_whole(&folder.join("amscript.json"), format!("{own:#}\n").as_bytes()).map_err(refused)?;
+        file::write_whole(&folder.join("amscript.json"), format!("{own:#}\n").as_bytes()).map_err(refused)?;
         self.tokenizer.save(folder)
     }
 }
 
 fn transformers_file(folder: &Folder) -> Result<String> {
     let files = ["model.safetensors", "pytorch_model.bin"];
-    match files.iter().find(|file| folder.has(file)) {
+    let names = folder.names(); // a link whose download has not ended is there, and will say so
+    match files.iter().find(|file| names.contains(**file)) {
         Some(file) => Ok(file.to_string()),
         None if folder.has("model.safetensors.index.json") => Ok("model.safetensors.index.json".into()),
         None => bail!(Missing, "reward: expected one of {} in {}, got none", files.join(", "), folder.origin()),

@@ -5,15 +5,15 @@ use crate::head::{HIDDEN, Head};
 use crate::open::{ANTIALIAS, CROP, Opener, Opening, RESIZE, TOKENIZER};
 use crate::{Batch, Reward, RewardModel};
 use amscript_base::bail;
-use amscript_base::error::{Error, Kind, Result, warn_once};
+use amscript_base::error::{Error, Kind, Result};
+use amscript_base::file;
 use amscript_nn::bert::{self, Bert};
 use amscript_nn::cost::Part;
-use amscript_nn::files::write_whole;
 use amscript_nn::module::Module;
 use amscript_nn::opener::Found;
 use amscript_nn::preprocess::Preprocess;
 use amscript_nn::source::{Folder, Sources};
-use amscript_nn::tokenizer::Tokenizer;
+use amscript_nn::tokenizer::{Tokenizer, warn_of_cut};
 use amscript_nn::vit::{Activation, TIMM, TowerConfig, Vit};
 use amscript_nn::weights::Weights;
 use amscript_tensor::{DType, Device, Rng, Tensor, op};
@@ -179,9 +179,7 @@ impl ImageReward {
     fn tokens(&self, prompt: &str) -> Result<Vec<u32>> {
         let mut ids = self.tokenizer.ids(prompt, true)?;
         if let (Some(end), true) = (ids.last().copied(), ids.len() > TOKENS) {
-            let start: String = prompt.chars().take(40).collect();
-            let text = format!("prompts over {TOKENS} tokens are cut; the first has {}: `{start}..`", ids.len());
-            warn_once(&format!("prompts over {TOKENS}"), &text);
+            warn_of_cut(prompt, ids.len(), TOKENS);
             ids.truncate(TOKENS - 1);
             ids.push(end);
         }
@@ -267,11 +265,11 @@ impl Module for ImageReward {
     /// As `ImageReward.safetensors`, in f16 unless told otherwise, `med_config.json`, `vit_config.json` and `tokenizer.json`.
     fn save(&self, folder: &Path, dtype: Option<DType>) -> Result<()> {
         let refused = |e: std::io::Error| Error::new(Kind::File, format!("{}: {e}", folder.display()));
-        std::fs::create_dir_all(folder).map_err(refused)?;
+        file::make_folder(folder).map_err(refused)?;
         self.weights.save(&folder.join(FILES[0]), dtype.or(Some(DType::F16)))?;
         let write = |name: &str, text: serde_json::Result<String>| {
             let text = text.map_err(|e| Error::new(Kind::Internal, e.to_string()))?;
-            write_whole(&folder.join(name), text.as_bytes()).map_err(refused)
+            file::write_whole(&folder.join(name), text.as_bytes()).map_err(refused)
         };
         write("med_config.json", serde_json::to_string_pretty(&self.config.bert))?;
         write("vit_config.json", serde_json::to_string_pretty(&self.config.vit))?;

@@ -14,6 +14,7 @@ pub mod clamped;
 pub mod clip_encoder;
 pub mod head;
 pub mod imagereward;
+pub mod judge;
 pub mod open;
 pub mod scripted;
 pub mod similarity;

@@ -35,11 +35,15 @@ pub const HPSV2: Opener = Opener {
     open: |opening| open(opening, SimilarityKind::Hpsv2),
 };
 
+const PICKSCORES: &[(&str, &str)] = &[("pickscore", "yuvalkirstain/PickScore_v1")];
+const CLIPS: &[(&str, &str)] =
+    &[("clipscore", "openai/clip-vit-base-patch32"), ("clipscore-l14", "openai/clip-vit-large-patch14")];
+
 /// PickScore in the table of rewards.
 pub const PICKSCORE: Opener = Opener {
     name: "pickscore",
-    repositories: &[("pickscore", "yuvalkirstain/PickScore_v1")],
-    recognises: |found| is_clip(found) && is_pickscore(found),
+    repositories: PICKSCORES,
+    recognises: |found| is_clip(found) && !is_published(found, CLIPS),
     options: OPTIONS,
     open: |opening| open(opening, SimilarityKind::PickScore),
 };
@@ -47,7 +51,7 @@ pub const PICKSCORE: Opener = Opener {
 /// CLIPScore in the table of rewards.
 pub const CLIPSCORE: Opener = Opener {
     name: "clipscore",
-    repositories: &[("clipscore", "openai/clip-vit-base-patch32"), ("clipscore-l14", "openai/clip-vit-large-patch14")],
+    repositories: CLIPS,
     recognises: |found| is_clip(found) && !is_pickscore(found),
     options: OPTIONS,
     open: |opening| open(opening, SimilarityKind::ClipScore),
@@ -74,9 +78,17 @@ fn is_clip(found: &Found) -> bool {
     !of_others(found) && config.is_some_and(clip)
 }
 
+/// Whether it was named by the published name, or repository, of one of these.
+fn is_published(found: &Found, repositories: &[(&str, &str)]) -> bool {
+    repositories.iter().any(|(short, repository)| found.name == *short || found.name == *repository)
+}
+
+/// By its published name or by what its own README says. Its tensors and config are those of any CLIP, so that without either it may be
+/// both, and the user is asked.
 fn is_pickscore(found: &Found) -> bool {
-    let known = |text: &str| text.to_lowercase().contains("pickscore");
-    known(&found.name) || found.folder.as_ref().is_some_and(|folder| known(&folder.origin()))
+    let readme = found.folder.as_ref().and_then(|folder| folder.bytes("README.md").ok());
+    let told = readme.is_some_and(|text| String::from_utf8_lossy(&text).to_lowercase().contains("pickscore"));
+    is_published(found, PICKSCORES) || told
 }
 
 fn open(opening: &Opening, kind: SimilarityKind) -> Result<RewardModel> {

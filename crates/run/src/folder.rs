@@ -2,11 +2,13 @@
 
 use super::{
     checkpoint,
+    identity::{self, Difference},
     record::{file_error, read_json, write_json},
 };
 use amscript_base::{
     bail,
     error::{Error, Kind, Result},
+    file::{self, FileType},
 };
 use serde_json::Value;
 use std::path::{Component, Path, PathBuf};
@@ -21,16 +23,18 @@ pub fn inside(outer: &Path, name: &str) -> Result<PathBuf> {
     Ok(outer.join(name))
 }
 
-/// The runs in a folder, itself first if it is one, and those below it; links are not followed.
+/// The runs in a folder, itself first if it is one, and those below it; links are not followed, and what is hidden is passed by.
 pub fn runs(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
-    if folder.join("run.json").exists() {
+    if file::exists(&folder.join("run.json")) {
         found.push(folder.to_path_buf());
     }
     let refused = |e| file_error(folder, "read", &e);
-    let entries = std::fs::read_dir(folder).map_err(refused)?.collect::<std::io::Result<Vec<_>>>().map_err(refused)?;
-    let mut below: Vec<PathBuf> =
-        entries.iter().filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir())).map(|e| e.path()).collect();
+    let folders = file::entries(folder)
+        .map_err(refused)?
+        .into_iter()
+        .filter(|(name, kind)| *kind == FileType::Folder && !name.as_encoded_bytes().starts_with(b"."));
+    let mut below: Vec<PathBuf> = folders.map(|(name, _)| folder.join(name)).collect();
     below.sort();
     for inner in below {
         found.extend(runs(&inner)?);
@@ -38,34 +42,112 @@ pub fn runs(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Makes the folder and writes `run.json`; one with checkpoints of other settings is refused, since going on would mix runs.
+/// What a run finds in its directory.
+pub struct Claim {
+    /// What `run.json` is to hold, or holds.
+    pub record: Value,
+    /// What a run of the same settings came to, if one did.
+    pub finished: Option<Value>,
+    /// The one setting that differs is what the loop's length was: to be confirmed by the loop.
+    pub length: Option<Length>,
+    /// Whether a run goes on whose record is complete.
+    pub goes_on: bool,
+    /// What is different from before and said, not refused.
+    pub notes: Vec<String>,
+}
+
+impl Claim {
+    fn new(record: Value) -> Self {
+        Self { record, finished: None, length: None, goes_on: false, notes: Vec::new() }
+    }
+}
+
+/// A loop that goes on to another length.
+#[derive(Clone, Debug)]
+pub struct Length {
+    pub now: usize,
+    /// The error where the loop has not that length.
+    pub refused: Error,
+}
+
+/// Takes a directory that is locked: a run that has something to lose there must be the same run, or a longer one.
 ///
-/// Gives what a run of the same settings came to, if one did. A run inside another is not done again, so that its record stays,
-/// and one that came to its end with other settings is refused like one with checkpoints.
-pub fn claim(folder: &Path, record: &Value, inner: bool) -> Result<Option<Value>> {
-    let refused = |e: Error| e.within("start_run").hint("choose a folder that can be written with `--out`");
-    std::fs::create_dir_all(folder).map_err(|e| refused(file_error(folder, "make", &e)))?;
+/// `anyway` goes on with what differs and records it. A run inside another that came to its end is not done again.
+pub fn claim(folder: &Path, record: Value, inner: bool, anyway: bool) -> Result<Claim> {
+    checkpoint::recover(folder)?;
+    [folder.into(), folder.join("images")].iter().for_each(|f: &PathBuf| file::remove_drafts(f));
     let (path, result) = (folder.join("run.json"), folder.join("result.json"));
-    let mut finished = None;
-    if path.exists() {
-        let old = read_json(&path)?;
-        let mut settings = record["settings"].as_object().into_iter().flatten();
-        let changed = settings.find(|(key, value)| old["settings"][key.as_str()] != **value);
-        if let Some((key, value)) = changed
-            && (checkpoint::latest(folder)?.is_some() || (inner && result.exists()))
-        {
-            let (before, place) = (&old["settings"][key], folder.display());
+    if !file::exists(&path) {
+        if let Some(found) = foreign(folder)?.filter(|_| !anyway) {
             bail!(
-                Value, "start_run: `{place}` holds a run with {key} = {before}, got {key} = {value}";
-                hint: "give the same settings to go on, or another `--out`"
+                File, "start_run: `{}` must be new or hold a run, got `{found}` without a run.json", folder.display();
+                hint: "give another `--out`"
             );
         }
-        if changed.is_none() && result.exists() {
-            finished = Some(read_json(&result)?["measures"].take());
+        write_json(&path, &record)?;
+        return Ok(Claim::new(record));
+    }
+    let precious = checkpoint::last_step(folder).is_some()
+        || inner && file::exists(&result)
+        || has_any(folder, &WEIGHTS).is_some();
+    let old = read_json(&path)?;
+    let differences = identity::differences(&old, &record);
+    let same = differences.is_empty();
+    let mut claim = Claim::new(record);
+    if same && file::exists(&result) {
+        claim.finished = Some(read_json(&result)?["measures"].take());
+    }
+    if !precious {
+        if !same && has_any(folder, &["metrics.jsonl"]).is_some() {
+            claim.notes = vec![format!("written over: {}, which left no weights", listed(&differences))];
         }
+        write_json(&path, &claim.record)?;
+    } else if same {
+        claim.notes = identity::place(&old, &claim.record);
+        (claim.record, claim.goes_on) = (old, true);
+    } else if anyway {
+        claim.notes = differences.iter().map(|found| format!("going on all the same: {found}")).collect();
+        claim.record = identity::after(old, claim.record, checkpoint::last_step(folder));
+        write_json(&path, &claim.record)?;
+    } else {
+        let refused = refusal(folder, &differences);
+        let now = identity::length(&differences, checkpoint::total(folder)).ok_or_else(|| refused.clone())?;
+        claim.record = identity::after(old, claim.record, checkpoint::last_step(folder));
+        (claim.length, claim.goes_on) = (Some(Length { now, refused }), true);
     }
-    if !(inner && finished.is_some()) {
-        write_json(&path, record).map_err(refused)?;
-    }
-    Ok(finished)
+    Ok(claim)
+}
+
+/// What a training leaves under these names, beside its checkpoints.
+const WEIGHTS: [&str; 2] = ["lora.safetensors", "model"];
+
+/// What a run would write over in a directory that is no run's.
+fn foreign(folder: &Path) -> Result<Option<String>> {
+    let obstacle =
+        checkpoint::obstacle(folder)?.or_else(|| Some(folder.join(checkpoint::name(checkpoint::last_step(folder)?))));
+    let named = obstacle.and_then(|path| Some(path.file_name()?.display().to_string()));
+    let others = [&WEIGHTS[..], &["metrics.jsonl", "result.json"]].concat();
+    Ok(named.or_else(|| has_any(folder, &others).map(String::from)))
+}
+
+/// The first of these names that a folder has.
+fn has_any<'a>(folder: &Path, names: &[&'a str]) -> Option<&'a str> {
+    names.iter().find(|name| file::exists(&folder.join(name))).copied()
+}
+
+/// The error about what differs.
+pub fn refusal(folder: &Path, differences: &[Difference]) -> Error {
+    let message = format!("start_run: `{}` holds {}", folder.display(), listed(differences));
+    Error::new(Kind::Value, message)
+        .hint("give the same to go on, `--resume-anyway` to go on with what differs, or another `--out` to begin anew")
+}
+
+/// `a run with steps = 3, got steps = 4, and with another text of the recipe`
+fn listed(differences: &[Difference]) -> String {
+    let shown: Vec<String> = differences.iter().take(3).map(Difference::to_string).collect();
+    let more = match differences.len().saturating_sub(shown.len()) {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    format!("a run with {}{more}", shown.join(", and with "))
 }

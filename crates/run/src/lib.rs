@@ -10,9 +10,13 @@
 pub mod estimate;
 pub mod screen;
 
+mod background;
 pub mod checkpoint;
 pub mod folder;
+pub mod identity;
+pub mod lock;
 pub mod log;
+pub mod panel;
 pub mod plan;
 pub mod record;
 pub mod report;
@@ -30,10 +34,16 @@ pub use result::{Row, Table};
 pub use steps::Steps;
 
 use crate::screen::drawing;
-use amscript_base::error::Result;
+use amscript_base::bail;
+use amscript_base::context::Context;
+use amscript_base::error::{Error, Result};
+use amscript_base::file;
+use amscript_base::permissions::is_name;
 use amscript_nn::data::image;
 use amscript_tensor::{Rng, Stream, Tensor};
-use log::Log;
+use background::Background;
+use lock::{Lock, Locks};
+use log::{Lines, Log};
 use parking_lot::{Mutex, MutexGuard};
 use progress::Progress;
 use serde_json::{Map, Value};
@@ -57,6 +67,9 @@ pub trait Console: Send + Sync {
         Vec::new()
     }
 
+    /// The run directories that this host holds.
+    fn locks(&self) -> &Locks;
+
     /// A step begins, or (`None`) the last one ended well.
     fn begin_step(&self, step: Option<usize>);
 }
@@ -74,6 +87,10 @@ pub struct Start {
     /// The device's name, for the record.
     pub device: String,
     pub console: Arc<dyn Console>,
+    /// Whether what differs from the run in the folder is recorded and no error.
+    pub anyway: bool,
+    /// Whether the files that were read are hashed and recorded.
+    pub inputs: bool,
 }
 
 /// A run; clones share it.
@@ -87,6 +104,10 @@ struct Inner {
     root: Rng,
     console: Arc<dyn Console>,
     started: Instant,
+    inputs: bool,
+    anyway: bool,
+    background: Mutex<Background>,
+    _lock: Arc<Lock>,
     state: Mutex<RunState>,
 }
 
@@ -106,8 +127,16 @@ struct RunState {
     /// Time that the steps took, in this and earlier sessions, and since when the loop has been running.
     spent: Duration,
     since: Option<Instant>,
+    /// The loop ends after the step that is running.
+    stopped: bool,
     /// `measures` of `result.json`, once a run with these settings came to its end.
     result: Option<Value>,
+    /// What `run.json` holds, and of how many files it tells.
+    record: Value,
+    noted: usize,
+    /// To be confirmed by the loop: see [`folder::Claim`].
+    length: Option<folder::Length>,
+    goes_on: bool,
 }
 
 impl RunState {
@@ -118,17 +147,25 @@ impl RunState {
 }
 
 impl Run {
-    /// Makes the run directory and writes `run.json`.
+    /// Makes the run directory, takes it, and writes `run.json`; see [`folder::claim`] for one that holds a run.
     pub fn start(start: Start) -> Result<Run> {
         let folder = match &start.name {
             Some(name) => folder::inside(&start.folder, name)?,
             None => start.folder.clone(),
         };
+        let refused = |e: Error| e.within("start_run").hint("choose a folder that can be written with `--out`");
+        file::make_folder(&folder).map_err(|e| refused(record::file_error(&folder, "make", &e)))?;
+        let lock = start.console.locks().take(&folder).map_err(|e| e.within("start_run"))?;
         let mut record = record::record(&start.recipe, &start.settings, start.seed, &start.device);
         record["rewards"] = start.console.rewards().into();
-        let result = folder::claim(&folder, &record, start.name.is_some())?;
-        let done = if start.name.is_some() && result.is_some() { ", done before" } else { "" };
+        let noted = Context::current().inputs.count();
+        if start.inputs {
+            record["inputs"] = identity::inputs(&start.folder)?.into();
+        }
+        let claim = folder::claim(&folder, record, start.name.is_some(), start.anyway)?;
+        let done = if start.name.is_some() && claim.finished.is_some() { ", done before" } else { "" };
         start.console.print(&format!("run directory {}{done}", folder.display()));
+        claim.notes.iter().for_each(|note| start.console.print(note));
         let state = RunState {
             streams: BTreeMap::new(),
             log: Log::new(folder.join("metrics.jsonl")),
@@ -139,7 +176,12 @@ impl Run {
             progress: None,
             spent: Duration::ZERO,
             since: None,
-            result,
+            stopped: false,
+            result: claim.finished,
+            record: claim.record,
+            noted,
+            length: claim.length,
+            goes_on: claim.goes_on,
         };
         Ok(Run(Arc::new(Inner {
             folder,
@@ -147,6 +189,10 @@ impl Run {
             root: Rng::new(start.seed),
             console: start.console,
             started: Instant::now(),
+            inputs: start.inputs,
+            anyway: start.anyway,
+            background: Mutex::default(),
+            _lock: lock,
             state: Mutex::new(state),
         })))
     }
@@ -174,10 +220,21 @@ impl Run {
         Steps::new(self.clone(), total)
     }
 
+    /// The loop of steps ends, as at its end, after the one that is running; before the loop, without a step.
+    pub fn stop(&self) {
+        self.state().stopped = true;
+    }
+
     /// Adds a line to `metrics.jsonl`; about twenty of a loop, and one every half minute, are printed too.
     pub fn log(&self, values: Values) -> Result<()> {
+        let step = self.state().step;
+        self.log_at(step, values)
+    }
+
+    /// The same of another step than the one that is running.
+    pub fn log_at(&self, step: usize, values: Values) -> Result<()> {
         let mut state = self.state();
-        let (step, total) = (state.step, state.total);
+        let total = state.total;
         let line = state.log.add(step, total, values)?;
         let plain = state.progress.as_ref().and_then(|p| p.plain(step.saturating_sub(1)));
         drop(state);
@@ -188,10 +245,13 @@ impl Run {
     }
 
     /// Writes `images/<name>-<step>.png` (without the step outside a loop): a grid of a batch, or one image as it is. Captions
-    /// stand under the images, and line by line in a `.txt` of the same name.
+    /// stand under the images, and line by line in a `.txt` of the same name. The file is there when the run is finished or dropped.
     pub fn images(&self, name: &str, images: &Tensor, captions: &[String]) -> Result<PathBuf> {
+        if !is_name(name.as_ref()) {
+            bail!(Value, "images: the name must be that of a file, got \"{name}\""; hint: "such as \"samples\"");
+        }
         let folder = self.folder().join("images");
-        std::fs::create_dir_all(&folder).map_err(|e| record::file_error(&folder, "make", &e))?;
+        file::make_folder(&folder).map_err(|e| record::file_error(&folder, "make", &e))?;
         let state = self.state();
         let file = match state.progress {
             Some(_) => format!("{name}-{:06}", state.step),
@@ -206,11 +266,12 @@ impl Run {
             let text = image::GridText { captions: captions.to_vec(), header: Vec::new() };
             image::grid(images, images.dims()[0].min(8), &text)?
         };
-        image::write(&picture, &path)?;
-        if !captions.is_empty() {
-            let lines: String = captions.iter().map(|c| c.replace(['\r', '\n'], " ") + "\n").collect();
-            record::write_text(&folder.join(format!("{file}.txt")), &lines)?;
-        }
+        let lines: String = captions.iter().map(|c| c.replace(['\r', '\n'], " ") + "\n").collect();
+        let (to, text) = (path.clone(), folder.join(format!("{file}.txt")));
+        self.0.background.lock().push(move || {
+            image::write(&picture, &to)?;
+            if lines.is_empty() { Ok(()) } else { record::write_text(&text, &lines) }
+        })?;
         Ok(path)
     }
 
@@ -219,7 +280,8 @@ impl Run {
     pub fn due(&self, every: usize) -> bool {
         let mut state = self.state();
         let step = state.step;
-        let asked = step.is_multiple_of(every.max(1)) || step == state.total || self.0.console.stop_requested();
+        let last = step == state.total || state.stopped;
+        let asked = step.is_multiple_of(every.max(1)) || last || self.0.console.stop_requested();
         state.unsaved = (!asked).then_some(step);
         step > 0 && asked
     }
@@ -227,27 +289,81 @@ impl Run {
     /// Writes `step-<step>/`: the script's state and the counters of the random streams.
     pub fn checkpoint(&self, saved: Saved) -> Result<()> {
         let checkpoint = {
-            let state = self.state();
-            let counters = state.streams.iter().map(|(name, s)| (name.clone(), s.draw(|rng| rng.counter())));
-            let seconds = state.spent().as_secs_f64();
-            Checkpoint { step: state.step, state: saved, streams: counters.collect(), seconds }
+            let mut state = self.state();
+            let counters = state.streams.iter().map(|(name, s)| (name.clone(), s.draw(|rng| rng.counter()))).collect();
+            let (step, total, seconds, log) = (state.step, state.total, state.spent().as_secs_f64(), state.log.sync()?);
+            Checkpoint { step, total, state: saved, streams: counters, seconds, log }
         };
+        self.note_inputs()?;
+        self.0.background.lock().check()?;
         checkpoint::save(self.folder(), &checkpoint).map(drop)
     }
 
-    /// The state of the last good checkpoint in the run directory, if there is one; the next step loop goes on behind it.
+    /// The state of the last whole checkpoint in the run directory, if there is one; the next step loop goes on behind it.
     pub fn restore(&self) -> Result<Option<Saved>> {
-        let Some(found) = checkpoint::latest(self.folder())? else { return Ok(None) };
+        let (found, damage) = checkpoint::latest(self.folder())?;
+        let Some(found) = found else { return Ok(None) };
+        for note in damage {
+            self.print(&format!("damaged: {note}; the checkpoint before is taken, of step {}", found.step));
+        }
         for (name, counter) in &found.streams {
             self.stream(name).draw(|rng| rng.set_counter(*counter));
         }
         let mut state = self.state();
-        state.log.keep(found.step)?;
+        let notes = state.log.keep(Lines::read(&self.folder().join("metrics.jsonl")), found.step, &found.log);
         (state.resumed, state.step) = (found.step, found.step);
         state.spent = Duration::try_from_secs_f64(found.seconds).unwrap_or_default();
         drop(state);
+        notes.iter().for_each(|note| self.print(note));
         self.print(&format!("resuming after step {}", found.step));
         Ok(Some(found.state))
+    }
+
+    /// Before the first step: the loop has the length that was taken for granted, and files are those that the run began with.
+    fn confirm(&self, total: usize) -> Result<()> {
+        let (length, done) = {
+            let mut state = self.state();
+            (state.length.take(), state.step)
+        };
+        if let Some(length) = length {
+            if length.now != total || done == 0 {
+                return Err(length.refused);
+            }
+            record::write_json(&self.folder().join("run.json"), &self.state().record)?;
+            self.print(&format!("to go on to step {total}; a schedule over the length is that of the new one"));
+        }
+        self.note_inputs()?;
+        self.state().goes_on = false;
+        Ok(())
+    }
+
+    /// Takes the files that were read since into the record. One whose content is not what the run began with is an error; so is one
+    /// that it did not begin with, until the steps of a run that goes on.
+    fn note_inputs(&self) -> Result<()> {
+        let count = Context::current().inputs.count();
+        if !self.0.inputs || self.state().noted == count {
+            return Ok(());
+        }
+        let read = identity::inputs(&self.0.outer)?;
+        let mut state = self.state();
+        let known = state.record["inputs"].as_object().cloned().unwrap_or_default();
+        let other = |(path, hash): &(&String, &Value)| match known.get(*path) {
+            Some(before) => before != *hash,
+            None => state.goes_on && !known.values().any(|before| before == *hash),
+        };
+        let others: Vec<_> =
+            read.iter().filter(other).map(|(path, _)| identity::Difference::Input(path.clone())).collect();
+        if !others.is_empty() {
+            if !self.0.anyway {
+                return Err(folder::refusal(self.folder(), &others));
+            }
+            others.iter().for_each(|found| self.print(&format!("going on all the same: {found}")));
+            let old = state.record.clone();
+            state.record = identity::after(old.clone(), old, checkpoint::last_step(self.folder()));
+        }
+        state.record["inputs"] = known.into_iter().chain(read).collect::<Map<_, _>>().into();
+        state.noted = count;
+        record::write_json(&self.folder().join("run.json"), &state.record)
     }
 
     /// Steps done, counting the one that is running.
@@ -268,16 +384,17 @@ impl Run {
 
     /// Writes `result.json`, `result.csv`, `curves.png` and `report.html` and prints the table.
     pub fn finish(&self, table: &Table) -> Result<()> {
-        let (series, steps) = {
-            let state = self.state();
-            let curves = state.log.series().into_iter().filter(|s| s.name != log::PROFILE);
-            (curves.collect::<Vec<_>>(), state.step)
-        };
+        self.note_inputs()?;
+        self.0.background.lock().wait()?;
+        let lines = self.state().log.lines();
+        let curves = log::series(&lines.read).into_iter().filter(|s| s.name != log::PROFILE);
+        let series = panel::beside(curves.collect());
         if !series.is_empty() {
             image::write(&drawing::panels(&series)?, &self.folder().join("curves.png"))?;
         }
+        panel::text(&lines).iter().for_each(|line| self.print(line));
         let seconds = self.0.started.elapsed().as_secs_f64();
-        let mut result = result::json(self.folder(), table, steps, seconds)?;
+        let mut result = result::json(self.folder(), table, self.step(), seconds)?;
         result["rewards"] = self.0.console.rewards().into();
         record::write_json(&self.folder().join("result.json"), &result)?;
         self.state().result = Some(result["measures"].take());

@@ -1,16 +1,17 @@
 //! `metrics.jsonl`: one JSON object per logged step, and the lines people see.
 
-use super::record::file_error;
+use super::{panel, record::file_error};
 use crate::screen::Series;
 use amscript_base::{
     bail,
-    error::{Error, Kind, Result},
+    error::Result,
+    file::{self, File},
 };
 use amscript_tensor::show::number;
 use serde_json::{Map, Value, json};
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::path::PathBuf;
+use sha2::{Digest, Sha256};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Logged values by name; each a number or several (NaN and infinities allowed, `null` in the file).
@@ -19,17 +20,39 @@ pub type Values = Vec<(String, Vec<f64>)>;
 /// The name of the control's size at each active step: a profile, whose mean is logged beside it. It is neither printed nor drawn as a curve.
 pub const PROFILE: &str = "intensity";
 
-/// The log of a run.
+/// The log of a run. It holds no line that is in the file.
 pub struct Log {
     path: PathBuf,
     file: Option<File>,
-    lines: Vec<(usize, Values)>,
-    /// Text of the lines taken over from before, as it was: parsing would change last digits.
+    /// Lines taken over from before, as they were: parsing would change last digits. The file begins with them.
     kept: String,
+    written: Written,
     /// The next step whose line is printed, and when the last one was.
     next: usize,
     printed: Instant,
 }
+
+/// How many lines a log has, and a digest of them.
+#[derive(Clone, Default)]
+struct Written {
+    lines: usize,
+    digest: Sha256,
+}
+
+impl Written {
+    fn add(&mut self, line: &str) {
+        self.lines += 1;
+        self.digest.update(line);
+        self.digest.update("\n");
+    }
+
+    fn sha256(&self) -> String {
+        self.digest.clone().finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// Most bytes of a log that is read.
+const MOST: u64 = 4 << 30;
 
 /// Lines printed of a loop, and the longest silence.
 const LINES: usize = 20;
@@ -37,7 +60,8 @@ const SILENCE: Duration = Duration::from_secs(30);
 
 impl Log {
     pub fn new(path: PathBuf) -> Self {
-        Self { path, file: None, lines: Vec::new(), kept: String::new(), next: 0, printed: Instant::now() }
+        let (written, printed) = (Written::default(), Instant::now());
+        Self { path, file: None, kept: String::new(), written, next: 0, printed }
     }
 
     /// Adds a line to the file; returns its text where it should be printed.
@@ -45,57 +69,115 @@ impl Log {
         if let Some((name, _)) = values.iter().find(|(name, _)| name == "step") {
             bail!(Value, "log: `{name}` is set by the run; choose another name");
         }
-        let line = as_json(step, &values);
+        let line = as_json(step, &values).to_string();
         self.write(&format!("{line}\n")).map_err(|e| file_error(&self.path, "write", &e))?;
+        self.written.add(&line);
         let due = step >= self.next || step == total || self.printed.elapsed() > SILENCE;
-        let text = due.then(|| text(step, &values));
-        if due {
+        let text = due.then(|| text(step, &values)).flatten();
+        if text.is_some() {
             let every = (total / LINES).max(1);
             self.next = (step / every + 1) * every;
             self.printed = Instant::now();
         }
-        self.lines.push((step, values));
         Ok(text)
     }
 
     /// Appends to the file; the first time, starts it with the lines kept from before.
     fn write(&mut self, line: &str) -> std::io::Result<()> {
         if self.file.is_none() {
-            amscript_nn::files::write_whole(&self.path, self.kept.as_bytes())?;
-            self.file = Some(OpenOptions::new().append(true).open(&self.path)?);
+            file::write_whole(&self.path, std::mem::take(&mut self.kept).as_bytes())?;
+            self.file = Some(file::append(&self.path)?);
         }
         self.file.iter_mut().try_for_each(|f| f.write_all(line.as_bytes()))
     }
 
-    /// Takes over the lines of an earlier run up to a step.
-    pub fn keep(&mut self, step: usize) -> Result<()> {
-        if !self.path.exists() {
-            return Ok(());
-        }
-        let text = std::fs::read_to_string(&self.path).map_err(|e| file_error(&self.path, "read", &e))?;
-        let damaged = || Error::new(Kind::File, format!("`{}` has a damaged line", self.path.display()));
-        let (mut lines, mut kept) = (Vec::new(), String::new());
-        for line in text.lines() {
-            // the last line may be cut where the run was killed
-            let Ok(map @ Value::Object(_)) = serde_json::from_str(line) else { break };
-            let (at, values) = parse(map).ok_or_else(damaged)?;
-            if at <= step {
-                kept += &format!("{line}\n");
-                lines.push((at, values));
+    /// Makes what was written last through a power cut; what a checkpoint remembers of it.
+    pub fn sync(&mut self) -> Result<Value> {
+        self.file.iter().try_for_each(File::sync_data).map_err(|e| file_error(&self.path, "sync", &e))?;
+        Ok(json!({ "lines": self.written.lines, "sha256": self.written.sha256() }))
+    }
+
+    /// Takes over the lines of an earlier session up to a step; what is damaged, or not as a checkpoint remembers it, is said.
+    /// What this session wrote before is written anew: a script that goes on repeats what comes before its steps.
+    pub fn keep(&mut self, old: Lines, step: usize, remembered: &Value) -> Vec<String> {
+        let (mut kept, mut written, mut same) = (String::new(), Written::default(), remembered["lines"] == 0);
+        for ((at, _), line) in old.read.iter().zip(&old.texts) {
+            if *at <= step {
+                kept.extend([line, "\n"]);
+                written.add(line);
+                same |= remembered["lines"] == written.lines && remembered["sha256"] == written.sha256();
             }
         }
-        (self.lines, self.kept, self.file) = (lines, kept, None);
-        Ok(())
+        let mut notes = old.notes;
+        if !same && notes.is_empty() && !remembered.is_null() {
+            let (n, left) = (&remembered["lines"], written.lines);
+            notes.push(format!(
+                "metrics.jsonl was changed: not the {n} lines that the checkpoint knew; {left} are kept"
+            ));
+        }
+        (self.kept, self.written, self.file) = (kept, written, None);
+        notes
+    }
+
+    /// What this session, and those that it took over from, wrote.
+    pub fn lines(&self) -> Lines {
+        if self.file.is_some() || !self.kept.is_empty() { Lines::read(&self.path) } else { Lines::default() }
+    }
+}
+
+/// A log that was read.
+#[derive(Default)]
+pub struct Lines {
+    /// Step and values of each line.
+    pub read: Vec<(usize, Values)>,
+    /// The same lines as they are.
+    texts: Vec<String>,
+    /// What could not be read, in words.
+    pub notes: Vec<String>,
+}
+
+impl Lines {
+    /// The lines of a log that can be read; the others are counted and the first few named.
+    pub fn read(path: &Path) -> Self {
+        let bytes = match file::read_within(path, MOST) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == ErrorKind::NotFound => return Self::default(),
+            Err(e) => return Self { notes: vec![file_error(path, "read", &e).message], ..Self::default() },
+        };
+        let (mut found, mut damaged, mut last) = (Self::default(), Vec::new(), 0);
+        for (i, line) in
+            bytes.split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.trim_ascii().is_empty())
+        {
+            last = i + 1;
+            let text = std::str::from_utf8(line).ok();
+            match text.and_then(|text| Some((parse(serde_json::from_str(text).ok()?)?, text))) {
+                Some((values, text)) => {
+                    found.read.push(values);
+                    found.texts.push(text.into());
+                }
+                None => damaged.push(last),
+            }
+        }
+        // a line that is being written, or was when the run was killed
+        if !bytes.ends_with(b"\n") && damaged.last() == Some(&last) {
+            damaged.pop();
+            found.notes.push(format!(
+                "metrics.jsonl: its last line, {last}, is cut and left out; the lines before it are all here"
+            ));
+        }
+        if !damaged.is_empty() {
+            let named: Vec<String> = damaged.iter().take(5).map(usize::to_string).collect();
+            let more = if damaged.len() > named.len() { ", .." } else { "" };
+            let (n, lines, read) = (damaged.len(), named.join(", "), found.read.len());
+            found.notes.push(format!("metrics.jsonl: {n} damaged and left out (line {lines}{more}), {read} read"));
+        }
+        found
     }
 
     /// The numbers under one name, a line each.
     pub fn numbers(&self, name: &str) -> Vec<&[f64]> {
-        let own = self.lines.iter().filter_map(|(_, values)| values.iter().find(|(other, _)| other == name));
+        let own = self.read.iter().filter_map(|(_, values)| values.iter().find(|(other, _)| other == name));
         own.map(|(_, numbers)| numbers.as_slice()).collect()
-    }
-
-    pub fn series(&self) -> Vec<Series> {
-        series(&self.lines)
     }
 }
 
@@ -140,9 +222,9 @@ fn from_json(value: &Value) -> Vec<f64> {
     value.as_array().map_or_else(|| vec![one(value)], |items| items.iter().map(one).collect())
 }
 
-/// `step 120  loss 0.1234  reward 0.5671`; of several numbers the mean.
-fn text(step: usize, values: &Values) -> String {
-    let shown = values.iter().filter(|(name, _)| name != PROFILE);
+/// `step 120  loss 0.1234  reward 0.5671`; of several numbers the mean. Nothing of a line with the panel alone.
+fn text(step: usize, values: &Values) -> Option<String> {
+    let shown = values.iter().filter(|(name, _)| name != PROFILE && !name.starts_with(panel::PREFIX));
     let words: Vec<String> = shown.map(|(name, v)| format!("{name} {}", number(mean(v)))).collect();
-    format!("step {step:<5} {}", words.join("  "))
+    (!words.is_empty()).then(|| format!("step {step:<5} {}", words.join("  ")))
 }

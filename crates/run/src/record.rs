@@ -1,6 +1,7 @@
 //! What a run was made from, as JSON: versions, recipe, settings, seed, and hashes of what it wrote.
 
 use amscript_base::error::{Error, Kind, Result};
+use amscript_base::file;
 use amscript_nn::digest;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -59,11 +60,11 @@ pub fn write_json(path: &Path, value: &Value) -> Result<()> {
 
 /// Writes text, whole or not at all.
 pub fn write_text(path: &Path, text: &str) -> Result<()> {
-    amscript_nn::files::write_whole(path, text.as_bytes()).map_err(|e| file_error(path, "write", &e))
+    file::write_whole(path, text.as_bytes()).map_err(|e| file_error(path, "write", &e))
 }
 
 pub fn read_json(path: &Path) -> Result<Value> {
-    let text = std::fs::read_to_string(path).map_err(|e| file_error(path, "read", &e))?;
+    let text = file::read_text(path).map_err(|e| file_error(path, "read", &e))?;
     let refused = |what: String| Error::new(Kind::File, format!("{}: must hold JSON, got {what}", path.display()));
     let value: Value = serde_json::from_str(&text).map_err(|e| refused(format!("an error ({e})")))?;
     if value.is_object() { Ok(value) } else { Err(refused("no object".into())) }

@@ -185,8 +185,8 @@ pub fn json(folder: &Path, table: &Table, steps: usize, seconds: f64) -> Result<
 fn hashes(folder: &Path) -> Result<Map<String, Value>> {
     let refused = |e| super::record::file_error(folder, "read", &e);
     let mut names = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(refused)? {
-        names.push(entry.map_err(refused)?.file_name().to_string_lossy().into_owned());
+    for (name, _) in amscript_base::file::entries(folder).map_err(refused)? {
+        names.push(name.to_string_lossy().into_owned());
     }
     names.sort();
     let weights = names.into_iter().filter(|n| n.ends_with(".safetensors"));

@@ -23,8 +23,9 @@ impl Steps {
         Self { run, next: first, first, total, started: Instant::now(), running: false }
     }
 
-    fn begin(&mut self) {
+    fn begin(&mut self) -> Result<()> {
         if !std::mem::replace(&mut self.running, true) {
+            self.run.confirm(self.total)?;
             self.run.0.console.finish_steps(true);
             self.started = Instant::now();
             let mut state = self.run.state();
@@ -32,6 +33,7 @@ impl Steps {
             state.since = Some(self.started);
             state.progress = Some(Progress::new("", self.first, self.total));
         }
+        Ok(())
     }
 
     fn interrupted(&mut self) -> Error {
@@ -39,9 +41,9 @@ impl Steps {
         let (folder, outer) = (run.folder().display(), run.0.outer.display());
         let error = Error::new(Kind::Interrupt, format!("interrupted after step {} of {}", self.next, self.total));
         self.end();
-        match super::checkpoint::latest(self.run.folder()) {
-            Ok(Some(saved)) => error.hint(format!("run again with `--out {outer}` to go on after step {}", saved.step)),
-            _ => error.hint(format!("what was written is in {folder}")),
+        match super::checkpoint::last_step(self.run.folder()) {
+            Some(step) => error.hint(format!("run again with `--out {outer}` to go on after step {step}")),
+            None => error.hint(format!("what was written is in {folder}")),
         }
     }
 
@@ -53,9 +55,10 @@ impl Steps {
             state.progress = None;
             state.spent = state.spent();
             state.since = None;
+            let stopped = state.stopped;
             drop(state);
             let done = self.next - self.first;
-            if done > 0 && self.next == self.total {
+            if done > 0 && (self.next == self.total || stopped) {
                 let time = self.started.elapsed();
                 let each = span(time / done as u32);
                 self.run.print(&format!("{done} steps in {}, {each} a step", span(time)));
@@ -68,7 +71,9 @@ impl Iterator for Steps {
     type Item = Result<usize>;
 
     fn next(&mut self) -> Option<Result<usize>> {
-        self.begin();
+        if let Err(error) = self.begin() {
+            return Some(Err(error));
+        }
         if let Some(progress) = &self.run.state().progress {
             progress.tick(self.next);
         }
@@ -76,7 +81,7 @@ impl Iterator for Steps {
         if saved && self.run.0.console.stop_requested() {
             return Some(Err(self.interrupted()));
         }
-        if self.next >= self.total {
+        if self.next >= self.total || self.run.state().stopped {
             self.end();
             self.run.0.console.begin_step(None);
             return None;

@@ -4,8 +4,10 @@
 
 use super::log::{PROFILE, Values};
 use super::record::file_error;
-use super::report::{reading::Reading, strip};
+use super::report::{reading::Reading, strip, within};
 use amscript_base::error::Result;
+use amscript_base::file;
+use amscript_nn::data::image;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
@@ -28,7 +30,7 @@ pub fn write(runs: &[Reading], folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn write_run(run: &Reading, folder: &Path) -> Result<PathBuf> {
-    let modified = run.folder.join("metrics.jsonl").metadata().and_then(|m| m.modified()).ok();
+    let modified = file::modified(&run.folder.join("metrics.jsonl")).ok();
     let time = modified.and_then(|t| t.duration_since(UNIX_EPOCH).ok()).map_or(0.0, |t| t.as_secs_f64());
     let mut bytes = record(&version(time));
     for (step, values) in &run.lines {
@@ -38,13 +40,14 @@ fn write_run(run: &Reading, folder: &Path) -> Result<PathBuf> {
     for strip in strip::of(run, &mut Vec::new()) {
         for shot in strip.shots {
             // one that cannot be read is noted by the page
-            let Ok((height, width, file)) = picture(&shot.path) else { continue };
+            let picture = within(std::slice::from_ref(&run.folder), || picture(&shot.path));
+            let Ok((height, width, file)) = picture else { continue };
             let step = shot.step.unwrap_or(end) as u64;
             bytes.extend(record(&event(time, step, &[(strip.name.clone(), Value::Image(height, width, file))])));
         }
     }
     let path = folder.join(FILE);
-    let written = std::fs::create_dir_all(folder).and_then(|()| amscript_nn::files::write_whole(&path, &bytes));
+    let written = file::make_folder(folder).and_then(|()| file::write_whole(&path, &bytes));
     written.map_err(|e| file_error(&path, "write", &e).within("report: --tensorboard"))?;
     Ok(path)
 }
@@ -63,8 +66,8 @@ fn scalars(values: &Values) -> Vec<(String, Value)> {
 }
 
 fn picture(path: &Path) -> std::io::Result<(u32, u32, Vec<u8>)> {
-    let bytes = std::fs::read(path)?;
-    let image = image::load_from_memory(&bytes).map_err(std::io::Error::other)?;
+    let bytes = file::read_within(path, image::MAX_FILE)?;
+    let image = image::decode(&bytes).map_err(std::io::Error::other)?;
     Ok((image.height(), image.width(), bytes))
 }
 

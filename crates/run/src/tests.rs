@@ -10,6 +10,7 @@ struct Person {
     lines: Lock<Vec<String>>,
     stop: AtomicBool,
     running: AtomicBool,
+    locks: Locks,
 }
 
 impl Console for Person {
@@ -22,17 +23,21 @@ impl Console for Person {
     fn finish_steps(&self, running: bool) {
         self.running.store(running, Relaxed);
     }
+    fn locks(&self) -> &Locks {
+        &self.locks
+    }
     fn begin_step(&self, _step: Option<usize>) {}
 }
 
 struct Desk {
     folder: tempfile::TempDir,
     person: Arc<Person>,
+    anyway: bool,
 }
 
 impl Desk {
     fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap(), person: Arc::default() }
+        Self { folder: tempfile::tempdir().unwrap(), person: Arc::default(), anyway: false }
     }
 
     fn start(&self, steps: i64) -> Result<Run> {
@@ -48,6 +53,8 @@ impl Desk {
             seed: 7,
             device: "cpu".into(),
             console: self.person.clone(),
+            anyway: self.anyway,
+            inputs: true,
         })
     }
 
@@ -125,6 +132,22 @@ fn ctrl_c_behind_the_checkpoint_of_a_step_ends_the_next_one() {
     assert_eq!(steps.next().unwrap().unwrap(), 1);
     assert!(run.due(100));
     assert_eq!(steps.next().unwrap().unwrap_err().message, "interrupted after step 2 of 9");
+}
+
+#[test]
+fn a_stopped_run_ends_and_saves_behind_its_step() {
+    let desk = Desk::new();
+    let run = desk.start(9).unwrap();
+    let mut seen = Vec::new();
+    for i in run.steps(9) {
+        seen.push(i.unwrap());
+        if seen.len() == 3 {
+            run.stop();
+            assert!(run.due(100));
+        }
+    }
+    assert_eq!(seen, [0, 1, 2]);
+    assert_eq!(run.steps(9).count(), 0);
 }
 
 #[test]

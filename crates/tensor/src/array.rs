@@ -165,7 +165,7 @@ pub fn linspace(start: f64, end: f64, n: usize, dtype: DType, device: &Device) -
 
 /// Log of the sum of exponentials along a dimension, kept.
 pub fn log_sum_exp(x: &Tensor, dim: usize) -> Result<Tensor> {
-    let top = x.constant().max_keepdim(dim)?;
+    let top = x.constant().max_keepdim(dim)?.clamp(f64::from(f32::MIN), f64::INFINITY)?; // finite where all are minus infinity
     x.broadcast_sub(&top)?.exp()?.sum_keepdim(dim)?.log()? + top
 }
 

@@ -67,8 +67,8 @@ fn settle_all(checks: Vec<(Tensor, Requirement)>) -> Result<()> {
     if checks.is_empty() {
         return Ok(());
     }
-    let numbers: Vec<Tensor> = checks.iter().map(|(x, _)| x.clone()).collect();
-    let numbers = read(&Tensor::cat(&numbers, 0)?)?;
+    let rows = checks.iter().map(|(x, _)| x.constant().flatten_all()?.to_dtype(DType::F64));
+    let numbers = read(&Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 0)?)?;
     let mut rest = &numbers[..];
     for (x, requirement) in checks {
         let (own, after) = rest.split_at(x.elem_count());
@@ -120,6 +120,28 @@ mod tests {
         assert!(check([f32::MAX, f32::MAX, -1.0, 0.0]).is_ok());
         assert!(check([1.0, 2.0, f32::NEG_INFINITY, 0.0]).unwrap_err().message.starts_with("sample 1"));
         assert!(check([f32::NAN, 2.0, 0.0, 0.0]).unwrap_err().message.starts_with("sample 0"));
+    }
+
+    #[test]
+    fn numbers_of_any_shape_and_type_are_put_off_together() {
+        let ask = |x: &Tensor, expected: f64| {
+            require(x, move |numbers| match numbers == [expected] {
+                true => Ok(()),
+                false => bail!(Value, "got {numbers:?}"),
+            })
+        };
+        let sum = |dtype| Tensor::ones((2, 2), dtype, &Device::Cpu)?.sum_all();
+        let asked = |last| {
+            as_on_a_device(|| {
+                deferred_checks(|| {
+                    check([0.0; 4])?;
+                    ask(&sum(DType::F64)?, 4.0)?;
+                    ask(&sum(DType::F32)?, last)
+                })
+            })
+        };
+        assert!(asked(4.0).is_ok());
+        assert_eq!(asked(5.0).unwrap_err().message, "got [4.0]");
     }
 
     #[test]

@@ -16,10 +16,10 @@ pub fn custom_vjp(
     output: Tensor,
     backward: impl Fn(&Tensor, &[bool]) -> Result<Vec<Option<Tensor>>> + Send + Sync + 'static,
 ) -> Result<Tensor> {
-    profile::forward(name);
+    profile::forward(name, || 0.0);
     interrupt::check()?;
     let inputs: Vec<_> = inputs.iter().map(|x| Some(*x)).collect();
-    let run = move |gradient: &Tensor, wanted: &[bool]| profile::backward(name, || backward(gradient, wanted));
+    let run = move |gradient: &Tensor, wanted: &[bool]| profile::backward(name, || 0.0, || backward(gradient, wanted));
     let node = Node::made_of(&inputs, false, run);
     Ok(Tensor { node, ..output })
 }

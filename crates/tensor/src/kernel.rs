@@ -1,6 +1,7 @@
 //! What CPU kernels are made of: contiguous data, parallel rows, small matrix products.
 
 use crate::Array;
+use crate::product::{self, Begin, Operand, Term};
 use amscript_base::bail;
 use amscript_base::error::Result;
 use candle_core::{Storage, StorageRef, WithDType};
@@ -19,6 +20,18 @@ pub trait Real: WithDType + num_traits::Float {
 
     /// The error function; loops over it must vectorise.
     fn error_function(self) -> Self;
+
+    /// The sum of `terms` and `begin` into `C [m, n]` on this thread; C has so many elements between rows.
+    ///
+    /// # Safety
+    /// All matrices lie inside their allocations, and C overlaps no other.
+    unsafe fn products(size: (usize, usize), terms: &[Term<Self>], c: (*mut Self, usize), begin: Begin<Self>);
+
+    /// These numbers as f32, where they are.
+    fn single(numbers: &[Self]) -> Option<&[f32]>;
+
+    /// [`Real::single`], to write.
+    fn single_mut(numbers: &mut [Self]) -> Option<&mut [f32]>;
 }
 
 /// `a b + c`, in one instruction where the processor has it.
@@ -45,6 +58,23 @@ impl Real for f32 {
         let p = ((((1.061_405_4 * t - 1.453_152) * t + 1.421_413_7) * t - 0.284_496_74) * t + 0.254_829_6) * t;
         (1.0 - p * (-x * x).exponential()).copysign(self)
     }
+
+    unsafe fn products(size: (usize, usize), terms: &[Term<f32>], c: (*mut f32, usize), begin: Begin<f32>) {
+        let kind = product::kind().filter(|_| !terms.iter().all(Term::by_rows));
+        // SAFETY: as the caller says, on a processor of this kind.
+        match kind {
+            Some(kind) => unsafe { product::products(kind, size, terms, c, begin) },
+            None => unsafe { product::by_gemm(size, terms, c, begin) },
+        }
+    }
+
+    fn single(numbers: &[f32]) -> Option<&[f32]> {
+        Some(numbers)
+    }
+
+    fn single_mut(numbers: &mut [f32]) -> Option<&mut [f32]> {
+        Some(numbers)
+    }
 }
 
 impl Real for f64 {
@@ -54,6 +84,19 @@ impl Real for f64 {
 
     fn error_function(self) -> f64 {
         candle_core::cpu::erf::erf_f64(self)
+    }
+
+    unsafe fn products(size: (usize, usize), terms: &[Term<f64>], c: (*mut f64, usize), begin: Begin<f64>) {
+        // SAFETY: as the caller says.
+        unsafe { product::by_gemm(size, terms, c, begin) }
+    }
+
+    fn single(_: &[f64]) -> Option<&[f32]> {
+        None
+    }
+
+    fn single_mut(_: &mut [f64]) -> Option<&mut [f32]> {
+        None
     }
 }
 
@@ -69,7 +112,7 @@ pub struct Data<'a, T> {
 unsafe impl<T: Sync> Sync for Data<'_, T> {}
 
 /// The numbers of a contiguous CPU tensor, without a copy.
-pub fn data<T: Real>(x: &Array) -> Result<Data<'_, T>> {
+pub fn data<T: WithDType>(x: &Array) -> Result<Data<'_, T>> {
     let (storage, layout) = x.storage_and_layout();
     let Some((start, end)) = layout.contiguous_offsets() else {
         bail!(Internal, "kernel: expected a contiguous tensor, got shape {:?}", x.dims());
@@ -78,14 +121,14 @@ pub fn data<T: Real>(x: &Array) -> Result<Data<'_, T>> {
 }
 
 /// The storage of a CPU tensor of any strides, from its first number on.
-pub fn strided<T: Real>(x: &Array) -> Result<Data<'_, T>> {
+pub fn strided<T: WithDType>(x: &Array) -> Result<Data<'_, T>> {
     let (storage, layout) = x.storage_and_layout();
     let (start, last) = (layout.start_offset(), layout.dims().iter().zip(layout.stride()));
     let end = if x.elem_count() == 0 { start } else { start + 1 + last.map(|(n, s)| (n - 1) * s).sum::<usize>() };
     access(storage, start..end, x)
 }
 
-fn access<'a, T: Real>(storage: StorageRef<'a>, range: Range<usize>, x: &Array) -> Result<Data<'a, T>> {
+fn access<'a, T: WithDType>(storage: StorageRef<'a>, range: Range<usize>, x: &Array) -> Result<Data<'a, T>> {
     let numbers = match &*storage {
         Storage::Cpu(numbers) => T::cpu_storage_as_slice(numbers).ok(),
         _ => None,
@@ -216,39 +259,6 @@ impl<T> Matrix<T> {
 /// # Safety
 /// The three matrices lie inside their allocations and C overlaps neither A nor B.
 pub unsafe fn product<T: Real>(
-    size: (usize, usize, usize),
-    a: Matrix<T>,
-    b: Matrix<T>,
-    c: (*mut T, usize),
-    keep: bool,
-    factor: f64,
-) {
-    // gemm reads dozens of columns of B side by side. So many kilobytes apart they share few places of the cache, so they are moved.
-    const COLUMNS: usize = 128;
-    let (m, k, n) = size;
-    let crowded = b.row == 1 && (b.column * size_of::<T>()).is_multiple_of(1024) && m > 3 && k > 32;
-    if !crowded {
-        return unsafe { plain_product(size, a, b, c, keep, factor) };
-    }
-    let row = k + LANES;
-    for first in (0..n).step_by(COLUMNS) {
-        let columns = COLUMNS.min(n - first);
-        // SAFETY: column `i` of B has k numbers.
-        let column = |i: usize| unsafe { std::slice::from_raw_parts(b.start.add(i * b.column), k) };
-        let apart = fresh(columns * row, |apart: &mut [T]| {
-            apart.chunks_mut(row).enumerate().for_each(|(i, to)| {
-                to[..k].copy_from_slice(column(first + i));
-                to[k..].fill(T::zero());
-            });
-        });
-        let b = Matrix::columns(&apart, row);
-        // SAFETY: the part of C below these columns.
-        unsafe { plain_product((m, k, columns), a, b, (c.0.add(first), c.1), keep, factor) };
-    }
-}
-
-/// [`product`], by gemm as it is.
-unsafe fn plain_product<T: Real>(
     (m, k, n): (usize, usize, usize),
     a: Matrix<T>,
     b: Matrix<T>,
@@ -256,16 +266,13 @@ unsafe fn plain_product<T: Real>(
     keep: bool,
     factor: f64,
 ) {
-    unsafe {
-        #[rustfmt::skip]
-        gemm::gemm(
-            m, n, k,
-            c.0, 1, c.1 as isize, keep,
-            a.start, a.column as isize, a.row as isize,
-            b.start, b.column as isize, b.row as isize,
-            T::one(), T::of(factor), false, false, false,
-            gemm::Parallelism::None,
-        );
+    let (terms, begin) = ([Term { k, a, b: Operand::Own(b), factor }], if keep { Begin::Kept } else { Begin::Zero });
+    // Columns so many bytes apart share few places of the cache while gemm reads them; else it is the faster one for small matrices.
+    let crowded = b.row == 1 && (b.column * size_of::<T>()).is_multiple_of(1024) && m > 3 && k > 32;
+    // SAFETY: as the caller says.
+    match crowded {
+        true => unsafe { T::products((m, n), &terms, c, begin) },
+        false => unsafe { product::by_gemm((m, n), &terms, c, begin) },
     }
 }
 
@@ -273,7 +280,7 @@ unsafe fn plain_product<T: Real>(
 /// that little is packed twice; a small product is one part.
 pub fn shares((m, k, n): (usize, usize, usize)) -> Vec<(Range<usize>, Range<usize>)> {
     const SMALL: usize = 1 << 19; // multiplications of some 5 us: what waking a thread costs
-    const TILE: usize = 16;
+    const TILE: usize = 32;
     let threads = if m * k * n < SMALL { 1 } else { rayon::current_num_threads() };
     let side = m.max(n);
     let share = side.div_ceil(threads).next_multiple_of(TILE);

@@ -27,6 +27,7 @@ mod kernel;
 pub mod meta;
 pub mod op;
 pub mod place;
+mod product;
 pub mod random;
 mod raw;
 pub mod sample;
@@ -36,5 +37,6 @@ mod value;
 /// Numbers without a graph: candle's tensor, whose own gradients are not used.
 pub use candle_core::Tensor as Array;
 pub use candle_core::{D, DType, Device, Shape};
+pub use product::rate;
 pub use random::{Rng, Stream};
 pub use value::Tensor;

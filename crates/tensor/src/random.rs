@@ -1,12 +1,15 @@
 //! Seeded random streams on the host: the same numbers on every device, and a resume needs only key and counter.
 
 use super::value::room;
-use super::{DType, Device, Tensor};
+use super::{DType, Device, Tensor, interrupt};
 use amscript_base::error::Result;
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use sha2::{Digest, Sha256};
 use std::sync::{Arc, Mutex, PoisonError};
+
+/// Numbers drawn at once; even, as normal numbers come in pairs.
+const PIECE: usize = 1 << 20;
 
 /// A stream of random numbers: a key (from the seed and the names it was split by) and a counter in 32-bit words.
 #[derive(Clone, Debug)]
@@ -76,15 +79,26 @@ impl Rng {
         all
     }
 
+    /// The numbers of a shape, drawn in pieces, between which a stop is heard.
+    fn pieces(&mut self, shape: &[usize], draw: fn(&mut Self, usize) -> Vec<f64>) -> Result<Vec<f64>> {
+        let n = shape.iter().product();
+        let mut values = Vec::with_capacity(n);
+        while values.len() < n {
+            interrupt::check()?;
+            values.append(&mut draw(self, PIECE.min(n - values.len())));
+        }
+        Ok(values)
+    }
+
     pub fn normal(&mut self, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
         room("random numbers", shape, DType::F64, &Device::Cpu)?;
-        let values = self.normals(shape.iter().product());
+        let values = self.pieces(shape, Self::normals)?;
         Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
     }
 
     pub fn uniform(&mut self, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
         room("random numbers", shape, DType::F64, &Device::Cpu)?;
-        let values = self.uniforms(shape.iter().product());
+        let values = self.pieces(shape, Self::uniforms)?;
         Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
     }
 }

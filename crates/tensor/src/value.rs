@@ -2,7 +2,7 @@
 
 use super::graph::Node;
 use super::meta::Block;
-use super::{Array, DType, Device};
+use super::{Array, DType, Device, interrupt};
 use amscript_base::bail;
 use amscript_base::error::Result;
 use amscript_base::memory;
@@ -72,7 +72,9 @@ impl Tensor {
 
     pub fn eye(n: usize, dtype: DType, device: &Device) -> Result<Self> {
         room("a tensor", (n, n), dtype, device)?;
-        Ok(Self::constant_of(Array::eye(n, dtype, device)?))
+        let here = device.clone();
+        let eye = move || Array::eye(n, dtype, &here);
+        Ok(Self::constant_of(if n < 4096 { eye()? } else { interrupt::beside(eye)?? }))
     }
 
     /// Constant zeros of the same shape, type and device.

@@ -7,27 +7,34 @@ syn keyword amscriptKeyword let const if else switch while loop do until for in 
 syn keyword amscriptKeyword break return throw try catch fn private this import export as global
 syn keyword amscriptKeyword is_def_var is_def_fn type_of
 syn keyword amscriptBoolean true false
-syn keyword amscriptFunction abs adamw adaptive adjoint_matching aesthetic_reward all_linears all_steps apropos arange argmax assert_close at
-syn keyword amscriptFunction autoencoder automatic batch between bf16 broadcast cat checkpoint choose clamp clamp_heads clamp_through
-syn keyword amscriptFunction class_names class_prompts clip_features clip_reward compare_grid condition constant constant_rate control_intensity control_mass control_norm control_norms
-syn keyword amscriptFunction control_target control_units cos cosine count coverage cpu cuda cumsum data_from_velocity decode density
-syn keyword amscriptFunction detach discrete_adjoint distance distort div draft draw ema encode encode_image entry_norm estimate
-syn keyword amscriptFunction euler exp eye f16 f32 f64 feature_distance fenchel_young fenchel_young_loss finish flatten floor
-syn keyword amscriptFunction flow frechet_distance full gddim gelu grad gradcheck gradients grid guided heatmap help
-syn keyword amscriptFunction heun histogram i64 image_grid image_reward images infinity integers interpolate is_scene item klein_grid
-syn keyword amscriptFunction last last_steps lean_adjoint linear linear_decay linspace load_image load_lora load_state load_tensors log log_softmax
-syn keyword amscriptFunction lora lpips lpips_net manifold matching_loss matmul max maximum mean mean_errors memoryless merge
-syn keyword amscriptFunction method_state min minimum models moments ms_ssim ms_ssim_distance narrow noise noise_from_velocity noise_schedule norm
-syn keyword amscriptFunction normal normalised of ones options oracle oracle_report over paired pairwise paper_adjoint param
-syn keyword amscriptFunction params penalty permute pixel_distance plot power precision progress prompts quadratic random_steps random_text_encoder
-syn keyword amscriptFunction read_log read_run recall reconstruct refl relu repeat reshape restore result results_table reward
-syn keyword amscriptFunction reward_cost rms_norm rng rollout round rows sample sample_norm save save_image save_lora save_results
-syn keyword amscriptFunction save_tensors scatter score score_from_velocity scores scripted_reward sde select settings shapes shifted show
-syn keyword amscriptFunction sigmoid sign silu similarities sin sine_squared softmax softplus split sqrt square squared
-syn keyword amscriptFunction squeeze ssim stack start_run state std step steps strength sum sum_errors swap
-syn keyword amscriptFunction tanh taps tensor terminal terminal_cost terminal_gradient time to to_array trainable transpose u32
-syn keyword amscriptFunction uniform unload_text_encoder unsqueeze up_to update value_and_grad velocity velocity_field velocity_from_data velocity_from_noise velocity_from_score velocity_units
-syn keyword amscriptFunction vjp zeros zip
+syn keyword amscriptFunction abs adamw adaptive adjoint_matching advantages aesthetic_reward again all_but_last all_linears all_steps apropos arange
+syn keyword amscriptFunction argmax assert_close at at_steps autoencoder automatic balanced_loss base_ends batch batch_rms batch_std best_only
+syn keyword amscriptFunction best_worst between bf16 broadcast by_advantage by_noise by_reward by_tilt cat checkpoint choose choose_rows
+syn keyword amscriptFunction clamp clamp_heads clamp_ratio clamp_through class_names class_prompts clip clip_features clip_gradient clip_per_dimension clip_reward compare_grid
+syn keyword amscriptFunction condition constant constant_rate control control_intensity control_mass control_norm control_norms control_target control_units copy_every cos
+syn keyword amscriptFunction cosine count coverage cps cpu crd_loss cuda cumsum data_from_velocity decode density detach
+syn keyword amscriptFunction dgpo_loss discrete_adjoint distance distort div divergence dpo_loss draft draw ema encode encode_image
+syn keyword amscriptFunction entry_norm equal_weights ess estimate euler exp explore eye f16 f32 f64 far_from_mean
+syn keyword amscriptFunction feature_distance fenchel_young fenchel_young_loss finish flatten floor flow flow_grpo_noise follow forward_process frechet_distance full
+syn keyword amscriptFunction gddim gdpo gelu girsanov grad gradcheck gradients grid group_std grpo guard_ratio guided
+syn keyword amscriptFunction heatmap help heun histogram i64 image_grid image_reward images infinity integers interpolate is_scene
+syn keyword amscriptFunction item judge klein_grid last last_steps lean_adjoint leap_align linear linear_decay linspace load_image load_lora
+syn keyword amscriptFunction load_state load_tensors log log_softmax log_sum_exp logit_normal_times look_ahead lora lpips lpips_net manifold matching_loss
+syn keyword amscriptFunction matmul max maximum mean mean_errors mean_kl memoryless merge method_state min minimum models
+syn keyword amscriptFunction moments ms_ssim ms_ssim_distance multinomial narrow nft_loss no_std noise noise_from_velocity noise_schedule noised norm
+syn keyword amscriptFunction normal normalised objective objective_mass of old_ends ones only_steps options oracle oracle_report over
+syn keyword amscriptFunction overlap paired pairs pairwise paper_adjoint param params penalty per_width permute pixel_distance plain_ratio
+syn keyword amscriptFunction plot policy_ends power precision progress prompts quadratic quadratic_loss ramp random_steps random_text_encoder random_window
+syn keyword amscriptFunction read_log read_run recall reconstruct refl relu repeat resample reshape residual restore result
+syn keyword amscriptFunction results_table reward reward_cost reward_guided rms_norm rng rollout round rows running sample sample_norm
+syn keyword amscriptFunction save save_image save_lora save_results save_tensors scatter score score_from_velocity scores scripted_reward sde select
+syn keyword amscriptFunction settings shapes share shifted shifted_times show sigmoid sign silu similarities sin sine_squared
+syn keyword amscriptFunction skip_updates sleep softmax softplus split sqrt square squared squeeze ssim ssp stack
+syn keyword amscriptFunction start_run state std steered step step_weights steps stop stop_run stratified strength sum
+syn keyword amscriptFunction sum_advantages sum_errors sum_rewards swap systematic tanh taps tensor terminal terminal_cost terminal_gradient time
+syn keyword amscriptFunction to to_array trainable transition transpose u32 uniform uniform_times unload_text_encoder unscaled_ratio unsqueeze up_to
+syn keyword amscriptFunction update value_and_grad velocity velocity_field velocity_from_data velocity_from_noise velocity_from_score velocity_kl velocity_units vgg_flow vjp window
+syn keyword amscriptFunction zeros zip
 syn match amscriptNumber /\<\d[0-9_]*\(\.\d\+\)\?\([eE][-+]\?\d\+\)\?\>/
 syn region amscriptString start=/"/ skip=/\\./ end=/"/
 syn region amscriptString start=/`/ end=/`/

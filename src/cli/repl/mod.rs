@@ -16,6 +16,7 @@ use super::output::Lines;
 use super::{PromptArgs, fault, run};
 use crate::script::{Host, Session};
 use amscript_base::error::{Error, Kind, Result};
+use amscript_base::permissions::Rights;
 use amscript_base::terminal::note;
 use amscript_nn::source::Sources;
 use amscript_run::screen::{Colours, Plot, Screen};
@@ -56,6 +57,8 @@ impl Prompt {
     fn new(arguments: &PromptArgs, lines: &Arc<Lines>) -> Result<Self> {
         let mut request = run::request(&arguments.session, false)?;
         request.script = Some("session.rhai".into()); // imports and files are looked up from here
+        request.allow = Rights::all(); // the user types
+        request.max_alone = None; // somebody sits there and can press Ctrl-C
         let host = Host::new(Session::new(request, lines.printer()));
         let waiting = Arc::<AtomicBool>::default();
         run::heed_signals(host.session(), waiting.clone());
@@ -99,7 +102,7 @@ impl Prompt {
         if !quiet {
             let device = place::name(self.workspace.session().device());
             self.say(&format!(
-                "amscript {} on {device}; help() is the manual, :help lists commands",
+                "amscript {} on {device}, with all your rights to files; help() is the manual, :help lists commands",
                 env!("CARGO_PKG_VERSION")
             ));
         }

@@ -14,7 +14,8 @@ mod walk;
 use super::rename::{self, RENAMED, Table};
 use super::source::Around;
 use super::{Request, Session, fault, import, limit};
-use amscript_base::error::{Error, Place};
+use amscript_base::error::{Error, Kind, Place};
+use amscript_base::text::is_hidden;
 use fact::Facts;
 use rhai::{AST, Engine, Expr, Position, Stmt};
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,7 +35,7 @@ pub enum Severity {
 pub struct Finding {
     pub severity: Severity,
     /// The kind of mistake, in a word that editors can filter by: `syntax`, `variable`, `function`, `arguments`, `option`,
-    /// `property`, `import`, `setting`, `capture`.
+    /// `property`, `import`, `setting`, `capture`, `hidden`.
     pub code: &'static str,
     pub error: Error,
     /// The name that stands there and what it is now, where that is all there is to it.
@@ -144,6 +145,7 @@ struct Checker {
 impl Checker {
     fn file(&mut self, name: &str, text: &str) {
         self.session.add_source(name, text);
+        self.hidden(name, text);
         let read = self.session.read(name, text, &Around { check: true, ..Around::default() });
         let ast = match self.engine.compile(&read) {
             Ok(ast) => ast,
@@ -167,6 +169,18 @@ impl Checker {
             let strict = self.engine.compile(&read);
             self.engine.set_strict_variables(false);
             strict.err().into_iter().for_each(|e| self.unreadable(e, name));
+        }
+    }
+
+    /// Characters that a reader does not see, the first of each line: with them a script does not do what it seems to (CVE-2021-42574).
+    fn hidden(&mut self, name: &str, text: &str) {
+        for (i, line) in text.lines().enumerate() {
+            let Some((column, c)) = line.chars().enumerate().find(|(_, c)| is_hidden(*c)) else { continue };
+            let message = format!("the hidden character {} stands here", c.escape_unicode());
+            let mut error = Error::new(Kind::Value, message)
+                .hint("what is seen may not be what runs; write it as an escape in a text");
+            error.trace.push(Place { function: None, source: name.into(), line: i + 1, column: column + 1 });
+            self.findings.push(Finding { severity: Severity::Warning, code: "hidden", error, fix: None });
         }
     }
 

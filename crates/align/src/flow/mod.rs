@@ -10,12 +10,14 @@ mod grid;
 pub mod interpolant;
 mod noise;
 mod sample;
+mod steered;
 mod trajectory;
 mod velocity;
 
 pub use condition::Condition;
 pub use grid::{Grid, klein_grid, shifted, uniform};
 pub use noise::{Dynamics, Level, Noise};
-pub use sample::{Euler, Gddim, Heun, Sde, Solver};
+pub use sample::{AtSteps, Cps, Euler, Gddim, Heun, Sde, Solver};
+pub use steered::{Steer, Steered};
 pub use trajectory::{Draw, OnStep, RolloutOptions, Stepper, Trajectory, draws, rollout, time_tensor};
 pub use velocity::Velocity;

@@ -25,6 +25,8 @@ pub enum Noise {
     LinearDecay(f64),
     /// `c sin^2(pi t)`.
     SineSquared(f64),
+    /// `a^2 (1 - t) / t`, and `a^2 / h` at `t = 0`, `h` the step's width: Flow-GRPO's (arXiv:2505.05470), `a^2 / 2` times memoryless.
+    FlowGrpo(f64),
     /// Any level.
     Schedule(Arc<Level>),
 }
@@ -68,6 +70,11 @@ impl Dynamics {
         self.w.map_or(1.0, f64::sqrt)
     }
 
+    /// `h (1 + rho)`: how far a unit of velocity moves the step's end.
+    pub fn reach(&self) -> f64 {
+        self.h * (1.0 + self.rho)
+    }
+
     /// `sigma / (1 + rho)`: the change of velocity that is one unit of control.
     pub fn control_gain(&self) -> f64 {
         self.sigma() / (1.0 + self.rho)
@@ -81,7 +88,10 @@ impl Noise {
             let o = offset.unwrap_or(h);
             return Ok(Dynamics { h, rho: 1.0, mean_reversion: 1.0 / (t + o), w: Some(2.0 * (1.0 - t + o) / (t + o)) });
         }
-        let w = self.level(t)?;
+        let w = match self {
+            Noise::FlowGrpo(a) if t == 0.0 => a * a / h,
+            _ => self.level(t)?,
+        };
         Ok(Dynamics { h, rho: w * t / (2.0 * (1.0 - t)), mean_reversion: w / (2.0 * (1.0 - t)), w: Some(w) })
     }
 
@@ -94,6 +104,7 @@ impl Noise {
             Noise::Constant(c) => Ok(*c),
             Noise::LinearDecay(c) => Ok(c * (1.0 - t)),
             Noise::SineSquared(c) => Ok(c * (std::f64::consts::PI * t).sin().powi(2)),
+            Noise::FlowGrpo(a) => Ok(a * a * (1.0 - t) / t),
             Noise::Schedule(level) => level(t),
         }
     }

@@ -6,6 +6,7 @@ use amscript_base::bail;
 use amscript_base::error::Result;
 use amscript_tensor::Tensor;
 use amscript_tensor::op::combine;
+use std::sync::Arc;
 
 /// A velocity at a state and a time, its condition fixed.
 pub type VelocityFn<'a> = dyn FnMut(&Tensor, f64) -> Result<Tensor> + 'a;
@@ -15,6 +16,12 @@ pub trait Solver: Send + Sync {
     /// What step `k` of the grid does.
     fn dynamics(&self, grid: &Grid, k: usize) -> Result<Dynamics> {
         Ok(Dynamics::deterministic(grid.width(k)))
+    }
+
+    /// What a step from `t`, `h` wide, does, on whatever grid.
+    fn dynamics_at(&self, t: f64, h: f64) -> Result<Dynamics> {
+        let (grid, k) = around(t, h)?;
+        self.dynamics(&grid, k)
     }
 
     /// The state after step `k` without its noise, given the state `x` and the velocity `v` there; `field` gives further stages.
@@ -67,6 +74,54 @@ impl Gddim {
     }
 }
 
+/// A grid with the step from `t`, `h` wide, and the number of that step.
+fn around(t: f64, h: f64) -> Result<(Grid, usize)> {
+    if !((0.0..1.0).contains(&t) && h > 0.0 && t + h <= 1.0 + 1e-12) {
+        bail!(Value, "step: a step must lie between the times 0 and 1, got one from {t}, {h} wide");
+    }
+    let times = [0.0, t, t + h].into_iter().filter(|time| *time < 1.0 - 1e-12).chain([1.0]);
+    let mut times: Vec<f64> = times.collect();
+    times.dedup();
+    let grid = Grid::new(times)?;
+    let k = grid.times().iter().rposition(|time| *time <= t).unwrap_or(0);
+    Ok((grid, k))
+}
+
+/// The sampler that keeps the coefficients of data and noise (Flow-CPS, arXiv:2509.05952): `eta` in [0, 1] is how much of the noise that
+/// is left is drawn anew, as an angle. 0 is Euler's method; the last step is free of noise.
+#[derive(Debug, Clone, Copy)]
+pub struct Cps {
+    pub eta: f64,
+}
+
+impl Cps {
+    pub fn new(eta: f64) -> Result<Self> {
+        if !(0.0..=1.0).contains(&eta) {
+            bail!(Value, "cps: eta must lie in [0, 1], got {eta}");
+        }
+        Ok(Self { eta })
+    }
+}
+
+/// A sampler at some steps, Euler's method at the others.
+#[derive(Clone)]
+pub struct AtSteps {
+    pub solver: Arc<dyn Solver>,
+    pub steps: Vec<usize>,
+}
+
+impl AtSteps {
+    fn at(&self, k: usize) -> &dyn Solver {
+        if self.steps.contains(&k) { &*self.solver } else { &Euler }
+    }
+}
+
+/// `x' = s x1 + q e + sqrt(var) z` with the predictions `x1 = x + (1-t) v` of the data and `e = x - t v` of the noise, from `t` to `s`.
+fn implicit([t, s]: [f64; 2], q: f64, var: f64) -> Dynamics {
+    let h = s - t;
+    Dynamics { h, rho: (s * (1.0 - t) - q * t) / h - 1.0, mean_reversion: (1.0 - s - q) / h, w: Some(var / h) }
+}
+
 impl Solver for Euler {}
 
 impl Solver for Heun {
@@ -82,6 +137,15 @@ impl Solver for Sde {
         match self.last {
             Some(last) if k + last < grid.steps() => Euler.dynamics(grid, k),
             _ => self.noise.dynamics(grid.times()[k], grid.width(k)),
+        }
+    }
+
+    fn dynamics_at(&self, t: f64, h: f64) -> Result<Dynamics> {
+        match self.last {
+            Some(k) => {
+                bail!(Value, "step: a sampler with noise in its last {k} steps needs the grid, got a time"; hint: "step(grid, k)")
+            }
+            None => around(t, h).and_then(|_| self.noise.dynamics(t, h)),
         }
     }
 
@@ -101,21 +165,57 @@ impl Solver for Sde {
 
 impl Solver for Gddim {
     fn dynamics(&self, grid: &Grid, k: usize) -> Result<Dynamics> {
-        let (t, s, h) = (grid.times()[k], grid.times()[k + 1], grid.width(k));
+        let (t, s) = (grid.times()[k], grid.times()[k + 1]);
         if self.eta == 0.0 {
             return Euler.dynamics(grid, k);
         }
         let ratio = (1.0 - s) * t / (s * (1.0 - t));
         let kept = ratio.powf(2.0 * self.eta * self.eta);
-        // x' = (s + q) x + (s (1 - t) - q t) v + sqrt(var) z with q = sqrt((1-s)^2 - var).
-        let q = (1.0 - s) * kept.sqrt();
-        let var = (1.0 - s).powi(2) * (1.0 - kept);
-        let (rho, mean_reversion) = ((s * (1.0 - t) - q * t) / h - 1.0, (1.0 - s - q) / h);
-        Ok(Dynamics { h, rho, mean_reversion, w: Some(var / h) })
+        Ok(implicit([t, s], (1.0 - s) * kept.sqrt(), (1.0 - s).powi(2) * (1.0 - kept)))
     }
 
     fn stochastic(&self) -> bool {
         self.eta > 0.0
+    }
+}
+
+impl Solver for Cps {
+    fn dynamics(&self, grid: &Grid, k: usize) -> Result<Dynamics> {
+        let (t, s) = (grid.times()[k], grid.times()[k + 1]);
+        if self.eta == 0.0 {
+            return Euler.dynamics(grid, k);
+        }
+        let (sin, cos) = (self.eta * std::f64::consts::FRAC_PI_2).sin_cos();
+        Ok(implicit([t, s], (1.0 - s) * cos, ((1.0 - s) * sin).powi(2)))
+    }
+
+    fn stochastic(&self) -> bool {
+        self.eta > 0.0
+    }
+}
+
+impl Solver for AtSteps {
+    fn dynamics(&self, grid: &Grid, k: usize) -> Result<Dynamics> {
+        self.at(k).dynamics(grid, k)
+    }
+
+    fn dynamics_at(&self, _: f64, _: f64) -> Result<Dynamics> {
+        bail!(Value, "step: a sampler with noise at some steps needs the grid, got a time"; hint: "step(grid, k)")
+    }
+
+    fn step(&self, field: &mut VelocityFn, x: &Tensor, v: &Tensor, grid: &Grid, k: usize) -> Result<Tensor> {
+        self.at(k).step(field, x, v, grid, k)
+    }
+
+    fn stochastic(&self) -> bool {
+        self.solver.stochastic() && !self.steps.is_empty()
+    }
+
+    fn check(&self, grid: &Grid) -> Result<()> {
+        if let Some(k) = self.steps.iter().find(|k| **k >= grid.steps()) {
+            bail!(Value, "at_steps: steps must be below {}, the steps of the grid, got {k}", grid.steps());
+        }
+        self.solver.check(grid)
     }
 }
 
@@ -143,6 +243,44 @@ mod tests {
             let slope = (error(solver, 512) / error(solver, 1024)).log2();
             assert!((slope - order).abs() < 0.05, "order {slope}, not {order}");
         }
+    }
+
+    #[test]
+    fn a_step_by_itself_is_that_of_a_grid() {
+        let grid = uniform(5).unwrap();
+        let sde = Sde { noise: Noise::LinearDecay(1.0), last: None };
+        for solver in [&Euler as &dyn Solver, &Heun, &sde, &Gddim::new(1.0).unwrap(), &Cps::new(0.5).unwrap()] {
+            for k in 0..5 {
+                let (t, h) = (grid.times()[k], grid.width(k));
+                let (alone, of_grid) = (solver.dynamics_at(t, h).unwrap(), solver.dynamics(&grid, k).unwrap());
+                let numbers = |d: Dynamics| [d.h, d.rho, d.mean_reversion, d.w.unwrap_or(-1.0)];
+                assert!(
+                    numbers(alone).iter().zip(numbers(of_grid)).all(|(a, b)| (a - b).abs() < 1e-12),
+                    "{alone:?} {of_grid:?}"
+                );
+            }
+            assert!(solver.dynamics_at(1.0, 0.1).is_err() && solver.dynamics_at(0.5, 0.6).is_err());
+        }
+        assert!(Sde { noise: Noise::LinearDecay(1.0), last: Some(2) }.dynamics_at(0.5, 0.1).is_err());
+        // Ancestral sampling, from t to s: the variance b_s^2 (1 - (b_s a_t / (a_s b_t))^2) with a = t, b = 1 - t.
+        let step = Gddim::new(1.0).unwrap().dynamics_at(0.4, 0.2).unwrap();
+        let exact = 0.4f64.powi(2) * (1.0 - (0.4 * 0.4 / (0.6 * 0.6f64)).powi(2));
+        assert!((step.noise_std().powi(2) - exact).abs() < 1e-12);
+    }
+
+    #[test]
+    fn other_steps_than_those_named_are_eulers() {
+        let (grid, solver) = (uniform(4).unwrap(), Arc::new(Cps::new(0.8).unwrap()));
+        let some = AtSteps { solver: solver.clone(), steps: vec![1] };
+        for k in 0..4 {
+            let other = if k == 1 { solver.dynamics(&grid, k) } else { Euler.dynamics(&grid, k) };
+            assert_eq!(some.dynamics(&grid, k).unwrap(), other.unwrap());
+        }
+        assert!(some.dynamics_at(0.25, 0.25).is_err());
+        assert!(some.stochastic() && !AtSteps { steps: vec![], ..some.clone() }.stochastic());
+        let message = AtSteps { steps: vec![1, 4], ..some }.check(&grid).unwrap_err().message;
+        assert_eq!(message, "at_steps: steps must be below 4, the steps of the grid, got 4");
+        assert_eq!(Cps::new(1.5).unwrap_err().message, "cps: eta must lie in [0, 1], got 1.5");
     }
 
     #[test]

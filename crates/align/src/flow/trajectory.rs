@@ -35,13 +35,16 @@ pub struct RolloutOptions {
     pub keep: usize,
     /// Kept steps whose velocity keeps its graph to the parameters (never to the states).
     pub track: Vec<usize>,
+    /// Keep the noise of the kept steps too.
+    pub noises: bool,
     pub on_step: Option<OnStep>,
 }
 
 impl RolloutOptions {
     /// Euler's method, every step kept, no graph.
     pub fn new(grid: Grid) -> Self {
-        Self { keep: grid.steps(), grid, solver: Arc::new(Euler), draw: None, track: Vec::new(), on_step: None }
+        let (keep, solver) = (grid.steps(), Arc::new(Euler));
+        Self { keep, grid, solver, draw: None, track: Vec::new(), noises: false, on_step: None }
     }
 }
 
@@ -56,6 +59,8 @@ pub struct Trajectory {
     pub states: Vec<Tensor>,
     /// `v(X_k, t_k)` for `k` in `first..N`.
     pub velocities: Vec<Tensor>,
+    /// The unit noise `z` of each kept step, none where a step has none; empty unless it was asked for.
+    pub noises: Vec<Option<Tensor>>,
     pub condition: Condition,
 }
 
@@ -99,6 +104,7 @@ impl Trajectory {
         self.first += cut;
         self.states.drain(..cut);
         self.velocities.drain(..cut);
+        self.noises.drain(..cut.min(self.noises.len()));
         self
     }
 
@@ -164,11 +170,20 @@ impl<'a> Stepper<'a> {
 
     /// The state after step `k`, from the state and the velocity before it; keeps whatever graph these have.
     pub fn next(&self, k: usize, x: &Tensor, v: &Tensor) -> Result<Tensor> {
+        self.next_by(k, x, v, self.noise(k, x)?.as_ref())
+    }
+
+    /// The unit noise of step `k`, where it has any.
+    fn noise(&self, k: usize, x: &Tensor) -> Result<Option<Tensor>> {
+        let noisy = self.options.solver.dynamics(&self.options.grid, k)?.noise_std() > 0.0;
+        self.options.draw.as_ref().filter(|_| noisy).map(|draw| draw(k, x)?.to_dtype(x.dtype())).transpose()
+    }
+
+    fn next_by(&self, k: usize, x: &Tensor, v: &Tensor, noise: Option<&Tensor>) -> Result<Tensor> {
         let (grid, solver) = (&self.options.grid, &self.options.solver);
         let mut next = solver.step(&mut |x, t| self.velocity(x, t, x.requires_grad()), x, v, grid, k)?;
-        let noise_std = solver.dynamics(grid, k)?.noise_std();
-        if let (Some(draw), true) = (&self.options.draw, noise_std > 0.0) {
-            next = combine((&next, 1.0), (&draw(k, x)?.to_dtype(x.dtype())?, noise_std))?;
+        if let Some(z) = noise {
+            next = combine((&next, 1.0), (z, solver.dynamics(grid, k)?.noise_std()))?;
         }
         let t = grid.times()[k + 1];
         require_finite(&next, move |sample| {
@@ -210,15 +225,20 @@ pub fn rollout(
         let first = n - options.keep;
         let mut x = stepper.advance_to(x0, first)?;
         let (mut states, mut velocities) = (Vec::with_capacity(n - first + 1), Vec::with_capacity(n - first));
+        let mut noises = Vec::new();
         for k in first..n {
             stepper.notify(k)?;
             let v = stepper.velocity(&x, grid.times()[k], options.track.contains(&k))?;
-            let next = stepper.next(k, &x, &v.constant())?;
+            let z = stepper.noise(k, &x)?;
+            let next = stepper.next_by(k, &x, &v.constant(), z.as_ref())?;
             states.push(std::mem::replace(&mut x, next));
             velocities.push(v);
+            if options.noises {
+                noises.push(z);
+            }
         }
         states.push(x);
-        Ok(Trajectory { grid, solver, first, states, velocities, condition: condition.clone() })
+        Ok(Trajectory { grid, solver, first, states, velocities, noises, condition: condition.clone() })
     })
 }
 

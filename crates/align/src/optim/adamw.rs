@@ -3,7 +3,7 @@
 use super::param::{Params, overwrite};
 use super::schedule::Schedule;
 use amscript_base::bail;
-use amscript_base::error::{Kind, Result};
+use amscript_base::error::{Error, Kind, Result};
 use amscript_base::profile::phase;
 use amscript_tensor::adamw::{AdamWStep, sums_of_squares};
 use amscript_tensor::grad::gradients;
@@ -39,9 +39,45 @@ impl OptimizerOptions {
     }
 }
 
+/// What happens to numbers that are NaN or infinite.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub enum NotFinite {
+    /// An error that names the tensor.
+    #[default]
+    Stop,
+    /// The update is left out; an error after so many in a row.
+    Skip(usize),
+    /// In a gradient, NaN counts as 0, and every entry as one of at most this size; elsewhere an error.
+    Clip(f64),
+}
+
+impl NotFinite {
+    /// Whether an error is passed over, after so many that were; the error where it is one too many.
+    pub fn passes(self, error: &Error, before: usize) -> Result<bool> {
+        match self {
+            Self::Skip(most) if error.kind == Kind::Numeric && before < most => Ok(true),
+            Self::Skip(most) if error.kind == Kind::Numeric => {
+                let message = format!("{}; {most} updates in a row were left out before", error.message);
+                Err(Error { message, ..error.clone() })
+            }
+            _ => Ok(false),
+        }
+    }
+}
+
+/// Choices of one step.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct StepOptions {
+    /// Longest gradient over all parameters; a longer one is scaled down to it.
+    pub clip: Option<f64>,
+    pub not_finite: NotFinite,
+}
+
 /// What one step did.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepReport {
+    /// Whether it was left out, by [`NotFinite::Skip`].
+    pub skipped: bool,
     /// Learning rate that the step used.
     pub rate: f64,
     /// Global gradient norm before clipping.
@@ -55,6 +91,8 @@ pub struct AdamW {
     first: Vec<Tensor>,
     second: Vec<Tensor>,
     step: usize,
+    /// Steps that were left out in a row.
+    skipped: usize,
 }
 
 impl AdamW {
@@ -71,7 +109,7 @@ impl AdamW {
         }
         let zeros = || params.iter().map(|(_, v)| v.zeros_like()?.variable());
         let (first, second) = (zeros().collect::<Result<_>>()?, zeros().collect::<Result<_>>()?);
-        Ok(Self { params, options, first, second, step: 0 })
+        Ok(Self { params, options, first, second, step: 0, skipped: 0 })
     }
 
     pub fn params(&self) -> &Params {
@@ -88,10 +126,10 @@ impl AdamW {
         self.options.rate.rate(self.step)
     }
 
-    /// Differentiates `loss` and takes one step, the gradient scaled down to norm `clip` where it is longer.
-    pub fn step(&mut self, loss: &Tensor, clip: Option<f64>) -> Result<StepReport> {
+    /// Differentiates `loss` and takes one step.
+    pub fn step(&mut self, loss: &Tensor, options: &StepOptions) -> Result<StepReport> {
         let gradients = phase("backward", || self.gradients(loss))?;
-        phase("optimizer", || self.apply(&gradients, clip))
+        phase("optimizer", || self.apply(&gradients, options))
     }
 
     /// Gradients of `loss` for the parameters, in their order.
@@ -111,8 +149,20 @@ impl AdamW {
     }
 
     /// Takes one step with given gradients; nothing is changed when one of them is refused.
-    pub fn apply(&mut self, gradients: &[Tensor], clip: Option<f64>) -> Result<StepReport> {
-        let norms = self.norms(gradients)?;
+    pub fn apply(&mut self, gradients: &[Tensor], options: &StepOptions) -> Result<StepReport> {
+        let clipped = match options.not_finite {
+            NotFinite::Clip(limit) => gradients.iter().map(|g| bounded(g, limit)).collect::<Result<_>>()?,
+            _ => gradients.to_vec(),
+        };
+        let norms = match self.norms(&clipped) {
+            Ok(norms) => norms,
+            Err(error) if options.not_finite.passes(&error, self.skipped)? => {
+                self.skipped += 1;
+                return Ok(StepReport { skipped: true, rate: self.rate(), norm: f64::NAN });
+            }
+            Err(error) => return Err(error),
+        };
+        let (gradients, clip) = (&clipped, options.clip);
         if self.options.check && self.step == 0 {
             self.check_start(&norms)?;
         }
@@ -127,7 +177,8 @@ impl AdamW {
             update.apply(var, &gradients[i], &self.first[i], &self.second[i])?;
         }
         self.step += 1;
-        Ok(StepReport { rate: update.rate, norm })
+        self.skipped = 0;
+        Ok(StepReport { skipped: false, rate: update.rate, norm })
     }
 
     /// Norm of each gradient; one that is not finite is an error.
@@ -208,6 +259,16 @@ impl AdamW {
     }
 }
 
+/// Entries of at most a size; NaN is 0.
+fn bounded(gradient: &Tensor, limit: f64) -> Result<Tensor> {
+    if limit.is_nan() || limit <= 0.0 {
+        bail!(Value, "step: the bound of a gradient's entries must be above 0, got {limit}");
+    }
+    let known = gradient.constant();
+    let number = known.eq(&known)?; // not so of NaN
+    number.where_cond(&known, &known.zeros_like()?)?.clamp(-limit, limit)
+}
+
 /// The first few names, and how many more there are.
 fn list(names: &[&str]) -> String {
     let shown: Vec<String> = names.iter().take(4).map(|n| format!("`{n}`")).collect();
@@ -244,7 +305,7 @@ mod tests {
         let (mut x, mut m, mut v) = ([0.5f64, -2.0], [0.0; 2], [0.0; 2]);
         for k in 0..6 {
             let g = [1.0 + k as f64, -0.3];
-            opt.apply(&[row(&g)], None).unwrap();
+            opt.apply(&[row(&g)], &StepOptions::default()).unwrap();
             let (rate, t) = (options.rate.rate(k), k as i32 + 1);
             for i in 0..2 {
                 m[i] = 0.9 * m[i] + 0.1 * g[i];
@@ -264,7 +325,9 @@ mod tests {
         let change = |clip, factor: f64| {
             let p = params(&[("a", &[0.0]), ("b", &[0.0])]);
             let mut opt = AdamW::new(p.clone(), options).unwrap();
-            let report = opt.apply(&[row(&[3.0 * factor]), row(&[4.0 * factor])], clip).unwrap();
+            let report = opt
+                .apply(&[row(&[3.0 * factor]), row(&[4.0 * factor])], &StepOptions { clip, ..StepOptions::default() })
+                .unwrap();
             assert!((report.norm - 5.0 * factor).abs() < 1e-12);
             values(&p, 1)[0]
         };
@@ -280,7 +343,7 @@ mod tests {
             AdamW::new(p.clone(), OptimizerOptions { rate, weight_decay: 0.0, ..Default::default() }).unwrap();
         for _ in 0..200 {
             let loss = (&p.tensors()[0] - 1.0).unwrap().sqr().unwrap().sum_all().unwrap();
-            opt.step(&loss, None).unwrap();
+            opt.step(&loss, &StepOptions::default()).unwrap();
         }
         assert!((values(&p, 0)[0] - 1.0).abs() < 1e-3, "{}", values(&p, 0)[0]);
     }
@@ -295,17 +358,17 @@ mod tests {
         };
         let mut whole = fresh(&g[5].copy().unwrap());
         g.iter().for_each(|g| {
-            whole.apply(std::slice::from_ref(g), None).unwrap();
+            whole.apply(std::slice::from_ref(g), &StepOptions::default()).unwrap();
         });
         let mut half = fresh(&g[5].copy().unwrap());
         g[..3].iter().for_each(|g| {
-            half.apply(std::slice::from_ref(g), None).unwrap();
+            half.apply(std::slice::from_ref(g), &StepOptions::default()).unwrap();
         });
         let mut rest = fresh(&half.params().tensors()[0].copy().unwrap().constant());
         let state: std::collections::HashMap<_, _> = half.state().unwrap().into_iter().collect();
         rest.load_state(|name| state.get(name).cloned()).unwrap();
         g[3..].iter().for_each(|g| {
-            rest.apply(std::slice::from_ref(g), None).unwrap();
+            rest.apply(std::slice::from_ref(g), &StepOptions::default()).unwrap();
         });
         let bits = |o: &AdamW| o.params().tensors()[0].to_vec1::<f32>().unwrap();
         assert_eq!(bits(&whole), bits(&rest));
@@ -318,7 +381,7 @@ mod tests {
         let (zero, one) = (row(&[0.0]), row(&[1.0]));
         let refuse = |g: &[Tensor]| {
             let mut opt = AdamW::new(p.clone(), OptimizerOptions::default()).unwrap();
-            opt.apply(g, None).map(|_| ()).map_err(|e| e.message)
+            opt.apply(g, &StepOptions::default()).map(|_| ()).map_err(|e| e.message)
         };
         let message = refuse(&[zero.clone(), one.clone(), zero.clone()]).unwrap_err();
         assert_eq!(message, "step: every trainable tensor must get a gradient at the first step, got zero for `y`");
@@ -334,7 +397,27 @@ mod tests {
         let p = params(&[("seen", &[1.0]), ("unseen", &[1.0])]);
         let mut opt = AdamW::new(p.clone(), OptimizerOptions::default()).unwrap();
         let loss = p.tensors()[0].sqr().unwrap().sum_all().unwrap();
-        let message = opt.step(&loss, None).unwrap_err().message;
+        let message = opt.step(&loss, &StepOptions::default()).unwrap_err().message;
         assert_eq!(message, "step: every trainable tensor must get a gradient, got none for `unseen`");
+    }
+    #[test]
+    fn numbers_that_go_wrong_stop_the_step_or_are_left_out_or_bounded() {
+        let wrong = [row(&[f64::NAN, f64::INFINITY, 1.0])];
+        let p = params(&[("w", &[0.0, 0.0, 0.0])]);
+        let options = OptimizerOptions { weight_decay: 0.0, check: false, ..Default::default() };
+        let mut opt = AdamW::new(p.clone(), options).unwrap();
+        let at = |not_finite| StepOptions { clip: None, not_finite };
+        assert!(opt.apply(&wrong, &at(NotFinite::Stop)).unwrap_err().message.contains("`w` must be finite"));
+        for _ in 0..2 {
+            assert!(opt.apply(&wrong, &at(NotFinite::Skip(2))).unwrap().skipped);
+        }
+        let error = opt.apply(&wrong, &at(NotFinite::Skip(2))).unwrap_err();
+        assert!(error.message.contains("`w`") && error.message.contains("2 updates in a row"), "{error}");
+        assert_eq!((opt.steps(), values(&p, 0)), (0, vec![0.0; 3]));
+        let report = opt.apply(&wrong, &at(NotFinite::Clip(2.0))).unwrap();
+        assert_eq!((report.skipped, report.norm, opt.steps()), (false, 5f64.sqrt(), 1));
+        assert!(values(&p, 0)[0] == 0.0 && values(&p, 0)[1] < 0.0);
+        assert!(opt.apply(&wrong, &at(NotFinite::Skip(1))).unwrap().skipped, "counted anew after a step");
+        assert!(opt.apply(&wrong, &at(NotFinite::Clip(0.0))).is_err());
     }
 }

@@ -5,7 +5,7 @@ mod ema;
 mod param;
 mod schedule;
 
-pub use adamw::{AdamW, OptimizerOptions, StepReport};
+pub use adamw::{AdamW, NotFinite, OptimizerOptions, StepOptions, StepReport};
 pub use ema::Ema;
 pub use param::Params;
 pub use schedule::{Schedule, constant_rate, cosine, open_cosine};

@@ -52,6 +52,18 @@ impl Params {
         self.entries.iter().map(|(_, v)| v.clone()).collect()
     }
 
+    /// Moves every value towards that of the same name: `decay * own + (1 - decay) * other`.
+    pub fn follow(&self, other: &Params, decay: f64) -> Result<()> {
+        if !(0.0..=1.0).contains(&decay) {
+            bail!(Value, "follow: the decay must lie in [0, 1], got {decay}");
+        }
+        let moved = |name: &str, own: &Tensor| -> Result<Option<Tensor>> {
+            let Some((_, to)) = other.iter().find(|(other, _)| *other == name) else { return Ok(None) };
+            Ok(Some(((own.constant() * decay)? + (to.constant() * (1.0 - decay))?)?))
+        };
+        self.iter().try_for_each(|(name, own)| overwrite(own, moved(name, own)?, name))
+    }
+
     /// Overwrites every value by the tensor of the same name; a missing or misshaped one is an error.
     pub fn load(&self, mut tensor: impl FnMut(&str) -> Option<Tensor>) -> Result<()> {
         for (name, var) in self.iter() {
@@ -71,4 +83,26 @@ pub(super) fn overwrite(var: &Tensor, value: Option<Tensor>, name: &str) -> Resu
     }
     // A copy: `set` refuses a source that shares storage with the variable.
     var.set(&value.to_dtype(var.dtype())?.to_device(var.device())?.copy()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use amscript_tensor::Device;
+
+    #[test]
+    fn values_follow_others_of_their_name() {
+        let make = |name: &str, x: f64| {
+            let variable = Tensor::new(&[x], &Device::Cpu).unwrap().variable().unwrap();
+            Params::new([(name.to_string(), variable)]).unwrap()
+        };
+        let (own, other) = (make("w", 1.0), make("w", 3.0));
+        own.follow(&other, 0.75).unwrap();
+        assert_eq!(own.tensors()[0].to_vec1::<f64>().unwrap(), [1.5]);
+        assert_eq!(
+            own.follow(&make("b", 0.0), 0.5).unwrap_err().message,
+            "load: `w` must be present, got no tensor of that name"
+        );
+        assert!(own.follow(&other, 1.5).is_err());
+    }
 }

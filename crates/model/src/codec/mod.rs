@@ -8,6 +8,7 @@ pub mod vae;
 use super::parts::Codec;
 use amscript_base::bail;
 use amscript_base::error::Result;
+use amscript_base::file;
 use amscript_nn::opener::{Field, Takes, field};
 use amscript_nn::source::{Component, Sources};
 use amscript_tensor::meta::Trace;
@@ -66,7 +67,7 @@ impl Codec for ImageCodec {
 
 /// Where the autoencoder lies that was named: a path, or the name of its folder.
 pub fn named(vae: &str, sources: &Sources) -> Result<Component> {
-    match Path::new(vae).exists() {
+    match file::exists(Path::new(vae)) {
         true => Component::at(Path::new(vae)),
         false => sources.find(vae).map(Component::Folder),
     }

@@ -10,6 +10,7 @@ use super::text::TextEncoder;
 use amscript_align::flow::{Condition, Velocity};
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
+use amscript_base::file;
 use amscript_nn::opener::{Field, Found, Takes, field};
 use amscript_nn::source::{Component, Folder};
 use amscript_nn::weights::Weights;
@@ -169,7 +170,7 @@ fn parts(
 fn part(opening: &Opening, which: &str) -> Result<Folder> {
     let (name, home) = (opening.name, opening.found.home()?);
     match opening.option::<String>(which)? {
-        Some(path) if Path::new(&path).is_dir() => Ok(Folder::disk(path)),
+        Some(path) if file::is_folder(Path::new(&path)) => Ok(Folder::disk(path)),
         Some(path) => bail!(Missing, "{name}: option `{which}`: expected a folder, got \"{path}\""),
         None if home.has(which) => home.sub(which),
         None => opening.sources.named("flux2").and_then(|folder| folder.sub(which)).map_err(|e| {

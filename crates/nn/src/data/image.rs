@@ -3,30 +3,74 @@
 use super::font;
 use amscript_base::{
     bail,
-    error::{Error, Kind, Result},
+    context::Context,
+    error::{Error, Kind, Result, warn_once},
+    file, memory,
 };
-use amscript_tensor::{DType, Device, Tensor};
-use image::{ImageFormat, ImageReader, Rgb, RgbImage, imageops};
+use amscript_tensor::{DType, Device, Tensor, interrupt};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Rgb, RgbImage, RgbaImage, imageops};
+use std::collections::BTreeMap;
+use std::io::Cursor;
 use std::path::Path;
 
 const PAPER: Rgb<u8> = Rgb([255; 3]);
 const INK: Rgb<u8> = Rgb([40; 3]);
 /// Pixels between cells.
 const GAP: u32 = 6;
+/// Most lines of a caption that are shown.
+const LINES: usize = 12;
 
-/// Reads a PNG or JPEG file as `[1, 3, height, width]`, f32 in `[0, 1]`.
+/// Most bytes of an image file.
+pub const MAX_FILE: u64 = 256 << 20;
+/// Most pixels of an image that is read.
+const MAX_PIXELS: u64 = 1 << 26;
+/// Most pixels of a page that is laid out.
+const MAX_PAGE: u64 = 1 << 28;
+
+/// Reads a PNG or JPEG file, whatever its name, as `[1, 3, height, width]`, f32 in `[0, 1]`; see [`decode`].
 pub fn load(path: &Path) -> Result<Tensor> {
     let name = path.display();
-    let open = || {
-        let bytes = std::fs::read(path)?;
-        let reader = ImageReader::new(std::io::Cursor::new(&bytes)).with_guessed_format()?;
-        if reader.format() == Some(ImageFormat::Jpeg) && !ends(&bytes) {
-            return Err(std::io::Error::other("the JPEG is cut off"));
-        }
-        reader.decode().map_err(std::io::Error::other)
+    let refused = |e: std::io::Error| Error::new(Kind::File, e.to_string());
+    let image = file::read_within(path, MAX_FILE).map_err(refused).and_then(|bytes| decode(&bytes));
+    from_rgb(&image.map_err(|e| e.within(format_args!("load_image: cannot read `{name}`")))?)
+}
+
+/// A PNG or JPEG as it is to be seen: turned as it says, what is transparent on white.
+pub fn decode(bytes: &[u8]) -> Result<RgbImage> {
+    let format = match image::guess_format(bytes) {
+        Ok(format @ (ImageFormat::Png | ImageFormat::Jpeg)) => format,
+        Ok(other) => bail!(File, "expected a PNG or JPEG, got {other:?}"; hint: "convert it to PNG"),
+        Err(_) => bail!(File, "expected a PNG or JPEG, got neither"; hint: "convert it to PNG"),
     };
-    let file = open().map_err(|e| Error::new(Kind::File, format!("load_image: cannot read `{name}` ({e})")))?;
-    from_rgb(&file.to_rgb8())
+    if format == ImageFormat::Jpeg && !ends(bytes) {
+        bail!(File, "the JPEG is cut off"; hint: "fetch it again");
+    }
+    let damaged = |e: image::ImageError| Error::new(Kind::File, e.to_string());
+    let mut decoder = ImageReader::with_format(Cursor::new(bytes), format).into_decoder().map_err(damaged)?;
+    let (width, height) = decoder.dimensions();
+    if u64::from(width) * u64::from(height) > MAX_PIXELS {
+        bail!(Limit, "expected at most {MAX_PIXELS} pixels, got {width} x {height}"; hint: "make it smaller");
+    }
+    let held = usize::try_from(decoder.total_bytes()).ok().and_then(|bytes| bytes.checked_mul(3));
+    memory::room(held, || format!("an image of {width} x {height}"))?;
+    let orientation = decoder.orientation().map_err(damaged)?;
+    let mut image = DynamicImage::from_decoder(decoder).map_err(damaged)?;
+    image.apply_orientation(orientation);
+    Ok(if image.color().has_alpha() { on_white(&image.to_rgba8()) } else { image.to_rgb8() })
+}
+
+/// An image on white paper, as viewers show it: the colours below transparent pixels are whatever its program left there.
+fn on_white(image: &RgbaImage) -> RgbImage {
+    if image.pixels().any(|p| p.0[3] < 255) {
+        warn_once("transparent pixels", "images with transparent pixels are put on white");
+    }
+    let mix = |c: u8, alpha: u8| ((u32::from(c) * u32::from(alpha) + 255 * (255 - u32::from(alpha)) + 127) / 255) as u8;
+    let mut out = RgbImage::new(image.width(), image.height());
+    for (to, from) in out.pixels_mut().zip(image.pixels()) {
+        let [r, g, b, alpha] = from.0;
+        *to = Rgb([r, g, b].map(|c| mix(c, alpha)));
+    }
+    out
 }
 
 /// Whether a JPEG has its end behind where its pixels begin: without, its reader fills what is missing with grey.
@@ -46,17 +90,48 @@ pub fn write(image: &RgbImage, path: &Path) -> Result<()> {
     let Ok(format @ (image::ImageFormat::Png | image::ImageFormat::Jpeg)) = image::ImageFormat::from_path(path) else {
         bail!(Value, "save_image: file must end in .png, .jpg or .jpeg, got `{name}`")
     };
-    let mut bytes = std::io::Cursor::new(Vec::new());
     let failed = |e: std::io::Error| Error::new(Kind::File, format!("save_image: cannot write `{name}` ({e})"));
-    image.write_to(&mut bytes, format).map_err(|e| failed(std::io::Error::other(e)))?;
-    crate::files::write_whole(path, bytes.get_ref()).map_err(failed)
+    let bytes = match format {
+        ImageFormat::Png => png(image, &Context::current().origin())?,
+        _ => {
+            let mut bytes = Cursor::new(Vec::new());
+            image.write_to(&mut bytes, format).map_err(|e| failed(std::io::Error::other(e)))?;
+            bytes.into_inner()
+        }
+    };
+    file::write_whole(path, &bytes).map_err(failed)
+}
+
+/// The bytes of a PNG, with texts by name before its pixels.
+pub fn png(image: &RgbImage, texts: &BTreeMap<String, String>) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, image.width(), image.height());
+    encoder.set_color(png::ColorType::Rgb);
+    let failed = |e: png::EncodingError| Error::new(Kind::Internal, format!("an image as PNG: {e}"));
+    for (name, value) in texts {
+        encoder.add_text_chunk(name.clone(), value.clone()).map_err(failed)?;
+    }
+    let mut writer = encoder.write_header().map_err(failed)?;
+    writer.write_image_data(image).and_then(|()| writer.finish()).map_err(failed)?;
+    Ok(bytes)
+}
+
+/// The texts before the pixels of a PNG.
+pub fn texts(png: &[u8]) -> Result<BTreeMap<String, String>> {
+    let reader = png::Decoder::new(Cursor::new(png)).read_info();
+    let reader = reader.map_err(|e| Error::new(Kind::File, format!("expected a PNG, got an error ({e})")))?;
+    let texts = &reader.info().uncompressed_latin1_text;
+    Ok(texts.iter().map(|chunk| (chunk.keyword.clone(), chunk.text.clone())).collect())
 }
 
 /// `[1, 3, height, width]` from 8-bit pixels.
 pub fn from_rgb(image: &RgbImage) -> Result<Tensor> {
     let (width, height) = (image.width() as usize, image.height() as usize);
-    let pixels = Tensor::from_slice(image.as_raw(), (1, height, width, 3), &Device::Cpu)?;
-    (pixels.permute((0, 3, 1, 2))?.to_dtype(DType::F32)? / 255.0)?.contiguous()
+    memory::room(memory::bytes(&[2, 3, height, width], size_of::<f32>()), || {
+        format!("an image of {width} x {height}")
+    })?;
+    let planes = (0..3).flat_map(|c| image.pixels().map(move |pixel| f32::from(pixel.0[c])));
+    Tensor::from_vec(planes.collect::<Vec<_>>(), (1, 3, height, width), &Device::Cpu)? / 255.0
 }
 
 /// 8-bit pixels of one image; values outside `[0, 1]` are cut, NaN is black.
@@ -93,15 +168,25 @@ pub fn grid(images: &Tensor, columns: usize, text: &GridText) -> Result<RgbImage
         bail!(Value, "image_grid: needs at least one column and one image, got {columns} and {batch}");
     }
     let columns = columns.min(batch);
-    let zoom = (128 / height.max(1)).clamp(1, 8) as u32;
-    let (cell_width, cell_height) = (width as u32 * zoom, height as u32 * zoom);
-    let captions: Vec<Vec<String>> = text.captions.iter().map(|c| font::wrap(c, cell_width - 4, 1)).collect();
+    let zoom = (128 / height.max(1)).clamp(1, 8);
+    let rows = batch.div_ceil(columns);
+    // captions are at most so many lines, about as high as the smallest cells
+    let room = [columns, width * zoom + 8, rows, height * zoom + 128].map(|n| n as f64).iter().product::<f64>();
+    if room > MAX_PAGE as f64 {
+        bail!(Limit, "image_grid: expected at most {MAX_PAGE} pixels, got {batch} images of {width} x {height}"; hint: "lay out fewer");
+    }
+    memory::room(Some(room as usize * 3), || "image_grid")?;
+    let (cell_width, cell_height) = ((width * zoom) as u32, (height * zoom) as u32);
+    let wrapped =
+        |caption: &String| font::wrap(caption, cell_width.saturating_sub(4), 1).into_iter().take(LINES).collect();
+    let captions: Vec<Vec<String>> = text.captions.iter().map(wrapped).collect();
     let text_height = captions.iter().map(|c| c.len() as u32 * font::LINE).max().map_or(0, |h| h + 4);
     let header_height = if text.header.is_empty() { 0 } else { 2 * font::LINE };
     let (step_x, step_y) = (cell_width + GAP, cell_height + text_height + GAP);
-    let rows = batch.div_ceil(columns) as u32;
-    let mut page = RgbImage::from_pixel(GAP + columns as u32 * step_x, GAP + header_height + rows * step_y, PAPER);
+    let mut page =
+        RgbImage::from_pixel(GAP + columns as u32 * step_x, GAP + header_height + rows as u32 * step_y, PAPER);
     for i in 0..batch {
+        interrupt::check()?;
         let (column, row) = ((i % columns) as u32, (i / columns) as u32);
         let (x, y) = (i64::from(GAP + column * step_x), i64::from(GAP + header_height + row * step_y));
         let cell = imageops::resize(&to_rgb(&images.get(i)?)?, cell_width, cell_height, imageops::FilterType::Nearest);
@@ -179,6 +264,59 @@ mod tests {
         assert!(load(&path).is_ok());
     }
 
+    /// The bytes of an image, changed.
+    fn encoded(image: DynamicImage, format: ImageFormat) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        image.write_to(&mut bytes, format).unwrap();
+        bytes.into_inner()
+    }
+
+    /// A JPEG of 16 x 8 pixels, left half black, right half white, whose EXIF says how it is to be turned.
+    fn turned(orientation: u8) -> Vec<u8> {
+        let image = RgbImage::from_fn(16, 8, |x, _| Rgb([if x < 8 { 0 } else { 255 }; 3]));
+        let bytes = encoded(image.into(), ImageFormat::Jpeg);
+        let exif =
+            [b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0", &[orientation, 0, 0, 0][..], &[0; 4]].concat();
+        let marker = [&[0xff, 0xe1, 0, exif.len() as u8 + 2][..], &exif].concat();
+        [&bytes[..2], &marker, &bytes[2..]].concat()
+    }
+
+    #[test]
+    fn images_are_turned_as_they_say() {
+        let corner = |orientation| {
+            let image = decode(&turned(orientation)).unwrap();
+            (image.dimensions(), image.get_pixel(0, 0).0[0] > 128, image.get_pixel(image.width() - 1, 0).0[0] > 128)
+        };
+        assert_eq!(corner(1), ((16, 8), false, true));
+        assert_eq!(corner(3), ((16, 8), true, false));
+        assert_eq!(corner(6), ((8, 16), false, false));
+        assert_eq!(corner(8), ((8, 16), true, true));
+    }
+
+    #[test]
+    fn what_is_transparent_is_white_and_other_formats_are_named() {
+        let see_through = RgbaImage::from_fn(3, 1, |x, _| image::Rgba([200, 0, 0, [0, 128, 255][x as usize]]));
+        let seen = decode(&encoded(see_through.into(), ImageFormat::Png)).unwrap();
+        assert_eq!(seen.pixels().map(|p| p.0).collect::<Vec<_>>(), [[255; 3], [227, 127, 127], [200, 0, 0]]);
+        for (bytes, name) in
+            [(&b"RIFF\x10\0\0\0WEBPVP8 "[..], "WebP"), (b"GIF89a", "Gif"), (b"BM", "Bmp"), (b"text", "neither")]
+        {
+            let error = decode(bytes).unwrap_err();
+            assert!(error.message == format!("expected a PNG or JPEG, got {name}") && error.hint.is_some(), "{error}");
+        }
+    }
+
+    #[test]
+    fn images_that_claim_to_be_huge_are_refused_before_they_are_read() {
+        let mut jpeg = turned(1);
+        let sizes = jpeg.windows(2).position(|pair| pair == [0xff, 0xc0]).unwrap() + 5;
+        jpeg[sizes..sizes + 4].copy_from_slice(&[50, 200, 50, 200]);
+        let error = decode(&jpeg).unwrap_err();
+        assert_eq!((error.kind, error.message.ends_with("got 13000 x 13000")), (Kind::Limit, true), "{error}");
+        let many = Tensor::zeros(1, DType::F32, &Device::Cpu).unwrap().broadcast_as((20_000, 3, 64, 64)).unwrap();
+        assert_eq!(grid(&many, 100, &GridText::default()).unwrap_err().kind, Kind::Limit);
+    }
+
     #[test]
     fn png_round_trip() {
         let (images, _) = shapes(1, &mut Rng::new(0)).unwrap();
@@ -207,6 +345,9 @@ mod tests {
         assert_eq!(bare.dimensions(), (2 * 134 + 6, 2 * 134 + 6));
         assert_eq!((bare.get_pixel(6, 6).0[0], bare.get_pixel(140, 140).0[0]), (0, 255));
         let text = GridText { captions: vec!["one two".into()], header: vec!["base".into()] };
+        let thin = Tensor::zeros((2, 3, 200, 1), DType::F32, &Device::Cpu).unwrap();
+        let long = GridText { captions: vec!["word ".repeat(1000)], ..GridText::default() };
+        assert_eq!(grid(&thin, 2, &long).unwrap().height(), 6 + 200 + 120 + 4 + 6);
         let labelled = grid(&images, 2, &text).unwrap();
         assert_eq!(labelled.height(), bare.height() + 2 * 14 + 20);
         assert!(labelled.pixels().any(|p| *p == INK));

@@ -9,5 +9,4 @@ pub mod oracle;
 pub mod prompts;
 pub mod shapes;
 
-pub use amscript_base::file::write_whole;
 pub use prompts::Prompts;

@@ -10,7 +10,7 @@ use super::{
 };
 use amscript_base::{bail, error::Result};
 use amscript_tensor::{
-    DType, Device, Tensor,
+    DType, Device, Tensor, interrupt,
     op::{Filter, resize},
 };
 use rayon::prelude::*;
@@ -83,6 +83,9 @@ impl Reading {
     }
 }
 
+/// Images read at once.
+const PIECE: usize = 256;
+
 /// Reads images `[n, 3, side, side]` against their captions, at 64 x 64 pixels.
 pub fn read(images: &Tensor, captions: &[String]) -> Result<Vec<Reading>> {
     let square = matches!(images.dims(), [n, 3, h, w] if *n == captions.len() && h == w && *h > 0);
@@ -98,7 +101,12 @@ pub fn read(images: &Tensor, captions: &[String]) -> Result<Vec<Reading>> {
         _ => resize(&images.constant(), SIDE, SIDE, Filter::Bilinear { antialias: true })?,
     };
     let pixels = images.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
-    Ok(pixels.par_chunks(NUMBERS).zip(&scenes).map(|(image, scene)| read_one(image, scene)).collect())
+    let mut read = Vec::with_capacity(scenes.len());
+    for (images, scenes) in pixels.chunks(PIECE * NUMBERS).zip(scenes.chunks(PIECE)) {
+        interrupt::check()?;
+        read.par_extend(images.par_chunks(NUMBERS).zip(scenes).map(|(image, scene)| read_one(image, scene)));
+    }
+    Ok(read)
 }
 
 /// One number in `[0, 1]` per image, `[n]`, f32: of all parts but the blind ones.

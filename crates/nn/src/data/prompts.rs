@@ -6,10 +6,12 @@ use super::{
 };
 use amscript_base::{
     bail,
-    error::{Error, Kind, Result},
+    error::{Error, Kind, Result, warn_once},
+    file, input,
 };
 use amscript_tensor::Rng;
 use std::{
+    collections::HashSet,
     path::Path,
     sync::{Arc, OnceLock},
 };
@@ -24,9 +26,11 @@ pub struct Prompts {
 /// Names that are not files.
 pub const NAMES: [&str; 4] = ["shapes/train", "shapes/validation", "shapes/test", "shapes/single"];
 
-/// Adds the names of the known sets.
-pub fn hint(error: Error) -> Error {
-    error.hint(format!("a file with one prompt per line, or {}", NAMES.map(|n| format!("`{n}`")).join(", ")))
+/// Adds the names of the known sets to what is hinted already.
+pub fn hint(mut error: Error) -> Error {
+    let known = format!("one prompt per line; known sets are {}", NAMES.map(|n| format!("`{n}`")).join(", "));
+    let said = error.hint.take().map_or(known.clone(), |hint| format!("{hint}; {known}"));
+    error.hint(said)
 }
 
 impl std::fmt::Display for Prompts {
@@ -57,10 +61,11 @@ impl Prompts {
         Ok(Self { name: name.into(), groups: Arc::new(vec![prompts]) })
     }
 
-    /// A text file in UTF-8 with one prompt per line (empty lines skipped), or with a JSON object per line that has a `prompt`.
+    /// A text file in UTF-8 with one prompt per line (empty lines skipped), or with a JSON object per line that has a `prompt`. What
+    /// is there more than once counts once, so that their number is that of different prompts.
     pub fn read(path: &Path) -> Result<Prompts> {
         let name = path.display().to_string();
-        let bytes = std::fs::read(path).map_err(|e| {
+        let bytes = file::read(path).and_then(|bytes| input::note(path).map(|()| bytes)).map_err(|e| {
             let message = format!("prompts: must be a file or a known set, got `{name}` ({e})");
             hint(Error::new(Kind::Missing, message))
         })?;
@@ -77,7 +82,24 @@ impl Prompts {
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty()).enumerate();
         let prompts =
             lines.map(|(i, line)| prompt_of(line).map_err(|e| e.within(format_args!("`{name}`, prompt {i}"))));
-        Self::from_list(&name, prompts.collect::<Result<_>>()?)
+        let all = prompts.collect::<Result<Vec<_>>>()?;
+        let mut seen = HashSet::new();
+        let different: Vec<String> = all.iter().filter(|prompt| seen.insert(prompt.as_str())).cloned().collect();
+        if different.len() < all.len() {
+            let message = format!(
+                "prompts: `{name}` has {} prompts, {} different ones, which count once",
+                all.len(),
+                different.len()
+            );
+            warn_once(&message, &message);
+        }
+        Self::from_list(&name, different)
+    }
+
+    /// How many prompts are also in another set.
+    pub fn overlap(&self, other: &Prompts) -> usize {
+        let theirs: HashSet<&String> = other.groups.iter().flatten().collect();
+        self.groups.iter().flatten().filter(|prompt| theirs.contains(prompt)).count()
     }
 
     pub fn len(&self) -> usize {
@@ -165,12 +187,20 @@ mod tests {
         };
         assert_eq!(of(b"\xef\xbb\xbfa cat\r\n\n {b}\n").unwrap(), ["a cat", "{b}"]);
         assert_eq!(of(b"{\"prompt\": \" a \", \"id\": 1}\n{\"caption\": \"b\"}").unwrap(), ["a", "b"]);
+        assert_eq!(of(b"a\nb\n a \n{\"prompt\": \"b\"}\nc").unwrap(), ["a", "b", "c"]); // each once
         for (bytes, word) in
             [(&b"\xff\xfea\0"[..], "UTF-16"), (b"caf\xe9", "another encoding"), (b"{\"id\": 1}", "must have `prompt`")]
         {
             let error = of(bytes).unwrap_err();
             assert!(error.to_string().contains(word) && error.message.contains("prompts.txt"), "{error}");
         }
+    }
+
+    #[test]
+    fn what_two_sets_share_is_counted() {
+        let set = |prompts: &[&str]| Prompts::from_list("x", prompts.iter().map(|p| p.to_string()).collect()).unwrap();
+        assert_eq!(set(&["a", "b", "c"]).overlap(&set(&["c", "d", "a"])), 2);
+        assert_eq!(Prompts::open("shapes/test").unwrap().overlap(&Prompts::open("shapes/train").unwrap()), 0);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::caption::{Background, Color, Count, Group, Relation, Scene, Shape, Size};
 use amscript_base::error::Result;
 use amscript_base::memory;
-use amscript_tensor::{Device, Rng, Tensor};
+use amscript_tensor::{Device, Rng, Tensor, interrupt};
 use rayon::prelude::*;
 use std::{collections::HashSet, f64::consts::PI};
 
@@ -328,9 +328,16 @@ pub fn render(scenes: &[Scene], rng: &mut Rng) -> Result<Tensor> {
     })
 }
 
+/// Images made at once.
+const PIECE: usize = 1024;
+
 /// Makes `n` images in parallel and stacks them.
 pub fn images(n: usize, make: impl Fn(usize) -> Vec<f32> + Sync + Send) -> Result<Tensor> {
-    let all: Vec<f32> = (0..n).into_par_iter().flat_map_iter(make).collect();
+    let mut all = Vec::with_capacity(n * 3 * SIDE * SIDE);
+    for first in (0..n).step_by(PIECE) {
+        interrupt::check()?;
+        all.par_extend((first..n.min(first + PIECE)).into_par_iter().flat_map_iter(&make));
+    }
     Tensor::from_vec(all, (n, 3, SIDE, SIDE), &Device::Cpu)
 }
 

@@ -2,7 +2,7 @@
 
 use amscript_base::bail;
 use amscript_base::error::Result;
-use amscript_tensor::{DType, Device, Tensor};
+use amscript_tensor::{DType, Device, Tensor, interrupt};
 use nalgebra::{DMatrix, SymmetricEigen};
 
 /// `|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))` of the means and covariances of features `[n, d]` and `[m, d]`.
@@ -23,11 +23,14 @@ pub fn frechet_distance(a: &Tensor, b: &Tensor) -> Result<f64> {
     let means = (m1 - m2)?.sqr()?.sum_all()?.to_scalar::<f64>()?;
     // the eigenvalues of S1 S2 are those of the symmetric R S2 R with R R = S1
     let matrix = |s: &Tensor| -> Result<DMatrix<f64>> { Ok(DMatrix::from_vec(d, d, s.flatten_all()?.to_vec1()?)) };
-    let SymmetricEigen { eigenvectors, eigenvalues } = matrix(&s1)?.symmetric_eigen();
-    let lengths = DMatrix::from_diagonal(&eigenvalues.map(|v| v.max(0.0).sqrt()));
-    let root = &eigenvectors * lengths * eigenvectors.transpose();
-    let product = &root * matrix(&s2)? * &root;
-    let roots: f64 = product.symmetric_eigenvalues().iter().map(|v| v.max(0.0).sqrt()).sum();
+    let (one, other) = (matrix(&s1)?, matrix(&s2)?);
+    let roots = interrupt::beside(move || {
+        let SymmetricEigen { eigenvectors, eigenvalues } = one.symmetric_eigen();
+        let lengths = DMatrix::from_diagonal(&eigenvalues.map(|v| v.max(0.0).sqrt()));
+        let root = &eigenvectors * lengths * eigenvectors.transpose();
+        let product = &root * other * &root;
+        product.symmetric_eigenvalues().iter().map(|v| v.max(0.0).sqrt()).sum::<f64>()
+    })?;
     let trace =
         |s: &Tensor| -> Result<f64> { (s * Tensor::eye(d, DType::F64, &Device::Cpu)?)?.sum_all()?.to_scalar::<f64>() };
     Ok((means + trace(&s1)? + trace(&s2)? - 2.0 * roots).max(0.0))

@@ -316,7 +316,7 @@ impl Lpips {
     /// Writes trunk and heads as two safetensors files in f16, under the published names of tensors.
     pub fn save(&self, folder: &Path) -> Result<()> {
         let refused = |e: std::io::Error| Error::new(Kind::File, format!("{}: {e}", folder.display()));
-        std::fs::create_dir_all(folder).map_err(refused)?;
+        amscript_base::file::make_folder(folder).map_err(refused)?;
         let (heads, trunk) = self.weights.tensors()?.into_iter().partition(|(name, _)| name.starts_with("lin"));
         let write =
             |file: &str, tensors| Weights::from_tensors(file, tensors).save(&folder.join(file), Some(DType::F16));

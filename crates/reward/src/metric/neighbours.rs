@@ -4,7 +4,7 @@
 use amscript_base::bail;
 use amscript_base::error::Result;
 use amscript_base::progress::Progress;
-use amscript_tensor::{DType, Device, Tensor};
+use amscript_tensor::{DType, Device, Tensor, interrupt};
 use rayon::prelude::*;
 
 /// Rows of distances held at once.
@@ -58,6 +58,7 @@ impl Rows {
         let progress = Progress::new("neighbours", 0, self.len());
         for first in (0..self.len()).step_by(BLOCK) {
             progress.tick(first);
+            interrupt::check()?;
             let rows = BLOCK.min(self.len() - first);
             let mut distances = self.x.narrow(0, first, rows)?.matmul(&columns)?.flatten_all()?.to_vec1::<f64>()?;
             distances.par_chunks_mut(other.len()).enumerate().for_each(|(i, row)| {

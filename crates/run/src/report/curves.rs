@@ -2,6 +2,7 @@
 
 use super::reading::Reading;
 use crate::log::{self, PROFILE};
+use crate::panel;
 use serde_json::{Map, Value, json};
 
 /// Points of a curve, and updates of a heat map, that a page holds at most.
@@ -18,7 +19,8 @@ pub fn data(runs: &[Reading]) -> (Value, Vec<String>) {
 
 fn curves(run: &Reading, notes: &mut Vec<String>) -> Value {
     let mut out = Map::new();
-    for series in log::series(&run.lines).into_iter().filter(|s| s.name != PROFILE) {
+    let series = log::series(&run.lines).into_iter().filter(|s| s.name != PROFILE);
+    for (series, beside) in panel::beside(series.collect()) {
         let points = thinned(&series.points);
         if points.len() < series.points.len() {
             let (name, own, n, all) = (&series.name, &run.name, points.len(), series.points.len());
@@ -27,7 +29,8 @@ fn curves(run: &Reading, notes: &mut Vec<String>) -> Value {
             ));
         }
         let (x, y): (Vec<u64>, Vec<Value>) = points.iter().map(|(x, y)| (*x as u64, short(*y))).unzip();
-        out.insert(series.name, json!({ "x": x, "y": y }));
+        let level = beside.level.map(short);
+        out.insert(series.name, json!({ "x": x, "y": y, "level": level, "drifts": beside.drifts }));
     }
     Value::Object(out)
 }

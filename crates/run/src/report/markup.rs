@@ -1,5 +1,6 @@
 //! HTML whose text cannot become markup: every value enters through [`text`] or as an attribute, and both are escaped.
 
+use amscript_base::text::visible;
 use std::fmt::Display;
 
 /// A piece of a page.
@@ -65,15 +66,13 @@ impl FromIterator<Html> for Html {
 
 fn escape(value: &str) -> String {
     let mut out = String::with_capacity(value.len());
-    for c in value.chars() {
+    for c in visible(value).chars() {
         match c {
             '&' => out += "&amp;",
             '<' => out += "&lt;",
             '>' => out += "&gt;",
             '"' => out += "&quot;",
             '\'' => out += "&#39;",
-            // what HTML refuses or reads as something else
-            c if c.is_control() && c != '\n' && c != '\t' => out.push('\u{fffd}'),
             c => out.push(c),
         }
     }
@@ -90,7 +89,7 @@ mod tests {
         let cell = tag("td", &[("title", "\" onload=\"alert(1)")], [text(hostile)]);
         assert_eq!(
             cell.as_str(),
-            "<td title=\"&quot; onload=&quot;alert(1)\">&lt;/td&gt;&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;\u{fffd}</td>"
+            "<td title=\"&quot; onload=&quot;alert(1)\">&lt;/td&gt;&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;\\u{0}</td>"
         );
     }
 }

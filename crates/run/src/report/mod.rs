@@ -15,7 +15,9 @@ mod settings;
 pub mod strip;
 
 use super::record::{file_error, write_text};
-use amscript_base::{bail, error::Result};
+use amscript_base::context::Context;
+use amscript_base::permissions::{Allowed, Root};
+use amscript_base::{bail, error::Result, file};
 use markup::{Html, folded, tag, text, word};
 use reading::Reading;
 use sha2::{Digest, Sha256};
@@ -37,10 +39,12 @@ pub struct Report {
 impl Report {
     /// Reads the runs in these folders and below them; an error where there are none.
     pub fn of(folders: &[PathBuf]) -> Result<Self> {
-        let (found, wrong) = reading::find(folders)?;
-        let names = reading::names(&found);
-        let runs = found.iter().zip(names).map(|(folder, name)| Reading::of(folder, name)).collect();
-        Ok(Self { runs, wrong })
+        within(folders, || {
+            let (found, wrong) = reading::find(folders)?;
+            let names = reading::names(&found);
+            let runs = found.iter().zip(names).map(|(folder, name)| Reading::of(folder, name)).collect();
+            Ok(Self { runs, wrong })
+        })
     }
 
     /// Everything that could not be read, a line each.
@@ -53,7 +57,8 @@ impl Report {
     pub fn html(&self) -> (String, Vec<String>) {
         let runs = &self.runs;
         let (data, thinned) = curves::data(runs);
-        let (images, left_out) = pictures::section(runs);
+        let folders: Vec<_> = runs.iter().map(|run| run.folder.clone()).collect();
+        let (images, left_out) = within(&folders, || pictures::section(runs));
         let title = match runs.as_slice() {
             [one] => one.name.clone(),
             several => format!("{} runs", several.len()),
@@ -84,8 +89,8 @@ impl Report {
 
     /// Writes the page, whole or not at all; only an older report is replaced. Gives what was left out.
     pub fn write(&self, path: &Path) -> Result<Vec<String>> {
-        if path.exists() {
-            let start = std::fs::read(path).map_err(|e| file_error(path, "read", &e).within("report"))?;
+        if file::exists(path) {
+            let start = file::read_within(path, u64::MAX).map_err(|e| file_error(path, "read", &e).within("report"))?;
             if !start.starts_with(MARK.as_bytes()) {
                 bail!(File, "report: `{}` exists and is no report", path.display(); hint: "give another file with `--out`");
             }
@@ -94,6 +99,13 @@ impl Report {
         write_text(path, &page).map_err(|e| e.within("report"))?;
         Ok(left_out)
     }
+}
+
+/// Does `work`, which may read what lies in these folders and nothing that links in them lead to.
+pub fn within<T>(folders: &[PathBuf], work: impl FnOnce() -> T) -> T {
+    let mut permissions = Context::current().permissions().clone();
+    permissions.read = Allowed::These(folders.iter().filter_map(|folder| Root::named(folder).ok()).collect());
+    Context::permitting(permissions, work)
 }
 
 /// The page's source of a policy: the hash of what stands between the tags.

@@ -109,7 +109,7 @@ function chart(name) {
     const shown = runs.map((run, i) => ({ run, i, curve: run.curves[name] })).filter((l) => l.curve && !view.hidden.has(l.i));
     lines = shown.map((line) => ({ ...line, mean: view.smooth > 0 ? smoothed(line.curve.y, view.smooth) : line.curve.y }));
     steps = [...new Set(lines.flatMap((l) => l.curve.x))].sort((a, b) => a - b);
-    const values = lines.flatMap((l) => l.curve.y).filter((v) => v !== null);
+    const values = lines.flatMap((l) => [...l.curve.y, l.curve.level]).filter((v) => v !== null);
     const lost = lines.reduce((n, l) => n + l.curve.y.filter((v) => v === null).length, 0);
     const log = view.log && values.every((v) => v > 0);
     note.textContent = [lost ? `${lost} not finite` : "", view.log && !log ? "linear: not all above 0" : ""].filter(Boolean).join("; ");
@@ -123,7 +123,7 @@ function chart(name) {
     const map = (v) => log ? Math.log(v) : v;
     x = (v) => LEFT + (width - LEFT - RIGHT) * (last > first ? (v - first) / (last - first) : 0.5);
     y = (v) => HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (map(v) - map(low)) / (map(high) - map(low));
-    picture.replaceChildren(...axes(low, high, first, last, log), ...lines.flatMap(paths), over);
+    picture.replaceChildren(...axes(low, high, first, last, log), ...lines.flatMap(beside), ...lines.flatMap(paths), over);
   }
 
   function axes(low, high, first, last, log) {
@@ -134,6 +134,13 @@ function chart(name) {
     const whole = last > first ? ticks(first, last, Math.max(3, Math.floor(width / 60)), false).filter(Number.isInteger) : [first];
     const along = whole.map((v) => shape("text", { x: x(v), y: HEIGHT - BOTTOM + 15, "text-anchor": "middle" }, String(v)));
     return [...across, ...along, shape("text", { x: (LEFT + width) / 2, y: HEIGHT - 4, "text-anchor": "middle" }, "step")];
+  }
+
+  /** The level of the base, and the steps at which the panel drifts. */
+  function beside(line) {
+    const mark = (kind, place) => shape("line", { class: kind, "data-color": line.i % 10, ...place });
+    const level = line.curve.level === null ? [] : [mark("level", { x1: LEFT, x2: width - RIGHT, y1: y(line.curve.level), y2: y(line.curve.level) })];
+    return [...level, ...line.curve.drifts.map((step) => mark("drift", { x1: x(step), x2: x(step), y1: TOP, y2: HEIGHT - BOTTOM }))];
   }
 
   function paths(line) {

@@ -1,9 +1,11 @@
 //! Strips of images over training, as data inside the page, of bounded size.
 
 use super::markup::{Html, folded, single, tag, text, word};
-use super::reading::Reading;
+use super::reading::{Reading, unread};
 use super::strip::{self, Shot, Strip};
-use image::{ImageReader, RgbImage, codecs::jpeg::JpegEncoder, imageops};
+use amscript_base::{context::Context, file};
+use amscript_nn::data::image::{MAX_FILE, decode};
+use image::{codecs::jpeg::JpegEncoder, imageops};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -46,7 +48,9 @@ pub fn section(runs: &[Reading]) -> (Html, Vec<String>) {
     }
     let count = strips.iter().map(|s| s.shots.len()).sum::<usize>().max(1);
     let paths: Vec<&Path> = strips.iter().flat_map(|s| &s.shots).map(|s| s.path.as_path()).collect();
-    let images: Vec<Result<Inside, String>> = paths.par_iter().map(|path| embed(path, BYTES / count)).collect();
+    let context = Context::current();
+    let images: Vec<Result<Inside, String>> =
+        paths.par_iter().map(|path| context.enter(|| embed(path, BYTES / count))).collect();
     let (largest, scaled) =
         images.iter().flatten().filter_map(|i| i.scaled).fold((0, 0), |(l, n), s| (s.max(l), n + 1));
     if scaled > 0 {
@@ -82,14 +86,12 @@ fn spread(n: usize, most: usize) -> Vec<usize> {
 
 /// The image in at most so many bytes: the file itself, or a JPEG of the largest size that fits.
 fn embed(path: &Path, most: usize) -> Result<Inside, String> {
-    let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
-    let reader = ImageReader::new(std::io::Cursor::new(&bytes)).with_guessed_format().map_err(|e| e.to_string())?;
-    let format = reader.format();
-    let image: RgbImage = reader.decode().map_err(|e| e.to_string())?.to_rgb8();
+    let bytes = file::read_within(path, MAX_FILE).map_err(|e| unread(path, &e))?;
+    let image = decode(&bytes).map_err(|e| e.message)?;
     let size @ (width, height) = image.dimensions();
     let longest = width.max(height);
     if bytes.len() <= most.min(BYTES / 40) && longest <= SIDES[0] {
-        let kind = if format == Some(image::ImageFormat::Jpeg) { "image/jpeg" } else { "image/png" };
+        let kind = if bytes.starts_with(b"\xff\xd8") { "image/jpeg" } else { "image/png" };
         return Ok(Inside { kind, bytes, size, scaled: None });
     }
     for side in SIDES {
@@ -138,6 +140,7 @@ fn row(strip: &Strip, shots: Vec<Html>, prompts: Option<&[String]>, several: boo
 #[cfg(test)]
 mod tests {
     use super::*;
+    use image::RgbImage;
 
     #[test]
     fn a_strip_is_thinned_evenly() {

@@ -1,11 +1,12 @@
 //! A run as its folder tells it: what is damaged or missing is noted, and the rest is read.
 
 use crate::folder;
-use crate::log::{self, Values};
+use crate::log::{Lines, Values};
 use crate::progress::span;
 use crate::record::{file_error, read_json};
-use amscript_base::{bail, error::Result};
+use amscript_base::{bail, error::Result, file, permissions};
 use serde_json::Value;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -31,12 +32,12 @@ pub fn find(paths: &[PathBuf]) -> Result<(Vec<PathBuf>, Vec<String>)> {
     let (mut found, mut wrong): (Vec<PathBuf>, Vec<String>) = Default::default();
     for path in paths {
         let place = path.display();
-        let runs = match path.canonicalize() {
+        let runs = match file::real(path) {
             Err(e) => {
                 wrong.push(format!("cannot read `{place}` ({e})"));
                 continue;
             }
-            Ok(path) if path.is_dir() => folder::runs(&path)?,
+            Ok(path) if file::is_folder(&path) => folder::runs(&path)?,
             Ok(_) => {
                 wrong.push(format!("`{place}` must be the folder of a run, got a file"));
                 continue;
@@ -67,7 +68,10 @@ impl Reading {
     pub fn of(folder: &Path, name: String) -> Self {
         let mut notes = Vec::new();
         let record = json(&folder.join("run.json"), &mut notes).unwrap_or_default();
-        let lines = lines(&folder.join("metrics.jsonl"), &mut notes);
+        let log = Lines::read(&folder.join("metrics.jsonl"));
+        notes.extend(log.notes);
+        let mut lines = log.read;
+        lines.sort_by_key(|(step, _)| *step);
         let result = json(&folder.join("result.json"), &mut notes);
         let state = state(folder, &record, &lines, result.as_ref());
         let notes = notes.into_iter().map(|note| note.replace(&format!("{}/", folder.display()), "")).collect();
@@ -81,52 +85,28 @@ impl Reading {
 }
 
 fn json(path: &Path, notes: &mut Vec<String>) -> Option<Value> {
-    if !path.exists() {
-        return None;
+    match file::open(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => None,
+        Err(e) => {
+            notes.push(unread(path, &e));
+            None
+        }
+        Ok(_) => read_json(path).map_err(|e| notes.push(e.message)).ok(),
     }
-    read_json(path).map_err(|e| notes.push(e.message)).ok()
 }
 
-/// The lines of a log that can be read; the others are counted and the first few named.
-fn lines(path: &Path, notes: &mut Vec<String>) -> Vec<(usize, Values)> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Vec::new(),
-        Err(e) => {
-            notes.push(file_error(path, "read", &e).message);
-            return Vec::new();
-        }
-    };
-    let text = String::from_utf8_lossy(&bytes);
-    let (mut read, mut damaged) = (Vec::new(), Vec::new());
-    for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        match serde_json::from_str(line).ok().and_then(log::parse) {
-            Some(values) => read.push(values),
-            None => damaged.push(i + 1),
-        }
+/// Why a file of a run could not be read.
+pub fn unread(path: &Path, error: &std::io::Error) -> String {
+    match permissions::refused(error) {
+        true => format!("`{}` is left out: it is a link that leads out of the run's folder", path.display()),
+        false => file_error(path, "read", error).message,
     }
-    // a line that is being written, or was when the run was killed
-    let last = text.lines().count();
-    if !text.ends_with('\n') && damaged.last() == Some(&last) {
-        damaged.pop();
-        notes.push(format!(
-            "metrics.jsonl: its last line, {last}, is cut and left out; the lines before it are all here"
-        ));
-    }
-    if !damaged.is_empty() {
-        let named: Vec<String> = damaged.iter().take(5).map(usize::to_string).collect();
-        let more = if damaged.len() > named.len() { ", .." } else { "" };
-        let (n, lines) = (damaged.len(), named.join(", "));
-        notes.push(format!("metrics.jsonl: {n} damaged and left out (line {lines}{more}), {} read", read.len()));
-    }
-    read.sort_by_key(|(step, _)| *step);
-    read
 }
 
 /// Where a run stands: at its end, or how far its log goes.
 fn state(folder: &Path, record: &Value, lines: &[(usize, Values)], result: Option<&Value>) -> String {
     let last = lines.last().map(|(step, _)| *step);
-    let age = |name: &str| folder.join(name).metadata().ok()?.modified().ok()?.elapsed().ok();
+    let age = |name: &str| file::modified(&folder.join(name)).ok()?.elapsed().ok();
     if let Some(result) = result {
         let steps = result["steps"].as_u64().unwrap_or(0);
         let again = last.is_some_and(|last| (last as u64) < steps) && age("metrics.jsonl") < age("result.json");

@@ -1,6 +1,7 @@
 //! The images that a run left, by name and in the order of their steps: `images/<name>-000025.png`.
 
 use super::reading::Reading;
+use amscript_base::file;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -31,7 +32,7 @@ impl Strip {
 pub fn of(run: &Reading, notes: &mut Vec<String>) -> Vec<Strip> {
     let folder = run.folder.join("images");
     let mut by_name: BTreeMap<String, Vec<Shot>> = BTreeMap::new();
-    let entries = match std::fs::read_dir(&folder) {
+    let entries = match file::entries(&folder) {
         Ok(entries) => entries,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Vec::new(),
         Err(e) => {
@@ -39,7 +40,7 @@ pub fn of(run: &Reading, notes: &mut Vec<String>) -> Vec<Strip> {
             return Vec::new();
         }
     };
-    for path in entries.flatten().map(|entry| entry.path()) {
+    for path in entries.into_iter().map(|(name, _)| folder.join(name)) {
         let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_lowercase();
         let Some(stem) =
             path.file_stem().and_then(|s| s.to_str()).filter(|_| ["png", "jpg", "jpeg"].contains(&ending.as_str()))
@@ -48,7 +49,7 @@ pub fn of(run: &Reading, notes: &mut Vec<String>) -> Vec<Strip> {
         };
         let stepped = stem.rsplit_once('-').filter(|(_, n)| n.len() >= 6 && n.bytes().all(|b| b.is_ascii_digit()));
         let (name, step) = stepped.map_or((stem, None), |(name, n)| (name, n.parse().ok()));
-        let prompts = std::fs::read_to_string(path.with_extension("txt")).unwrap_or_default();
+        let prompts = file::read_text(&path.with_extension("txt")).unwrap_or_default();
         let shot = Shot { step, prompts: prompts.lines().map(String::from).collect(), path: path.clone() };
         by_name.entry(name.into()).or_default().push(shot);
     }

@@ -3,6 +3,7 @@
 use super::canvas::Canvas;
 use super::plot::{Cells, Figure, Labels, Plot, Series, Style, finite};
 use super::scale::Scale;
+use crate::panel::Beside;
 use amscript_base::{bail, error::Result};
 use image::{Rgb, RgbImage, imageops};
 use plotters::coord::Shift;
@@ -108,12 +109,13 @@ fn draw_cells<B: DrawingBackend>(chart: &mut Chart<B>, cells: &Cells) -> Drawing
     chart.draw_series((0..cells.rows * cells.columns).map(cell)).map(drop)
 }
 
-/// One panel per series, two beside each other: values pale, their running mean dark.
-pub fn panels(series: &[Series]) -> Result<RgbImage> {
+/// One panel per series, two beside each other: values pale, their running mean dark; the base's level as a grey line, and a red one at
+/// each drift.
+pub fn panels(series: &[(Series, Beside)]) -> Result<RgbImage> {
     let columns = series.len().clamp(1, 2) as u32;
     let rows = series.len().div_ceil(columns as usize) as u32;
     let mut page = RgbImage::from_pixel(columns * SIZE.0, rows.max(1) * SIZE.1, Rgb([255; 3]));
-    for (i, one) in series.iter().enumerate() {
+    for (i, (one, beside)) in series.iter().enumerate() {
         let finite: Vec<(f64, f64)> = one.points.iter().copied().filter(|p| p.1.is_finite()).collect();
         if finite.is_empty() {
             continue;
@@ -125,6 +127,12 @@ pub fn panels(series: &[Series]) -> Result<RgbImage> {
         let mut panel = RgbImage::from_pixel(SIZE.0, SIZE.1, Rgb([255; 3]));
         let area = Canvas(&mut panel).into_drawing_area();
         let drawn = framed(&area, &plot.labels, &plot.axes, None, |chart| {
+            let (x, y) = (plot.axes[0].range(), plot.axes[1].range());
+            let across = beside.level.map(|v| (vec![(x.start, v), (x.end, v)], BLACK.mix(0.5)));
+            let drifts = beside.drifts.iter().map(|&step| (vec![(step, y.start), (step, y.end)], RED.mix(0.6)));
+            for (line, color) in across.into_iter().chain(drifts) {
+                chart.draw_series(LineSeries::new(line, color.stroke_width(1)))?;
+            }
             chart.draw_series(LineSeries::new(finite, color(0).mix(0.3).stroke_width(1)))?;
             chart.draw_series(LineSeries::new(mean, color(0).stroke_width(2))).map(drop)
         });
@@ -247,12 +255,26 @@ mod tests {
             Plot::heatmap(values, 20, [Some([0.0, 1.0]), None], labels()),
         ];
         let images = plots.into_iter().map(|plot| (plot.unwrap().image(), SIZE));
-        for (plot, size) in images.chain([(panels(&waves), (2 * SIZE.0, SIZE.1))]) {
+        let beside = waves.into_iter().map(|wave| (wave, Beside::default())).collect::<Vec<_>>();
+        for (plot, size) in images.chain([(panels(&beside), (2 * SIZE.0, SIZE.1))]) {
             let plot = plot.unwrap();
             assert_eq!(plot.dimensions(), size);
             let share = plot.pixels().filter(|p| p.0 != [255; 3]).count() as f64 / f64::from(size.0 * size.1);
             assert!(share > 0.01 && share < 0.95, "{share}");
         }
+    }
+
+    #[test]
+    fn a_panel_shows_the_base_and_its_drifts() {
+        let count = |beside: Beside| {
+            let image = panels(&[(wave("panel reward", 0.0), beside)]).unwrap();
+            let red = image.pixels().filter(|p| p.0[0] > 200 && p.0[1] < 150 && p.0[2] < 150).count();
+            let grey =
+                image.pixels().filter(|p| p.0[0] == p.0[1] && p.0[1] == p.0[2] && (100..160).contains(&p.0[0])).count();
+            (red, grey)
+        };
+        let (plain, marked) = (count(Beside::default()), count(Beside { level: Some(0.5), drifts: vec![100.0] }));
+        assert!(marked.0 > plain.0 + 200 && marked.1 > plain.1 + 200, "{plain:?} {marked:?}");
     }
 
     #[test]

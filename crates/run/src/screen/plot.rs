@@ -1,7 +1,7 @@
 //! Plots of numbers: lines, points, bars and cells, as values that can be drawn in several ways.
 
 use super::scale::{Scale, widen};
-use amscript_base::{bail, error::Result};
+use amscript_base::{bail, error::Result, text::visible};
 use std::ops::Range;
 
 /// What is around a plot: names, of which empty ones are left out, and which axes are logarithmic.
@@ -60,8 +60,18 @@ pub struct Plot {
     pub(super) axes: [Scale; 2],
 }
 
+/// Numbers beyond are not drawn: the width of their axis could not be counted.
+const LARGEST: f64 = 1e100;
+/// Most bars.
+const MOST_BARS: usize = 100_000;
+
+/// Whether a number can be drawn.
+fn drawable(value: &f64) -> bool {
+    value.abs() <= LARGEST
+}
+
 pub(super) fn finite(point: &(f64, f64)) -> bool {
-    point.0.is_finite() && point.1.is_finite()
+    drawable(&point.0) && drawable(&point.1)
 }
 
 impl Plot {
@@ -78,6 +88,9 @@ impl Plot {
 
     /// A bar per part of the range.
     pub fn histogram(values: &[f64], bins: usize, labels: Labels) -> Result<Self> {
+        if bins > MOST_BARS {
+            bail!(Limit, "histogram: expected at most {MOST_BARS} bins, got {bins}");
+        }
         let (range, counts) = counts(values, bins);
         Self::new("histogram", Figure::Bars(range, counts), labels)
     }
@@ -89,7 +102,10 @@ impl Plot {
         Self::new("heatmap", Figure::Cells(Cells { values, columns, rows, x, y }), labels)
     }
 
-    fn new(function: &str, figure: Figure, labels: Labels) -> Result<Self> {
+    fn new(function: &str, mut figure: Figure, mut labels: Labels) -> Result<Self> {
+        let names = if let Figure::Lines(series, _) = &mut figure { series.as_mut_slice() } else { &mut [] };
+        let texts = names.iter_mut().map(|one| &mut one.name).chain([&mut labels.title, &mut labels.x, &mut labels.y]);
+        texts.for_each(|text| *text = visible(text).into_owned());
         let none = (f64::INFINITY..f64::NEG_INFINITY, f64::INFINITY..f64::NEG_INFINITY);
         let points = figure.corners();
         let (x, y) =
@@ -98,8 +114,8 @@ impl Plot {
             bail!(Value, "{function}: needs at least one finite value, got none");
         }
         for (axis, log, range) in [("x", labels.log_x, &x), ("y", labels.log_y, &y)] {
-            if log && range.start <= 0.0 {
-                bail!(Value, "{function}: a logarithmic axis needs values above 0, got {} on {axis}", range.start);
+            if log && range.start < 1.0 / LARGEST {
+                bail!(Value, "{function}: a logarithmic axis needs values above 0, got {:?} on {axis}", range.start);
             }
         }
         let room = if matches!(&figure, Figure::Lines(_, style) if *style != Style::Lines) { 0.02 } else { 0.0 };
@@ -140,7 +156,7 @@ impl Figure {
                 let most = counts.iter().copied().max().unwrap_or(0);
                 vec![(range.start, 0.0), (range.end, most as f64)]
             }
-            Self::Cells(cells) if cells.values.iter().all(|v| !v.is_finite()) => Vec::new(),
+            Self::Cells(cells) if !cells.values.iter().any(drawable) => Vec::new(),
             Self::Cells(Cells { x, y, .. }) => vec![(x[0], y[0]), (x[1], y[1])],
         }
     }
@@ -149,14 +165,14 @@ impl Figure {
 impl Cells {
     /// The smallest and the largest value.
     pub(super) fn range(&self) -> Range<f64> {
-        let finite = || self.values.iter().copied().filter(|v| v.is_finite());
+        let finite = || self.values.iter().copied().filter(drawable);
         widen(finite().fold(f64::INFINITY, f64::min)..finite().fold(f64::NEG_INFINITY, f64::max), 0.0)
     }
 }
 
 /// Counts of values in `bins` equal parts of their range; the values at the upper end fall in the last part.
 pub fn counts(values: &[f64], bins: usize) -> (Range<f64>, Vec<usize>) {
-    let finite = values.iter().copied().filter(|v| v.is_finite());
+    let finite = values.iter().copied().filter(drawable);
     let range =
         widen(finite.clone().fold(f64::INFINITY, f64::min)..finite.clone().fold(f64::NEG_INFINITY, f64::max), 0.0);
     let mut counts = vec![0; bins.max(1)];
@@ -172,6 +188,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn numbers_too_large_or_too_close_to_draw_end_all_the_same() {
+        let drawn = |ys: &[f64], log_y: bool| {
+            let points = ys.iter().enumerate().map(|(i, y)| (i as f64, *y)).collect();
+            let labels = Labels { log_y, ..Labels::default() };
+            Plot::lines(vec![Series { name: String::new(), points }], Style::Lines, labels)
+                .map(|plot| plot.axes[1].ticks(7).len())
+        };
+        assert!(drawn(&[1e308, -1e308], false).is_err());
+        assert!(drawn(&[1.0, 1e308, 2.0, f64::MAX], false).is_ok_and(|ticks| ticks < 20));
+        for close in [[1e17, 1e17 + 16.0], [5e-324, 1e-323], [-0.0, 5e-324], [1.0, 1.0 + f64::EPSILON]] {
+            assert!(drawn(&close, false).is_ok_and(|ticks| ticks < 20), "{close:?}");
+        }
+        assert!(drawn(&[5e-324, 1.0], true).is_err() && drawn(&[1e-99, 1e99], true).is_ok_and(|ticks| ticks < 300));
+        assert!(Plot::histogram(&[0.0, 1.0], 1 << 40, Labels::default()).is_err());
+    }
+
+    #[test]
     fn counts_are_complete() {
         let (range, counts) = counts(&[0.0, 0.1, 0.5, 1.0, f64::NAN], 2);
         assert_eq!((range, counts), (0.0..1.0, vec![2, 2]));
@@ -185,7 +218,7 @@ mod tests {
         assert_eq!(error.message, "plot: needs at least one finite value, got none");
         let log = Labels { log_y: true, ..labels() };
         let error = Plot::lines(series(vec![(0.0, 0.0)]), Style::Lines, log).unwrap_err();
-        assert_eq!(error.message, "plot: a logarithmic axis needs values above 0, got 0 on y");
+        assert_eq!(error.message, "plot: a logarithmic axis needs values above 0, got 0.0 on y");
         assert!(Plot::histogram(&[], 3, labels()).is_err());
         assert!(Plot::heatmap(vec![f64::NAN; 4], 2, [None, None], labels()).is_err());
         assert!(Plot::scatter(Vec::new(), labels()).is_err());

@@ -71,8 +71,9 @@ impl Ranged for Scale {
 
 /// A range of some width, with that share of it added at both ends.
 pub fn widen(range: Range<f64>, share: f64) -> Range<f64> {
-    let width = range.end - range.start;
-    let room = if width > 0.0 { share * width } else { 0.5 * range.start.abs().max(1e-3) };
+    let (width, size) = (range.end - range.start, range.start.abs().max(range.end.abs()));
+    // closer numbers are one to an axis
+    let room = if width > 1e-12 * size && width > 1e-100 { share * width } else { 0.5 * size.max(1e-3) };
     range.start - room..range.end + room
 }
 

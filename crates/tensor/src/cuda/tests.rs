@@ -87,9 +87,13 @@ fn a_card_that_is_not_there_is_named() {
 #[test]
 fn buffers_belong_to_a_card() {
     let (Some(first), Ok(second)) = (card(), place::named("cuda:1")) else { return };
-    let x = normal(&[5 << 20], 1).to_dtype(DType::F32).unwrap(); // more than a buffer holds
-    for device in [&first, &second, &first] {
-        assert_eq!(numbers(&place::send(&x, DType::F32, device).unwrap()), numbers(&x));
+    let x = normal(&[1 << 20], 1).to_dtype(DType::F32).unwrap();
+    let y = x.affine(2.0, 0.0).unwrap();
+    // Sent one after another, so that a buffer is filled again while the card may not have read it yet.
+    let sent = [(&x, &first), (&y, &first), (&x, &second), (&y, &second), (&y, &first), (&x, &first)]
+        .map(|(numbers, card)| (numbers, place::send(numbers, DType::F32, card).unwrap()));
+    for (expected, got) in &sent {
+        assert_eq!(numbers(got), numbers(expected));
     }
     let there = x.to_device(&first).unwrap().exp().unwrap().to_device(&second).unwrap();
     assert_eq!(numbers(&there), numbers(&x.to_device(&second).unwrap().exp().unwrap()));

@@ -86,13 +86,15 @@ pub struct Kernels {
     pub everywhere: bool,
     /// Whether inputs may be of any strides.
     pub strided: bool,
+    /// An input that they read in half precision beside others in f32.
+    pub half: Option<usize>,
     /// Whether the result is a view of the first input.
     pub view: bool,
 }
 
 impl Kernels {
     /// Kernels for processor and card.
-    pub const BOTH: Kernels = Kernels { card: true, everywhere: false, strided: false, view: false };
+    pub const BOTH: Kernels = Kernels { card: true, everywhere: false, strided: false, half: None, view: false };
     /// Kernels for the processor.
     pub const PROCESSOR: Kernels = Kernels { card: false, ..Kernels::BOTH };
     /// Operations of candle's.
@@ -194,6 +196,8 @@ struct Call<const N: usize> {
     wanted: [bool; N],
     /// The type that is computed in; none where every input stays as it is.
     compute: Option<DType>,
+    /// The input of half precision that stays as it is.
+    half: Option<usize>,
     /// Of the inputs, and of the first one's.
     types: [Option<DType>; N],
     result: DType,
@@ -221,11 +225,14 @@ impl<const N: usize> Call<N> {
             Backend::Processor if !kernels.everywhere => Some(if half { DType::F32 } else { own }),
             _ => None,
         };
+        let half = kernels.half.filter(|_| compute == Some(DType::F32));
+        let half = half.filter(|i| inputs[*i].is_some_and(|x| raw::is_half(x.dtype())));
         let result = op.dtype(own);
         Ok(Self {
             on,
             wanted: inputs.map(|x| x.is_some_and(|x| x.requires_grad())),
             compute,
+            half,
             types: inputs.map(|x| x.map(Tensor::dtype)),
             result,
             shapes: inputs.map(|x| x.map(|x| x.dims().to_vec()).unwrap_or_default()),
@@ -234,10 +241,15 @@ impl<const N: usize> Call<N> {
         })
     }
 
-    /// As the kernels take it.
-    fn ready(&self, x: &Array, strided: bool) -> Result<Array> {
+    /// What the kernels take an input as.
+    fn cast(&self, i: usize) -> Option<DType> {
+        self.compute.filter(|_| self.half != Some(i))
+    }
+
+    /// As the kernels take it, in this type if there is one.
+    fn ready(&self, x: &Array, compute: Option<DType>, strided: bool) -> Result<Array> {
         let x = if self.away.is_some() { raw::moved(x, &Device::Cpu)? } else { x.clone() };
-        let x = match self.compute {
+        let x = match compute {
             Some(dtype) if x.dtype() != dtype => x.to_dtype(dtype)?,
             _ => x,
         };
@@ -246,8 +258,8 @@ impl<const N: usize> Call<N> {
 
     fn each_ready(&self, inputs: Inputs<N>, strided: bool) -> Result<[Option<Array>; N]> {
         let mut all = [const { None }; N];
-        for (ready, x) in all.iter_mut().zip(inputs) {
-            *ready = x.map(|x| self.ready(x, strided)).transpose()?;
+        for (i, (ready, x)) in all.iter_mut().zip(inputs).enumerate() {
+            *ready = x.map(|x| self.ready(x, self.cast(i), strided)).transpose()?;
         }
         Ok(all)
     }
@@ -263,7 +275,7 @@ impl<const N: usize> Call<N> {
         let ready = self.each_ready(inputs.map(|x| x.map(Tensor::array)), strided)?;
         let (value, more) = op.forward(self.on, ready.each_ref().map(Option::as_ref), self.wanted)?;
         let value = self.returned(value, self.result)?;
-        profile::forward(op.name());
+        profile::forward(op.name(), || op.work(inputs.map(|x| x.map(Tensor::array)), value.shape()));
         if !self.wanted.contains(&true) {
             return Ok(Tensor::constant_of(value));
         }
@@ -278,14 +290,16 @@ impl<const N: usize> Call<N> {
             };
         }
         let output = keeps.output.then(|| value.clone());
-        let (call, shared) = (self.clone(), self.shared);
+        let (call, shared, outlines) = (self.clone(), self.shared, outlines(inputs, value.shape()));
         let node = Node::made_of(&inputs, shared, move |gradient, wanted| {
             let wanted: [bool; N] = std::array::from_fn(|i| wanted[i]);
             let call = &call;
-            profile::backward(op.name(), || {
+            let work =
+                || outlines.as_ref().map_or(0.0, |(x, y)| op.work_back(x.each_ref().map(Option::as_ref), y, wanted));
+            profile::backward(op.name(), work, || {
                 let inputs = call.each_ready(kept.each_ref().map(Option::as_ref), strided)?;
-                let output = output.as_ref().map(|y| call.ready(y, strided)).transpose()?;
-                let gradient = call.ready(gradient.array(), strided)?;
+                let output = output.as_ref().map(|y| call.ready(y, call.compute, strided)).transpose()?;
+                let gradient = call.ready(gradient.array(), call.compute, strided)?;
                 let kept = Kept {
                     on: call.on,
                     inputs: inputs.each_ref().map(Option::as_ref),
@@ -322,7 +336,7 @@ impl<const N: usize> Call<N> {
                 None => Tensor::meta(shape.clone(), self.result, trace)?,
             }
         };
-        profile::forward(op.name());
+        profile::forward(op.name(), || work);
         if !self.wanted.contains(&true) {
             return Ok(value);
         }
@@ -360,12 +374,18 @@ impl<const N: usize> Call<N> {
 
     /// What casting these inputs takes.
     fn casts(&self, inputs: Inputs<N>, trace: &Arc<Trace>) -> Arc<Block> {
-        let bytes = |x: &Array| match self.compute {
-            Some(dtype) if x.dtype() != dtype => x.elem_count() * dtype.size_in_bytes(),
+        let bytes = |(i, x): (usize, Option<&Array>)| match x.zip(self.cast(i)) {
+            Some((x, dtype)) if x.dtype() != dtype => x.elem_count() * dtype.size_in_bytes(),
             _ => 0,
         };
-        Block::new(inputs.into_iter().flatten().map(bytes).sum(), trace)
+        Block::new(inputs.into_iter().enumerate().map(bytes).sum(), trace)
     }
+}
+
+/// Shapes of inputs and result for a profile to count operations by.
+fn outlines<const N: usize>(inputs: [Option<&Tensor>; N], result: &Shape) -> Option<([Option<Array>; N], Shape)> {
+    let outline = |x: &Tensor| crate::meta::shapely(x.shape(), x.dtype()).ok();
+    profile::on().then(|| (inputs.map(|x| x.and_then(outline)), result.clone()))
 }
 
 /// In bytes.

@@ -1,7 +1,8 @@
-//! 2-D convolution, as matrix products of patches unrolled a few lines of an image at a time, and nearest upsampling.
+//! 2-D convolution, as matrix products of patches unrolled a few lines of an image at a time or by Winograd's tiles, and nearest upsampling.
 
 mod shape;
 mod upsample;
+mod winograd;
 
 pub use shape::{CACHED, ConvShape, WIDE};
 pub use upsample::{upsample_nearest2x, upsampled_conv2d};
@@ -9,7 +10,7 @@ pub use upsample::{upsample_nearest2x, upsampled_conv2d};
 use super::call::{Backend, Inputs, Keeps, Kept, Op, apply, given, there};
 use super::pool::every;
 use crate::kernel::{Matrix, Real, Shared, column_sums, data, fresh, on_cpu, product, sum};
-use crate::{Array, Tensor, cuda};
+use crate::{Array, Tensor, cuda, product as tiles};
 use amscript_base::bail;
 use amscript_base::error::Result;
 use candle_core::Shape;
@@ -116,13 +117,14 @@ impl Op<3> for Conv2d {
         self.work([inputs[0], inputs[1], None], result) * times as f64 + bias
     }
 
-    /// Patches on a card; images split by a stride on the processor, where patches are a few lines'.
+    /// Patches on a card; on the processor images split by a stride, or Winograd's kernels, for patches and tiles are a few lines'.
     fn scratch(&self, on: Backend, [x, weight, _]: Inputs<3>) -> usize {
         let (Some(x), Some(weight)) = (x, weight) else { return 0 };
         let Ok(z) = self.sizes(x.dims(), weight.dims()) else { return 0 };
         let numbers = match on {
             Backend::Card => cuda::conv::scratch(z),
             _ if z.stride > 1 => x.elem_count(),
+            _ if winograd::fits(&z) => winograd::scratch(&z),
             _ => 0,
         };
         numbers * x.dtype().size_in_bytes()
@@ -175,7 +177,24 @@ enum Begin<'a, T> {
     Kept,
 }
 
+/// By Winograd's tiles, where there are kernels for them and they are faster.
+fn tiled<T: Real>(x: &[T], weight: &[T], begin: Begin<T>, z: ConvShape, out: &mut [T]) -> bool {
+    let bias = match begin {
+        Begin::Zero => Some(None),
+        Begin::Bias(bias) => T::single(bias).map(Some),
+        Begin::Kept => None,
+    };
+    let found =
+        (tiles::kind().filter(|_| winograd::fits(&z)), bias, T::single(x), T::single(weight), T::single_mut(out));
+    let (Some(kind), Some(bias), Some(x), Some(weight), Some(out)) = found else { return false };
+    winograd::convolve(kind, [x, weight], bias, z, out);
+    true
+}
+
 fn convolve<T: Real>(x: &[T], weight: &[T], begin: Begin<T>, z: ConvShape, out: &mut [T]) {
+    if tiled(x, weight, begin, z, out) {
+        return;
+    }
     let x = split_by_stride(x, z);
     let (patch, pixels, image) = (z.patch(), z.pixels(), x.len() / z.batch.max(1));
     let (step, plain) = (z.lines(), z.plain());
@@ -285,6 +304,8 @@ pub(super) fn cases() -> Vec<super::cases::Case> {
         (2, 4, 2, 5, 6, 1, 1, 0),
         (2, 2, 2, 9, 10, 4, 4, 0),
         (2, 3, 2, 20, 21, 5, 1, 2),
+        (2, 32, 33, 17, 18, 3, 1, 1),
+        (3, 40, 32, 15, 14, 3, 1, 2),
     ];
     let mut all = upsample::cases();
     for (batch, inner, outer, h, w, k, stride, padding) in sizes {

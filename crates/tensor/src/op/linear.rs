@@ -1,7 +1,8 @@
 //! Matrix product with a frozen or trainable weight, bias, and a low-rank adapter in the same node.
 
 use super::call::{Backend, Inputs, Keeps, Kept, Kernels, Op, apply, given, there};
-use crate::kernel::{self, Matrix, Real, Shared, column_sums, data, fresh, on_cpu, shares, strided};
+use crate::kernel::{Matrix, Real, Shared, column_sums, data, fresh, on_cpu, shares, strided};
+use crate::product::{Begin, Held, Operand, Term};
 use crate::{Array, Tensor, cuda, raw};
 use amscript_base::bail;
 use amscript_base::error::Result;
@@ -19,7 +20,7 @@ pub struct Lora {
 /// `y = x W^T + bias + scale (x A^T) B^T` for `x [.., in]`, `weight [out, in]`; returns `[.., out]` in `x`'s type.
 ///
 /// Weight, bias and adapter may be of other float types: they are cast for the product and not kept so; gradients come in
-/// their own. Half-precision products on the CPU are computed in f32.
+/// their own. Half-precision products on the CPU are computed in f32, from the weight as it is.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, lora: Option<&Lora>) -> Result<Tensor> {
     let (a, b) = (lora.map(|l| &l.a), lora.map(|l| &l.b));
     apply(Linear { scale: lora.map_or(1.0, |l| l.scale) }, [Some(x), Some(weight), bias, a, b])
@@ -58,7 +59,7 @@ impl Op<5> for Linear {
     }
 
     fn kernels(&self) -> Kernels {
-        Kernels { strided: true, ..Kernels::BOTH }
+        Kernels { strided: true, half: Some(1), ..Kernels::BOTH }
     }
 
     fn keeps(&self, on: Backend, inputs: Inputs<5>, [gx, gw, _, ga, gb]: [bool; 5]) -> Keeps<5> {
@@ -175,27 +176,28 @@ fn product_cpu<T: Real>(a: &Array, b: &Array, bias: Option<&Array>, also: Option
     let ((m, k), n) = (a.dims2()?, b.dim(1)?);
     let bias = bias.map(|bias| bias.contiguous()).transpose()?;
     let bias = bias.as_ref().map(data::<T>).transpose()?;
-    let parts = (strided::<T>(a)?, strided::<T>(b)?);
-    let more = match also {
+    let (left, right) = (strided::<T>(a)?, Held::<T>::of(b)?);
+    let also = match also {
         Some((c, d, factor)) => Some((c, d, factor, strided::<T>(c)?, strided::<T>(d)?)),
         None => None,
     };
+    let first = Term { k, a: Matrix::of(a, &left), b: right.operand(b), factor: 1.0 };
+    let second = also.as_ref().map(|(c, d, factor, left, right)| Term {
+        k: c.dims()[1],
+        a: Matrix::of(c, left),
+        b: Operand::Own(Matrix::of(d, right)),
+        factor: *factor,
+    });
+    let terms: Vec<Term<T>> = [Some(first), second].into_iter().flatten().collect();
     let out = fresh(m * n, |out| {
-        let (a, b, c) = (Matrix::of(a, &parts.0), Matrix::of(b, &parts.1), Shared(out.as_mut_ptr()));
-        let more = more.as_ref().map(|(c, d, factor, l, r)| (Matrix::of(c, l), Matrix::of(d, r), c.dims()[1], *factor));
+        let c = Shared(out.as_mut_ptr());
         // SAFETY: the shapes of the arrays; every share writes its own part of the new output.
         shares((m, k, n)).into_par_iter().for_each(|(rows, columns)| unsafe {
-            let (i, j, size) = (rows.start, columns.start, [rows.len(), columns.len()]);
-            if let Some(bias) = &bias {
-                rows.for_each(|row| {
-                    std::slice::from_raw_parts_mut(c.at(row * n + j), size[1]).copy_from_slice(&bias[columns.clone()])
-                });
-            }
-            let c = (c.at(i * n + j), n);
-            kernel::product((size[0], k, size[1]), a.part(i, 0), b.part(0, j), c, bias.is_some(), 1.0);
-            if let Some((left, right, k, factor)) = more {
-                kernel::product((size[0], k, size[1]), left.part(i, 0), right.part(0, j), c, true, factor);
-            }
+            let (i, j) = (rows.start, columns.start);
+            let part = |t: &Term<T>| Term { a: t.a.part(i, 0), b: t.b.part(0, j), ..*t };
+            let begin = bias.as_ref().map_or(Begin::Zero, |bias| Begin::Bias(bias[columns.clone()].as_ptr()));
+            let terms: Vec<Term<T>> = terms.iter().map(part).collect();
+            T::products((rows.len(), columns.len()), &terms, (c.at(i * n + j), n), begin);
         });
     });
     Ok(Array::from_vec(out, (m, n), a.device())?)
@@ -229,7 +231,7 @@ pub(super) fn cases() -> Vec<super::cases::Case> {
     use super::cases::case;
     let adapter = |i: &[Tensor]| Lora { a: i[3].clone(), b: i[4].clone(), scale: 0.7 };
     let mut all = vec![
-        // Rows of a weight a kilobyte or more apart, more of them than are moved at a time.
+        // More columns than a tile has, and several threads.
         case("wide linear", &[&[5, 256], &[131, 256]], |i| linear(&i[0], &i[1], None, None)),
         case("linear of any strides", &[&[3, 2, 5], &[3, 7], &[7], &[3, 2], &[2, 7]], |i| {
             let lora = Lora { a: i[3].t()?, b: i[4].t()?, scale: -0.3 };

@@ -6,10 +6,10 @@
 //!   attention keeps a number per row of scores, frozen linear layers keep nothing. An input that was cast is kept as it came.
 //! * **Attention keeps heads in third place**, `[batch, tokens, heads, head]`, so that no transpose is copied; scores exist for 128 queries
 //!   at a time. Where one layer makes queries, keys and values, they stay beside each other (`self_attention`).
-//! * **A product is one fork**: bias, product and adapter of a part of the output by one thread, one part per thread. Columns a multiple of
-//!   a kilobyte apart share few places of the cache while gemm packs them, so they are moved apart first (`product` in `kernel.rs`).
+//! * **A product is one fork**: bias, product and adapter of a part of the output by one thread, one part per thread (`product/`).
 //! * **Convolutions read contiguously**: images are cut by stride before patches are unrolled, enough lines at a time for a product to be
-//!   fast; where lines keep their length, a block is one piece, moved. Of a doubled image `upsampled_conv2d` makes four 2 x 2
+//!   fast; where lines keep their length, a block is one piece, moved. From 32 channels on, 3 x 3 kernels are Winograd's tiles, which take
+//!   4/9 of the multiplications (`conv/winograd.rs`). Of a doubled image `upsampled_conv2d` makes four 2 x 2
 //!   convolutions of the small one.
 
 mod activation;

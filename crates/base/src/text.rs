@@ -1,0 +1,41 @@
+//! Text of others, made safe to show. Every text that leaves passes here once: lines, errors, warnings, bars, pages.
+
+use std::borrow::Cow;
+
+/// Whether a character acts instead of being seen: control characters (but line feed and tab), directions of writing, invisible
+/// ones. The joiners of emoji and of Persian stay.
+pub fn is_hidden(c: char) -> bool {
+    match c {
+        '\n' | '\t' => false,
+        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{feff}' => true,
+        '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}' => true,
+        c => c.is_control(),
+    }
+}
+
+/// The text with hidden characters written out, such as `\u{1b}`; ends of lines stay.
+pub fn visible(text: &str) -> Cow<'_, str> {
+    if !text.contains(is_hidden) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len());
+    for (at, c) in text.char_indices() {
+        let end = c == '\r' && text[at..].starts_with("\r\n");
+        if is_hidden(c) && !end { out.extend(c.escape_unicode()) } else { out.push(c) }
+    }
+    Cow::Owned(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_acts_is_written_out_and_what_is_read_stays() {
+        let plain = "a\tb\nČeština עברית 北京 👩\u{200d}🚀 می\u{200c}خواهم";
+        assert!(matches!(visible(plain), Cow::Borrowed(_)));
+        assert_eq!(visible("\x1b]0;x\x07\r\u{9b}2J"), "\\u{1b}]0;x\\u{7}\\u{d}\\u{9b}2J");
+        assert_eq!(visible("a\r\nb\x07"), "a\r\nb\\u{7}");
+        assert_eq!(visible("a\u{202e}b\u{200b}\u{e0041}"), "a\\u{202e}b\\u{200b}\\u{e0041}");
+    }
+}

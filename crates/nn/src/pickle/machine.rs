@@ -1,0 +1,371 @@
+//! A pickle as data: the values that its opcodes make, each at a place in one list, so that nothing is copied, nested or run.
+//!
+//! It is not candle's reader, which allocates what a length claims, copies what is referred to and recurses into what it read: a file of
+//! a kilobyte could take all memory.
+
+use amscript_base::bail;
+use amscript_base::error::{Error, Kind, Result};
+use std::collections::HashMap;
+
+/// Most values of a pickle.
+const MOST: usize = 2 << 20;
+
+/// The place of a value in its pickle.
+pub type Id = u32;
+
+/// A value; others in it by their places.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value<'a> {
+    /// Module and name of a function or class.
+    Class(&'a str, &'a str),
+    Text(&'a str),
+    Int(i64),
+    Tuple(Vec<Id>),
+    List(Vec<Id>),
+    Dict(Vec<(Id, Id)>),
+    /// A function or class with its arguments.
+    Call(Id, Id),
+    /// What lies outside the pickle, by its description.
+    Outside(Id),
+    /// A mark on the stack, a number with a point, a truth value, nothing.
+    Other,
+}
+
+/// A pickle that was read.
+#[derive(Debug)]
+pub struct Pickle<'a> {
+    values: Vec<Value<'a>>,
+    /// The place of what it holds.
+    pub top: Id,
+    /// Bytes that were read.
+    pub length: usize,
+}
+
+impl<'a> Pickle<'a> {
+    /// Reads one pickle from the beginning of these bytes.
+    pub fn read(bytes: &'a [u8]) -> Result<Self> {
+        let mut machine =
+            Machine { bytes, at: 0, values: vec![Value::Other], stack: vec![], marks: vec![], memo: HashMap::new() };
+        while machine.step()? {
+            if machine.values.len() + machine.stack.len() + machine.marks.len() > MOST {
+                bail!(Limit, "expected a pickle of at most {MOST} values, got more"; hint: "save only the state dict with torch.save");
+            }
+        }
+        let top = machine.pop()?;
+        Ok(Self { values: machine.values, top, length: machine.at })
+    }
+
+    pub fn get(&self, id: Id) -> &Value<'a> {
+        self.values.get(id as usize).unwrap_or(&Value::Other)
+    }
+
+    pub fn text(&self, id: Id) -> Option<&'a str> {
+        if let Value::Text(text) = self.get(id) { Some(text) } else { None }
+    }
+
+    pub fn count(&self, id: Id) -> Option<usize> {
+        if let Value::Int(n) = self.get(id) { usize::try_from(*n).ok() } else { None }
+    }
+
+    pub fn tuple(&self, id: Id) -> Option<&[Id]> {
+        if let Value::Tuple(items) = self.get(id) { Some(items) } else { None }
+    }
+
+    pub fn dict(&self, id: Id) -> Option<&[(Id, Id)]> {
+        if let Value::Dict(items) = self.get(id) { Some(items) } else { None }
+    }
+
+    /// Name and arguments of a call.
+    pub fn call(&self, id: Id) -> Option<(&'a str, Id)> {
+        match self.get(id) {
+            Value::Call(callable, arguments) => match self.get(*callable) {
+                Value::Class(_, name) => Some((name, *arguments)),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}
+
+struct Machine<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    values: Vec<Value<'a>>,
+    stack: Vec<Id>,
+    /// Heights of the stack where marks lie.
+    marks: Vec<usize>,
+    memo: HashMap<u32, Id>,
+}
+
+fn damaged(what: &str) -> Error {
+    Error::new(Kind::File, format!("the pickle is not readable ({what})"))
+        .hint("save only the state dict with torch.save, or convert it to safetensors")
+}
+
+impl<'a> Machine<'a> {
+    fn take(&mut self, n: usize) -> Result<&'a [u8]> {
+        let end =
+            self.at.checked_add(n).filter(|end| *end <= self.bytes.len()).ok_or_else(|| damaged("it is cut off"))?;
+        let taken = &self.bytes[self.at..end];
+        self.at = end;
+        Ok(taken)
+    }
+
+    /// An integer of so many bytes, the smallest first.
+    fn integer(&mut self, n: usize) -> Result<i64> {
+        let bytes = self.take(n)?;
+        let negative = bytes.last().is_some_and(|b| *b > 127) && n > 3;
+        let mut out = [if negative { 255 } else { 0 }; 8];
+        match out.get_mut(..n) {
+            Some(low) => low.copy_from_slice(bytes),
+            None => return Err(damaged("an integer of more than 64 bits")),
+        }
+        Ok(i64::from_le_bytes(out))
+    }
+
+    fn line(&mut self) -> Result<&'a str> {
+        let end = self.bytes[self.at..].iter().position(|b| *b == b'\n').ok_or_else(|| damaged("it is cut off"))?;
+        let line = self.take(end + 1)?;
+        text(&line[..end])
+    }
+
+    fn push(&mut self, value: Value<'a>) {
+        let id = if value == Value::Other { 0 } else { self.values.len() as Id };
+        if id > 0 {
+            self.values.push(value);
+        }
+        self.stack.push(id);
+    }
+
+    fn pop(&mut self) -> Result<Id> {
+        let floor = self.marks.last().copied().unwrap_or(0);
+        if self.stack.len() <= floor {
+            return Err(damaged("a value is missing"));
+        }
+        self.stack.pop().ok_or_else(|| damaged("a value is missing"))
+    }
+
+    fn pop_to_mark(&mut self) -> Result<Vec<Id>> {
+        let mark = self.marks.pop().ok_or_else(|| damaged("a mark is missing"))?;
+        Ok(self.stack.split_off(mark))
+    }
+
+    /// The value on top, which others are put into.
+    fn top(&mut self) -> Result<&mut Value<'a>> {
+        let id = self.stack.last().copied().ok_or_else(|| damaged("a value is missing"))?;
+        self.values.get_mut(id as usize).ok_or_else(|| damaged("a value is missing"))
+    }
+
+    fn append(&mut self, items: Vec<Id>) -> Result<()> {
+        match self.top()? {
+            Value::List(list) => list.extend(items),
+            _ => return Err(damaged("a list is missing")),
+        }
+        Ok(())
+    }
+
+    fn set(&mut self, items: &[Id]) -> Result<()> {
+        match self.top()? {
+            Value::Dict(dict) if items.len().is_multiple_of(2) => {
+                dict.extend(items.chunks(2).map(|pair| (pair[0], pair[1])))
+            }
+            _ => return Err(damaged("a dict is missing")),
+        }
+        Ok(())
+    }
+
+    fn call(&mut self) -> Result<()> {
+        let (arguments, callable) = (self.pop()?, self.pop()?);
+        let dict = matches!(self.values.get(callable as usize), Some(Value::Class("collections", _)));
+        self.push(if dict { Value::Dict(vec![]) } else { Value::Call(callable, arguments) });
+        Ok(())
+    }
+
+    /// Attributes of a value: of a dict they are entries, of others they are not looked at.
+    fn build(&mut self) -> Result<()> {
+        let state = self.pop()?;
+        let state = self.values.get(state as usize).cloned();
+        if let (Value::Dict(dict), Some(Value::Dict(more))) = (self.top()?, state) {
+            dict.extend(more);
+        }
+        Ok(())
+    }
+
+    fn tuple(&mut self, n: usize) -> Result<()> {
+        let mut items = (0..n).map(|_| self.pop()).collect::<Result<Vec<_>>>()?;
+        items.reverse();
+        self.push(Value::Tuple(items));
+        Ok(())
+    }
+
+    fn remember(&mut self, key: i64) -> Result<()> {
+        let id = self.stack.last().copied().ok_or_else(|| damaged("a value is missing"))?;
+        self.memo.insert(key as u32, id);
+        Ok(())
+    }
+
+    fn recall(&mut self, key: i64) -> Result<()> {
+        let id = self.memo.get(&(key as u32)).copied().ok_or_else(|| damaged("a value is missing"))?;
+        self.stack.push(id);
+        Ok(())
+    }
+
+    /// One opcode of protocol 2, as `torch.save` writes them; false at the end.
+    fn step(&mut self) -> Result<bool> {
+        match self.take(1)?[0] {
+            0x80 => drop(self.take(1)?),
+            b'.' => return Ok(false),
+            b'(' => self.marks.push(self.stack.len()),
+            op @ 0x85..=0x87 => self.tuple(usize::from(op - 0x84))?,
+            op @ (b't' | b'd' | b'e' | b'u') => self.collect(op)?,
+            b'a' => {
+                let item = self.pop()?;
+                self.append(vec![item])?;
+            }
+            b's' => {
+                let (value, key) = (self.pop()?, self.pop()?);
+                self.set(&[key, value])?;
+            }
+            b'R' | 0x81 => self.call()?,
+            b'b' => self.build()?,
+            b'Q' => {
+                let what = self.pop()?;
+                self.push(Value::Outside(what));
+            }
+            op @ (b'q' | b'r') => {
+                let key = self.integer(if op == b'q' { 1 } else { 4 })?;
+                self.remember(key)?;
+            }
+            op @ (b'h' | b'j') => {
+                let key = self.integer(if op == b'h' { 1 } else { 4 })?;
+                self.recall(key)?;
+            }
+            op => {
+                let value = self.value(op)?;
+                self.push(value);
+            }
+        }
+        Ok(true)
+    }
+
+    /// A value that an opcode makes of what stands behind it.
+    fn value(&mut self, op: u8) -> Result<Value<'a>> {
+        Ok(match op {
+            b'c' => {
+                let (module, name) = (self.line()?, self.line()?);
+                if !is_data(module, name) {
+                    bail!(File, "the pickle calls `{module}.{name}`, which is not data";
+                        hint: "do not trust the file; convert it to safetensors where it came from");
+                }
+                Value::Class(module, name)
+            }
+            b'X' => {
+                let length = self.integer(4)? as u32;
+                Value::Text(text(self.take(length as usize)?)?)
+            }
+            b'K' => Value::Int(self.integer(1)?),
+            b'M' => Value::Int(self.integer(2)?),
+            b'J' => Value::Int(self.integer(4)?),
+            0x8a => {
+                let length = self.take(1)?[0];
+                Value::Int(self.integer(length.into())?)
+            }
+            b'G' => {
+                self.take(8)?;
+                Value::Other
+            }
+            b'N' | 0x88 | 0x89 => Value::Other,
+            b')' => Value::Tuple(vec![]),
+            b']' => Value::List(vec![]),
+            b'}' => Value::Dict(vec![]),
+            other => return Err(damaged(&format!("opcode {other:#04x} is not known"))),
+        })
+    }
+
+    /// What lies above the last mark, as a tuple, a dict, or in the list or dict below it.
+    fn collect(&mut self, op: u8) -> Result<()> {
+        let items = self.pop_to_mark()?;
+        match op {
+            b't' => self.push(Value::Tuple(items)),
+            b'e' => self.append(items)?,
+            b'u' => self.set(&items)?,
+            _ => {
+                self.push(Value::Dict(vec![]));
+                self.set(&items)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn text(bytes: &[u8]) -> Result<&str> {
+    std::str::from_utf8(bytes).map_err(|_| damaged("a text is not UTF-8"))
+}
+
+/// What data is made of; anything else would be code if the pickle were run.
+fn is_data(module: &str, class: &str) -> bool {
+    match module {
+        "collections" => matches!(class, "OrderedDict" | "defaultdict"),
+        "torch" => class.ends_with("Storage") || matches!(class, "Size" | "device") || class.starts_with("float"),
+        "torch._utils" => class.starts_with("_rebuild_"),
+        "torch._tensor" => class == "_rebuild_from_type_v2",
+        "torch.nn.parameter" => class == "Parameter",
+        "argparse" => class == "Namespace",
+        "pathlib" => class.ends_with("Path"),
+        "numpy" => matches!(class, "dtype" | "ndarray"),
+        "numpy.core.multiarray" | "numpy._core.multiarray" => matches!(class, "scalar" | "_reconstruct"),
+        "_codecs" => class == "encode",
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(bytes: &[u8]) -> String {
+        Pickle::read(bytes).unwrap_err().message
+    }
+
+    #[test]
+    fn small_pickles_that_would_grow_are_read_in_no_room() {
+        // ten references each to the list before, thirty deep
+        let mut laughs = b"\x80\x02]q\x00".to_vec();
+        for i in 0..30u8 {
+            laughs.extend(b"](");
+            laughs.extend([b'h', i].repeat(10));
+            laughs.extend([b'e', b'q', i + 1]);
+        }
+        laughs.push(b'.');
+        assert!(Pickle::read(&laughs).unwrap().values.len() < 100);
+        assert_eq!(refusal(b"\x80\x02X\xff\xff\xff\xff."), "the pickle is not readable (it is cut off)");
+        let nested = [vec![b']'; 300_000], vec![b'a'; 299_999], vec![b'.']].concat();
+        assert!(Pickle::read(&nested).is_ok());
+        assert_eq!(Pickle::read(&vec![b']'; 4 << 20]).unwrap_err().kind, Kind::Limit);
+        assert_eq!(Pickle::read(&vec![b'('; 4 << 20]).unwrap_err().kind, Kind::Limit);
+    }
+
+    #[test]
+    fn damage_is_an_error() {
+        for bytes in [
+            &b""[..],
+            b".",
+            b"a.",
+            b"]a.",
+            b"N(Na.",
+            b"t.",
+            b"h\x00.",
+            b"\x8a\x09123456789.",
+            b"}(Nu.",
+            b"X\x01\0\0\0\xff.",
+            b"co\n",
+            b"\xff",
+        ] {
+            assert!(refusal(bytes).starts_with("the pickle is not readable"), "{bytes:?}");
+        }
+        let read = Pickle::read(b"(K\x01M\x00\x01J\xff\xff\xff\xff\x8a\x01\x05t.").unwrap();
+        let items = read.tuple(read.top).unwrap();
+        let numbers: Vec<&Value> = items.iter().map(|id| read.get(*id)).collect();
+        assert_eq!(numbers, [&Value::Int(1), &Value::Int(256), &Value::Int(-1), &Value::Int(5)]);
+    }
+}

@@ -1,0 +1,73 @@
+//! Who works in a run directory: one process at a time. The lock dies with it.
+
+use super::record::file_error;
+use amscript_base::error::{Error, Kind, Result, warn_once};
+use amscript_base::file::{self, File, TryLockError};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::io::{Read, Seek, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+
+const LOCK: &str = ".lock";
+
+/// A directory that is held until the last clone of its `Arc` goes.
+pub struct Lock(#[expect(dead_code, reason = "held, not used")] File);
+
+/// The directories that a host holds, so that it may take one twice.
+#[derive(Default)]
+pub struct Locks(Mutex<BTreeMap<PathBuf, Weak<Lock>>>);
+
+impl Locks {
+    /// Takes a directory that is there; an error where another process holds it.
+    pub fn take(&self, folder: &Path) -> Result<Arc<Lock>> {
+        let refused = |e: &std::io::Error| file_error(folder, "write in", e);
+        let place = file::real(folder).map_err(|e| refused(&e))?;
+        let mut held = self.0.lock();
+        if let Some(lock) = held.get(&place).and_then(Weak::upgrade) {
+            return Ok(lock);
+        }
+        let mut file = file::edit(&place.join(LOCK)).map_err(|e| refused(&e))?;
+        match file.try_lock() {
+            Ok(()) => sign(&mut file),
+            Err(TryLockError::WouldBlock) => return Err(busy(folder, &mut file)),
+            Err(TryLockError::Error(e)) => {
+                warn_once("lock", &format!("{} cannot be locked ({e}); start no other run in it", folder.display()));
+            }
+        }
+        let lock = Arc::new(Lock(file));
+        held.insert(place, Arc::downgrade(&lock));
+        Ok(lock)
+    }
+}
+
+/// Writes who holds the directory, for the error of others; it is held without too.
+fn sign(file: &mut File) {
+    file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).ok();
+}
+
+fn busy(folder: &Path, file: &mut File) -> Error {
+    let mut text = String::new();
+    file.rewind().and_then(|()| file.take(20).read_to_string(&mut text)).ok();
+    let holder = text.trim().parse::<u32>().map_or("another process".into(), |id| format!("process {id}"));
+    let message = format!("`{}` must be held by no other run, got one by {holder}", folder.display());
+    Error::new(Kind::File, message).hint("wait for its end, or give another `--out`")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_taken_by_one_host_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, other) = (Locks::default(), Locks::default());
+        let first = one.take(folder.path()).unwrap();
+        let second = one.take(folder.path()).unwrap();
+        drop(first);
+        let error = other.take(folder.path()).err().unwrap();
+        assert!(error.message.contains(&format!("process {}", std::process::id())), "{error}");
+        drop(second);
+        assert!(other.take(folder.path()).is_ok());
+    }
+}

@@ -1,0 +1,364 @@
+//! Products of f32 matrices at the rate of the processor.
+//!
+//! Decisions:
+//! * **Packed as they are read.** Lines of A and B are laid side by side for each product, a block at a time, and a tile of C stays in
+//!   registers (Goto and van de Geijn 2008). Weights are not kept packed: that would win what reading them once costs, nothing to be seen
+//!   at 320 rows and a fifth at 64 that come from memory anyway; they would no longer be the numbers that adapters are added to and files
+//!   are written from, and the input gradient wants them the other way round.
+//! * **Terms, not calls.** `C = bias + A B + s U V` is one product whose inner dimension is that of A and U: an adapter costs its own
+//!   operations and no second walk over C.
+//! * **Half precision is widened in the packing**, so that weights of two bytes cost half the memory traffic and no copy.
+//! * The instructions are chosen when the program runs. Where there are none for it, for f64, and where B lies by rows, `gemm` computes.
+
+mod pack;
+pub mod rate;
+mod tile;
+
+use crate::Array;
+use crate::kernel::{Data, Matrix, Real, fresh, strided};
+use amscript_base::error::Result;
+use candle_core::DType;
+use half::{bf16, f16};
+use pack::{Number, pack};
+use std::ops::Range;
+use tile::Tile;
+pub use tile::{Begin, Kind, kind};
+
+/// A factor of a product, in the type that it is held in.
+#[derive(Clone, Copy)]
+pub enum Operand<T> {
+    Own(Matrix<T>),
+    BF16(Matrix<bf16>),
+    F16(Matrix<f16>),
+}
+
+impl<T> Operand<T> {
+    /// [`Matrix::part`].
+    ///
+    /// # Safety
+    /// As there.
+    pub unsafe fn part(self, i: usize, j: usize) -> Self {
+        unsafe {
+            match self {
+                Self::Own(m) => Self::Own(m.part(i, j)),
+                Self::BF16(m) => Self::BF16(m.part(i, j)),
+                Self::F16(m) => Self::F16(m.part(i, j)),
+            }
+        }
+    }
+}
+
+/// Read access to a matrix that may be of half precision.
+pub enum Held<'a, T> {
+    Own(Data<'a, T>),
+    BF16(Data<'a, bf16>),
+    F16(Data<'a, f16>),
+}
+
+impl<'a, T: Real> Held<'a, T> {
+    pub fn of(x: &'a Array) -> Result<Self> {
+        Ok(match x.dtype() {
+            DType::BF16 => Self::BF16(strided(x)?),
+            DType::F16 => Self::F16(strided(x)?),
+            _ => Self::Own(strided(x)?),
+        })
+    }
+
+    /// Of the matrix that this was made of.
+    pub fn operand(&self, x: &Array) -> Operand<T> {
+        match self {
+            Self::Own(data) => Operand::Own(Matrix::of(x, data)),
+            Self::BF16(data) => Operand::BF16(Matrix::of(x, data)),
+            Self::F16(data) => Operand::F16(Matrix::of(x, data)),
+        }
+    }
+}
+
+/// `factor * A B` for `A [m, k]` and `B [k, n]`.
+#[derive(Clone, Copy)]
+pub struct Term<T> {
+    pub k: usize,
+    pub a: Matrix<T>,
+    pub b: Operand<T>,
+    pub factor: f64,
+}
+
+impl<T> Term<T> {
+    /// Whether B is of the product's own type and lies by rows, which gemm reads faster by a few percent.
+    pub fn by_rows(&self) -> bool {
+        matches!(self.b, Operand::Own(Matrix { column: 1, .. }))
+    }
+}
+
+/// Steps of k in a block: a panel of B then stays in the second cache.
+const DEPTH: usize = 768;
+/// Rows of A in a block at most.
+const ROWS: usize = 896;
+
+/// Steps `steps` of a term.
+#[derive(Clone)]
+struct Piece<'a> {
+    term: &'a Term<f32>,
+    steps: Range<usize>,
+}
+
+/// Sums of at most [`DEPTH`] steps, together all terms.
+fn blocks(terms: &[Term<f32>]) -> Vec<Vec<Piece<'_>>> {
+    let mut blocks: Vec<Vec<Piece>> = Vec::new();
+    let mut room = 0;
+    for term in terms {
+        // As many steps in each block of a term.
+        let depth = term.k.div_ceil(term.k.div_ceil(DEPTH).max(1)).max(1);
+        for first in (0..term.k).step_by(depth) {
+            let piece = Piece { term, steps: first..(first + depth).min(term.k) };
+            let len = piece.steps.len();
+            match blocks.last_mut().filter(|_| len <= room) {
+                Some(block) => block.push(piece),
+                None => {
+                    blocks.push(vec![piece]);
+                    room = DEPTH + DEPTH / 8; // an adapter goes with the last steps of its weight
+                }
+            }
+            room -= len.min(room);
+        }
+    }
+    if blocks.is_empty() {
+        blocks.push(Vec::new()); // nothing is added, but C is written
+    }
+    blocks
+}
+
+/// The sum of `terms` and `begin` into `C [m, n]`, on this thread; C has `row` numbers between rows.
+///
+/// # Safety
+/// All matrices lie inside their allocations, C overlaps none of them, and the processor is of this kind.
+pub unsafe fn products(
+    kind: Kind,
+    (m, n): (usize, usize),
+    terms: &[Term<f32>],
+    (c, row): (*mut f32, usize),
+    begin: Begin<f32>,
+) {
+    let blocks = blocks(terms);
+    let depth = blocks.iter().map(|pieces| steps(pieces)).max().unwrap_or(0);
+    let share = m.div_ceil(m.div_ceil(ROWS).max(1)).max(1);
+    let panels = |rows: usize| rows.div_ceil(kind.rows);
+    let mut packed_a = room(panels(share) * kind.row_step * depth);
+    let mut packed_b = room(kind.columns * depth);
+    for first in (0..m).step_by(share) {
+        let rows = first..(first + share).min(m);
+        for (i, pieces) in blocks.iter().enumerate() {
+            let begin = if i == 0 { begin } else { Begin::Kept };
+            let block = Block { kind, pieces, panels: panels(rows.len()), rows: rows.clone(), depth };
+            // SAFETY: as the caller says; there is room for a block of the greatest depth.
+            unsafe {
+                block.pack_a(&mut packed_a);
+                for column in (0..n).step_by(kind.columns) {
+                    let columns = column..(column + kind.columns).min(n);
+                    block.multiply(&packed_a, &mut packed_b, columns, (c, row), begin);
+                }
+            }
+        }
+    }
+}
+
+fn steps(pieces: &[Piece]) -> usize {
+    pieces.iter().map(|piece| piece.steps.len()).sum()
+}
+
+/// Rows of C times a few steps of k.
+struct Block<'a> {
+    kind: Kind,
+    pieces: &'a [Piece<'a>],
+    rows: Range<usize>,
+    panels: usize,
+    /// Steps that there is room for in a panel.
+    depth: usize,
+}
+
+impl Block<'_> {
+    /// Rows of a panel; all have as many, or one more.
+    fn panel(&self, p: usize) -> Range<usize> {
+        let at = |p: usize| self.rows.start + p * self.rows.len() / self.panels;
+        at(p)..at(p + 1)
+    }
+
+    unsafe fn pack_a(&self, to: &mut [f32]) {
+        let width = self.kind.row_step;
+        for p in 0..self.panels {
+            let (rows, mut at) = (self.panel(p), p * width * self.depth);
+            for Piece { term, steps } in self.pieces {
+                let size = (steps.len(), rows.len());
+                // SAFETY: as the caller of `products` says.
+                unsafe {
+                    let columns = term.a.part(rows.start, steps.start).transposed();
+                    pack(columns, size, &mut to[at..], width, term.factor as f32);
+                }
+                at += size.0 * width;
+            }
+        }
+    }
+
+    unsafe fn pack_b(&self, to: &mut [f32], columns: &Range<usize>) {
+        let (width, mut at) = (self.kind.columns, 0);
+        for Piece { term, steps } in self.pieces {
+            let (size, i, j, to) = ((steps.len(), columns.len()), steps.start, columns.start, &mut to[at..]);
+            // SAFETY: as the caller of `products` says.
+            unsafe {
+                match term.b {
+                    Operand::Own(b) => pack(b.part(i, j), size, to, width, 1.0),
+                    Operand::BF16(b) => pack(b.part(i, j), size, to, width, 1.0),
+                    Operand::F16(b) => pack(b.part(i, j), size, to, width, 1.0),
+                }
+            }
+            at += size.0 * width;
+        }
+    }
+
+    /// All rows of some columns.
+    unsafe fn multiply(
+        &self,
+        a: &[f32],
+        packed: &mut [f32],
+        columns: Range<usize>,
+        (c, row): (*mut f32, usize),
+        begin: Begin<f32>,
+    ) {
+        let kind = self.kind;
+        // SAFETY: as the caller of `products` says.
+        unsafe { self.pack_b(packed, &columns) };
+        let k = steps(self.pieces);
+        for p in 0..self.panels {
+            let (rows, a) = (self.panel(p), &a[p * kind.row_step * self.depth..]);
+            // SAFETY: panels are packed; C has these rows and columns.
+            unsafe {
+                let (c, begin) = (c.add(rows.start * row + columns.start), begin.from(columns.start));
+                let tile = Tile { k, a: a.as_ptr(), b: packed.as_ptr(), c, c_row: row, begin };
+                match columns.len() == kind.columns {
+                    true => (kind.tile)(rows.len(), tile),
+                    false => narrow(kind, (rows.len(), columns.len()), tile),
+                }
+            }
+        }
+    }
+}
+
+/// A left factor `[m, k]`, packed for several products.
+pub struct Left {
+    kind: Kind,
+    m: usize,
+    k: usize,
+    packed: Vec<f32>,
+}
+
+impl Left {
+    /// Steps of k at most.
+    pub const DEPTH: usize = DEPTH;
+
+    /// # Safety
+    /// The matrix lies inside its allocation.
+    pub unsafe fn new(kind: Kind, (m, k): (usize, usize), a: Matrix<f32>) -> Self {
+        let term = Term { k, a, b: Operand::Own(a), factor: 1.0 };
+        let block = Block {
+            kind,
+            pieces: &[Piece { term: &term, steps: 0..k }],
+            rows: 0..m,
+            panels: m.div_ceil(kind.rows),
+            depth: k,
+        };
+        let mut packed = room(block.panels * kind.row_step * k);
+        // SAFETY: as the caller says.
+        unsafe { block.pack_a(&mut packed) };
+        Self { kind, m, k, packed }
+    }
+
+    /// `C [m, n]` of panels of `B [k, n]`: `[n / columns, k, columns]`.
+    pub fn times(&self, b: &[f32], c: &mut [f32]) {
+        let (kind, n) = (self.kind, c.len() / self.m);
+        assert!(
+            b.len() == self.k * n && n.is_multiple_of(kind.columns),
+            "packed product: {} numbers for {n} columns",
+            b.len()
+        );
+        let block = Block { kind, pieces: &[], rows: 0..self.m, panels: self.m.div_ceil(kind.rows), depth: self.k };
+        for (j, b) in b.chunks(self.k * kind.columns).enumerate() {
+            for p in 0..block.panels {
+                let rows = block.panel(p);
+                let c = &mut c[rows.start * n + j * kind.columns..];
+                let a = &self.packed[p * kind.row_step * self.k..];
+                let tile =
+                    Tile { k: self.k, a: a.as_ptr(), b: b.as_ptr(), c: c.as_mut_ptr(), c_row: n, begin: Begin::Zero };
+                // SAFETY: panels are packed; C has these rows and columns.
+                unsafe { (kind.tile)(rows.len(), tile) };
+            }
+        }
+    }
+}
+
+/// A tile of which C has only some columns.
+unsafe fn narrow(kind: Kind, (rows, width): (usize, usize), tile: Tile) {
+    let mut whole = [0.0; tile::LARGEST];
+    // SAFETY: the tile fits; C has `width` of its columns.
+    unsafe {
+        (kind.tile)(rows, Tile { c: whole.as_mut_ptr(), c_row: kind.columns, begin: Begin::Zero, ..tile });
+        for (i, sums) in whole.chunks(kind.columns).take(rows).enumerate() {
+            let c = std::slice::from_raw_parts_mut(tile.c.add(i * tile.c_row), width);
+            for (j, (c, sum)) in c.iter_mut().zip(sums).enumerate() {
+                *c = sum
+                    + match tile.begin {
+                        Begin::Zero => 0.0,
+                        Begin::Kept => *c,
+                        Begin::Bias(bias) => *bias.add(j),
+                    };
+            }
+        }
+    }
+}
+
+/// Memory that packing writes before tiles read it.
+fn room(len: usize) -> Vec<f32> {
+    fresh(len, |_| ())
+}
+
+/// [`products`] for types and processors without tiles.
+///
+/// # Safety
+/// All matrices lie inside their allocations and C overlaps none of them.
+pub unsafe fn by_gemm<T: Real>((m, n): (usize, usize), terms: &[Term<T>], (c, row): (*mut T, usize), begin: Begin<T>) {
+    if let Begin::Bias(bias) = begin {
+        // SAFETY: C has m rows of n numbers, and the bias n.
+        (0..m).for_each(|i| unsafe { std::ptr::copy_nonoverlapping(bias, c.add(i * row), n) });
+    }
+    let mut keep = !matches!(begin, Begin::Zero);
+    for Term { k, a, b, factor } in terms {
+        // SAFETY: as the caller says.
+        let widened = unsafe {
+            match b {
+                Operand::Own(_) => Vec::new(),
+                Operand::BF16(b) => wide(*b, *k, n),
+                Operand::F16(b) => wide(*b, *k, n),
+            }
+        };
+        let b = if let Operand::Own(b) = b { *b } else { Matrix::rows(&widened, n) };
+        let [a_column, a_row, b_column, b_row] = [a.column, a.row, b.column, b.row].map(|n| n as isize);
+        // SAFETY: as the caller says.
+        unsafe {
+            #[rustfmt::skip]
+            gemm::gemm(
+                m, n, *k, c, 1, row as isize, keep, a.start, a_column, a_row, b.start, b_column, b_row,
+                T::one(), T::of(*factor), false, false, false, gemm::Parallelism::None,
+            );
+        }
+        keep = true;
+    }
+}
+
+/// `m [k, n]` by rows.
+unsafe fn wide<S: Number, T: Real>(m: Matrix<S>, k: usize, n: usize) -> Vec<T> {
+    // SAFETY: entries of the matrix.
+    let number = |i: usize| unsafe { (*m.start.add(i / n * m.row + i % n * m.column)).wide() };
+    (0..k * n).map(|i| T::of(number(i).into())).collect()
+}
+
+#[cfg(test)]
+mod tests;

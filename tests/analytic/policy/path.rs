@@ -1,0 +1,282 @@
+//! Policy gradients on a stochastic path: the samplers' laws, the ratio and its gradient, the pull to a reference.
+
+use super::*;
+
+/// Mean and deviation of a sampler's ends, by recursion.
+fn moments(solver: &dyn Solver, n: usize) -> [f64; 2] {
+    let grid = uniform(n).unwrap();
+    let (mut mean, mut var) = (0.0, 1.0);
+    for k in 0..n {
+        let (step, t) = (solver.dynamics(&grid, k).unwrap(), grid.times()[k]);
+        let c = 1.0 - step.h * step.mean_reversion + step.reach() * slope(t);
+        mean = c * mean + step.reach() * (1.0 - slope(t) * t);
+        var = c * c * var + step.noise_std().powi(2);
+    }
+    [mean, var.sqrt()]
+}
+
+#[test]
+fn ends_of_samplers_are_as_wide_as_their_recursion_says() {
+    let cases: [(Arc<dyn Solver>, [f64; 2]); 7] = [
+        (Arc::new(Euler), [0.43078, 0.47120]),
+        (sde(Noise::FlowGrpo(0.7)), [0.47954, 0.49384]),
+        (sde(Noise::Constant(0.09)), [0.44156, 0.47560]),
+        (Arc::new(Cps::new(0.8).unwrap()), [0.35179, 0.37831]),
+        (Arc::new(Cps::new(0.5).unwrap()), [0.40022, 0.43389]),
+        (Arc::new(Gddim::new(1.0).unwrap()), [0.38646, 0.44414]),
+        (Arc::new(Gddim::new(2.0).unwrap()), [0.32642, 0.38625]),
+    ];
+    for (i, (solver, widths)) in cases.iter().enumerate() {
+        for (n, width) in [10, 25].into_iter().zip(widths) {
+            let [mean, got] = moments(&**solver, n);
+            assert!((mean - 1.0).abs() < 1e-12 && (got - width).abs() < 6e-6, "{i}, {n}: {mean} {got} {width}");
+        }
+    }
+    for (n, expected) in [(10, [1.06394, 0.57586]), (25, [1.02892, 0.53501])] {
+        let got = moments(&*sde(Noise::Memoryless { offset: None }), n);
+        assert!(got.iter().zip(expected).all(|(a, b)| (a - b).abs() < 6e-6), "{n}: {got:?}");
+    }
+}
+
+/// How far each step's velocity moves the end: `d E[x_N] / d theta_k`.
+fn parts(solver: &dyn Solver) -> Vec<f64> {
+    let grid = uniform(10).unwrap();
+    let step = |k| solver.dynamics(&grid, k).unwrap();
+    let carry = |j: usize| {
+        let next: Dynamics = step(j);
+        1.0 - next.h * next.mean_reversion + next.reach() * slope(grid.times()[j])
+    };
+    (0..10).map(|k| step(k).reach() * (k + 1..10).map(carry).product::<f64>()).collect()
+}
+
+#[test]
+fn the_first_gradient_is_the_derivative_of_the_mean_reward() {
+    let n = 200_000;
+    let flow = || sde(Noise::FlowGrpo(0.7));
+    let noisy = AtSteps { solver: flow(), steps: (0..9).collect() };
+    let whole: f64 = parts(&noisy)[..9].iter().sum();
+    assert!((whole - 0.70074).abs() < 6e-6, "{whole}");
+    let found = gradient(&grpo(flow(), Scale::One), &batch(n, n, 1));
+    assert!((found + whole / 9.0).abs() < 4.0 * 1.1 / 9.0 / (n as f64).sqrt(), "{found}");
+    // Over the deviation of the rewards, as published.
+    let found = gradient(&grpo(flow(), Scale::Group { ddof: 0, floor: 0.0 }), &batch(n, n, 2));
+    assert!((found + 0.16233).abs() < 0.0022, "{found}");
+    // A window gives the derivative through its steps alone.
+    let window = AtSteps { solver: flow(), steps: vec![1, 2, 3] };
+    let some: f64 = parts(&window)[1..4].iter().sum();
+    assert!((some - 0.20025).abs() < 6e-6, "{some}");
+    let mix = Grpo { steps: Trained::Only(vec![1, 2, 3]), ..grpo(flow(), Scale::One) };
+    let found = gradient(&mix, &batch(n, n, 3));
+    assert!((found + some / 3.0).abs() < 4.0 * 0.5 / (n as f64).sqrt(), "{found} {some}");
+}
+
+#[test]
+fn centring_by_the_group_takes_one_part_in_its_size() {
+    let (n, group) = (200_000, 8);
+    let mix = Grpo { steps: Trained::Only(vec![1, 2, 3]), ..grpo(sde(Noise::FlowGrpo(0.7)), Scale::One) };
+    let found = gradient(&mix, &batch(n, group, 4));
+    assert!((found + 0.20025 / 3.0 * 0.875).abs() < 4.0 * 0.5 / (n as f64).sqrt(), "{found}");
+}
+
+#[test]
+fn normalisations_weigh_the_steps() {
+    let n = 200_000;
+    let cps: Arc<dyn Solver> = Arc::new(Cps::new(0.8).unwrap());
+    for (seed, (solver, sums)) in
+        [(sde(Noise::FlowGrpo(0.7)), [0.70074, 0.16991, 1.6991, 0.11420]), (cps, [0.68619, 0.17005, 1.70054, 0.10678])]
+            .into_iter()
+            .enumerate()
+    {
+        let at = AtSteps { solver: solver.clone(), steps: (0..9).collect() };
+        let (p, grid) = (parts(&at), uniform(10).unwrap());
+        let weights: [fn(f64) -> f64; 4] = [|_| 1.0, |s| s, |s| s / 0.1, |s| 2.0 * s * s];
+        let kinds = [
+            (Normalise::Plain, StepWeight::Equal),
+            (Normalise::Guard, StepWeight::Equal),
+            (Normalise::Guard, StepWeight::PerWidth),
+            (Normalise::Unscaled, StepWeight::Equal),
+        ];
+        for ((weigh, (normalise, weight)), expected) in weights.into_iter().zip(kinds).zip(sums) {
+            let noise = |k| weigh(at.dynamics(&grid, k).unwrap().noise_std());
+            let exact: f64 = (0..9).map(|k| p[k] * noise(k)).sum();
+            assert!((exact / expected - 1.0).abs() < 6e-5, "{normalise:?}: {exact} {expected}");
+            let method = Grpo { normalise, weight, ..grpo(solver.clone(), Scale::One) };
+            let found = -9.0 * gradient(&method, &batch(n, n, 10 + seed as u64));
+            // A sample's signal is 0.47 of its noise or more.
+            assert!((found - exact).abs() < 4.0 * exact / 0.47 / (n as f64).sqrt(), "{normalise:?}: {found} {exact}");
+        }
+    }
+}
+
+/// A path of three steps in `[4, 5]` that kept its noise, and what another velocity makes of its second step.
+fn changed(
+    solver: Arc<dyn Solver>,
+    change: f64,
+    reduction: Reduction,
+) -> (align::policy::Transition, Tensor, Dynamics) {
+    let x0 = Rng::new(5).normal(&[4, 5], DType::F64, &Device::Cpu).unwrap();
+    let draw = Some(amscript::flow::draws(stream(6)));
+    let options = RolloutOptions { solver, draw, noises: true, ..RolloutOptions::new(uniform(3).unwrap()) };
+    let path = rollout(&gaussian(), &x0, &Condition::default(), &options).unwrap();
+    let velocity = (path.velocities[1].clone()
+        + (Rng::new(7).normal(&[4, 5], DType::F64, &Device::Cpu).unwrap() * change).unwrap())
+    .unwrap();
+    let (step, next) = (path.dynamics(1).unwrap(), path.states[2].clone());
+    let off = |v: &Tensor| {
+        let mean = step.advance(&path.states[1], v).unwrap();
+        ((&next - mean).unwrap().sqr().unwrap().sum(1).unwrap() / (-2.0 * step.noise_std().powi(2))).unwrap()
+    };
+    let densities = (off(&velocity) - off(&path.velocities[1])).unwrap();
+    (Transition::new(&path, 1, &velocity, reduction).unwrap(), densities, step)
+}
+
+#[test]
+fn the_log_ratio_is_that_of_two_gaussian_densities() {
+    let solvers: [Arc<dyn Solver>; 3] =
+        [sde(Noise::FlowGrpo(0.7)), Arc::new(Cps::new(0.8).unwrap()), Arc::new(Gddim::new(1.0).unwrap())];
+    for solver in solvers {
+        let (step, densities, dynamics) = changed(solver.clone(), 0.3, Reduction::Sum);
+        let log = numbers(&step.log_ratio(Normalise::Plain).unwrap());
+        for (got, expected) in log.iter().zip(numbers(&densities)) {
+            assert!((got - expected).abs() < 1e-12, "{got} {expected}");
+        }
+        let size = numbers(&norms(std::slice::from_ref(&step.change)).unwrap());
+        let g = dynamics.reach() / dynamics.noise_std();
+        for (got, size) in numbers(&step.divergence().unwrap()).iter().zip(size) {
+            assert!((got - (g * size).powi(2) / 2.0).abs() < 1e-12);
+        }
+        // Without a change it is 0 to the bit, whatever it is measured in.
+        for reduction in [Reduction::Sum, Reduction::Mean] {
+            let step = changed(solver.clone(), 0.0, reduction).0;
+            for normalise in [Normalise::Plain, Normalise::Guard, Normalise::Unscaled] {
+                let ratio = step.log_ratio(normalise).unwrap().exp().unwrap();
+                assert_eq!(numbers(&ratio), [1.0; 4], "{normalise:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_mean_of_an_averaged_ratio_is_below_one() {
+    // E[ratio] = exp(-(delta / 2)(1 - 1 / D)), of GRPO-Guard's exp(mean (h (1 + rho) dv)^2 / 2 D).
+    let (n, width, change) = (100_000, 4, 0.5);
+    let x0 = Rng::new(8).normal(&[n, width], DType::F64, &Device::Cpu).unwrap();
+    let draw = Some(amscript::flow::draws(stream(9)));
+    let solver = sde(Noise::Constant(1.0));
+    let options = RolloutOptions { solver, draw, noises: true, ..RolloutOptions::new(uniform(4).unwrap()) };
+    let path = rollout(&gaussian(), &x0, &Condition::default(), &options).unwrap();
+    let step = path.dynamics(1).unwrap();
+    let transition = Transition::new(&path, 1, &(&path.velocities[1] + change).unwrap(), Reduction::Mean).unwrap();
+    let mean = |kind| numbers(&transition.log_ratio(kind).unwrap().exp().unwrap().mean_all().unwrap())[0];
+    let delta = (step.reach() / step.noise_std() * change).powi(2);
+    let expected = (-delta / 2.0 * (1.0 - 1.0 / width as f64)).exp();
+    let error = 4.0 * (delta / width as f64).sqrt() / (n as f64).sqrt();
+    assert!((mean(Normalise::Plain) - expected).abs() < error, "{} {expected}", mean(Normalise::Plain));
+    let guard = ((step.reach() * change).powi(2) / (2.0 * width as f64)).exp();
+    assert!((mean(Normalise::Guard) - guard).abs() < error, "{} {guard}", mean(Normalise::Guard));
+}
+
+/// A network whose numbers, in and out, are rounded to another type.
+struct Rounded(Mlp, DType);
+
+impl Velocity for Rounded {
+    fn velocity(&self, x: &Tensor, t: &Tensor, c: &Condition) -> Result<Tensor> {
+        let round = |x: &Tensor| x.to_dtype(self.1)?.to_dtype(DType::F32);
+        let inner = Mlp(self.0.0.iter().map(round).collect::<Result<_>>()?);
+        inner.velocity(&round(x)?, &round(t)?, c)?.to_dtype(self.1)
+    }
+}
+
+#[test]
+fn the_ratio_of_an_unchanged_policy_is_one_to_the_bit() {
+    let x0 = load("adjoint/expected.safetensors")["in.x0"].to_dtype(DType::F32).unwrap();
+    for dtype in [DType::F32, DType::BF16] {
+        let policy = Rounded(golden().2, dtype);
+        let start =
+            Batch { per_prompt: 3, rng: Some(stream(0)), ..Batch::new(&x0, &Condition::default(), reward(1.0)) };
+        let solvers: [Arc<dyn Solver>; 3] =
+            [sde(Noise::FlowGrpo(0.7)), Arc::new(Cps::new(0.8).unwrap()), Arc::new(Gddim::new(1.0).unwrap())];
+        for solver in solvers {
+            for minibatches in [1, 3] {
+                let method = Grpo { passes: 2, minibatches, ..grpo(solver.clone(), Scale::Batch { floor: 1e-4 }) };
+                let mut found = update(&method, &policy, &start);
+                for pass in 0..2 * minibatches {
+                    let ratio = found.measured["ratio"].to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap();
+                    // The mean over nine steps rounds; each step's own ratio is below.
+                    assert!((ratio - 1.0).abs() < 1e-6, "{dtype:?}, pass {pass}: {ratio}");
+                    let next = found.next.clone();
+                    assert_eq!(next.is_some(), pass + 1 < 2 * minibatches);
+                    if let Some(next) = next {
+                        found = next(&policy).unwrap();
+                    }
+                }
+            }
+        }
+        let options = RolloutOptions {
+            solver: sde(Noise::FlowGrpo(0.7)),
+            draw: Some(amscript::flow::draws(stream(1))),
+            noises: true,
+            ..RolloutOptions::new(uniform(5).unwrap())
+        };
+        let path = rollout(&policy, &x0, &Condition::default(), &options).unwrap();
+        for k in 0..5 {
+            let again = policy.velocity(path.state(k).unwrap(), &path.time(k).unwrap(), &path.condition).unwrap();
+            let step = Transition::new(&path, k, &again, Reduction::Mean).unwrap();
+            let ratio = step.log_ratio(Normalise::Plain).unwrap().exp().unwrap().to_dtype(DType::F64).unwrap();
+            assert!(numbers(&ratio).iter().all(|r| *r == 1.0), "{dtype:?}, step {k}");
+        }
+    }
+}
+
+#[test]
+fn the_pull_has_a_gradient_off_the_reference_and_none_at_it() {
+    let still = RewardCost::new(|x| x.zeros_like()?.sum(1), 1.0).unwrap();
+    let start = Batch { cost: Arc::new(still), ..batch(8, 4, 20) };
+    let method = Grpo { kl: 0.5, ..grpo(sde(Noise::FlowGrpo(0.7)), Scale::One) };
+    let at = |theta: f64| {
+        let policy = Moved::new(theta);
+        let found = update(&method, &policy, &start);
+        derivative(&found.loss().unwrap(), &policy.0)
+    };
+    // mean over steps of kl |theta|^2
+    assert!((at(0.3) - 2.0 * 0.5 * 0.3).abs() < 1e-12 && at(0.0) == 0.0, "{} {}", at(0.3), at(0.0));
+    assert_eq!(numbers(&update(&method, &Moved::new(0.3), &start).measured["kl"]).len(), 1);
+    // towards a copy of the policy itself there is nothing to pull
+    let copy = Grpo { reference: Reference::Copy(Follow::Every(15)), ..method.clone() };
+    let policy = Moved::new(0.3);
+    assert_eq!(derivative(&update(&copy, &policy, &start).loss().unwrap(), &policy.0), 0.0);
+}
+
+#[test]
+fn the_gap_between_samplers_is_the_closed_form() {
+    // D_p = (1 + p) s^(1 + p) int delta t^p S^(-(1 + p) / 2), the shift of the end of w = 2 p (1 - t) / t.
+    let n = 4000;
+    let shift = |solver: &dyn Solver, s: f64, delta: &dyn Fn(f64) -> f64| {
+        let grid = uniform(n).unwrap();
+        (0..n).fold(0.0, |d, k| {
+            let (step, t) = (solver.dynamics(&grid, k).unwrap(), grid.times()[k]);
+            let slope = (t * s * s - (1.0 - t)) / ((1.0 - t).powi(2) + t * t * s * s);
+            d * (1.0 - step.h * step.mean_reversion + step.reach() * slope) + step.reach() * delta(t)
+        })
+    };
+    let solvers: [Arc<dyn Solver>; 4] = [
+        Arc::new(Euler),
+        sde(Noise::FlowGrpo(0.7)),
+        sde(Noise::FlowGrpo(2f64.sqrt())),
+        sde(Noise::FlowGrpo(8f64.sqrt())),
+    ];
+    let table = [
+        (1.0, [1.24645, 1.32707, std::f64::consts::FRAC_PI_2, 2.39140]),
+        (0.5, [0.86082, 0.88417, 0.97938, 1.37216]),
+        (0.3, [0.63635, 0.63406, 0.66584, 0.88105]),
+    ];
+    for (s, row) in table {
+        for (solver, expected) in solvers.iter().zip(row) {
+            let got = shift(&**solver, s, &|_| 1.0);
+            assert!((got / expected - 1.0).abs() < 2e-3, "{s}: {got} {expected}");
+            // A control that is the tilt's moves every sampler's end alike.
+            let tilt = shift(&**solver, s, &|t| (1.0 - t) / ((1.0 - t).powi(2) + t * t * s * s));
+            assert!((tilt - 1.0).abs() < 5e-3, "{s}: {tilt}");
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Recipes and files from strangers, from outside: what ends them, what they cannot do to a terminal, what is refused before it is read.
+#![cfg(target_os = "linux")]
+
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// A folder with these files.
+fn folder(files: &[(&str, &[u8])]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    files.iter().for_each(|(name, bytes)| std::fs::write(folder.path().join(name), bytes).unwrap());
+    folder
+}
+
+fn command(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_amscript"));
+    command.current_dir(folder).args(arguments).env_remove("AMSCRIPT_DEVICE").stdin(Stdio::null());
+    command
+}
+
+/// What a recipe prints on both streams, and its exit code.
+fn run(recipe: &str, arguments: &[&str]) -> (Option<i32>, String) {
+    let folder = folder(&[("recipe.rhai", recipe.as_bytes())]);
+    let Output { status, stdout, stderr } =
+        command(folder.path(), &[&["recipe.rhai"], arguments].concat()).output().unwrap();
+    (status.code(), String::from_utf8_lossy(&stdout).to_string() + &String::from_utf8_lossy(&stderr))
+}
+
+/// What it prints when it is refused.
+fn refusal(recipe: &str, arguments: &[&str]) -> String {
+    let (code, text) = run(recipe, arguments);
+    assert_eq!(code, Some(1), "{text}");
+    text
+}
+
+/// Sends a signal to a child.
+fn signal(child: &Child, name: &str) {
+    assert!(Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status().unwrap().success());
+}
+
+/// How long a child goes on; it must end.
+fn ending(child: &mut Child) -> Duration {
+    let start = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        assert!(start.elapsed() < Duration::from_secs(20), "it does not end");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    start.elapsed()
+}
+
+/// A title for the window and a screen that is cleared, and how they are to be shown.
+const ACTS: &str = "\\x1b]0;x\\x07\\x1b[2J";
+const SHOWN: &str = "\\u{1b}]0;x\\u{7}\\u{1b}[2J";
+
+#[test]
+fn nothing_that_a_recipe_says_acts_on_the_terminal() {
+    let source = format!("let x = 1; /* {} */ nothing();", "\u{1b}]0;x\u{7}\u{1b}[2J");
+    for recipe in [
+        format!("print(\"{ACTS}\");"),
+        format!("debug(\"{ACTS}\");"),
+        format!("throw \"{ACTS}\";"),
+        format!("prompts(\"{ACTS}\");"),
+        format!("let r = start_run(#{{}}); for i in r.steps(1) {{ r.log(#{{ \"{ACTS}\": 1.0 }}); }}"),
+        format!("start_run(#{{}}, #{{ name: \"{ACTS}\" }});"),
+        format!("scripted_reward(|i, p| i.mean([1, 2, 3]) / 0.0).score(zeros([1, 3, 4, 4]), [\"{ACTS}\"]);"),
+        format!("show(plot([1.0, 2.0], #{{ title: \"{ACTS}\" }}));"),
+        source,
+    ] {
+        let (_, text) = run(&recipe, &[]);
+        assert!(!text.contains('\u{1b}') && !text.contains('\u{7}'), "{recipe}: {text:?}");
+        assert!(text.contains(SHOWN) || recipe.contains("start_run") || recipe.contains("score"), "{recipe}: {text}");
+    }
+}
+
+#[test]
+fn hidden_characters_are_found_and_shown() {
+    let recipe = "let a = 1; /* \u{202e} } \u{2066}if admin\u{2069} */\nprint(\"x\u{200b}y\");";
+    let folder = folder(&[("recipe.rhai", recipe.as_bytes())]);
+    let found = command(folder.path(), &["check", "recipe.rhai"]).output().unwrap();
+    let found = String::from_utf8(found.stdout).unwrap();
+    assert!(found.contains("warning: the hidden character \\u{202e} stands here\n  --> recipe.rhai:1:15"), "{found}");
+    assert!(found.contains("\\u{200b} stands here\n  --> recipe.rhai:2:9") && !found.contains('\u{202e}'), "{found}");
+}
+
+#[test]
+fn a_recipe_that_goes_round_for_ever_ends() {
+    for recipe in [
+        "loop {}",
+        "fn f(n) { if n < 2 { 1 } else { f(n - 1) + f(n - 2) } } f(60);",
+        "scripted_reward(|i, p| { loop {} }).score(zeros([1, 3, 4, 4]), \"a\");",
+        "let m = #{}; for i in 0..10000000 { m[\"k\" + i] = i; }",
+    ] {
+        let text = refusal(recipe, &[]);
+        assert!(text.contains("within 20000000 operations") || text.contains("map"), "{text}");
+    }
+    let (code, _) = run("let n = 0; while n < 100000 { n += 1; }", &[]);
+    assert_eq!(code, Some(0));
+}
+
+#[test]
+fn time_is_bounded_in_scripts_and_in_natives() {
+    for recipe in
+        ["loop { zeros([1]); }", "sleep(1000000);", "let x = rng(0).normal([30000, 4]); coverage(x, x, 1);", "loop {}"]
+    {
+        let start = Instant::now();
+        let text = refusal(recipe, &["--max-time", "0.5s"]);
+        assert!(text.contains("the time limit is reached") && text.contains("--max-time is up"), "{recipe}: {text}");
+        assert!(start.elapsed() < Duration::from_secs(10), "{recipe}: {:?}", start.elapsed());
+    }
+}
+
+/// Time is a first Ctrl-C: the step ends and is saved.
+#[test]
+fn a_run_whose_time_is_up_saves() {
+    let recipe =
+        "let r = start_run(#{}); for i in r.steps(1000) { sleep(0.05); r.checkpoint(|| i, #{ every: 1000 }); }";
+    let folder = folder(&[("recipe.rhai", recipe.as_bytes())]);
+    let output = command(folder.path(), &["recipe.rhai", "--out", "o", "--max-time", "1s"]).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("interrupted after step") && said.contains("--max-time is up"), "{said}");
+    let saved = std::fs::read_dir(folder.path().join("o")).unwrap();
+    let names = saved.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert_eq!(names.filter(|name| name.starts_with("step-")).count(), 1);
+}
+
+#[test]
+fn interrupts_end_natives_and_two_end_what_does_not_listen() {
+    for recipe in ["sleep(1000000);", "let x = rng(0).normal([30000, 4]); coverage(x, x, 1);"] {
+        let folder = folder(&[("recipe.rhai", recipe.as_bytes())]);
+        let mut child =
+            command(folder.path(), &["recipe.rhai"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(1500));
+        signal(&child, "INT");
+        assert!(ending(&mut child) < Duration::from_secs(5), "{recipe}");
+        assert_eq!(child.wait().unwrap().code(), Some(130));
+    }
+}
+
+#[test]
+fn pipes_and_endless_files_are_refused_at_once() {
+    let folder =
+        folder(&[("recipe.rhai", b"try { prompts(\"f.txt\") } catch (e) { print(e.message) } load_image(\"f.txt\")")]);
+    let made = Command::new("mkfifo").arg(folder.path().join("f.txt")).status().unwrap();
+    assert!(made.success());
+    let mut child =
+        command(folder.path(), &["recipe.rhai"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    ending(&mut child);
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
+    assert_eq!(said.matches("no regular file").count(), 2, "{said}");
+    let mut script = command(folder.path(), &["f.txt"]).stderr(Stdio::null()).spawn().unwrap();
+    ending(&mut script);
+}
+
+#[test]
+fn a_script_may_have_any_name() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = tempfile::tempdir().unwrap();
+    let name = std::ffi::OsStr::from_bytes(b"\xff\xfe.rhai");
+    std::fs::write(folder.path().join(name), "print(1);").unwrap();
+    let output = command(folder.path(), &[]).arg(name).output().unwrap();
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(0), &b"1\n"[..]));
+}
+
+#[test]
+fn a_state_that_could_not_be_read_back_is_not_saved() {
+    let recipe = |depth: usize| {
+        format!(
+            "let r = start_run(#{{}}); let a = []; for i in 0..{depth} {{ a = [a]; }}\n\
+            for i in r.steps(1) {{ r.checkpoint(|| a); }} start_run(#{{}}).restore();"
+        )
+    };
+    assert_eq!(run(&recipe(60), &[]).0, Some(0));
+    let text = refusal(&recipe(130), &[]);
+    assert!(text.contains("checkpoint: maps and arrays may be 64 deep"), "{text}");
+}
