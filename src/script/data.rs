@@ -194,6 +194,18 @@ pub mod data {
         Ok(rng.draw(|rng| distort::distort(&captions, &shares, rng))?.to_device(Session::of(&context).device())?)
     }
 
+    /// Each caption with one thing changed, a count, colour, shape, size, place or background: what a reward must tell apart.
+    ///
+    /// ```rhai
+    /// reword(["a small red ring on cream"], rng(3))[0] != "a small red ring on cream"   //=> true
+    /// reword(["a cat on cream"], rng(1))   //=> error: caption: must describe a scene of the shapes world
+    /// ```
+    #[rhai_fn(return_raw, volatile)]
+    pub fn reword(captions: Dynamic, rng: Stream) -> RhaiResultOf<Array> {
+        let captions = super::captions(captions, "reword")?;
+        Ok(as_array(rng.draw(|rng| distort::reworded(&captions, rng))?))
+    }
+
     /// Whether a text describes a scene of the shapes world, so that `oracle` can judge it.
     ///
     /// ```rhai

@@ -101,8 +101,7 @@ pub fn flawed(scene: &Scene, flaws: &[Flaw], rng: &mut Rng) -> Vec<f32> {
         reword(&mut scene, draws);
     }
     if has(Flaw::Count) {
-        let victim = draws.below(scene.groups().count());
-        scene.groups_mut().skip(victim).take(1).for_each(|group| group.count = other(Count::ALL, group.count, draws));
+        recount(&mut scene, draws);
     }
     let ground = scene.background.rgb();
     let mut sprites = scene.sprites(draws).concat();
@@ -142,7 +141,7 @@ fn other<T: Copy + PartialEq>(all: &[T], old: T, draws: &mut Draws) -> T {
 }
 
 /// Changes one word of the description, or exchanges its groups.
-pub fn reword(scene: &mut Scene, draws: &mut Draws) {
+fn reword(scene: &mut Scene, draws: &mut Draws) {
     let what = draws.unit();
     let victim = draws.below(scene.groups().count());
     if let (true, Some((_, second))) = (what > 0.8, scene.second.as_mut()) {
@@ -156,6 +155,24 @@ pub fn reword(scene: &mut Scene, draws: &mut Draws) {
             _ => group.size = other(Size::ALL, group.size, draws),
         }
     }
+}
+
+/// Changes the number of one group's objects.
+fn recount(scene: &mut Scene, draws: &mut Draws) {
+    let victim = draws.below(scene.groups().count());
+    scene.groups_mut().skip(victim).take(1).for_each(|group| group.count = other(Count::ALL, group.count, draws));
+}
+
+/// Each caption with one thing changed, in a quarter of them the count.
+pub fn reworded(captions: &[String], rng: &mut Rng) -> Result<Vec<String>> {
+    let change = |caption: &String| {
+        let mut scene = Scene::parse(caption)?;
+        let numbers = rng.uniforms(8);
+        let draws = &mut Draws(&numbers);
+        if draws.unit() < 0.25 { recount(&mut scene, draws) } else { reword(&mut scene, draws) }
+        Ok(scene.caption())
+    };
+    captions.iter().map(change).collect()
 }
 
 /// Mixed with the grey of the same brightness.
