@@ -9,11 +9,14 @@ pub mod doc;
 pub mod editor;
 pub mod fault;
 pub mod models;
+#[cfg(feature = "mpi")]
+mod mpi;
 pub mod output;
 pub mod page;
 pub mod plan;
 pub mod profile;
 pub mod quantity;
+pub mod ranks;
 pub mod recipe;
 pub mod repl;
 pub mod report;

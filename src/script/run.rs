@@ -34,8 +34,14 @@ impl Console for Session {
     fn print(&self, line: &str) {
         Session::print(self, line);
     }
-    fn stop_requested(&self) -> bool {
-        self.context().interrupt.asked()
+    fn stop_requested(&self) -> Result<bool> {
+        let interrupt = &self.context().interrupt;
+        let own = if !interrupt.asked() { 0 } else { 1 + u8::from(interrupt.requeues()) };
+        let most = self.context().group().all("stop", &[own])?.into_iter().flatten().max().unwrap_or_default();
+        if most == 2 {
+            interrupt.ask_to_requeue();
+        }
+        Ok(most > 0)
     }
     fn finish_steps(&self, running: bool) {
         self.context().interrupt.finish_steps(running);
@@ -373,7 +379,7 @@ pub mod run {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn checkpoint(context: NativeCallContext, run: Run, state: FnPtr, options: Map) -> RhaiResultOf<()> {
-        if run.due(CheckpointOptions::parse("checkpoint", options)?.every) {
+        if run.due(CheckpointOptions::parse("checkpoint", options)?.every)? {
             let state: Dynamic = Callback::new(&context, "checkpoint", state).call(())?;
             run.checkpoint(saved(state, "state", 0)?)?;
         }

@@ -6,6 +6,7 @@
 
 use crate::bail;
 use crate::error::Result;
+use crate::group::{Alone, Group};
 use crate::{file::Disk, input::Inputs, profile::Recorder, progress::Board};
 use parking_lot::Mutex;
 use std::any::{Any, TypeId};
@@ -21,6 +22,8 @@ use std::time::{Duration, Instant};
 pub struct Interrupt {
     asked: AtomicUsize,
     finishing: AtomicBool,
+    /// The wish came from a scheduler, which is to start the run again.
+    requeue: AtomicBool,
     /// When time is up, and when it is over.
     limits: OnceLock<[Instant; 2]>,
     /// What a script has done by itself since it last called a native, and the most it may.
@@ -35,6 +38,16 @@ impl Interrupt {
     /// Ctrl-C was pressed.
     pub fn ask(&self) {
         self.asked.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A scheduler asked, which is to start the run again.
+    pub fn ask_to_requeue(&self) {
+        self.requeue.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the run is to be started again where it ends.
+    pub fn requeues(&self) -> bool {
+        self.requeue.load(Ordering::Relaxed)
     }
 
     /// Work is to end when so much time has passed; the first limit counts.
@@ -120,6 +133,8 @@ pub struct Shared {
     pub profile: Recorder,
     pub inputs: Inputs,
     pub disk: Disk,
+    /// The processes that work on one run together; none is set where one works alone.
+    pub group: OnceLock<Arc<dyn Group>>,
     /// Keys of the warnings that were shown.
     warned: Mutex<BTreeSet<String>>,
 }
@@ -166,6 +181,11 @@ impl Context {
         }
         let _left = Left(Some(SCOPE.replace(Scope { context: self.clone(), ..Scope::default() })));
         work()
+    }
+
+    /// The processes that work on one run together.
+    pub fn group(&self) -> Arc<dyn Group> {
+        self.group.get().cloned().unwrap_or_else(|| Arc::new(Alone))
     }
 
     /// Whether nothing was noted under this key before.

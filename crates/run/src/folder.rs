@@ -41,6 +41,7 @@ pub fn runs(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// What a run finds in its directory.
+#[derive(Debug)]
 pub struct Claim {
     /// What `run.json` is to hold, or holds.
     pub record: Value,

@@ -2,7 +2,7 @@
 
 use super::record::file_error;
 use crate::screen::Series;
-use amscript_base::{bail, error::Result, file};
+use amscript_base::{bail, context::Context, error::Result, file};
 use amscript_tensor::show::number;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
@@ -80,6 +80,9 @@ impl Log {
 
     /// Appends to the file; the first time, starts it with the lines kept from before.
     fn write(&mut self, line: &str) -> std::io::Result<()> {
+        if !Context::current().group().speaks() {
+            return Ok(());
+        }
         if self.file.is_none() {
             file::write_whole(&self.path, std::mem::take(&mut self.kept).as_bytes())?;
             self.file = Some(OpenOptions::new().append(true).open(&self.path)?);

@@ -17,6 +17,7 @@
 
 pub mod adamw;
 pub mod array;
+pub mod bytes;
 pub mod check;
 mod cuda;
 pub mod file;
@@ -36,5 +37,5 @@ mod value;
 /// Numbers without a graph: candle's tensor, whose own gradients are not used.
 pub use candle_core::Tensor as Array;
 pub use candle_core::{D, DType, Device, Shape};
-pub use random::{Rng, Stream};
+pub use random::{Rng, Rows, Stream};
 pub use value::Tensor;

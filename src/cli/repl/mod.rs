@@ -54,7 +54,7 @@ pub struct Prompt {
 
 impl Prompt {
     fn new(arguments: &PromptArgs, lines: &Arc<Lines>) -> Result<Self> {
-        let mut request = run::request(&arguments.session, false)?;
+        let mut request = run::request(&arguments.session, false, None)?;
         request.script = Some("session.rhai".into()); // imports and files are looked up from here
         request.max_alone = None; // somebody sits there and can press Ctrl-C
         let host = Host::new(Session::new(request, lines.printer()));
