@@ -16,6 +16,7 @@ mod host;
 mod inference;
 mod lora;
 mod output;
+mod ranks;
 mod recipe;
 mod reference;
 mod repl;

@@ -12,6 +12,7 @@ use mpi::traits::*;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Most bytes of one message: MPI counts in 32 bits.
@@ -31,7 +32,7 @@ const PULSE: i32 = 2;
 /// What the thread of MPI is asked to do.
 enum Job {
     Exchange { to: Vec<(usize, Vec<u8>)>, from: Vec<usize>, found: Sender<Vec<Vec<u8>>> },
-    Leave { well: bool, left: Sender<()> },
+    Leave { well: bool },
 }
 
 /// The processes that one `mpirun` or `srun` started.
@@ -40,6 +41,7 @@ struct World {
     size: usize,
     local: usize,
     jobs: Mutex<Sender<Job>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// Joins the others.
@@ -55,16 +57,11 @@ pub fn start() -> Result<Arc<dyn Group>> {
         drop(world);
     });
     match (thread, told.recv()) {
-        (Ok(_), Ok([rank, size, local])) => Ok(Arc::new(World { rank, size, local, jobs: Mutex::new(jobs) })),
+        (Ok(thread), Ok([rank, size, local])) => {
+            let (jobs, thread) = (Mutex::new(jobs), Mutex::new(Some(thread)));
+            Ok(Arc::new(World { rank, size, local, jobs, thread }))
+        }
         _ => bail!(Internal, "ranks: MPI cannot be started"),
-    }
-}
-
-impl World {
-    fn ask<T>(&self, job: impl FnOnce(Sender<T>) -> Job) -> Result<T> {
-        let (answer, answered) = channel();
-        self.jobs.lock().send(job(answer)).ok();
-        answered.recv().map_err(|_| Error::new(Kind::Internal, "ranks: the thread of MPI has ended"))
     }
 }
 
@@ -83,11 +80,14 @@ impl Group for World {
 
     fn exchange(&self, to: &[(usize, &[u8])], from: &[usize]) -> Result<Vec<Vec<u8>>> {
         let to = to.iter().map(|(rank, bytes)| (*rank, bytes.to_vec())).collect();
-        self.ask(|found| Job::Exchange { to, from: from.to_vec(), found })
+        let (found, answer) = channel();
+        self.jobs.lock().send(Job::Exchange { to, from: from.to_vec(), found }).ok();
+        answer.recv().map_err(|_| Error::new(Kind::Internal, "ranks: the thread of MPI has ended"))
     }
 
     fn leave(&self, well: bool) {
-        self.ask(|left| Job::Leave { well, left }).ok();
+        self.jobs.lock().send(Job::Leave { well }).ok();
+        self.thread.lock().take().map(JoinHandle::join); // MPI is over when its thread is
     }
 }
 
@@ -97,11 +97,7 @@ fn serve(world: &SimpleCommunicator, queue: &Receiver<Job>) {
     loop {
         match queue.recv_timeout(BEAT) {
             Ok(Job::Exchange { to, from, found }) => drop(found.send(exchange(world, &to, &from, &mut pulse))),
-            Ok(Job::Leave { well, left }) => {
-                meet_at_the_end(world, well, &mut pulse);
-                left.send(()).ok();
-                return;
-            }
+            Ok(Job::Leave { well }) => return meet_at_the_end(world, well, &mut pulse),
             Err(RecvTimeoutError::Timeout) => pulse.beat(world),
             Err(RecvTimeoutError::Disconnected) => return,
         }

@@ -2,7 +2,7 @@
 //!
 //! As data, of `P` parts, of which rank `r` has some ([`Share`]):
 //!
-//! 1. Each part is the batch's rows with the noise that they have in the batch ([`Batch::part`]). Its update gives losses and rewards.
+//! 1. Each part is the batch's rows with the noise that they have in the batch ([`Batch::in_parts`]). Its update gives losses and rewards.
 //! 2. What a method must know of the whole batch, such as all rewards for advantages, it asks for ([`Batch::whole`]). A process with
 //!    one part waits for the others there. One with several begins them again with the answer, so that no two graphs are held at once.
 //! 3. A part's loss, times its samples, is differentiated, and its graph is gone. The gradients of a rank's parts are added in pairs.

@@ -114,8 +114,11 @@ impl dyn Group {
     /// Refuses what is not the same on all ranks; `fault` makes the error of rank 0's bytes and another rank's.
     pub fn same(&self, what: &str, own: &[u8], fault: impl Fn(usize, &[u8], &[u8]) -> Option<Error>) -> Result<()> {
         let all = self.all(what, own)?;
-        let found = all.iter().enumerate().skip(1).find_map(|(rank, other)| fault(rank, &all[0], other));
-        found.map_or(Ok(()), Err)
+        match all.iter().enumerate().skip(1).find_map(|(rank, other)| fault(rank, &all[0], other)) {
+            Some(error) if self.speaks() => Err(error),
+            Some(error) => Err(error.within("rank 0")), // which says it
+            None => Ok(()),
+        }
     }
 
     /// The values of all ranks; where one has an error instead, all have the first of these.
