@@ -8,6 +8,7 @@ pub mod check;
 pub mod doc;
 pub mod editor;
 pub mod fault;
+mod jobs;
 pub mod models;
 #[cfg(feature = "mpi")]
 mod mpi;
@@ -130,6 +131,12 @@ pub struct RunArgs {
     /// Print where time and memory went, by phase and by op, when the run has ended.
     #[arg(long)]
     pub profile: bool,
+    /// Run the rows of a table in so many processes of this machine at once.
+    #[arg(long, value_name = "N", conflicts_with_all = ["plan", "profile"])]
+    pub jobs: Option<usize>,
+    /// Be one of these processes.
+    #[arg(long, hide = true)]
+    pub job: Option<usize>,
 }
 
 /// What to check.

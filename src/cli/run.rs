@@ -2,7 +2,7 @@
 
 use super::output::{self, Lines};
 use super::recipe::{self, Source};
-use super::{RunArgs, SessionArgs, fault, ranks};
+use super::{RunArgs, SessionArgs, fault, jobs, ranks};
 use crate::script::session::{Printer, Request};
 use crate::script::{Host, Session};
 use amscript_base::bail;
@@ -32,6 +32,9 @@ const ECHO: Duration = Duration::from_millis(100);
 
 /// `amscript run`.
 pub fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
+    if let (Some(jobs), None) = (arguments.jobs, arguments.job) {
+        jobs::run(&arguments, jobs)?;
+    }
     let group = if arguments.plan { None } else { ranks::join()? };
     let code = alone_or_in(group.clone(), arguments);
     if let Some(group) = group {
@@ -137,6 +140,7 @@ fn prepare(arguments: &RunArgs, group: Option<&dyn Group>) -> Result<(Request, S
     }
     let mut request = request(&arguments.session, arguments.plan, group)?;
     request.script = script;
+    request.job = arguments.job.is_some();
     Ok((request, name, text))
 }
 
@@ -152,6 +156,7 @@ pub fn request(arguments: &SessionArgs, plan: bool, group: Option<&dyn Group>) -
         device: if plan { Device::Cpu } else { device(arguments.device.as_deref(), group)? },
         out: arguments.out.clone(),
         resume_anyway: arguments.resume_anyway,
+        job: false,
         models: models_folder(arguments.models.as_deref())?,
         max_time: arguments.max_time,
         max_alone: arguments.max_time.is_none().then_some(MAX_ALONE),

@@ -5,6 +5,7 @@ use super::*;
 use crate::{options, script_value};
 use amscript_align::{self as solver, Cut, Share};
 use amscript_base::context::Context;
+use amscript_base::group::{pack, unpack};
 use amscript_tensor::{Tensor, bytes};
 use std::collections::BTreeMap;
 
@@ -135,22 +136,32 @@ pub mod ranks {
         Ok(Update::of(update, None))
     }
 
-    /// The rows `[n, ..]` of all processes, one behind the other.
+    /// The rows `[n, ..]` of all processes, one behind the other; or their texts.
     ///
     /// ```rhai
     /// gather(tensor([1.0, 2.0])).to_array()   //=> [1.0, 2.0]
+    /// gather(["a ring", "a square"])          //=> ["a ring", "a square"]
     /// ```
     #[rhai_fn(return_raw)]
     pub fn gather(rows: Tensor) -> RhaiResultOf<Tensor> {
-        let group = Context::current().group();
+        let (group, mut dims) = (Context::current().group(), rows.dims().to_vec());
+        let Some((count, row)) = dims.split_first_mut() else {
+            return Err(Error::new(Kind::Shape, "gather: there must be rows, got a single number").into());
+        };
         if group.size() == 1 {
             return Ok(rows);
         }
         let all = group.agree("gather", bytes::of(&rows))?.concat();
-        let mut dims = rows.dims().to_vec();
-        let row = dims[1..].iter().product::<usize>().max(1) * rows.dtype().size_in_bytes();
-        dims[0] = all.len() / row;
+        *count = all.len() / (row.iter().product::<usize>().max(1) * rows.dtype().size_in_bytes());
         Ok(bytes::read(&all, rows.dtype(), &dims)?.to_device(rows.device())?)
+    }
+
+    #[rhai_fn(name = "gather", return_raw)]
+    pub fn gather_texts(texts: Array) -> RhaiResultOf<Array> {
+        let own = option::list::<String>(texts, "gather")?;
+        let all = Context::current().group().agree("gather", Ok(pack(own)))?.concat();
+        let all = unpack(&all)?.into_iter().map(|text| Dynamic::from(String::from_utf8_lossy(&text).to_string()));
+        Ok(all.collect())
     }
 
     #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]

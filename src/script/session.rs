@@ -37,6 +37,8 @@ pub struct Request {
     pub out: Option<PathBuf>,
     /// `--resume-anyway`: a run goes on with what differs from what it began with.
     pub resume_anyway: bool,
+    /// `--jobs`: this is one of several processes that run the script, each the named runs that no other has.
+    pub job: bool,
     /// `--models`: looked in first for weights.
     pub models: Option<PathBuf>,
     /// `--max-time`: what runs ends when so much has passed.
@@ -59,6 +61,7 @@ impl Default for Request {
             device: Device::Cpu,
             out: None,
             resume_anyway: false,
+            job: false,
             models: None,
             max_time: None,
             max_alone: None,

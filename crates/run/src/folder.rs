@@ -56,7 +56,7 @@ pub struct Claim {
 }
 
 impl Claim {
-    fn new(record: Value) -> Self {
+    pub fn new(record: Value) -> Self {
         Self { record, finished: None, length: None, goes_on: false, notes: Vec::new() }
     }
 }

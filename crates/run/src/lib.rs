@@ -87,10 +87,19 @@ pub struct Start {
     /// The device's name, for the record.
     pub device: String,
     pub console: Arc<dyn Console>,
+    /// Whether another process writes this run, which only runs inside it are started from.
+    pub observes: bool,
     /// Whether what differs from the run in the folder is recorded and no error.
     pub anyway: bool,
     /// Whether the files that were read are hashed and recorded.
     pub inputs: bool,
+}
+
+/// Takes the directory of a run inside another's, for a run that starts there while it is held; none where another process has it.
+pub fn hold(outer: &Path, name: &str, locks: &Locks) -> Result<Option<Arc<Lock>>> {
+    let folder = folder::inside(outer, name)?;
+    file::make_folder(&folder).map_err(|e| record::file_error(&folder, "make", &e))?;
+    locks.take_free(&folder)
 }
 
 /// A run; clones share it.
@@ -161,6 +170,9 @@ impl Run {
         }
         let mut lock = None;
         let claim = ranks::claim(&record, || {
+            if start.observes {
+                return Ok(folder::Claim::new(record.clone()));
+            }
             file::make_folder(&folder).map_err(|e| refused(record::file_error(&folder, "make", &e)))?;
             lock = Some(start.console.locks().take(&folder).map_err(|e| e.within("start_run"))?);
             folder::claim(&folder, record.clone(), start.name.is_some(), start.anyway)

@@ -53,6 +53,7 @@ impl Desk {
             seed: 7,
             device: "cpu".into(),
             console: self.person.clone(),
+            observes: false,
             anyway: self.anyway,
             inputs: true,
         })
