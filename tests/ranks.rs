@@ -242,3 +242,52 @@ fn half_an_environment_is_refused_by_name() {
     let alone = said(&[("RANK", "0"), ("WORLD_SIZE", "4")]);
     assert!(alone.contains("torchrun started 4 processes (WORLD_SIZE)") || alone.contains("MPI found 1"), "{alone}");
 }
+
+/// A sweep of three runs, each of which says who takes it.
+const SWEEP: &str = "let outer = start_run(#{});
+    for name in [\"a\", \"b\", \"c\"] {
+        let run = claim_run(#{}, #{ name: name });
+        if type_of(run) == \"()\" { continue; }
+        if type_of(run.result()) != \"()\" { continue; }
+        print(`took ${name}`);
+        for i in run.steps(2) { sleep(1); }
+        run.finish(#{ x: #{ tuned: tensor([1.0, 2.0]) } });
+    }
+    if is_job() { exit(); }
+    print(\"the table\");";
+
+#[test]
+fn jobs_take_each_run_once_and_one_makes_the_table() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("s.rhai"), SWEEP).unwrap();
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_amscript"));
+        let output = command.current_dir(folder.path()).args(["s.rhai", "--out", "o"]).args(arguments).output().unwrap();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let (code, said, errors) = run(&["--jobs", "2"]);
+    assert_eq!(code, Some(0), "{said}{errors}");
+    for name in ["a", "b", "c"] {
+        assert_eq!(said.matches(&format!("took {name}")).count(), 1, "{said}");
+    }
+    assert!(said.contains("job 0: took") && said.contains("job 1: took"), "{said}");
+    assert!(said.ends_with("the table\n") && said.matches("the table").count() == 1, "{said}");
+    let (code, _, errors) = run(&["--jobs", "0"]);
+    assert!(code == Some(1) && errors.contains("there must be at least 1 job"), "{errors}");
+}
+
+#[test]
+fn a_model_says_what_more_cards_give() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_amscript"));
+    let output = command.current_dir(folder.path()).args(["tables/ranks", "--out", "o"]).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let csv = std::fs::read_to_string(folder.path().join("o/result.csv")).unwrap();
+    let result = std::fs::read_to_string(folder.path().join("o/result.json")).unwrap();
+    let result: serde_json::Value = serde_json::from_str(&result).unwrap();
+    let cell = |cards: &str, column: &str| result["measures"][cards][column]["mean"].as_f64().unwrap_or(f64::NAN);
+    // 64 samples of 0.326 s; eight cards of one machine, 96.4 MB of gradients: 2.608 + 0.0337 + 0.0193 + 0.0096 s
+    assert!((cell("1", "LoRA") - 64.0 * 0.326).abs() < 1e-9, "{csv}\n{result:#}");
+    assert!((cell("8", "LoRA") - 2.67068).abs() < 1e-4, "{csv}");
+    assert!(cell("8", "LoRA efficiency") > 0.95 && cell("8", "all efficiency") < 0.5, "{csv}");
+}
