@@ -2,12 +2,13 @@
 
 use super::output::{self, Lines};
 use super::recipe::{self, Source};
-use super::{RunArgs, ScriptArgs, SessionArgs, fault, lock};
+use super::{RunArgs, ScriptArgs, SessionArgs, fault, jobs, lock, ranks};
 use crate::script::header::Header;
 use crate::script::session::{Printer, Request};
 use crate::script::{Host, Session};
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
+use amscript_base::group::Group;
 use amscript_base::permissions::resolved;
 use amscript_base::terminal::note;
 use amscript_base::{file, memory};
@@ -34,7 +35,26 @@ const ECHO: Duration = Duration::from_millis(100);
 
 /// `amscript run`.
 pub fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
-    let (mut request, source) = prepare(&arguments.script, arguments.plan)?;
+    if let (Some(jobs), None) = (arguments.jobs, arguments.job) {
+        jobs::run(&arguments, jobs)?;
+    }
+    let group = if arguments.plan { None } else { ranks::join()? };
+    let code = alone_or_in(group.clone(), arguments);
+    if let Some(group) = group {
+        if let Err(error) = &code {
+            note(&group.prefix());
+            super::fail(error);
+        }
+        let well = code.as_ref().is_ok_and(|code| *code == ExitCode::SUCCESS);
+        group.leave(well);
+        return Ok(code.unwrap_or(ExitCode::FAILURE));
+    }
+    code
+}
+
+fn alone_or_in(group: Option<Arc<dyn Group>>, arguments: RunArgs) -> anyhow::Result<ExitCode> {
+    let (mut request, source) = prepare(&arguments.script, arguments.plan, group.as_deref())?;
+    request.job = arguments.job.is_some();
     let frozen = arguments.frozen.then(|| lock::frozen(&source, &request)).transpose()?;
     // what a planned script writes is thrown away
     let draft = arguments.plan.then(tempfile::tempdir).transpose();
@@ -43,6 +63,7 @@ pub fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
     let lines = Arc::new(Lines::default());
     let printer: Printer = match arguments.plan {
         true => Box::new(|_| ()),
+        false if group.as_ref().is_some_and(|group| !group.speaks()) => Box::new(|_| ()),
         false => lines.printer(),
     };
     let session = Session::new(request, printer);
@@ -57,6 +78,7 @@ pub fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
     if let Some(lock) = lock::hash(&source) {
         context.made_from("lock", &lock);
     }
+    group.into_iter().for_each(|group| drop(context.group.set(group)));
     if arguments.profile {
         session.measure();
     }
@@ -112,7 +134,13 @@ fn execute(session: Session, name: &str, text: &str) -> anyhow::Result<ExitCode>
 }
 
 fn fail(error: &Error, session: &Session) -> ExitCode {
-    let code = fault::report(error, |name| session.source(name));
+    let group = session.context().group();
+    if !group.speaks() && error.message.starts_with("rank ") {
+        return fault::code(error, session.context().interrupt.requeues()); // another rank's, which has said it
+    }
+    note(&group.prefix());
+    fault::report(error, |name| session.source(name));
+    let code = fault::code(error, session.context().interrupt.requeues());
     if session.context().interrupt.late() {
         note("the time of --max-time is up\n");
     }
@@ -123,20 +151,20 @@ fn fail(error: &Error, session: &Session) -> ExitCode {
 }
 
 /// Everything that can be known to be wrong before the script runs.
-pub fn prepare(arguments: &ScriptArgs, plan: bool) -> Result<(Request, Source)> {
+pub fn prepare(arguments: &ScriptArgs, plan: bool, group: Option<&dyn Group>) -> Result<(Request, Source)> {
     let source = recipe::read(&arguments.script)?;
     let allow = arguments.allow.rights();
     Header::read(&source.text)?.allowed(&allow)?;
     if let Some(out) = arguments.session.out.as_ref().filter(|_| !plan) {
         try_writing(out)?;
     }
-    let mut request = request(&arguments.session, plan)?;
+    let mut request = request(&arguments.session, plan, group)?;
     (request.script, request.allow) = (source.path.clone(), allow);
     Ok((request, source))
 }
 
 /// What the command line decided, for a script that is run, planned or typed.
-pub fn request(arguments: &SessionArgs, plan: bool) -> Result<Request> {
+pub fn request(arguments: &SessionArgs, plan: bool, group: Option<&dyn Group>) -> Result<Request> {
     if let Some(bytes) = arguments.max_memory.or_else(memory::free) {
         memory::set_bound(bytes);
     }
@@ -144,9 +172,10 @@ pub fn request(arguments: &SessionArgs, plan: bool) -> Result<Request> {
     Ok(Request {
         overrides: arguments.set.clone(),
         seed: arguments.seed,
-        device: if plan { Device::Cpu } else { device(arguments.device.as_deref())? },
+        device: if plan { Device::Cpu } else { device(arguments.device.as_deref(), group)? },
         out: arguments.out.clone(),
         resume_anyway: arguments.resume_anyway,
+        job: false,
         models: models_folder(arguments.models.as_deref())?,
         min_free: arguments.min_free.map(|bytes| bytes as u64).or_else(|| Some(file::free(out)? / 10)),
         max_time: arguments.max_time,
@@ -160,11 +189,16 @@ pub fn request(arguments: &SessionArgs, plan: bool) -> Result<Request> {
 /// Ctrl-C, SIGTERM and SIGHUP reach the session, or end the process while it is waiting for input; without a handler they still end it.
 /// Where a call does not hear the second of them, nor the end of its time, the process ends.
 pub fn heed_signals(session: &Arc<Session>, waiting: Arc<AtomicBool>) {
-    let context = session.context().clone();
+    let (context, scheduler) = (session.context().clone(), Arc::new(Scheduler::default()));
+    let (watched, watching) = (scheduler.clone(), session.clone());
     std::thread::spawn(move || {
         let mut heard = Instant::now();
         while heard.elapsed() < PATIENCE {
             std::thread::sleep(PATIENCE / 10);
+            if watched.user.swap(false, Ordering::Relaxed) {
+                context.interrupt.ask_to_requeue();
+                watching.interrupt();
+            }
             if !context.interrupt.insisted() {
                 heard = Instant::now();
             }
@@ -172,9 +206,12 @@ pub fn heed_signals(session: &Arc<Session>, waiting: Arc<AtomicBool>) {
         note("error: what runs does not end by itself, so the process does\n");
         std::process::exit(130);
     });
-    let (session, mut last) = (session.clone(), None::<Instant>);
+    let (session, heard_from, mut last) = (session.clone(), scheduler.clone(), None::<Instant>);
     let handler = move || {
         let echo = last.replace(Instant::now()).is_some_and(|last| last.elapsed() < ECHO);
+        if heard_from.terminates.load(Ordering::Relaxed) {
+            session.context().interrupt.ask_to_requeue();
+        }
         match waiting.load(Ordering::Relaxed) {
             true => std::process::exit(130),
             false if !echo => session.interrupt(),
@@ -183,9 +220,30 @@ pub fn heed_signals(session: &Arc<Session>, waiting: Arc<AtomicBool>) {
     };
     let hangs_up = hangup_is_heeded();
     ctrlc::set_handler(handler).ok();
+    scheduler.listen();
     if !hangs_up {
         ignore_hangup();
     }
+}
+
+/// Signals of schedulers, which start again what they end: SIGTERM, and SIGUSR1, which SLURM sends ahead where it is told to.
+#[derive(Default)]
+struct Scheduler {
+    terminates: Arc<AtomicBool>,
+    user: Arc<AtomicBool>,
+}
+
+impl Scheduler {
+    /// Notes them from now on; what was set before for SIGTERM is still called.
+    #[cfg(unix)]
+    fn listen(&self) {
+        use signal_hook::{consts, flag};
+        flag::register(consts::SIGTERM, self.terminates.clone()).ok();
+        flag::register(consts::SIGUSR1, self.user.clone()).ok();
+    }
+
+    #[cfg(not(unix))]
+    fn listen(&self) {}
 }
 
 /// Whether a closed terminal is to end the process: not under `nohup`, which starts it with SIGHUP ignored.
@@ -235,7 +293,12 @@ fn wanted(argument: Option<&str>) -> Option<String> {
 }
 
 /// The device asked for, else the processor.
-fn device(argument: Option<&str>) -> Result<Device> {
+fn device(argument: Option<&str>, group: Option<&dyn Group>) -> Result<Device> {
+    if let (Some("cuda"), Some(group)) = (wanted(argument).as_deref(), group) {
+        return place::named(&format!("cuda:{}", group.local())).map_err(|e| {
+            e.within("--device").hint("start no more processes on a machine than it has cards, or name the card")
+        });
+    }
     match argument {
         Some(name) => place::named(name).map_err(|e| e.within("--device")),
         None => place::from_environment().map_err(|e| e.within("AMSCRIPT_DEVICE")),

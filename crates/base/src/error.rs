@@ -29,6 +29,22 @@ pub enum Kind {
 }
 
 impl Kind {
+    pub const ALL: [Kind; 13] = [
+        Kind::Shape,
+        Kind::Dtype,
+        Kind::Device,
+        Kind::Type,
+        Kind::Value,
+        Kind::Option,
+        Kind::Name,
+        Kind::Missing,
+        Kind::Numeric,
+        Kind::Limit,
+        Kind::File,
+        Kind::Interrupt,
+        Kind::Internal,
+    ];
+
     pub fn name(self) -> &'static str {
         match self {
             Kind::Shape => "shape",
@@ -141,7 +157,8 @@ impl From<Error> for candle_core::Error {
 /// Says `warning: <message>` on standard error, above a progress bar, the first time only for each `key` in a host.
 pub fn warn_once(key: &str, message: &str) {
     if Context::current().first(key) {
-        above_bar(|| note(&format!("warning: {}\n", visible(message))));
+        let rank = Context::current().group().prefix();
+        above_bar(|| note(&format!("{rank}warning: {}\n", visible(message))));
     }
 }
 

@@ -78,8 +78,10 @@ impl Iterator for Steps {
             progress.tick(self.next);
         }
         let saved = self.run.state().unsaved != Some(self.next);
-        if saved && self.run.0.console.stop_requested() {
-            return Some(Err(self.interrupted()));
+        match if saved { self.run.0.console.stop_requested() } else { Ok(false) } {
+            Ok(false) => {}
+            Ok(true) => return Some(Err(self.interrupted())),
+            Err(error) => return Some(Err(error)),
         }
         if self.next >= self.total || self.run.state().stopped {
             self.end();
