@@ -118,7 +118,12 @@ fn nobody_is_asked_who_was_not_allowed() {
         let error = said(&format!("judge({place})")).unwrap_err();
         assert!(error.contains(flag), "{error}");
     }
-    assert!(said("judge([])").is_err() && said("judge(\"\")").is_err() && said("judge(3)").is_err());
+    for (place, words) in
+        [("[]", "a program and its arguments"), ("\"\"", "an address such as"), ("3", "an address or an array")]
+    {
+        let error = said(&format!("judge({place})")).unwrap_err();
+        assert!(error.contains(words), "{error}");
+    }
 }
 
 #[test]

@@ -231,25 +231,32 @@ fn a_damaged_log_is_named_and_loses_no_other_line() {
 /// What a run began with and does not go on with is an error that names it; `--resume-anyway` goes on and records it.
 #[test]
 fn another_run_is_named_and_goes_on_only_if_told() {
-    let script =
-        format!("let words = prompts(\"p.txt\"); import \"m\" as m; load_tensors(\"w.safetensors\"); {COUNTING}");
+    let script = format!(
+        "let words = prompts(\"p.txt\"); import \"m\" as m; load_tensors(\"w.safetensors\"); load_image(\"i.png\"); {COUNTING}"
+    );
     let desk = Desk::new(&script);
     let tensors = |desk: &Desk, x: f32| {
         let tensor = amscript::tensor::Tensor::new(&[x], &amscript::tensor::Device::Cpu).unwrap();
         amscript::nn::archive::write(&desk.at("w.safetensors"), [("w", &tensor)], &Default::default()).unwrap();
     };
+    let image = |desk: &Desk, x: u8| {
+        amscript::nn::data::image::write(&image::RgbImage::from_pixel(2, 2, image::Rgb([x; 3])), &desk.at("i.png"))
+            .unwrap();
+    };
     let reset = || {
+        image(&desk, 1);
         desk.write("s.rhai", &script);
         desk.write("p.txt", "red\n");
         desk.write("m.rhai", "fn f() { 1 }");
         tensors(&desk, 1.0);
     };
     type Change<'a> = Box<dyn Fn(&Path) + 'a>;
-    let changes: [(&str, Change); 6] = [
+    let changes: [(&str, Change); 7] = [
         ("another text of the recipe", Box::new(|_| desk.write("s.rhai", &format!("{script} // changed")))),
         ("p.txt", Box::new(|_| desk.write("p.txt", "green\n"))),
         ("m.rhai", Box::new(|_| desk.write("m.rhai", "fn f() { 2 }"))),
         ("w.safetensors", Box::new(|_| tensors(&desk, 2.0))),
+        ("i.png", Box::new(|_| image(&desk, 2))),
         ("version 9.9.9 of amscript", Box::new(|out| edit(&out.join("run.json"), "versions", "amscript", "9.9.9"))),
         ("rate = \"1\"", Box::new(|out| edit(&out.join("run.json"), "settings", "rate", "1"))),
     ];

@@ -10,7 +10,7 @@ const RECIPE: &str = "//! Prose.
 //! permissions: read=more
 //! ---
 import \"own\" as own;
-let s = settings(#{ rate: 0.5, iterations: 20, model: \"tiny/flux2\" });
+let s = settings(#{ rate: 0.5, iterations: 20, model: \"tiny/flux2\", other: (), grid: uniform(3), few: [1, \"a\"], kept: #{ x: 1.5 } });
 let all = prompts(\"p.txt\");
 let run = start_run(s);
 for i in run.steps(s.iterations) { run.log(#{ loss: own::half(s.rate) * i, time: 0.1 }); }

@@ -5,7 +5,7 @@ use crate::script::{Host, Session};
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
 use amscript_nn::digest;
-use amscript_run::log::{self, Values};
+use amscript_run::log::{Lines, Values};
 use amscript_run::record;
 use amscript_run::report::within;
 use serde_json::Value;
@@ -71,7 +71,7 @@ fn verify(arguments: &VerifyArgs) -> Result<(Verdict, usize)> {
         Err(e) if e.kind != Kind::Interrupt || host.session().context().interrupt.asked() => return Err(e),
         _ => {}
     }
-    let (before, now) = (within(folder, || lines(&arguments.run))?, lines(draft.path())?);
+    let (before, now) = (within(folder, || lines(&arguments.run)), lines(draft.path()));
     let now: Vec<_> = now.into_iter().filter(|(step, _)| *step <= steps).collect();
     if now.is_empty() {
         bail!(Missing, "verify: the recipe must log its steps with `run.log`, got no line in {steps} steps");
@@ -85,11 +85,8 @@ fn overrides(settings: &Value) -> Vec<(String, String)> {
     settings.as_object().into_iter().flatten().map(|(key, value)| (key.clone(), text(value))).collect()
 }
 
-fn lines(run: &Path) -> Result<Vec<(usize, Values)>> {
-    let path = run.join("metrics.jsonl");
-    let text =
-        amscript_base::file::read_text(&path).map_err(|e| record::file_error(&path, "read", &e).within("verify"))?;
-    Ok(text.lines().filter_map(|line| log::parse(serde_json::from_str(line).ok()?)).collect())
+fn lines(run: &Path) -> Vec<(usize, Values)> {
+    Lines::read(&run.join("metrics.jsonl")).read
 }
 
 fn compare(before: &[(usize, Values)], now: &[(usize, Values)], tolerance: f64) -> Verdict {

@@ -102,13 +102,14 @@ fn logged(values: Map) -> Result<Values> {
     values.into_iter().map(named).collect()
 }
 
-/// A setting as JSON; values that JSON lacks as text.
+/// A setting as JSON; values that JSON lacks as the text that `--set` takes.
 fn setting(engine: &Engine, value: &Dynamic) -> Value {
     let value = value.flatten_clone();
     match (value.as_int(), value.as_float(), value.as_bool()) {
         (Ok(i), _, _) => Value::from(i),
         (_, Ok(f), _) => Value::from(f),
         (_, _, Ok(b)) => Value::from(b),
+        _ if value.is_unit() => Value::from("()"),
         _ if value.is_string() || value.is_array() || value.is_map() => Value::from(value.to_string()),
         _ => {
             let mut scope = Scope::new();

@@ -79,6 +79,19 @@ pub enum FileType {
     Other,
 }
 
+/// Of the system's own types, and of those below a folder.
+macro_rules! file_type {
+    ($kind:expr) => {{
+        let kind = $kind;
+        match (kind.is_symlink(), kind.is_file(), kind.is_dir()) {
+            (true, ..) => FileType::Link,
+            (_, true, _) => FileType::File,
+            (_, _, true) => FileType::Folder,
+            _ => FileType::Other,
+        }
+    }};
+}
+
 /// Bytes that are free on the disk of a folder, or of what is above it; none where nobody tells.
 #[cfg(unix)]
 pub fn free(folder: &Path) -> Option<u64> {
@@ -176,13 +189,8 @@ pub fn read_text(path: &Path) -> Result<String> {
 
 /// What is there, behind links; none where nothing is, or nothing that may be read.
 pub fn kind(path: &Path) -> Option<FileType> {
-    at(
-        path,
-        READ,
-        |p| Ok(file_type(fs::metadata(p)?.file_type())),
-        |d, p| Ok(file_type_below(d.metadata(p)?.file_type())),
-    )
-    .ok()
+    at(path, READ, |p| Ok(file_type!(fs::metadata(p)?.file_type())), |d, p| Ok(file_type!(d.metadata(p)?.file_type())))
+        .ok()
 }
 
 /// What is there, a link as such; none where nothing is, or nothing that may be read.
@@ -190,8 +198,8 @@ pub fn itself(path: &Path) -> Option<FileType> {
     at(
         path,
         (Way::Read, false),
-        |p| Ok(file_type(fs::symlink_metadata(p)?.file_type())),
-        |d, p| Ok(file_type_below(d.symlink_metadata(p)?.file_type())),
+        |p| Ok(file_type!(fs::symlink_metadata(p)?.file_type())),
+        |d, p| Ok(file_type!(d.symlink_metadata(p)?.file_type())),
     )
     .ok()
 }
@@ -214,30 +222,12 @@ pub fn is_folder(path: &Path) -> bool {
 /// Names in a folder with what they stand for, links as such.
 pub fn entries(folder: &Path) -> Result<Vec<(OsString, FileType)>> {
     let free = |p: &Path| -> Result<Vec<_>> {
-        fs::read_dir(p)?.map(|e| e.and_then(|e| Ok((e.file_name(), file_type(e.file_type()?))))).collect()
+        fs::read_dir(p)?.map(|e| e.and_then(|e| Ok((e.file_name(), file_type!(e.file_type()?))))).collect()
     };
     let held = |d: &Dir, p: &Path| -> Result<Vec<_>> {
-        d.read_dir(p)?.map(|e| e.and_then(|e| Ok((e.file_name(), file_type_below(e.file_type()?))))).collect()
+        d.read_dir(p)?.map(|e| e.and_then(|e| Ok((e.file_name(), file_type!(e.file_type()?))))).collect()
     };
     at(folder, READ, free, held)
-}
-
-fn file_type(kind: fs::FileType) -> FileType {
-    match (kind.is_symlink(), kind.is_file(), kind.is_dir()) {
-        (true, ..) => FileType::Link,
-        (_, true, _) => FileType::File,
-        (_, _, true) => FileType::Folder,
-        _ => FileType::Other,
-    }
-}
-
-fn file_type_below(kind: below::FileType) -> FileType {
-    match (kind.is_symlink(), kind.is_file(), kind.is_dir()) {
-        (true, ..) => FileType::Link,
-        (_, true, _) => FileType::File,
-        (_, _, true) => FileType::Folder,
-        _ => FileType::Other,
-    }
 }
 
 /// Bytes of a file.

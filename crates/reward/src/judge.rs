@@ -29,6 +29,9 @@ const GLANCE: Duration = Duration::from_millis(50);
 /// The pause before a question is asked again, doubled each time.
 const PAUSE: Duration = Duration::from_millis(250);
 
+/// The kind of an error that asking again does not mend: a refusal, a program that is not there.
+const FINAL: Kind = Kind::Option;
+
 /// Where a judge is.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Place {
@@ -137,7 +140,7 @@ impl Judge {
                 Err(fault) => fault,
             };
             Context::current().interrupt.check()?;
-            if left == 0 || fault.kind == Kind::Option {
+            if left == 0 || fault.kind == FINAL {
                 let error = Error::new(Kind::Missing, format!("judge {}: {}", self.place, fault.message));
                 return Err(
                     error.hint("what was judged before is kept; see `timeout`, `retries` and `batch` of judge(..)")
@@ -295,9 +298,9 @@ fn by_http(url: String, manner: &Manner) -> Way {
             status => {
                 let told: String = text.chars().take(200).collect();
                 // what is refused once is refused again, but for haste
-                let final_ =
-                    status.is_client_error() && ![408, 429].contains(&status.as_u16()) || status.is_redirection();
-                let kind = if final_ { Kind::Option } else { Kind::Missing };
+                let haste = [408, 429].contains(&status.as_u16());
+                let refused = status.is_redirection() || status.is_client_error() && !haste;
+                let kind = if refused { FINAL } else { Kind::Missing };
                 Err(Error::new(kind, format!("status {status}: {told}")))
             }
         }
@@ -308,7 +311,7 @@ fn by_http(url: String, manner: &Manner) -> Way {
 fn by_program(words: &[String]) -> Result<(Child, Way)> {
     let mut command = Command::new(&words[0]);
     command.args(&words[1..]).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut child = command.spawn().map_err(|e| Error::new(Kind::Option, format!("cannot run it ({e})")))?;
+    let mut child = command.spawn().map_err(|e| Error::new(FINAL, format!("cannot run it ({e})")))?;
     let (Some(mut input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
         bail!(Internal, "the program has no pipes");
     };

@@ -25,7 +25,10 @@ pub const NAMES: [&str; 3] = ["shapes/train", "shapes/test", "shapes/single"];
 
 /// Adds the names of the known sets.
 pub fn hint(error: Error) -> Error {
-    error.hint(format!("a file with one prompt per line, or {}", NAMES.map(|n| format!("`{n}`")).join(", ")))
+    error.hint(format!(
+        "a file with one prompt per line, beside the recipe or allowed by `--allow-read`, or {}",
+        NAMES.map(|n| format!("`{n}`")).join(", ")
+    ))
 }
 
 impl std::fmt::Display for Prompts {

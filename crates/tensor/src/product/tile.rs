@@ -106,68 +106,53 @@ macro_rules! tiles {
     };
 }
 
+/// Registers of a kind, by the names of its instructions.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! vector {
+    ($register:ty, $lanes:literal, $load:ident, $store:ident, $splat:ident, $plus:ident, |$a:ident, $b:ident, $c:ident| $times:expr) => {
+        impl Vector for $register {
+            const LANES: usize = $lanes;
+
+            #[inline(always)]
+            unsafe fn load(from: *const f32) -> Self {
+                unsafe { $load(from) }
+            }
+
+            #[inline(always)]
+            unsafe fn store(self, to: *mut f32) {
+                unsafe { $store(to, self) }
+            }
+
+            #[inline(always)]
+            unsafe fn splat(x: f32) -> Self {
+                unsafe { $splat(x) }
+            }
+
+            #[inline(always)]
+            unsafe fn times(self, $b: Self, $c: Self) -> Self {
+                let $a = self;
+                unsafe { $times }
+            }
+
+            #[inline(always)]
+            unsafe fn plus(self, b: Self) -> Self {
+                unsafe { $plus(self, b) }
+            }
+        }
+    };
+}
+
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::{Kind, Tile, Vector, tile};
     use std::arch::x86_64::*;
 
-    impl Vector for __m512 {
-        const LANES: usize = 16;
-
-        #[inline(always)]
-        unsafe fn load(from: *const f32) -> Self {
-            unsafe { _mm512_loadu_ps(from) }
-        }
-
-        #[inline(always)]
-        unsafe fn store(self, to: *mut f32) {
-            unsafe { _mm512_storeu_ps(to, self) }
-        }
-
-        #[inline(always)]
-        unsafe fn splat(x: f32) -> Self {
-            unsafe { _mm512_set1_ps(x) }
-        }
-
-        #[inline(always)]
-        unsafe fn times(self, b: Self, c: Self) -> Self {
-            unsafe { _mm512_fmadd_ps(self, b, c) }
-        }
-
-        #[inline(always)]
-        unsafe fn plus(self, b: Self) -> Self {
-            unsafe { _mm512_add_ps(self, b) }
-        }
-    }
-
-    impl Vector for __m256 {
-        const LANES: usize = 8;
-
-        #[inline(always)]
-        unsafe fn load(from: *const f32) -> Self {
-            unsafe { _mm256_loadu_ps(from) }
-        }
-
-        #[inline(always)]
-        unsafe fn store(self, to: *mut f32) {
-            unsafe { _mm256_storeu_ps(to, self) }
-        }
-
-        #[inline(always)]
-        unsafe fn splat(x: f32) -> Self {
-            unsafe { _mm256_set1_ps(x) }
-        }
-
-        #[inline(always)]
-        unsafe fn times(self, b: Self, c: Self) -> Self {
-            unsafe { _mm256_fmadd_ps(self, b, c) }
-        }
-
-        #[inline(always)]
-        unsafe fn plus(self, b: Self) -> Self {
-            unsafe { _mm256_add_ps(self, b) }
-        }
-    }
+    vector!(__m512, 16, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps, _mm512_add_ps, |a, b, c| _mm512_fmadd_ps(
+        a, b, c
+    ));
+    vector!(__m256, 8, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps, _mm256_add_ps, |a, b, c| _mm256_fmadd_ps(
+        a, b, c
+    ));
 
     tiles!(avx512, "avx512f", __m512, 2, 16, [1 2 3 4 5 6 7 8 9 10 11 12 13 14]);
     tiles!(avx2, "avx2,fma", __m256, 2, 8, [1 2 3 4 5 6]);
@@ -181,34 +166,7 @@ mod arm {
     use super::{Kind, Tile, Vector, tile};
     use std::arch::aarch64::*;
 
-    impl Vector for float32x4_t {
-        const LANES: usize = 4;
-
-        #[inline(always)]
-        unsafe fn load(from: *const f32) -> Self {
-            unsafe { vld1q_f32(from) }
-        }
-
-        #[inline(always)]
-        unsafe fn store(self, to: *mut f32) {
-            unsafe { vst1q_f32(to, self) }
-        }
-
-        #[inline(always)]
-        unsafe fn splat(x: f32) -> Self {
-            unsafe { vdupq_n_f32(x) }
-        }
-
-        #[inline(always)]
-        unsafe fn times(self, b: Self, c: Self) -> Self {
-            unsafe { vfmaq_f32(c, self, b) }
-        }
-
-        #[inline(always)]
-        unsafe fn plus(self, b: Self) -> Self {
-            unsafe { vaddq_f32(self, b) }
-        }
-    }
+    vector!(float32x4_t, 4, vld1q_f32, vst1q_f32, vdupq_n_f32, vaddq_f32, |a, b, c| vfmaq_f32(c, a, b));
 
     tiles!(neon, "neon", float32x4_t, 4, 8, [1 2 3 4 5 6]);
 
