@@ -23,12 +23,11 @@ pub struct Prompts {
 /// Names that are not files.
 pub const NAMES: [&str; 3] = ["shapes/train", "shapes/test", "shapes/single"];
 
-/// Adds the names of the known sets.
-pub fn hint(error: Error) -> Error {
-    error.hint(format!(
-        "a file with one prompt per line, beside the recipe or allowed by `--allow-read`, or {}",
-        NAMES.map(|n| format!("`{n}`")).join(", ")
-    ))
+/// Adds the names of the known sets to what is hinted already.
+pub fn hint(mut error: Error) -> Error {
+    let known = format!("one prompt per line; known sets are {}", NAMES.map(|n| format!("`{n}`")).join(", "));
+    let said = error.hint.take().map_or(known.clone(), |hint| format!("{hint}; {known}"));
+    error.hint(said)
 }
 
 impl std::fmt::Display for Prompts {
