@@ -1,55 +1,60 @@
 //! Several processes on one machine against one that takes as many parts: bytes compared, and what is said where ranks differ or end.
 //!
-//! They need a binary with `--features mpi` in a folder of its own, and `mpirun`: `.ci/ranks` builds it and runs these tests. What needs
-//! neither is in `crates/align/src/parts/tests.rs`, with threads as ranks.
+//! They need `--features mpi` and `mpirun`. What needs neither is in `crates/align/src/parts/tests.rs`, with threads as ranks.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-/// The binary with MPI, if there is one, and something to start it.
-fn binary() -> Option<PathBuf> {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/mpi/debug/amscript");
-    let starts = Command::new("mpirun").arg("--version").output().is_ok_and(|output| output.status.success());
-    let found = Some(file).filter(|file| file.exists() && starts);
-    if found.is_none() {
-        eprintln!("skipped: no target/mpi/debug/amscript, or no mpirun");
-    }
-    found
-}
+const BINARY: &str = env!("CARGO_BIN_EXE_amscript");
 
 /// A folder in which scripts run.
-struct Desk {
-    folder: tempfile::TempDir,
-    binary: PathBuf,
-}
+struct Desk(tempfile::TempDir);
 
 impl Desk {
+    /// None where processes cannot be started together.
     fn new(script: &str) -> Option<Self> {
-        let desk = Self { binary: binary()?, folder: tempfile::tempdir().unwrap() };
+        let launcher = || Command::new("mpirun").arg("--version").output().is_ok_and(|output| output.status.success());
+        if !cfg!(feature = "mpi") || !launcher() {
+            eprintln!("skipped: needs `--features mpi`, and `mpirun`");
+            return None;
+        }
+        let desk = Self(tempfile::tempdir().unwrap());
         std::fs::write(desk.at("s.rhai"), script).unwrap();
         Some(desk)
     }
 
     fn at(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.0.path().join(name)
     }
 
-    /// The script on so many ranks, with one thread each.
+    /// The script on so many ranks.
     fn command(&self, ranks: usize, out: &str, settings: &[&str]) -> Command {
-        let mut command = match ranks {
-            1 => Command::new(&self.binary),
-            _ => {
-                let mut command = Command::new("mpirun");
-                command.args(["--oversubscribe", "--bind-to", "none", "-n", &ranks.to_string()]).arg(&self.binary);
-                command
-            }
-        };
-        command.current_dir(self.folder.path()).env_remove("AMSCRIPT_DEVICE").env("RAYON_NUM_THREADS", "1");
+        let arguments: Vec<_> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
+        if ranks > 1 {
+            return self.launch(out, &[(ranks, &arguments)]);
+        }
+        let mut command = Command::new(BINARY);
+        command.args(["s.rhai", "--out", out]).args(arguments);
+        self.here(command)
+    }
+
+    /// The script on ranks of several kinds: how many, with which arguments.
+    fn launch(&self, out: &str, kinds: &[(usize, &[&str])]) -> Command {
+        let mut command = Command::new("mpirun");
+        command.args(["--oversubscribe", "--bind-to", "none"]);
+        for (i, (ranks, arguments)) in kinds.iter().enumerate() {
+            command.args((i > 0).then_some(":")).args(["-n", &ranks.to_string(), BINARY]);
+            command.args(["s.rhai", "--out", out]).args(*arguments);
+        }
+        self.here(command)
+    }
+
+    /// In the folder, with one thread for each rank.
+    fn here(&self, mut command: Command) -> Command {
+        command.current_dir(self.0.path()).env_remove("AMSCRIPT_DEVICE").env("RAYON_NUM_THREADS", "1");
         command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
         command.env("OMPI_MCA_btl", "self,vader").env("OMPI_MCA_btl_vader_single_copy_mechanism", "none");
-        command.args(["s.rhai", "--out", out]);
-        command.args(settings.iter().flat_map(|setting| ["--set", setting]));
         command
     }
 
@@ -61,6 +66,7 @@ impl Desk {
     fn good(&self, ranks: usize, out: &str, settings: &[&str]) -> String {
         let output = self.run(ranks, out, settings);
         assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
+        assert!(!text(&output.stderr).contains("do the whole of each step"), "{}", text(&output.stderr));
         text(&output.stdout)
     }
 
@@ -118,16 +124,7 @@ fn what_some_ranks_save_others_go_on_with() {
 fn ranks_that_differ_are_told_before_the_first_update() {
     let Some(desk) = Desk::new(METHODS) else { return };
     let differ = |name: &str, other: &[&str]| {
-        let mut command = desk.command(2, name, &[]);
-        let plain: Vec<_> = command.get_args().map(|a| a.to_os_string()).collect();
-        let from = plain.iter().position(|a| a == desk.binary.as_os_str()).unwrap();
-        command.arg(":").args(["-n", "1"]).args(&plain[from..]).args(other);
-        let mut single = Command::new("mpirun");
-        single
-            .current_dir(desk.folder.path())
-            .args(command.get_args().map(|a| if a == "2" { "1".as_ref() } else { a }));
-        single.envs(command.get_envs().filter_map(|(key, value)| Some((key, value?))));
-        let output = single.output().unwrap();
+        let output = desk.launch(name, &[(1, &[]), (1, other)]).output().unwrap();
         assert!(!output.status.success() && !desk.at(name).join("metrics.jsonl").exists());
         text(&output.stderr)
     };
@@ -135,6 +132,17 @@ fn ranks_that_differ_are_told_before_the_first_update() {
     assert!(said.contains("all must be the same run, got rank 0 with seed = 0, got seed = 7 on rank 1"), "{said}");
     let said = differ("setting", &["--set", "steps=4"]);
     assert!(said.contains("steps = 3, got steps = 4 on rank 1"), "{said}");
+}
+
+#[test]
+fn ranks_that_all_do_the_same_are_told_so_once() {
+    let Some(desk) = Desk::new("let run = start_run(#{}); for i in run.steps(4) { run.log(#{ i: i }); }") else {
+        return;
+    };
+    let output = desk.run(3, "alike", &[]);
+    let said = text(&output.stderr);
+    assert!(output.status.success() && said.matches("all 3 ranks do the whole of each step").count() == 1, "{said}");
+    assert!(!text(&desk.run(1, "alone", &[]).stderr).contains("do the whole"));
 }
 
 /// Seconds until all are gone, and what they said.
@@ -158,8 +166,7 @@ fn running(desk: &Desk, ranks: usize, out: &str, rank: usize) -> (Child, String)
         std::thread::sleep(Duration::from_millis(20));
     }
     let found = Command::new("ps").args(["-eo", "pid,args"]).output().unwrap();
-    let wanted = desk.binary.display().to_string();
-    let of_run = |line: &&str| line.contains(&format!("{wanted} s.rhai --out {out}")) && !line.contains("mpirun");
+    let of_run = |line: &&str| line.contains(&format!("{BINARY} s.rhai --out {out}")) && !line.contains("mpirun");
     let ids: Vec<String> = text(&found.stdout)
         .lines()
         .filter(of_run)
@@ -224,7 +231,8 @@ fn a_scheduler_that_warns_one_rank_has_all_save_and_ends_with_its_code() {
     let (child, id) = running(&desk, 2, "warned", 1);
     signal("USR1", &id);
     let (seconds, code, said) = gone(child);
-    assert!(seconds < 10.0 && code == Some(75) && said.contains("interrupted after step"), "{code:?} {said}");
+    assert!(seconds < 10.0 && code == Some(75), "{seconds} s, {code:?} {said}");
+    assert_eq!(said.matches("interrupted after step").count(), 1, "one rank speaks: {said}");
     assert!(text(&desk.run(1, "warned", &["iterations=100000", "stop=1"]).stdout).contains("resuming after step"));
 }
 
@@ -233,7 +241,7 @@ fn half_an_environment_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("s.rhai"), "print(1);").unwrap();
     let said = |set: &[(&str, &str)]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_amscript"));
+        let mut command = Command::new(BINARY);
         let output = command.current_dir(folder.path()).arg("s.rhai").envs(set.iter().copied()).output().unwrap();
         assert_eq!(output.status.code(), Some(1));
         text(&output.stderr)
@@ -261,7 +269,7 @@ fn jobs_take_each_run_once_and_one_makes_the_table() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("s.rhai"), SWEEP).unwrap();
     let run = |arguments: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_amscript"));
+        let mut command = Command::new(BINARY);
         let output =
             command.current_dir(folder.path()).args(["s.rhai", "--out", "o"]).args(arguments).output().unwrap();
         (output.status.code(), text(&output.stdout), text(&output.stderr))
@@ -280,7 +288,7 @@ fn jobs_take_each_run_once_and_one_makes_the_table() {
 #[test]
 fn a_model_says_what_more_cards_give() {
     let folder = tempfile::tempdir().unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_amscript"));
+    let mut command = Command::new(BINARY);
     let output = command.current_dir(folder.path()).args(["tables/ranks", "--out", "o"]).output().unwrap();
     assert!(output.status.success(), "{}", text(&output.stderr));
     let csv = std::fs::read_to_string(folder.path().join("o/result.csv")).unwrap();

@@ -1,17 +1,25 @@
 //! `--jobs N`: the rows of a table or sweep in so many processes of this machine. Each runs the script and takes the runs that no other has;
 //! when all are done, the script runs here and finds them done.
 
-use super::{RunArgs, output};
+use super::{RunArgs, fault, output};
 use amscript_base::error::{Error, Kind, Result};
 use amscript_base::terminal::note;
 use std::io::{BufRead, BufReader, Read};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// Runs the script in as many processes; an error where one of them failed, or was interrupted.
-pub fn run(arguments: &RunArgs, jobs: usize) -> anyhow::Result<()> {
+/// What this process was asked.
+#[derive(Default)]
+struct Asked {
+    to_end: Arc<AtomicBool>,
+    /// By a scheduler, which starts it again.
+    to_make_room: Arc<AtomicBool>,
+}
+
+/// Runs the script in as many processes; an error where one of them failed, the exit code where they were asked to end.
+pub fn run(arguments: &RunArgs, jobs: usize) -> anyhow::Result<Option<ExitCode>> {
     if jobs == 0 {
         return Err(Error::new(Kind::Option, "--jobs: there must be at least 1 job, got 0").into());
     }
@@ -20,14 +28,13 @@ pub fn run(arguments: &RunArgs, jobs: usize) -> anyhow::Result<()> {
             Error::new(Kind::Option, "--jobs: the script must be a file or a recipe, got standard input").into()
         );
     }
-    let asked = Arc::new(AtomicBool::new(false));
-    let lines = Arc::new(output::Lines::default());
-    listen(&asked);
+    let (asked, lines) = (Asked::default(), Arc::new(output::Lines::default()));
+    asked.listen();
     let mut running = (0..jobs).map(|job| start(job, jobs, &lines)).collect::<Result<Vec<_>>>()?;
     let (mut failed, mut told) = (0, false);
     while !running.is_empty() {
         std::thread::sleep(Duration::from_millis(20));
-        if asked.load(Ordering::Relaxed) && !std::mem::replace(&mut told, true) {
+        if asked.to_end.load(Ordering::Relaxed) && !std::mem::replace(&mut told, true) {
             running.iter().for_each(end);
         }
         running.retain_mut(|child| match child.try_wait() {
@@ -40,8 +47,12 @@ pub fn run(arguments: &RunArgs, jobs: usize) -> anyhow::Result<()> {
         });
     }
     match (told, failed) {
-        (false, 0) => Ok(()),
-        (true, _) => Err(Error::new(Kind::Interrupt, "interrupted: the same command goes on").into()),
+        (false, 0) => Ok(None),
+        (true, _) => {
+            let error = Error::new(Kind::Interrupt, "interrupted: the same command goes on");
+            fault::report(&error, |_| None);
+            Ok(Some(fault::code(&error, asked.to_make_room.load(Ordering::Relaxed))))
+        }
         (false, failed) => Err(Error::new(Kind::Value, format!("--jobs: {failed} of {jobs} jobs failed")).into()),
     }
 }
@@ -71,15 +82,19 @@ fn follow(stream: Option<impl Read + Send + 'static>, pass: impl Fn(&str) + Send
     });
 }
 
-/// Notes Ctrl-C and SIGTERM, until the script that runs here afterwards does.
-#[cfg(unix)]
-fn listen(asked: &Arc<AtomicBool>) {
-    use signal_hook::consts::{SIGINT, SIGTERM};
-    [SIGINT, SIGTERM].iter().for_each(|signal| drop(signal_hook::flag::register(*signal, asked.clone())));
-}
+impl Asked {
+    /// Notes signals, until the script that runs here afterwards does.
+    #[cfg(unix)]
+    fn listen(&self) {
+        use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+        use signal_hook::flag::register;
+        [SIGTERM, SIGUSR1].iter().for_each(|signal| drop(register(*signal, self.to_make_room.clone())));
+        [SIGINT, SIGTERM, SIGUSR1].iter().for_each(|signal| drop(register(*signal, self.to_end.clone())));
+    }
 
-#[cfg(not(unix))]
-fn listen(_: &Arc<AtomicBool>) {}
+    #[cfg(not(unix))]
+    fn listen(&self) {}
+}
 
 /// Asks a process to end after its step.
 #[cfg(unix)]

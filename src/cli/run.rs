@@ -36,7 +36,9 @@ const ECHO: Duration = Duration::from_millis(100);
 /// `amscript run`.
 pub fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
     if let (Some(jobs), None) = (arguments.jobs, arguments.job) {
-        jobs::run(&arguments, jobs)?;
+        if let Some(code) = jobs::run(&arguments, jobs)? {
+            return Ok(code);
+        }
     }
     let group = if arguments.plan { None } else { ranks::join()? };
     let code = alone_or_in(group.clone(), arguments);
@@ -134,14 +136,14 @@ fn execute(session: Session, name: &str, text: &str) -> anyhow::Result<ExitCode>
 }
 
 fn fail(error: &Error, session: &Session) -> ExitCode {
-    let group = session.context().group();
-    if !group.speaks() && error.message.starts_with("rank ") {
-        return fault::code(error, session.context().interrupt.requeues()); // another rank's, which has said it
+    let (group, interrupt) = (session.context().group(), &session.context().interrupt);
+    let code = fault::code(error, interrupt.requeues());
+    if group.is_said(error) {
+        return code;
     }
     note(&group.prefix());
     fault::report(error, |name| session.source(name));
-    let code = fault::code(error, session.context().interrupt.requeues());
-    if session.context().interrupt.late() {
+    if interrupt.late() {
         note("the time of --max-time is up\n");
     }
     if let Some(step) = session.step().filter(|_| error.kind != Kind::Interrupt) {

@@ -8,6 +8,7 @@ use amscript_base::context::Context;
 use amscript_base::group::{pack, unpack};
 use amscript_tensor::{Tensor, bytes};
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 
 script_value!(Share, "a share of a batch, such as `share(16)`");
 
@@ -25,6 +26,13 @@ options! {
 pub fn cut(share: Option<&Share>, variables: impl FnOnce() -> Result<Vec<Tensor>>) -> Result<Option<Arc<Cut>>> {
     let Some(share) = share.filter(|share| !share.is_whole()) else { return Ok(None) };
     Ok(Some(Arc::new(Cut { share: share.clone(), group: Context::current().group(), variables: variables()? })))
+}
+
+/// What all ranks gave, in rank order.
+fn gathered(own: Result<Vec<u8>>) -> Result<Vec<u8>> {
+    let context = Context::current();
+    context.shares.store(true, Ordering::Relaxed);
+    Ok(context.group().agree("gather", own)?.concat())
 }
 
 /// What a closure found of a batch, as an update: `loss`, `reward`, and numbers that were measured.
@@ -144,14 +152,14 @@ pub mod ranks {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn gather(rows: Tensor) -> RhaiResultOf<Tensor> {
-        let (group, mut dims) = (Context::current().group(), rows.dims().to_vec());
+        let mut dims = rows.dims().to_vec();
         let Some((count, row)) = dims.split_first_mut() else {
             return Err(Error::new(Kind::Shape, "gather: there must be rows, got a single number").into());
         };
-        if group.size() == 1 {
+        if count() == 1 {
             return Ok(rows);
         }
-        let all = group.agree("gather", bytes::of(&rows))?.concat();
+        let all = gathered(bytes::of(&rows))?;
         *count = all.len() / (row.iter().product::<usize>().max(1) * rows.dtype().size_in_bytes());
         Ok(bytes::read(&all, rows.dtype(), &dims)?.to_device(rows.device())?)
     }
@@ -159,8 +167,9 @@ pub mod ranks {
     #[rhai_fn(name = "gather", return_raw)]
     pub fn gather_texts(texts: Array) -> RhaiResultOf<Array> {
         let own = option::list::<String>(texts, "gather")?;
-        let all = Context::current().group().agree("gather", Ok(pack(own)))?.concat();
-        let all = unpack(&all)?.into_iter().map(|text| Dynamic::from(String::from_utf8_lossy(&text).to_string()));
+        let all = unpack(&gathered(Ok(pack(own)))?)?
+            .into_iter()
+            .map(|text| Dynamic::from(String::from_utf8_lossy(&text).to_string()));
         Ok(all.collect())
     }
 

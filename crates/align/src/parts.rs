@@ -15,6 +15,7 @@ use super::method::{Batch, Method, MethodState, Next, Update, update};
 use super::share::{Share, Sum, nodes_of};
 use crate::flow::Velocity;
 use amscript_base::bail;
+use amscript_base::context::Context;
 use amscript_base::error::{Error, Kind, Result};
 use amscript_base::group::{Group, pack, unpack};
 use amscript_base::profile::phase;
@@ -25,6 +26,7 @@ use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// A part of a batch, as the batch of an update knows it.
 #[derive(Clone)]
@@ -120,6 +122,7 @@ impl Cut {
 
     /// One update, of the updates that `run` gives of the parts; the losses of each must be means over its samples.
     pub fn update(self: &Arc<Self>, run: &dyn Fn(Part) -> Result<Update>) -> Result<Update> {
+        Context::current().shares.store(true, Ordering::Relaxed);
         let single = self.share.own().len() == 1;
         let asks = Arc::new(Asks { group: self.group.clone(), single, state: Mutex::default() });
         loop {

@@ -138,6 +138,8 @@ pub struct Shared {
     origin: Mutex<BTreeMap<String, String>>,
     /// The processes that work on one run together; none is set where one works alone.
     pub group: OnceLock<Arc<dyn Group>>,
+    /// They have shared work since this was last taken back.
+    pub shares: AtomicBool,
     /// Keys of the warnings that were shown.
     warned: Mutex<BTreeSet<String>>,
 }

@@ -141,6 +141,12 @@ impl dyn Group {
         }
     }
 
+    /// Whether an error needs no word of this rank: another's, which says it itself, or an end that all come to.
+    pub fn is_said(&self, error: &Error) -> bool {
+        let others = || self.others().iter().any(|rank| error.message.starts_with(&format!("rank {rank}: ")));
+        !self.speaks() && (error.kind == Kind::Interrupt || others())
+    }
+
     /// What messages of this process begin with: `rank 2: `, and nothing on rank 0, which speaks for all.
     pub fn prefix(&self) -> String {
         if self.speaks() { String::new() } else { format!("rank {}: ", self.rank()) }
@@ -150,8 +156,8 @@ impl dyn Group {
 /// Another rank's error, by its name.
 fn said_by(rank: usize, parts: &[Vec<u8>]) -> Error {
     let text = |i: usize| parts.get(i).map(|bytes| String::from_utf8_lossy(bytes).to_string()).unwrap_or_default();
-    let kind = parts[0].first().and_then(|code| Kind::ALL.into_iter().find(|kind| *kind as u8 == *code));
-    let error = Error::new(kind.unwrap_or(Kind::Internal), text(1)).within(format_args!("rank {rank}"));
+    let kind = parts[0].first().and_then(|code| Kind::ALL.get(usize::from(*code)));
+    let error = Error::new(kind.copied().unwrap_or(Kind::Internal), text(1)).within(format_args!("rank {rank}"));
     if text(2).is_empty() { error } else { error.hint(text(2)) }
 }
 
@@ -257,15 +263,17 @@ mod tests {
     fn an_error_of_one_is_an_error_of_all() {
         let found = threads(3, |group| {
             let own = match group.rank() {
-                2 => Err(Error::new(Kind::Numeric, "step: not finite").hint("lower the rate")),
+                2 => Err(Error::new(Kind::Permission, "step: not allowed").hint("ask for it")),
                 rank => Ok(vec![rank as u8]),
             };
-            group.agree("update", own).unwrap_err()
+            let error = group.agree("update", own).unwrap_err();
+            (group.is_said(&error), error)
         });
-        assert_eq!(found[2].message, "step: not finite");
-        for other in &found[..2] {
-            assert_eq!((other.kind, other.message.as_str()), (Kind::Numeric, "rank 2: step: not finite"));
-            assert_eq!(other.hint.as_deref(), Some("lower the rate"));
+        assert_eq!(found[2].1.message, "step: not allowed");
+        assert_eq!([found[0].0, found[1].0, found[2].0], [false, true, false]);
+        for (_, other) in &found[..2] {
+            assert_eq!((other.kind, other.message.as_str()), (Kind::Permission, "rank 2: step: not allowed"));
+            assert_eq!(other.hint.as_deref(), Some("ask for it"));
         }
         assert_eq!(threads(2, |group| group.agree("x", Ok(vec![7])).unwrap()), [[[7], [7]], [[7], [7]]]);
     }

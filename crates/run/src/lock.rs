@@ -53,7 +53,7 @@ fn sign(file: &mut File) {
 
 fn busy(folder: &Path) -> Error {
     let mut text = String::new();
-    File::open(folder.join(LOCK)).and_then(|file| file.take(20).read_to_string(&mut text)).ok();
+    file::open(&folder.join(LOCK)).and_then(|file| file.take(20).read_to_string(&mut text)).ok();
     let holder = text.trim().parse::<u32>().map_or("another process".into(), |id| format!("process {id}"));
     let message = format!("`{}` must be held by no other run, got one by {holder}", folder.display());
     Error::new(Kind::File, message).hint("wait for its end, or give another `--out`")
