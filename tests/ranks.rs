@@ -2,6 +2,7 @@
 //!
 //! They need `--features mpi` and `mpirun`. What needs neither is in `crates/align/src/parts/tests.rs`, with threads as ranks.
 
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -283,6 +284,25 @@ fn jobs_take_each_run_once_and_one_makes_the_table() {
     assert!(said.ends_with("the table\n") && said.matches("the table").count() == 1, "{said}");
     let (code, _, errors) = run(&["--jobs", "0"]);
     assert!(code == Some(1) && errors.contains("there must be at least 1 job"), "{errors}");
+}
+
+#[test]
+#[cfg(unix)]
+fn jobs_end_with_a_schedulers_code_and_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("s.rhai"), SWEEP).unwrap();
+    let command = || {
+        let mut command = Command::new(BINARY);
+        command.current_dir(folder.path()).args(["s.rhai", "--out", "o", "--jobs", "2"]);
+        command
+    };
+    let mut child = command().stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("took")));
+    signal("USR1", &child.id().to_string());
+    let (_, code, said) = gone(child);
+    assert!(code == Some(75) && said.contains("the same command goes on"), "{code:?} {said}");
+    assert!(text(&command().output().unwrap().stdout).ends_with("the table\n"));
 }
 
 #[test]

@@ -153,14 +153,14 @@ pub mod ranks {
     #[rhai_fn(return_raw)]
     pub fn gather(rows: Tensor) -> RhaiResultOf<Tensor> {
         let mut dims = rows.dims().to_vec();
-        let Some((count, row)) = dims.split_first_mut() else {
+        let Some((length, row)) = dims.split_first_mut() else {
             return Err(Error::new(Kind::Shape, "gather: there must be rows, got a single number").into());
         };
         if count() == 1 {
             return Ok(rows);
         }
         let all = gathered(bytes::of(&rows))?;
-        *count = all.len() / (row.iter().product::<usize>().max(1) * rows.dtype().size_in_bytes());
+        *length = all.len() / (row.iter().product::<usize>().max(1) * rows.dtype().size_in_bytes());
         Ok(bytes::read(&all, rows.dtype(), &dims)?.to_device(rows.device())?)
     }
 
