@@ -191,14 +191,13 @@ pub fn request(arguments: &SessionArgs, plan: bool, group: Option<&dyn Group>) -
 /// Ctrl-C, SIGTERM and SIGHUP reach the session, or end the process while it is waiting for input; without a handler they still end it.
 /// Where a call does not hear the second of them, nor the end of its time, the process ends.
 pub fn heed_signals(session: &Arc<Session>, waiting: Arc<AtomicBool>) {
-    let (context, scheduler) = (session.context().clone(), Arc::new(Scheduler::default()));
-    let (watched, watching) = (scheduler.clone(), session.clone());
+    let (context, user) = (session.context().clone(), Arc::new(AtomicBool::new(false)));
+    let (asked, watching) = (user.clone(), session.clone());
     std::thread::spawn(move || {
         let mut heard = Instant::now();
         while heard.elapsed() < PATIENCE {
             std::thread::sleep(PATIENCE / 10);
-            if watched.user.swap(false, Ordering::Relaxed) {
-                context.interrupt.ask_to_requeue();
+            if asked.swap(false, Ordering::Relaxed) {
                 watching.interrupt();
             }
             if !context.interrupt.insisted() {
@@ -208,12 +207,10 @@ pub fn heed_signals(session: &Arc<Session>, waiting: Arc<AtomicBool>) {
         note("error: what runs does not end by itself, so the process does\n");
         std::process::exit(130);
     });
-    let (session, heard_from, mut last) = (session.clone(), scheduler.clone(), None::<Instant>);
+    let requeue = session.context().interrupt.requeue.clone();
+    let (session, mut last) = (session.clone(), None::<Instant>);
     let handler = move || {
         let echo = last.replace(Instant::now()).is_some_and(|last| last.elapsed() < ECHO);
-        if heard_from.terminates.load(Ordering::Relaxed) {
-            session.context().interrupt.ask_to_requeue();
-        }
         match waiting.load(Ordering::Relaxed) {
             true => std::process::exit(130),
             false if !echo => session.interrupt(),
@@ -222,31 +219,24 @@ pub fn heed_signals(session: &Arc<Session>, waiting: Arc<AtomicBool>) {
     };
     let hangs_up = hangup_is_heeded();
     ctrlc::set_handler(handler).ok();
-    scheduler.listen();
+    heed_schedulers(&requeue, &user);
     if !hangs_up {
         ignore_hangup();
     }
 }
 
-/// Signals of schedulers, which start again what they end: SIGTERM, and SIGUSR1, which SLURM sends ahead where it is told to.
-#[derive(Default)]
-struct Scheduler {
-    terminates: Arc<AtomicBool>,
-    user: Arc<AtomicBool>,
-}
-
-impl Scheduler {
-    /// Notes them from now on; what was set before for SIGTERM is still called.
-    #[cfg(unix)]
-    fn listen(&self) {
-        use signal_hook::{consts, flag};
-        flag::register(consts::SIGTERM, self.terminates.clone()).ok();
-        flag::register(consts::SIGUSR1, self.user.clone()).ok();
+/// Notes that a scheduler asked, which starts again what it ends: by SIGTERM, whose handler is called before, or by SIGUSR1, which SLURM
+/// sends ahead where it is told to.
+#[cfg(unix)]
+fn heed_schedulers(requeue: &Arc<AtomicBool>, user: &Arc<AtomicBool>) {
+    use signal_hook::consts::{SIGTERM, SIGUSR1};
+    for (signal, flag) in [(SIGTERM, requeue), (SIGUSR1, requeue), (SIGUSR1, user)] {
+        signal_hook::flag::register(signal, flag.clone()).ok();
     }
-
-    #[cfg(not(unix))]
-    fn listen(&self) {}
 }
+
+#[cfg(not(unix))]
+fn heed_schedulers(_: &Arc<AtomicBool>, _: &Arc<AtomicBool>) {}
 
 /// Whether a closed terminal is to end the process: not under `nohup`, which starts it with SIGHUP ignored.
 #[cfg(unix)]

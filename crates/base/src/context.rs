@@ -23,8 +23,8 @@ use std::time::{Duration, Instant};
 pub struct Interrupt {
     asked: AtomicUsize,
     finishing: AtomicBool,
-    /// The wish came from a scheduler, which is to start the run again.
-    requeue: AtomicBool,
+    /// The wish came from a scheduler, which is to start the run again; its signals set this.
+    pub requeue: Arc<AtomicBool>,
     /// When time is up, and when it is over.
     limits: OnceLock<[Instant; 2]>,
     /// What a script has done by itself since it last called a native, and the most it may.
