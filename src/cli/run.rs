@@ -35,10 +35,10 @@ const ECHO: Duration = Duration::from_millis(100);
 
 /// `amscript run`.
 pub fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
-    if let (Some(jobs), None) = (arguments.jobs, arguments.job) {
-        if let Some(code) = jobs::run(&arguments, jobs)? {
-            return Ok(code);
-        }
+    if let (Some(jobs), None) = (arguments.jobs, arguments.job)
+        && let Some(code) = jobs::run(&arguments, jobs)?
+    {
+        return Ok(code);
     }
     let group = if arguments.plan { None } else { ranks::join()? };
     let code = alone_or_in(group.clone(), arguments);
