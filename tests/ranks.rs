@@ -146,14 +146,13 @@ fn ranks_that_all_do_the_same_are_told_so_once() {
     assert!(!text(&desk.run(1, "alone", &[]).stderr).contains("do the whole"));
 }
 
-/// The code when all are gone, and what they said; `--nocapture` shows after how long.
+/// The code when all are gone, and what they said.
 fn gone(mut child: Child) -> (Option<i32>, String) {
     let start = Instant::now();
     while child.try_wait().unwrap().is_none() {
         assert!(start.elapsed() < Duration::from_secs(60), "it must end");
         std::thread::sleep(Duration::from_millis(20));
     }
-    println!("gone after {:.1} s", start.elapsed().as_secs_f64());
     let output = child.wait_with_output().unwrap();
     (output.status.code(), text(&output.stderr))
 }
