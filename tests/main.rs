@@ -18,6 +18,7 @@ mod judge;
 mod lora;
 mod output;
 mod permissions;
+mod ranks;
 mod recipe;
 mod reference;
 mod repl;

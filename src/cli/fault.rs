@@ -27,10 +27,20 @@ pub fn render(error: &Error, source: impl Fn(&str) -> Option<String>) -> String 
     visible(&out).into_owned()
 }
 
-/// Writes [`render`]'s text to standard error, above a progress bar; the exit code is 130 after an interrupt, else 1.
+/// Writes [`render`]'s text to standard error, above a progress bar; gives the exit code.
 pub fn report(error: &Error, source: impl Fn(&str) -> Option<String>) -> ExitCode {
     above_bar(|| terminal::note(&render(error, source)));
-    if error.kind == Kind::Interrupt { ExitCode::from(130) } else { ExitCode::FAILURE }
+    code(error, false)
+}
+
+/// 130 after an interrupt, 75 (`EX_TEMPFAIL`, try again later) where a scheduler asked for it and the run goes on when it is started again,
+/// else 1.
+pub fn code(error: &Error, requeue: bool) -> ExitCode {
+    match (error.kind, requeue) {
+        (Kind::Interrupt, true) => ExitCode::from(75),
+        (Kind::Interrupt, false) => ExitCode::from(130),
+        _ => ExitCode::FAILURE,
+    }
 }
 
 /// Place, line and caret.

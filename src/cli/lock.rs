@@ -27,7 +27,7 @@ pub fn command(arguments: LockArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn write(arguments: &LockArgs) -> Result<(PathBuf, bool)> {
-    let (mut request, source) = run::prepare(&arguments.script, true)?;
+    let (mut request, source) = run::prepare(&arguments.script, true, None)?;
     let path = place(&source)?;
     let draft = tempfile::tempdir().map_err(|e| Error::new(Kind::File, format!("lock: no temporary folder: {e}")))?;
     request.out = Some(draft.path().into());

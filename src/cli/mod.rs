@@ -9,13 +9,17 @@ pub mod doc;
 pub mod editor;
 pub mod fault;
 mod info;
+mod jobs;
 mod lock;
 pub mod models;
+#[cfg(feature = "mpi")]
+mod mpi;
 pub mod output;
 pub mod page;
 pub mod plan;
 pub mod profile;
 pub mod quantity;
+pub mod ranks;
 pub mod recipe;
 pub mod repl;
 pub mod report;
@@ -155,6 +159,12 @@ pub struct RunArgs {
     /// Refuse what differs from the script's lock, and to read what is not in it.
     #[arg(long)]
     pub frozen: bool,
+    /// Run the rows of a table in so many processes of this machine at once.
+    #[arg(long, value_name = "N", conflicts_with_all = ["plan", "profile"])]
+    pub jobs: Option<usize>,
+    /// Be one of these processes.
+    #[arg(long, hide = true)]
+    pub job: Option<usize>,
 }
 
 /// What to lock.

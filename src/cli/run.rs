@@ -2,12 +2,13 @@
 
 use super::output::{self, Lines};
 use super::recipe::{self, Source};
-use super::{RunArgs, ScriptArgs, SessionArgs, fault, lock};
+use super::{RunArgs, ScriptArgs, SessionArgs, fault, jobs, lock, ranks};
 use crate::script::header::Header;
 use crate::script::session::{Printer, Request};
 use crate::script::{Host, Session};
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
+use amscript_base::group::Group;
 use amscript_base::permissions::resolved;
 use amscript_base::terminal::note;
 use amscript_base::{file, memory};
@@ -34,7 +35,28 @@ const ECHO: Duration = Duration::from_millis(100);
 
 /// `amscript run`.
 pub fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
-    let (mut request, source) = prepare(&arguments.script, arguments.plan)?;
+    if let (Some(jobs), None) = (arguments.jobs, arguments.job)
+        && let Some(code) = jobs::run(&arguments, jobs)?
+    {
+        return Ok(code);
+    }
+    let group = if arguments.plan { None } else { ranks::join()? };
+    let code = alone_or_in(group.clone(), arguments);
+    if let Some(group) = group {
+        if let Err(error) = &code {
+            note(&group.prefix());
+            super::fail(error);
+        }
+        let well = code.as_ref().is_ok_and(|code| *code == ExitCode::SUCCESS);
+        group.leave(well);
+        return Ok(code.unwrap_or(ExitCode::FAILURE));
+    }
+    code
+}
+
+fn alone_or_in(group: Option<Arc<dyn Group>>, arguments: RunArgs) -> anyhow::Result<ExitCode> {
+    let (mut request, source) = prepare(&arguments.script, arguments.plan, group.as_deref())?;
+    request.job = arguments.job.is_some();
     let frozen = arguments.frozen.then(|| lock::frozen(&source, &request)).transpose()?;
     // what a planned script writes is thrown away
     let draft = arguments.plan.then(tempfile::tempdir).transpose();
@@ -43,6 +65,7 @@ pub fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
     let lines = Arc::new(Lines::default());
     let printer: Printer = match arguments.plan {
         true => Box::new(|_| ()),
+        false if group.as_ref().is_some_and(|group| !group.speaks()) => Box::new(|_| ()),
         false => lines.printer(),
     };
     let session = Session::new(request, printer);
@@ -57,6 +80,7 @@ pub fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
     if let Some(lock) = lock::hash(&source) {
         context.made_from("lock", &lock);
     }
+    group.into_iter().for_each(|group| drop(context.group.set(group)));
     if arguments.profile {
         session.measure();
     }
@@ -112,8 +136,14 @@ fn execute(session: Session, name: &str, text: &str) -> anyhow::Result<ExitCode>
 }
 
 fn fail(error: &Error, session: &Session) -> ExitCode {
-    let code = fault::report(error, |name| session.source(name));
-    if session.context().interrupt.late() {
+    let (group, interrupt) = (session.context().group(), &session.context().interrupt);
+    let code = fault::code(error, interrupt.requeues());
+    if group.is_said(error) {
+        return code;
+    }
+    note(&group.prefix());
+    fault::report(error, |name| session.source(name));
+    if interrupt.late() {
         note("the time of --max-time is up\n");
     }
     if let Some(step) = session.step().filter(|_| error.kind != Kind::Interrupt) {
@@ -123,20 +153,20 @@ fn fail(error: &Error, session: &Session) -> ExitCode {
 }
 
 /// Everything that can be known to be wrong before the script runs.
-pub fn prepare(arguments: &ScriptArgs, plan: bool) -> Result<(Request, Source)> {
+pub fn prepare(arguments: &ScriptArgs, plan: bool, group: Option<&dyn Group>) -> Result<(Request, Source)> {
     let source = recipe::read(&arguments.script)?;
     let allow = arguments.allow.rights();
     Header::read(&source.text)?.allowed(&allow)?;
     if let Some(out) = arguments.session.out.as_ref().filter(|_| !plan) {
         try_writing(out)?;
     }
-    let mut request = request(&arguments.session, plan)?;
+    let mut request = request(&arguments.session, plan, group)?;
     (request.script, request.allow) = (source.path.clone(), allow);
     Ok((request, source))
 }
 
 /// What the command line decided, for a script that is run, planned or typed.
-pub fn request(arguments: &SessionArgs, plan: bool) -> Result<Request> {
+pub fn request(arguments: &SessionArgs, plan: bool, group: Option<&dyn Group>) -> Result<Request> {
     if let Some(bytes) = arguments.max_memory.or_else(memory::free) {
         memory::set_bound(bytes);
     }
@@ -144,9 +174,10 @@ pub fn request(arguments: &SessionArgs, plan: bool) -> Result<Request> {
     Ok(Request {
         overrides: arguments.set.clone(),
         seed: arguments.seed,
-        device: if plan { Device::Cpu } else { device(arguments.device.as_deref())? },
+        device: if plan { Device::Cpu } else { device(arguments.device.as_deref(), group)? },
         out: arguments.out.clone(),
         resume_anyway: arguments.resume_anyway,
+        job: false,
         models: models_folder(arguments.models.as_deref())?,
         min_free: arguments.min_free.map(|bytes| bytes as u64).or_else(|| Some(file::free(out)? / 10)),
         max_time: arguments.max_time,
@@ -160,11 +191,15 @@ pub fn request(arguments: &SessionArgs, plan: bool) -> Result<Request> {
 /// Ctrl-C, SIGTERM and SIGHUP reach the session, or end the process while it is waiting for input; without a handler they still end it.
 /// Where a call does not hear the second of them, nor the end of its time, the process ends.
 pub fn heed_signals(session: &Arc<Session>, waiting: Arc<AtomicBool>) {
-    let context = session.context().clone();
+    let (context, user) = (session.context().clone(), Arc::new(AtomicBool::new(false)));
+    let (asked, watching) = (user.clone(), session.clone());
     std::thread::spawn(move || {
         let mut heard = Instant::now();
         while heard.elapsed() < PATIENCE {
             std::thread::sleep(PATIENCE / 10);
+            if asked.swap(false, Ordering::Relaxed) {
+                watching.interrupt();
+            }
             if !context.interrupt.insisted() {
                 heard = Instant::now();
             }
@@ -172,6 +207,7 @@ pub fn heed_signals(session: &Arc<Session>, waiting: Arc<AtomicBool>) {
         note("error: what runs does not end by itself, so the process does\n");
         std::process::exit(130);
     });
+    let requeue = session.context().interrupt.requeue.clone();
     let (session, mut last) = (session.clone(), None::<Instant>);
     let handler = move || {
         let echo = last.replace(Instant::now()).is_some_and(|last| last.elapsed() < ECHO);
@@ -183,10 +219,24 @@ pub fn heed_signals(session: &Arc<Session>, waiting: Arc<AtomicBool>) {
     };
     let hangs_up = hangup_is_heeded();
     ctrlc::set_handler(handler).ok();
+    heed_schedulers(&requeue, &user);
     if !hangs_up {
         ignore_hangup();
     }
 }
+
+/// Notes that a scheduler asked, which starts again what it ends: by SIGTERM, whose handler is called before, or by SIGUSR1, which SLURM
+/// sends ahead where it is told to.
+#[cfg(unix)]
+fn heed_schedulers(requeue: &Arc<AtomicBool>, user: &Arc<AtomicBool>) {
+    use signal_hook::consts::{SIGTERM, SIGUSR1};
+    for (signal, flag) in [(SIGTERM, requeue), (SIGUSR1, requeue), (SIGUSR1, user)] {
+        signal_hook::flag::register(signal, flag.clone()).ok();
+    }
+}
+
+#[cfg(not(unix))]
+fn heed_schedulers(_: &Arc<AtomicBool>, _: &Arc<AtomicBool>) {}
 
 /// Whether a closed terminal is to end the process: not under `nohup`, which starts it with SIGHUP ignored.
 #[cfg(unix)]
@@ -235,7 +285,12 @@ fn wanted(argument: Option<&str>) -> Option<String> {
 }
 
 /// The device asked for, else the processor.
-fn device(argument: Option<&str>) -> Result<Device> {
+fn device(argument: Option<&str>, group: Option<&dyn Group>) -> Result<Device> {
+    if let (Some("cuda"), Some(group)) = (wanted(argument).as_deref(), group) {
+        return place::named(&format!("cuda:{}", group.local())).map_err(|e| {
+            e.within("--device").hint("start no more processes on a machine than it has cards, or name the card")
+        });
+    }
     match argument {
         Some(name) => place::named(name).map_err(|e| e.within("--device")),
         None => place::from_environment().map_err(|e| e.within("AMSCRIPT_DEVICE")),

@@ -52,7 +52,7 @@ fn verify(arguments: &VerifyArgs) -> Result<(Verdict, usize)> {
     let draft = tempfile::tempdir().map_err(|e| Error::new(Kind::File, format!("verify: no temporary folder: {e}")))?;
     let session =
         SessionArgs { device: arguments.device.clone(), models: arguments.models.clone(), ..SessionArgs::default() };
-    let mut request = run::request(&session, false)?;
+    let mut request = run::request(&session, false, None)?;
     let text = record["recipe"]["text"].as_str().unwrap_or_default().to_string();
     if let Some(script) = &arguments.recipe {
         let source = recipe::read(script)?;

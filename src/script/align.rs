@@ -12,6 +12,7 @@ use amscript_model::Flow;
 use amscript_reward::RewardModel;
 use amscript_tensor::check::deferred_checks;
 use amscript_tensor::{DType, Tensor};
+use std::ops::Range;
 
 script_value!(Flow, "a flow such as `flow(\"tiny/flux2\")`");
 script_value!(Cost, "a cost such as `reward_cost(judge, prompts, 1)`", |cost| format!(
@@ -19,7 +20,7 @@ script_value!(Cost, "a cost such as `reward_cost(judge, prompts, 1)`", |cost| fo
     cost.scale
 ));
 
-type Score = dyn Fn(&Tensor) -> Result<Tensor> + Send + Sync;
+type Score = dyn Fn(&Tensor, Option<&Range<usize>>) -> Result<Tensor> + Send + Sync;
 
 /// A reward or cost of decoded images, and its scale.
 #[derive(Clone)]
@@ -29,15 +30,34 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// `score` gives `[batch]` rewards of images, differentiably; the cost is `-scale` times that.
-    pub fn new(score: impl Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static, scale: f64) -> Self {
+    /// `score` gives `[batch]` rewards of images, differentiably; the cost is `-scale` times that. It is told which of a batch's samples
+    /// the images are of, where not all.
+    pub fn new(
+        score: impl Fn(&Tensor, Option<&Range<usize>>) -> Result<Tensor> + Send + Sync + 'static,
+        scale: f64,
+    ) -> Self {
         Self { score: Arc::new(score), scale }
     }
 
     /// The cost of end states of `flow`.
     pub fn of_states(&self, flow: &Flow) -> Result<RewardCost> {
         let (flow, score) = (flow.clone(), self.score.clone());
-        RewardCost::new(move |x| score(&flow.decode(x)?), self.scale)
+        RewardCost::by_row(move |x, rows| score(&flow.decode(x)?, rows), self.scale)
+    }
+
+    /// The cost of some of a batch's samples.
+    pub fn of_rows(&self, rows: Range<usize>) -> Self {
+        let score = self.score.clone();
+        Self { score: Arc::new(move |images, _| score(images, Some(&rows))), ..*self }
+    }
+}
+
+/// The prompts of `n` images, which may be some of a batch's.
+fn prompts_of(prompts: Dynamic, n: usize, rows: Option<&Range<usize>>) -> Result<Vec<String>> {
+    let texts = texts(prompts, n, "reward_cost: prompts")?;
+    match rows {
+        Some(rows) if texts.len() > n && texts.len() >= rows.end => Ok(texts[rows.clone()].to_vec()),
+        _ => Ok(texts),
     }
 }
 
@@ -111,7 +131,7 @@ pub mod align {
     /// ```
     pub fn terminal_cost(context: NativeCallContext, closure: FnPtr) -> Cost {
         let callback = Callback::new(&context, "terminal_cost", closure);
-        Cost::new(move |images| callback.call::<Tensor>((images.clone(),))?.neg(), 1.0)
+        Cost::new(move |images, _| callback.call::<Tensor>((images.clone(),))?.neg(), 1.0)
     }
 
     /// The cost `-scale * reward` of images; `prompts` are texts, a prompt set, or the condition that was encoded from them.
@@ -126,8 +146,8 @@ pub mod align {
     #[rhai_fn(return_raw)]
     pub fn reward_cost(reward: RewardModel, prompts: Dynamic, scale: f64) -> RhaiResultOf<Cost> {
         let _ = texts(prompts.clone(), 1, "reward_cost: prompts")?;
-        let score = move |images: &Tensor| {
-            reward.score(images, &texts(prompts.clone(), images.dim(0)?, "reward_cost: prompts")?)
+        let score = move |images: &Tensor, rows: Option<&Range<usize>>| {
+            reward.score(images, &prompts_of(prompts.clone(), images.dim(0)?, rows)?)
         };
         Ok(Cost::new(score, scale))
     }
@@ -141,7 +161,7 @@ pub mod align {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn of(cost: Cost, images: Tensor) -> RhaiResultOf<Tensor> {
-        Ok(((cost.score)(&images)? * -cost.scale)?.constant())
+        Ok(((cost.score)(&images, None)? * -cost.scale)?.constant())
     }
 
     /// The end of a trajectory, judged: its `reward` `[batch]` and the `gradient` of the cost, per sample.

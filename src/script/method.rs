@@ -1,12 +1,13 @@
 //! Chapter `method`: what an update starts from, the update of any method, and what it found.
 
-use super::align::{Cost, mean_control};
+use super::align::Cost;
 use super::flow::{Trajectory, condition};
+use super::ranks::cut;
 use super::*;
 use crate::{options, script_value};
-use amscript_align as solver;
-use amscript_align::flow::Condition;
+use amscript_align::flow::{Condition, Velocity as _};
 use amscript_align::optim::NotFinite;
+use amscript_align::{self as solver, Cut, Share};
 use amscript_model::Flow;
 use amscript_tensor::{Stream, Tensor};
 use std::fmt;
@@ -31,6 +32,8 @@ options! {
         per_prompt: usize = 1,
         /// Costs of further judges, which a method may ask how far the first is to be trusted.
         auxiliary: Vec<Cost> = Vec::new(),
+        /// The samples that these are of a larger batch, and how many are taken at a time; () means that they are all, in one piece.
+        share: Option<Share> = None,
         /// What the update draws from: a stochastic sampler's noise, the steps that it chooses.
         rng: Option<Stream> = None,
         /// What the method keeps from one update of a run to the next, which is changed; () means nothing.
@@ -86,30 +89,70 @@ impl Method {
     pub fn run(&self, session: &Session, policy: Flow, base: &Flow, batch: &Batch) -> Result<Update> {
         session.planner().inspect(|planner| planner.samples(&batch.x0));
         let judge = |cost: &Cost| Ok(Arc::new(cost.of_states(&policy)?) as Arc<dyn solver::TerminalCost>);
-        let auxiliary = batch.options.auxiliary.iter().map(judge);
-        let given = solver::Batch {
-            x0: batch.x0.clone(),
-            condition: batch.condition.clone(),
-            cost: Arc::new(batch.cost.of_states(&policy)?),
-            auxiliary: auxiliary.collect::<Result<_>>()?,
-            per_prompt: batch.options.per_prompt,
-            rng: self.rng.clone().or_else(|| batch.options.rng.clone()),
-        };
-        let shared = batch.options.state.clone().unwrap_or_default();
-        // Closures of the script run within, and may ask for the state.
-        let mut state = shared.lock().clone();
-        let skipped = state.numbers.remove(SKIPPED).unwrap_or_default();
-        let found = solver::update(&*self.core, &policy, base, &given, &mut state);
-        let update = match found {
-            Err(error) if batch.options.not_finite.passes(&error, skipped as usize)? => {
-                state.numbers.insert(SKIPPED.into(), skipped + 1.0);
-                session.print(&format!("left out: {}", error.message));
-                Err(error)
+        let auxiliary = batch.options.auxiliary.iter().map(judge).collect::<Result<_>>()?;
+        let rng = self.rng.clone().or_else(|| batch.options.rng.clone());
+        let given = solver::Batch { cost: judge(&batch.cost)?, auxiliary, rng, ..batch.core()? };
+        let cut = cut(batch.options.share.as_ref(), || trained(&policy))?;
+        let update = apart(session, &batch.options, |state| match &cut {
+            // of a plan, one part stands for all
+            Some(cut) if session.planner().is_some() => {
+                solver::update(&*self.core, &policy, base, &given.rows(0..cut.largest())?, state)
             }
-            found => Ok(found?),
-        };
-        *shared.lock() = state;
-        Ok(Update { update, policy })
+            Some(cut) => solver::update_in_parts(&*self.core, [&policy, base], &given, cut, state),
+            None => solver::update(&*self.core, &policy, base, &given, state),
+        })?;
+        Ok(Update { update, policy: Some(policy) })
+    }
+}
+
+/// The numbers that a policy trains.
+fn trained(policy: &Flow) -> Result<Vec<Tensor>> {
+    let known = policy.rerun().map(|(_, variables)| variables).filter(|variables| !variables.is_empty());
+    known.ok_or_else(|| {
+        let message = "update: a batch in parts needs a policy whose trained numbers it can name, got one without";
+        Error::new(Kind::Type, message)
+            .hint("make the policy with base.lora(..) or base.trainable(), or name them with in_parts(..)")
+    })
+}
+
+/// Work on a copy of a batch's state, which becomes the state if it comes to its end; what is not finite is passed over as the batch has it.
+pub fn apart(
+    session: &Session,
+    options: &BatchOptions,
+    work: impl FnOnce(&mut solver::MethodState) -> Result<solver::Update>,
+) -> Result<Result<solver::Update>> {
+    let shared = options.state.clone().unwrap_or_default();
+    // Closures of the script run within, and may ask for the state.
+    let mut state = shared.lock().clone();
+    let skipped = state.numbers.remove(SKIPPED).unwrap_or_default();
+    let update = match work(&mut state) {
+        Err(error) if options.not_finite.passes(&error, skipped as usize)? => {
+            state.numbers.insert(SKIPPED.into(), skipped + 1.0);
+            session.print(&format!("left out: {}", error.message));
+            Err(error)
+        }
+        found => Ok(found?),
+    };
+    *shared.lock() = state;
+    Ok(update)
+}
+
+impl Batch {
+    /// As methods know it, but for its costs.
+    pub fn core(&self) -> Result<solver::Batch> {
+        let nothing = solver::RewardCost::new(|x| amscript_tensor::sample::sum_per_sample(&x.zeros_like()?), 1.0)?;
+        let (per_prompt, rng) = (self.options.per_prompt, self.options.rng.clone());
+        Ok(solver::Batch { per_prompt, rng, ..solver::Batch::new(&self.x0, &self.condition, nothing) })
+    }
+
+    /// A part of it.
+    pub fn part(&self, part: &solver::Batch, cut: &Cut) -> Result<Self> {
+        let Some(place) = &part.part else { return Ok(self.clone()) };
+        let first = place.rows.first - cut.share.rows(&cut.share.own()).first;
+        let rows = first..first + place.rows.len;
+        let auxiliary = self.options.auxiliary.iter().map(|cost| cost.of_rows(rows.clone())).collect();
+        let options = BatchOptions { auxiliary, share: None, rng: part.rng.clone(), ..self.options.clone() };
+        Ok(Self { x0: part.x0.clone(), condition: part.condition.clone(), cost: self.cost.of_rows(rows), options })
     }
 }
 
@@ -126,10 +169,15 @@ const SKIPPED: &str = "skipped";
 #[derive(Clone)]
 pub struct Update {
     update: Result<solver::Update>,
-    policy: Flow,
+    /// What was updated; a closure's update names none.
+    policy: Option<Flow>,
 }
 
 impl Update {
+    pub fn of(update: Result<solver::Update>, policy: Option<Flow>) -> Self {
+        Self { update, policy }
+    }
+
     fn found(&self) -> Result<&solver::Update> {
         self.update.as_ref().map_err(Error::clone)
     }
@@ -226,6 +274,16 @@ pub mod method {
         batch.options.per_prompt as i64
     }
 
+    /// The random stream of a batch: its tensors have a row for each sample, the same in any part of a batch that has the sample.
+    ///
+    /// ```rhai
+    /// batch(tensor([[1.0]]), (), terminal_cost(|x| x.sum(1)), #{ rng: rng(0) }).rng   //=> rng(0 numbers drawn)
+    /// ```
+    #[rhai_fn(get = "rng", pure)]
+    pub fn rng_of(batch: &mut Batch) -> Dynamic {
+        batch.options.rng.clone().map_or(Dynamic::UNIT, Dynamic::from)
+    }
+
     /// What a method keeps from one update of a run to the next, empty at first; updates change what the batch names as its `state`.
     ///
     /// ```rhai
@@ -309,8 +367,8 @@ pub mod method {
     /// ```
     #[rhai_fn(name = "again", return_raw)]
     pub fn again(update: Update) -> RhaiResultOf<Dynamic> {
-        let Some(next) = &update.found()?.next else { return Ok(Dynamic::UNIT) };
-        let next = next(&update.policy)?;
+        let (Some(next), Some(policy)) = (&update.found()?.next, &update.policy) else { return Ok(Dynamic::UNIT) };
+        let next = next(policy)?;
         Ok(Dynamic::from(Update { update: Ok(next), policy: update.policy }))
     }
 
@@ -365,14 +423,14 @@ pub mod method {
         Ok(update.found()?.reward.clone())
     }
 
-    /// What an update measured, for `run.log`: loss and reward; of adjoint matching the mean size of the control at the active steps too,
-    /// and their number where `adaptive` chooses it.
+    /// What an update measured, for `run.log`: loss and reward; of adjoint matching the mean size of the control at the active steps too, as
+    /// `intensity` that at each of them, and their number where `adaptive` chooses it.
     ///
     /// ```rhai
     /// let base = velocity_field(|x, t, c| x);
     /// let b = batch(tensor([[1.0]]), (), terminal_cost(|x| x.sum(1)));
     /// let update = adjoint_matching(#{ grid: uniform(1), truncate: adaptive(1) }).update(base, base, b);
-    /// update.measured.keys()   //=> ["active", "control", "loss", "reward"]
+    /// update.measured.keys()   //=> ["active", "control", "intensity", "loss", "reward"]
     /// ```
     #[rhai_fn(get = "measured", pure, return_raw)]
     pub fn measured(update: &mut Update) -> RhaiResultOf<Map> {
@@ -380,13 +438,10 @@ pub mod method {
         let mut map = map_of(found.measured.clone(), Dynamic::from);
         map.insert("loss".into(), Dynamic::from(found.loss()?.constant()));
         map.insert("reward".into(), Dynamic::from(found.reward.clone()));
-        if let Some(solver::Trace { path, adjoint: Some(adjoint), .. }) = &found.trace {
-            map.insert("control".into(), mean_control(path, adjoint)?.into());
-        }
         Ok(map)
     }
 
-    /// The trajectory of an update of adjoint matching; `()` for methods that leave none.
+    /// The trajectory of an update of adjoint matching; `()` for methods that leave none, and of a batch in several parts.
     ///
     /// ```rhai
     /// let base = velocity_field(|x, t, c| x);
@@ -396,8 +451,8 @@ pub mod method {
     /// ```
     #[rhai_fn(get = "path", pure, return_raw)]
     pub fn path(update: &mut Update) -> RhaiResultOf<Dynamic> {
-        let path = |trace: &solver::Trace| Trajectory { flow: update.policy.clone(), path: trace.path.clone() };
-        Ok(update.trace()?.map_or(Dynamic::UNIT, |trace| Dynamic::from(path(trace))))
+        let (Some(trace), Some(flow)) = (update.trace()?, update.policy.clone()) else { return Ok(Dynamic::UNIT) };
+        Ok(Dynamic::from(Trajectory { flow, path: trace.path.clone() }))
     }
 
     /// The adjoint of an update of adjoint matching; `()` for methods that have none.

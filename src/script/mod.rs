@@ -63,6 +63,7 @@ pub mod plot;
 pub mod policy;
 pub mod policy_choice;
 pub mod random;
+pub mod ranks;
 pub mod reduction;
 pub mod registry;
 pub mod rename;
@@ -175,6 +176,11 @@ pub const CHAPTERS: &[Chapter] = &[
         "adjoint_matching" => update::UpdateOptions,
         "draft" => update::DraftOptions,
         "refl" => update::ReflOptions,
+    ),
+    chapter!(
+        ranks,
+        "Batches in parts, by one process or by several that work together.",
+        "share" => ranks::ShareOptions,
     ),
     chapter!(
         align,

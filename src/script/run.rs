@@ -34,9 +34,15 @@ impl Console for Session {
     fn print(&self, line: &str) {
         Session::print(self, line);
     }
-    fn stop_requested(&self) -> bool {
+    fn stop_requested(&self) -> Result<bool> {
+        let interrupt = &self.context().interrupt;
+        let own = if !interrupt.asked() { 0 } else { 1 + u8::from(interrupt.requeues()) };
+        let most = self.context().group().all("stop", &[own])?.into_iter().flatten().max().unwrap_or_default();
+        if most == 2 {
+            interrupt.ask_to_requeue();
+        }
         let slice = self.request().slice;
-        self.context().interrupt.asked() || slice.is_some_and(|n| self.step().is_some_and(|step| step + 1 >= n))
+        Ok(most > 0 || slice.is_some_and(|n| self.step().is_some_and(|step| step + 1 >= n)))
     }
     fn finish_steps(&self, running: bool) {
         self.context().interrupt.finish_steps(running);
@@ -170,6 +176,25 @@ fn count(n: i64) -> Result<usize> {
     usize::try_from(n).or_else(|_| bail!(Value, "progress: the count must not be negative, got {n}"))
 }
 
+fn start(context: &NativeCallContext, settings: Map, options: StartOptions) -> RhaiResultOf<amscript_run::Run> {
+    let session = Session::of(context);
+    let (path, anyway) = (session.request().script.clone(), session.request().resume_anyway);
+    let source = session.source(context.call_source().unwrap_or_default()).unwrap_or_default();
+    let seed = settings.get("seed").cloned().unwrap_or(Dynamic::from(0_i64));
+    Ok(amscript_run::Run::start(Start {
+        folder: session.run_folder(),
+        observes: session.request().job && options.name.is_none(),
+        name: options.name,
+        recipe: Recipe { path, text: source },
+        settings: settings.iter().map(|(key, v)| (key.to_string(), setting(context.engine(), v))).collect(),
+        seed: option::convert(seed, "start_run: `seed`")?,
+        device: amscript_tensor::place::name(session.device()),
+        anyway,
+        inputs: session.planner().is_none(),
+        console: session,
+    })?)
+}
+
 /// A run: its directory, settings, steps, log, images, checkpoints; its end is in chapter `result`.
 #[export_module(manifest)]
 pub mod run {
@@ -229,22 +254,44 @@ pub mod run {
     /// ```
     #[rhai_fn(return_raw, volatile)]
     pub fn start_run(context: NativeCallContext, settings: Map, options: Map) -> RhaiResultOf<Run> {
-        let session = Session::of(&context);
         let options = StartOptions::parse("start_run", options)?;
-        let (path, anyway) = (session.request().script.clone(), session.request().resume_anyway);
-        let source = session.source(context.call_source().unwrap_or_default()).unwrap_or_default();
-        let seed = settings.get("seed").cloned().unwrap_or(Dynamic::from(0_i64));
-        Ok(Run::start(Start {
-            folder: session.run_folder(),
-            name: options.name,
-            recipe: Recipe { path, text: source },
-            settings: settings.iter().map(|(key, v)| (key.to_string(), setting(context.engine(), v))).collect(),
-            seed: option::convert(seed, "start_run: `seed`")?,
-            device: amscript_tensor::place::name(session.device()),
-            anyway,
-            inputs: session.planner().is_none(),
-            console: session,
-        })?)
+        start(&context, settings, options)
+    }
+
+    /// Starts a run with a `name`, as `start_run` does, unless another process works in its directory: then `()`.
+    ///
+    /// So several processes that run one script share its runs, first come, first served: `amscript --jobs 4 tables/flux`.
+    ///
+    /// ```rhai
+    /// claim_run(#{}, #{ name: "am-3" }).folder.ends_with("am-3")   //=> true
+    /// claim_run(#{}, #{})                                          //=> error: claim_run: a run must have a `name`
+    /// ```
+    #[rhai_fn(return_raw, volatile)]
+    pub fn claim_run(context: NativeCallContext, settings: Map, options: Map) -> RhaiResultOf<Dynamic> {
+        let options = StartOptions::parse("claim_run", options)?;
+        let session = Session::of(&context);
+        let Some(name) = &options.name else {
+            return Err(Error::new(Kind::Missing, "claim_run: a run must have a `name`, got none").into());
+        };
+        let held = if session.request().job {
+            amscript_run::hold(&session.run_folder(), name, session.locks())?
+        } else {
+            None
+        };
+        if session.request().job && held.is_none() {
+            return Ok(Dynamic::UNIT);
+        }
+        Ok(Dynamic::from(start(&context, settings, options)?))
+    }
+
+    /// Whether this is one of the processes of `--jobs`, each of which leaves the end of the script to the one that started them.
+    ///
+    /// ```rhai
+    /// is_job()   //=> false
+    /// ```
+    #[rhai_fn(volatile)]
+    pub fn is_job(context: NativeCallContext) -> bool {
+        Session::of(&context).request().job
     }
 
     /// Numbers from 0 for a `for` loop with a progress bar; Ctrl-C ends it after the step that is running.
@@ -399,7 +446,7 @@ pub mod run {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn checkpoint(context: NativeCallContext, run: Run, state: FnPtr, options: Map) -> RhaiResultOf<()> {
-        if run.due(CheckpointOptions::parse("checkpoint", options)?.every) {
+        if run.due(CheckpointOptions::parse("checkpoint", options)?.every)? {
             let state: Dynamic = Callback::new(&context, "checkpoint", state).call(())?;
             run.checkpoint(saved(state, "state", 0)?)?;
         }

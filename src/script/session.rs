@@ -40,6 +40,8 @@ pub struct Request {
     pub out: Option<PathBuf>,
     /// `--resume-anyway`: a run goes on with what differs from what it began with.
     pub resume_anyway: bool,
+    /// `--jobs`: this is one of several processes that run the script, each the named runs that no other has.
+    pub job: bool,
     /// `--models`: looked in first for weights.
     pub models: Option<PathBuf>,
     /// `--allow-read` and the like: what a script may reach beside what all may.
@@ -70,6 +72,7 @@ impl Default for Request {
             device: Device::Cpu,
             out: None,
             resume_anyway: false,
+            job: false,
             models: None,
             allow: Rights::default(),
             replay: false,

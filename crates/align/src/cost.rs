@@ -6,6 +6,7 @@ use amscript_base::profile::phase;
 use amscript_tensor::Tensor;
 use amscript_tensor::check::require_finite;
 use amscript_tensor::grad::value_and_grad;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// What the end state is judged by.
@@ -22,33 +23,52 @@ pub trait TerminalCost: Send + Sync {
     fn scale(&self) -> f64 {
         1.0
     }
+
+    /// The cost of some samples of a batch alone; none where it is the same for all samples.
+    fn of_rows(&self, _rows: &Range<usize>) -> Option<Arc<dyn TerminalCost>> {
+        None
+    }
 }
 
-type RewardFn = dyn Fn(&Tensor) -> Result<Tensor> + Send + Sync;
+type RewardFn = dyn Fn(&Tensor, Option<&Range<usize>>) -> Result<Tensor> + Send + Sync;
 
 /// A reward given as a function of the end state.
 #[derive(Clone)]
 pub struct RewardCost {
     reward: Arc<RewardFn>,
     scale: f64,
+    /// The samples that end states are of, where not all.
+    rows: Option<Range<usize>>,
 }
 
 impl RewardCost {
     pub fn new(reward: impl Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static, scale: f64) -> Result<Self> {
+        Self::by_row(move |x, _| reward(x), scale)
+    }
+
+    /// Of a reward that is told which of the batch's samples the states are of, where not all.
+    pub fn by_row(
+        reward: impl Fn(&Tensor, Option<&Range<usize>>) -> Result<Tensor> + Send + Sync + 'static,
+        scale: f64,
+    ) -> Result<Self> {
         if !scale.is_finite() {
             bail!(Value, "reward_cost: the scale must be finite, got {scale}");
         }
-        Ok(Self { reward: Arc::new(reward), scale })
+        Ok(Self { reward: Arc::new(reward), scale, rows: None })
     }
 }
 
 impl TerminalCost for RewardCost {
     fn evaluate(&self, x1: &Tensor) -> Result<Tensor> {
-        (self.reward)(x1)
+        (self.reward)(x1, self.rows.as_ref())
     }
 
     fn scale(&self) -> f64 {
         self.scale
+    }
+
+    fn of_rows(&self, rows: &Range<usize>) -> Option<Arc<dyn TerminalCost>> {
+        Some(Arc::new(Self { rows: Some(rows.clone()), ..self.clone() }))
     }
 }
 

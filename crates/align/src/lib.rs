@@ -24,6 +24,7 @@
 //! | control over time (Propositions 4.2, C.4) | `abs(v_policy - v_base)` at each step | [`control_intensity`] |
 //! | baselines | the reward's gradient through the last steps, or through one | [`Draft`], [`Refl`] |
 //! | policy gradients, forward-process methods, preferences | a ratio from stored noise; errors at noised ends | [`policy`] |
+//! | a batch in parts | by one process or several, summed in the order of the parts | [`parts`] |
 //! | optimizer | AdamW, schedules, averages of the weights | [`optim`] |
 //!
 //! All of them are a [`Method`]: from a [`Batch`] to the losses of an [`Update`].
@@ -53,10 +54,12 @@ mod intensity;
 mod loss;
 mod matching;
 mod method;
+pub mod parts;
 mod refl;
 mod regularizer;
 mod resample;
 mod selection;
+mod share;
 mod truncation;
 
 pub use adjoint::{Adjoint, AdjointIndex, lean_adjoint};
@@ -68,8 +71,10 @@ pub use intensity::{control_intensity, control_norms, norms};
 pub use loss::{Loss, MatchingOptions, Reduction, Units, fenchel_young_matching, velocity_matching};
 pub use matching::{AdjointMatching, control_mass, control_target, matching_loss, objective_mass, velocities};
 pub use method::{Batch, Method, MethodState, Needs, Next, Trace, Update, update};
+pub use parts::{Cut, update_in_parts};
 pub use refl::Refl;
 pub use regularizer::{Norm, Regularizer};
 pub use resample::{Scheme, ess, resample};
 pub use selection::Selection;
+pub use share::Share;
 pub use truncation::{Adaptive, EVERY, Measure, Truncation, Window, last_steps};

@@ -3,7 +3,7 @@
 use super::adjoint::{Adjoint, AdjointIndex, lean_adjoint};
 use super::cost::{Terminal, terminal_gradient};
 use super::guidance::{Fields, Guidance};
-use super::intensity::norms;
+use super::intensity::{control_norms, norms};
 use super::loss::{Loss, MatchingOptions, fenchel_young_matching, velocity_matching};
 use super::method::{Batch, Method, MethodState, Trace, Update};
 use super::regularizer::{Norm, Regularizer};
@@ -138,7 +138,7 @@ impl Method for AdjointMatching {
         let rolled_out = fields.rollout().unwrap_or(fields.policy());
         let path = rollout(rolled_out, &batch.x0, &batch.condition, &options)?;
         let end = self.end(&fields, &path, batch)?;
-        let (mut path, adjoint) = self.adjoint(&fields, path, &end, window.measures, state)?;
+        let (mut path, adjoint) = self.adjoint(&fields, path, &end, (window.measures, batch), state)?;
         if !tracked {
             retrack(&mut path, fields.policy(), &loss, rerun.as_ref(), reused)?;
         }
@@ -149,6 +149,9 @@ impl Method for AdjointMatching {
             let active = Tensor::new(path.window().len() as f64, &Device::Cpu)?;
             update.measured.insert("active".into(), active);
         }
+        let sizes = control_norms(&path.velocities, &adjoint.base_velocities)?.to_dtype(DType::F64)?;
+        update.measured.insert("control".into(), sizes.mean_all()?);
+        update.measured.insert("intensity".into(), sizes.mean(1)?);
         // The graph stays with the loss alone, so that it is freed with it.
         path.velocities = path.velocities.iter().map(Tensor::constant).collect();
         update.trace = Some(Trace { path, end: Some(end), adjoint: Some(adjoint) });
@@ -185,7 +188,7 @@ impl AdjointMatching {
         fields: &Fields,
         path: Trajectory,
         end: &Terminal,
-        measures: Option<Adaptive>,
+        (measures, batch): (Option<Adaptive>, &Batch),
         state: &mut MethodState,
     ) -> Result<(Trajectory, Adjoint)> {
         let field = fields.adjoint().unwrap_or(fields.base());
@@ -202,7 +205,7 @@ impl AdjointMatching {
                 Measure::Control => control_mass(&adjoint, &self.regularizer, self.norm)?,
                 Measure::Objective => objective_mass(&adjoint, &self.regularizer, self.norm)?,
             };
-            let active = adaptive.settle(&masses, state);
+            let active = adaptive.settle(&of_whole(&masses, batch)?, state);
             (path, adjoint) = (path.narrow(active), adjoint.narrow(active));
         }
         if fields.adjoint().is_some() {
@@ -223,6 +226,17 @@ impl AdjointMatching {
             }
             false => fenchel_young_matching(&path.velocities, adjoint, &self.regularizer, path, loss),
         }
+    }
+}
+
+/// The mean of the masses of a batch's parts, by their samples; a row for each sample, as all parts are told of one another.
+fn of_whole(masses: &[f64], batch: &Batch) -> Result<Vec<f64>> {
+    let (samples, steps) = (batch.x0.dim(0)?, masses.len());
+    let all = batch.whole(&masses.repeat(samples))?;
+    let mean = |k: usize| all.iter().skip(k).step_by(steps).sum::<f64>() / (all.len() / steps) as f64;
+    match batch.part {
+        Some(_) => Ok((0..steps).map(mean).collect()),
+        None => Ok(masses.to_vec()),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::adjoint::Adjoint;
 use super::cost::{Terminal, TerminalCost};
+use super::parts::Part;
 use crate::flow::{Condition, RolloutOptions, Trajectory, Velocity, draws};
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
@@ -25,13 +26,15 @@ pub struct Batch {
     pub per_prompt: usize,
     /// What the update draws from: a sampler's noise, the steps that it chooses.
     pub rng: Option<Stream>,
+    /// Which part of a batch this is, where it is one: see [`crate::parts`].
+    pub part: Option<Part>,
 }
 
 impl Batch {
     /// Samples of a prompt each, for updates that draw nothing.
     pub fn new(x0: &Tensor, condition: &Condition, cost: impl TerminalCost + 'static) -> Self {
         let (cost, auxiliary) = (Arc::new(cost), Vec::new());
-        Self { x0: x0.clone(), condition: condition.clone(), cost, auxiliary, per_prompt: 1, rng: None }
+        Self { x0: x0.clone(), condition: condition.clone(), cost, auxiliary, per_prompt: 1, rng: None, part: None }
     }
 
     /// The random stream that `what` needs.
@@ -83,6 +86,8 @@ pub struct Update {
     /// Further numbers for the log, by name.
     pub measured: BTreeMap<String, Tensor>,
     pub trace: Option<Trace>,
+    /// How many samples the losses are means over, where these are not all of the batch.
+    pub weight: Option<f64>,
     /// Methods that take several steps from one batch: the next one.
     pub next: Option<Next>,
 }
@@ -90,7 +95,8 @@ pub struct Update {
 impl Update {
     /// A loss with its graph, and the rewards that it came from.
     pub fn new(loss: Tensor, reward: &Tensor) -> Self {
-        Self { losses: vec![loss], reward: reward.constant(), measured: BTreeMap::new(), trace: None, next: None }
+        let (losses, measured) = (vec![loss], BTreeMap::new());
+        Self { losses, reward: reward.constant(), measured, trace: None, weight: None, next: None }
     }
 
     /// The sum of the losses.
@@ -120,7 +126,9 @@ pub trait Method: Send + Sync {
         Needs { gradient: true, groups: false }
     }
 
-    /// The losses of one batch, with their graphs to the policy. The optimizer's step is the caller's.
+    /// The losses of one batch, each a mean over its samples, with their graphs to the policy. The optimizer's step is the caller's.
+    ///
+    /// The batch may be a part of a larger one: what depends on other samples than a prompt's asks for [`Batch::whole`].
     fn update(
         &self,
         policy: &dyn Velocity,

@@ -6,6 +6,7 @@
 
 use crate::bail;
 use crate::error::Result;
+use crate::group::{Alone, Group};
 use crate::permissions::Permissions;
 use crate::{file::Disk, input::Inputs, profile::Recorder, progress::Board};
 use parking_lot::Mutex;
@@ -22,6 +23,8 @@ use std::time::{Duration, Instant};
 pub struct Interrupt {
     asked: AtomicUsize,
     finishing: AtomicBool,
+    /// The wish came from a scheduler, which is to start the run again; its signals set this.
+    pub requeue: Arc<AtomicBool>,
     /// When time is up, and when it is over.
     limits: OnceLock<[Instant; 2]>,
     /// What a script has done by itself since it last called a native, and the most it may.
@@ -36,6 +39,16 @@ impl Interrupt {
     /// Ctrl-C was pressed.
     pub fn ask(&self) {
         self.asked.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A scheduler asked, which is to start the run again.
+    pub fn ask_to_requeue(&self) {
+        self.requeue.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the run is to be started again where it ends.
+    pub fn requeues(&self) -> bool {
+        self.requeue.load(Ordering::Relaxed)
     }
 
     /// Work is to end when so much time has passed; the first limit counts.
@@ -123,6 +136,10 @@ pub struct Shared {
     pub disk: Disk,
     /// What the files that are written say they were made from: names and values.
     origin: Mutex<BTreeMap<String, String>>,
+    /// The processes that work on one run together; none is set where one works alone.
+    pub group: OnceLock<Arc<dyn Group>>,
+    /// They have shared work since this was last taken back.
+    pub shares: AtomicBool,
     /// Keys of the warnings that were shown.
     warned: Mutex<BTreeSet<String>>,
 }
@@ -211,6 +228,11 @@ impl Context {
     /// What files say they were made from.
     pub fn origin(&self) -> BTreeMap<String, String> {
         self.origin.lock().clone()
+    }
+
+    /// The processes that work on one run together.
+    pub fn group(&self) -> Arc<dyn Group> {
+        self.group.get().cloned().unwrap_or_else(|| Arc::new(Alone))
     }
 
     /// Whether nothing was noted under this key before.

@@ -9,44 +9,42 @@ use crate::terminal::note;
 use crate::text::visible;
 use std::fmt;
 
-/// The class of a mistake; scripts see it as `e.kind` in `catch (e)`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    Shape,
-    Dtype,
-    Device,
-    Type,
-    Value,
-    Option,
-    Name,
-    Missing,
-    Numeric,
-    Limit,
-    File,
-    Permission,
-    Interrupt,
-    Internal,
+macro_rules! kinds {
+    ($($kind:ident $name:literal,)*) => {
+        /// The class of a mistake; scripts see it as `e.kind` in `catch (e)`.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Kind {
+            $($kind,)*
+        }
+
+        impl Kind {
+            /// In the order of their numbers.
+            pub const ALL: &[Kind] = &[$(Kind::$kind,)*];
+
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Kind::$kind => $name,)*
+                }
+            }
+        }
+    };
 }
 
-impl Kind {
-    pub fn name(self) -> &'static str {
-        match self {
-            Kind::Shape => "shape",
-            Kind::Dtype => "dtype",
-            Kind::Device => "device",
-            Kind::Type => "type",
-            Kind::Value => "value",
-            Kind::Option => "option",
-            Kind::Name => "name",
-            Kind::Missing => "missing",
-            Kind::Numeric => "numeric",
-            Kind::Limit => "limit",
-            Kind::File => "file",
-            Kind::Permission => "permission",
-            Kind::Interrupt => "interrupt",
-            Kind::Internal => "internal",
-        }
-    }
+kinds! {
+    Shape "shape",
+    Dtype "dtype",
+    Device "device",
+    Type "type",
+    Value "value",
+    Option "option",
+    Name "name",
+    Missing "missing",
+    Numeric "numeric",
+    Limit "limit",
+    File "file",
+    Permission "permission",
+    Interrupt "interrupt",
+    Internal "internal",
 }
 
 /// A place in a script that an error passed through.
@@ -141,7 +139,8 @@ impl From<Error> for candle_core::Error {
 /// Says `warning: <message>` on standard error, above a progress bar, the first time only for each `key` in a host.
 pub fn warn_once(key: &str, message: &str) {
     if Context::current().first(key) {
-        above_bar(|| note(&format!("warning: {}\n", visible(message))));
+        let rank = Context::current().group().prefix();
+        above_bar(|| note(&format!("{rank}warning: {}\n", visible(message))));
     }
 }
 

@@ -4,6 +4,7 @@ pub mod card;
 pub mod context;
 pub mod error;
 pub mod file;
+pub mod group;
 pub mod input;
 pub mod memory;
 pub mod permissions;

@@ -4,6 +4,7 @@
 
 use crate::pickle;
 use amscript_base::bail;
+use amscript_base::context::Context;
 use amscript_base::error::{Error, Kind, Result};
 use amscript_base::file::{self, Draft};
 use amscript_base::progress::{self, Progress};
@@ -331,6 +332,9 @@ pub fn write<'a>(
     header.resize(header.len().next_multiple_of(8), b' ');
     if header.len() as u64 > MAX_HEADER {
         bail!(Limit, "{}: names and shapes must take at most {MAX_HEADER} bytes, got {}", path.display(), header.len());
+    }
+    if !Context::current().group().speaks() {
+        return Ok(());
     }
     let mut file = Draft::new(path).map_err(refused)?;
     file.write(&(header.len() as u64).to_le_bytes()).map_err(refused)?;

@@ -12,8 +12,9 @@ use amscript_base::{
     file,
 };
 use amscript_nn::archive::{self, Archive};
-use amscript_tensor::Tensor;
+use amscript_tensor::{DType, Tensor, bytes};
 use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -96,6 +97,19 @@ fn write(folder: &Path, checkpoint: &Checkpoint) -> Result<()> {
     let sum = |name| Ok(format!("{}  {name}\n", hash_file(&folder.join(name))?));
     write_text(&folder.join(SUMS), &[TENSORS, STATE].into_iter().map(sum).collect::<Result<String>>()?)?;
     sync(folder)
+}
+
+/// A digest of everything in a checkpoint that must be the same on all ranks.
+pub fn digest(checkpoint: &Checkpoint) -> Result<String> {
+    let mut tensors = Tensors::default();
+    let state = tensors.take(&checkpoint.state, "state");
+    let mut digest = Sha256::new_with_prefix(format!("{state}{:?}{}", checkpoint.streams, checkpoint.step));
+    for tensor in tensors.0.values() {
+        let (dtype, dims) = (tensor.dtype(), tensor.dims());
+        digest.update(format!("{dtype:?}{dims:?}"));
+        digest.update(bytes::of(&if dtype.is_float() { tensor.clone() } else { tensor.to_dtype(DType::F64)? })?);
+    }
+    Ok(digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// The last checkpoint that is whole, and what is wrong with those after it; an error when there are some and none is whole.

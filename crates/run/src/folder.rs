@@ -43,6 +43,7 @@ pub fn runs(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// What a run finds in its directory.
+#[derive(Debug)]
 pub struct Claim {
     /// What `run.json` is to hold, or holds.
     pub record: Value,
@@ -57,7 +58,7 @@ pub struct Claim {
 }
 
 impl Claim {
-    fn new(record: Value) -> Self {
+    pub fn new(record: Value) -> Self {
         Self { record, finished: None, length: None, goes_on: false, notes: Vec::new() }
     }
 }

@@ -18,6 +18,7 @@ pub mod lock;
 pub mod log;
 pub mod panel;
 pub mod plan;
+mod ranks;
 pub mod record;
 pub mod report;
 pub mod result;
@@ -58,7 +59,9 @@ pub trait Console: Send + Sync {
     fn print(&self, line: &str);
 
     /// Whether the run is to end after the step that is running.
-    fn stop_requested(&self) -> bool;
+    ///
+    /// All ranks ask at the same points, and get the same answer.
+    fn stop_requested(&self) -> Result<bool>;
 
     /// Steps are running that end by themselves when that is requested.
     fn finish_steps(&self, running: bool);
@@ -87,10 +90,19 @@ pub struct Start {
     /// The device's name, for the record.
     pub device: String,
     pub console: Arc<dyn Console>,
+    /// Whether another process writes this run, which only runs inside it are started from.
+    pub observes: bool,
     /// Whether what differs from the run in the folder is recorded and no error.
     pub anyway: bool,
     /// Whether the files that were read are hashed and recorded.
     pub inputs: bool,
+}
+
+/// Takes the directory of a run inside another's, for a run that starts there while it is held; none where another process has it.
+pub fn hold(outer: &Path, name: &str, locks: &Locks) -> Result<Option<Arc<Lock>>> {
+    let folder = folder::inside(outer, name)?;
+    file::make_folder(&folder).map_err(|e| record::file_error(&folder, "make", &e))?;
+    locks.take_free(&folder)
 }
 
 /// A run; clones share it.
@@ -107,7 +119,8 @@ struct Inner {
     inputs: bool,
     anyway: bool,
     background: Mutex<Background>,
-    _lock: Arc<Lock>,
+    /// Held by the process that writes.
+    _lock: Option<Arc<Lock>>,
     state: Mutex<RunState>,
 }
 
@@ -154,15 +167,21 @@ impl Run {
             None => start.folder.clone(),
         };
         let refused = |e: Error| e.within("start_run").hint("choose a folder that can be written with `--out`");
-        file::make_folder(&folder).map_err(|e| refused(record::file_error(&folder, "make", &e)))?;
-        let lock = start.console.locks().take(&folder).map_err(|e| e.within("start_run"))?;
         let mut record = record::record(&start.recipe, &start.settings, start.seed, &start.device);
         record["rewards"] = start.console.rewards().into();
         let noted = Context::current().inputs.count();
         if start.inputs {
             record["inputs"] = identity::inputs(&start.folder)?.into();
         }
-        let claim = folder::claim(&folder, record, start.name.is_some(), start.anyway)?;
+        let mut lock = None;
+        let claim = ranks::claim(&record, || {
+            if start.observes {
+                return Ok(folder::Claim::new(record.clone()));
+            }
+            file::make_folder(&folder).map_err(|e| refused(record::file_error(&folder, "make", &e)))?;
+            lock = Some(start.console.locks().take(&folder).map_err(|e| e.within("start_run"))?);
+            folder::claim(&folder, record.clone(), start.name.is_some(), start.anyway)
+        })?;
         let done = if start.name.is_some() && claim.finished.is_some() { ", done before" } else { "" };
         start.console.print(&format!("run directory {}{done}", folder.display()));
         claim.notes.iter().for_each(|note| start.console.print(note));
@@ -251,6 +270,9 @@ impl Run {
             bail!(Value, "images: the name must be that of a file, got \"{name}\""; hint: "such as \"samples\"");
         }
         let folder = self.folder().join("images");
+        if !Context::current().group().speaks() {
+            return Ok(folder);
+        }
         file::make_folder(&folder).map_err(|e| record::file_error(&folder, "make", &e))?;
         let state = self.state();
         let file = match state.progress {
@@ -277,13 +299,15 @@ impl Run {
 
     /// Whether a checkpoint is due in this step: every so many steps, at the loop's end, and after Ctrl-C. Where it is not, Ctrl-C
     /// later in the step ends the next one.
-    pub fn due(&self, every: usize) -> bool {
-        let mut state = self.state();
-        let step = state.step;
-        let last = step == state.total || state.stopped;
-        let asked = step.is_multiple_of(every.max(1)) || last || self.0.console.stop_requested();
-        state.unsaved = (!asked).then_some(step);
-        step > 0 && asked
+    pub fn due(&self, every: usize) -> Result<bool> {
+        let (step, total, stopped) = {
+            let state = self.state();
+            (state.step, state.total, state.stopped)
+        };
+        let last = step == total || stopped;
+        let asked = step.is_multiple_of(every.max(1)) || last || self.0.console.stop_requested()?;
+        self.state().unsaved = (!asked).then_some(step);
+        Ok(step > 0 && asked)
     }
 
     /// Writes `step-<step>/`: the script's state and the counters of the random streams.
@@ -294,14 +318,17 @@ impl Run {
             let (step, total, seconds, log) = (state.step, state.total, state.spent().as_secs_f64(), state.log.sync()?);
             Checkpoint { step, total, state: saved, streams: counters, seconds, log }
         };
-        self.note_inputs()?;
-        self.0.background.lock().check()?;
-        checkpoint::save(self.folder(), &checkpoint).map(drop)
+        ranks::save(&checkpoint, || {
+            self.note_inputs()?;
+            self.0.background.lock().check()?;
+            checkpoint::save(self.folder(), &checkpoint).map(drop)
+        })
     }
 
     /// The state of the last whole checkpoint in the run directory, if there is one; the next step loop goes on behind it.
     pub fn restore(&self) -> Result<Option<Saved>> {
         let (found, damage) = checkpoint::latest(self.folder())?;
+        ranks::found(self.folder(), found.as_ref().map(|found| found.step))?;
         let Some(found) = found else { return Ok(None) };
         for note in damage {
             self.print(&format!("damaged: {note}; the checkpoint before is taken, of step {}", found.step));
@@ -331,6 +358,9 @@ impl Run {
             }
             record::write_json(&self.folder().join("run.json"), &self.state().record)?;
             self.print(&format!("to go on to step {total}; a schedule over the length is that of the new one"));
+        }
+        if self.0.inputs {
+            ranks::same_inputs(&identity::inputs(&self.0.outer)?)?;
         }
         self.note_inputs()?;
         self.state().goes_on = false;
@@ -384,6 +414,15 @@ impl Run {
 
     /// Writes `result.json`, `result.csv`, `curves.png` and `report.html` and prints the table.
     pub fn finish(&self, table: &Table) -> Result<()> {
+        let result = ranks::result(|| {
+            self.write_results(table)?;
+            Ok(self.result().unwrap_or_default())
+        })?;
+        self.state().result = Some(result);
+        Ok(())
+    }
+
+    fn write_results(&self, table: &Table) -> Result<()> {
         self.note_inputs()?;
         self.0.background.lock().wait()?;
         let lines = self.state().log.lines();

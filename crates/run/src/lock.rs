@@ -5,7 +5,7 @@ use amscript_base::error::{Error, Kind, Result, warn_once};
 use amscript_base::file::{self, File, TryLockError};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use std::io::{Read, Seek, Write};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
@@ -21,23 +21,28 @@ pub struct Locks(Mutex<BTreeMap<PathBuf, Weak<Lock>>>);
 impl Locks {
     /// Takes a directory that is there; an error where another process holds it.
     pub fn take(&self, folder: &Path) -> Result<Arc<Lock>> {
+        self.take_free(folder)?.ok_or_else(|| busy(folder))
+    }
+
+    /// Takes a directory that is there; none where another process holds it.
+    pub fn take_free(&self, folder: &Path) -> Result<Option<Arc<Lock>>> {
         let refused = |e: &std::io::Error| file_error(folder, "write in", e);
         let place = file::real(folder).map_err(|e| refused(&e))?;
         let mut held = self.0.lock();
         if let Some(lock) = held.get(&place).and_then(Weak::upgrade) {
-            return Ok(lock);
+            return Ok(Some(lock));
         }
         let mut file = file::edit(&place.join(LOCK)).map_err(|e| refused(&e))?;
         match file.try_lock() {
             Ok(()) => sign(&mut file),
-            Err(TryLockError::WouldBlock) => return Err(busy(folder, &mut file)),
+            Err(TryLockError::WouldBlock) => return Ok(None),
             Err(TryLockError::Error(e)) => {
                 warn_once("lock", &format!("{} cannot be locked ({e}); start no other run in it", folder.display()));
             }
         }
         let lock = Arc::new(Lock(file));
         held.insert(place, Arc::downgrade(&lock));
-        Ok(lock)
+        Ok(Some(lock))
     }
 }
 
@@ -46,9 +51,9 @@ fn sign(file: &mut File) {
     file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).ok();
 }
 
-fn busy(folder: &Path, file: &mut File) -> Error {
+fn busy(folder: &Path) -> Error {
     let mut text = String::new();
-    file.rewind().and_then(|()| file.take(20).read_to_string(&mut text)).ok();
+    file::open(&folder.join(LOCK)).and_then(|file| file.take(20).read_to_string(&mut text)).ok();
     let holder = text.trim().parse::<u32>().map_or("another process".into(), |id| format!("process {id}"));
     let message = format!("`{}` must be held by no other run, got one by {holder}", folder.display());
     Error::new(Kind::File, message).hint("wait for its end, or give another `--out`")

@@ -4,6 +4,7 @@ use super::{panel, record::file_error};
 use crate::screen::Series;
 use amscript_base::{
     bail,
+    context::Context,
     error::Result,
     file::{self, File},
 };
@@ -84,6 +85,9 @@ impl Log {
 
     /// Appends to the file; the first time, starts it with the lines kept from before.
     fn write(&mut self, line: &str) -> std::io::Result<()> {
+        if !Context::current().group().speaks() {
+            return Ok(());
+        }
         if self.file.is_none() {
             file::write_whole(&self.path, std::mem::take(&mut self.kept).as_bytes())?;
             self.file = Some(file::append(&self.path)?);

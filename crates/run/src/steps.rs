@@ -4,7 +4,9 @@ use super::{
     Run,
     progress::{Progress, span},
 };
-use amscript_base::error::{Error, Kind, Result};
+use amscript_base::context::Context;
+use amscript_base::error::{Error, Kind, Result, warn_once};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 /// Steps of a run; ends with an error when the user interrupts.
@@ -28,6 +30,7 @@ impl Steps {
             self.run.confirm(self.total)?;
             self.run.0.console.finish_steps(true);
             self.started = Instant::now();
+            Context::current().shares.store(false, Ordering::Relaxed);
             let mut state = self.run.state();
             state.total = self.total;
             state.since = Some(self.started);
@@ -45,6 +48,22 @@ impl Steps {
             Some(step) => error.hint(format!("run again with `--out {outer}` to go on after step {step}")),
             None => error.hint(format!("what was written is in {folder}")),
         }
+    }
+
+    /// Says that all ranks do the same, where they shared nothing of the first step.
+    fn tell_of_repetition(&self) {
+        let (context, group) = (Context::current(), Context::current().group());
+        let alike = group.size() > 1 && group.speaks() && !context.shares.load(Ordering::Relaxed);
+        if alike && self.next == self.first + 1 {
+            let ranks = group.size();
+            warn_once("repetition", &format!("all {ranks} ranks do the whole of each step; `in_parts` parts it"));
+        }
+    }
+
+    /// Whether the loop is to end here; not behind a step whose checkpoint was passed over, which could not be gone on from.
+    fn stops(&self) -> Result<bool> {
+        let saved = self.run.state().unsaved != Some(self.next);
+        Ok(saved && self.run.0.console.stop_requested()?)
     }
 
     /// Takes the bar away; says once how long the loop took.
@@ -77,9 +96,11 @@ impl Iterator for Steps {
         if let Some(progress) = &self.run.state().progress {
             progress.tick(self.next);
         }
-        let saved = self.run.state().unsaved != Some(self.next);
-        if saved && self.run.0.console.stop_requested() {
-            return Some(Err(self.interrupted()));
+        self.tell_of_repetition();
+        match self.stops() {
+            Ok(false) => {}
+            Ok(true) => return Some(Err(self.interrupted())),
+            Err(error) => return Some(Err(error)),
         }
         if self.next >= self.total || self.run.state().stopped {
             self.end();

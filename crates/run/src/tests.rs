@@ -17,8 +17,8 @@ impl Console for Person {
     fn print(&self, line: &str) {
         self.lines.lock().unwrap().push(line.into());
     }
-    fn stop_requested(&self) -> bool {
-        self.stop.load(Relaxed)
+    fn stop_requested(&self) -> Result<bool> {
+        Ok(self.stop.load(Relaxed))
     }
     fn finish_steps(&self, running: bool) {
         self.running.store(running, Relaxed);
@@ -53,6 +53,7 @@ impl Desk {
             seed: 7,
             device: "cpu".into(),
             console: self.person.clone(),
+            observes: false,
             anyway: self.anyway,
             inputs: true,
         })
@@ -78,7 +79,7 @@ fn train(run: &Run, steps: usize, kill_before: usize) -> Result<f64> {
         }
         sum += run.stream("noise").draw(|rng| rng.normals(1)[0]);
         run.log(vec![("sum".into(), vec![sum])])?;
-        if run.due(2) {
+        if run.due(2).unwrap() {
             let tensor = Tensor::new(sum, &Device::Cpu)?;
             run.checkpoint(Saved::Map(vec![("sum".into(), Saved::Tensor(tensor))]))?;
         }
@@ -107,10 +108,10 @@ fn first_ctrl_c_finishes_the_step_and_saves() {
     let run = desk.start(9).unwrap();
     let mut steps = run.steps(9);
     assert_eq!(steps.next().unwrap().unwrap(), 0);
-    assert!(!run.due(2));
+    assert!(!run.due(2).unwrap());
     assert!(desk.person.running.load(Relaxed));
     desk.person.stop.store(true, Relaxed);
-    assert!(run.due(2));
+    assert!(run.due(2).unwrap());
     run.checkpoint(Saved::Plain(json!(1))).unwrap();
     let error = steps.next().unwrap().unwrap_err();
     assert_eq!(
@@ -127,10 +128,10 @@ fn ctrl_c_behind_the_checkpoint_of_a_step_ends_the_next_one() {
     let run = desk.start(9).unwrap();
     let mut steps = run.steps(9);
     steps.next().unwrap().unwrap();
-    assert!(!run.due(2));
+    assert!(!run.due(2).unwrap());
     desk.person.stop.store(true, Relaxed);
     assert_eq!(steps.next().unwrap().unwrap(), 1);
-    assert!(run.due(100));
+    assert!(run.due(100).unwrap());
     assert_eq!(steps.next().unwrap().unwrap_err().message, "interrupted after step 2 of 9");
 }
 
@@ -143,7 +144,7 @@ fn a_stopped_run_ends_and_saves_behind_its_step() {
         seen.push(i.unwrap());
         if seen.len() == 3 {
             run.stop();
-            assert!(run.due(100));
+            assert!(run.due(100).unwrap());
         }
     }
     assert_eq!(seen, [0, 1, 2]);

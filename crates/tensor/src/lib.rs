@@ -17,6 +17,7 @@
 
 pub mod adamw;
 pub mod array;
+pub mod bytes;
 pub mod check;
 mod cuda;
 pub mod file;
@@ -38,5 +39,5 @@ mod value;
 pub use candle_core::Tensor as Array;
 pub use candle_core::{D, DType, Device, Shape};
 pub use product::rate;
-pub use random::{Rng, Stream};
+pub use random::{Rng, Rows, Stream};
 pub use value::Tensor;

@@ -2,6 +2,7 @@
 
 use super::value::room;
 use super::{DType, Device, Tensor, interrupt};
+use amscript_base::bail;
 use amscript_base::error::Result;
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -11,21 +12,44 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Numbers drawn at once; even, as normal numbers come in pairs.
 const PIECE: usize = 1 << 20;
 
+/// 32-bit words that a number takes.
+const WORDS: u128 = 2;
+
+type Numbers = fn(&mut Rng, usize) -> Vec<f64>;
+
 /// A stream of random numbers: a key (from the seed and the names it was split by) and a counter in 32-bit words.
 #[derive(Clone, Debug)]
 pub struct Rng {
     key: [u8; 32],
     words: u128,
+    /// The samples that tensors are drawn for, where they are a part of a batch.
+    rows: Option<Rows>,
+}
+
+/// Some samples of a batch that follow one another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rows {
+    pub first: usize,
+    pub len: usize,
+    /// Samples of the batch.
+    pub of: usize,
 }
 
 impl Rng {
     pub fn new(seed: u64) -> Self {
-        Self { key: Sha256::digest(seed.to_le_bytes()).into(), words: 0 }
+        Self { key: Sha256::digest(seed.to_le_bytes()).into(), words: 0, rows: None }
     }
 
     /// An independent stream; depends on this stream's key and the name, not on how much was drawn.
     pub fn split(&self, name: &str) -> Self {
-        Self { key: Sha256::new().chain_update(self.key).chain_update(name).finalize().into(), words: 0 }
+        let key = Sha256::new().chain_update(self.key).chain_update(name).finalize().into();
+        Self { key, words: 0, rows: self.rows }
+    }
+
+    /// The same stream for a part of a batch: the first dimension of a drawn tensor counts its samples, which get the numbers that they
+    /// have in a draw for the batch. Numbers that are no tensor are the same for all parts. The stream moves on as for the batch.
+    pub fn of_rows(&self, rows: Option<Rows>) -> Self {
+        Self { rows, ..self.clone() }
     }
 
     /// Position of the stream in 32-bit words; with the key it is the whole state.
@@ -79,9 +103,27 @@ impl Rng {
         all
     }
 
-    /// The numbers of a shape, drawn in pieces, between which a stop is heard.
-    fn pieces(&mut self, shape: &[usize], draw: fn(&mut Self, usize) -> Vec<f64>) -> Result<Vec<f64>> {
-        let n = shape.iter().product();
+    /// The numbers of a shape, which come so many `together`; of a part of a batch those of its samples.
+    fn numbers(&mut self, shape: &[usize], together: usize, draw: Numbers) -> Result<Vec<f64>> {
+        let n: usize = shape.iter().product();
+        let Some(rows) = self.rows else { return self.pieces(n, draw) };
+        let count = shape.first().copied().unwrap_or_default();
+        if rows.len == 0 || count == 0 || !count.is_multiple_of(rows.len) {
+            bail!(
+                Shape, "random numbers: the first dimension must count the {} samples of the part of the batch, got {shape:?}", rows.len;
+                hint: "draw what all samples share from a stream of its own"
+            );
+        }
+        let (each, start) = (n / rows.len, self.words);
+        let (before, all) = (each * rows.first, (each * rows.of).next_multiple_of(together));
+        self.words = start + WORDS * (before - before % together) as u128;
+        let mut values = self.pieces(before % together + n, draw)?;
+        self.words = start + WORDS * all as u128;
+        Ok(values.split_off(before % together))
+    }
+
+    /// So many numbers, drawn in pieces, between which a stop is heard.
+    fn pieces(&mut self, n: usize, draw: Numbers) -> Result<Vec<f64>> {
         let mut values = Vec::with_capacity(n);
         while values.len() < n {
             interrupt::check()?;
@@ -92,13 +134,13 @@ impl Rng {
 
     pub fn normal(&mut self, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
         room("random numbers", shape, DType::F64, &Device::Cpu)?;
-        let values = self.pieces(shape, Self::normals)?;
+        let values = self.numbers(shape, 2, Self::normals)?;
         Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
     }
 
     pub fn uniform(&mut self, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
         room("random numbers", shape, DType::F64, &Device::Cpu)?;
-        let values = self.pieces(shape, Self::uniforms)?;
+        let values = self.numbers(shape, 1, Self::uniforms)?;
         Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
     }
 }
@@ -115,6 +157,11 @@ impl Stream {
     /// Draws: `stream.draw(|rng| rng.normals(4))`.
     pub fn draw<T>(&self, f: impl FnOnce(&mut Rng) -> T) -> T {
         f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A stream of its own for a part of a batch; see [`Rng::of_rows`].
+    pub fn of_rows(&self, rows: Rows) -> Self {
+        Self::new(self.draw(|rng| rng.of_rows(Some(rows))))
     }
 
     /// An independent stream of its own; see [`Rng::split`].
@@ -146,6 +193,26 @@ mod tests {
         b.set_counter(a.counter());
         assert_eq!(a.normals(4), b.normals(4));
         assert_ne!(Rng::new(7).split("noise").normals(4), Rng::new(7).split("other").normals(4));
+    }
+
+    #[test]
+    fn a_part_of_a_batch_draws_what_its_samples_have_in_the_batch() {
+        let fresh = Rng::new(7).split("noise");
+        let draw = |rng: &mut Rng, n: usize| {
+            let odd = rng.normal(&[n, 3], DType::F64, &Device::Cpu).unwrap().to_vec2::<f64>().unwrap();
+            let shared = rng.integers(1, 1000)[0];
+            let several = rng.uniform(&[2 * n], DType::F64, &Device::Cpu).unwrap().to_vec1::<f64>().unwrap();
+            (odd, shared, several, rng.counter())
+        };
+        let (odd, shared, several, counter) = draw(&mut fresh.clone(), 5);
+        for (first, len) in [(0, 5), (0, 2), (1, 1), (2, 3), (4, 1)] {
+            let rows = Some(Rows { first, len, of: 5 });
+            let own = draw(&mut fresh.of_rows(rows), len);
+            let end = first + len;
+            assert_eq!(own, (odd[first..end].to_vec(), shared, several[2 * first..2 * end].to_vec(), counter));
+        }
+        let two = fresh.of_rows(Some(Rows { first: 0, len: 2, of: 5 })).normal(&[3], DType::F64, &Device::Cpu);
+        assert!(two.unwrap_err().message.contains("must count the 2 samples of the part of the batch, got [3]"));
     }
 
     #[test]

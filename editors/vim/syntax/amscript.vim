@@ -10,31 +10,31 @@ syn keyword amscriptBoolean true false
 syn keyword amscriptFunction abs adamw adaptive adjoint_matching advantages aesthetic_reward again all_but_last all_linears all_steps apropos arange
 syn keyword amscriptFunction argmax assert_close at at_steps autoencoder automatic balanced_loss base_ends batch batch_rms batch_std best_only
 syn keyword amscriptFunction best_worst between bf16 broadcast by_advantage by_noise by_reward by_tilt cat checkpoint choose choose_rows
-syn keyword amscriptFunction clamp clamp_heads clamp_ratio clamp_through class_names class_prompts clip clip_features clip_gradient clip_per_dimension clip_reward compare_grid
-syn keyword amscriptFunction condition constant constant_rate control control_intensity control_mass control_norm control_norms control_target control_units copy_every cos
-syn keyword amscriptFunction cosine count coverage cps cpu crd_loss cuda cumsum data_from_velocity decode density detach
-syn keyword amscriptFunction dgpo_loss discrete_adjoint distance distort div divergence dpo_loss draft draw ema encode encode_image
-syn keyword amscriptFunction entry_norm equal_weights ess estimate euler exp explore eye f16 f32 f64 far_from_mean
-syn keyword amscriptFunction feature_distance fenchel_young fenchel_young_loss finish flatten floor flow flow_grpo_noise follow forward_process frechet_distance full
-syn keyword amscriptFunction gddim gdpo gelu girsanov grad gradcheck gradients grid group_std grpo guard_ratio guided
-syn keyword amscriptFunction heatmap help heun histogram i64 image_grid image_reward images infinity integers interpolate is_scene
-syn keyword amscriptFunction item judge klein_grid last last_steps lean_adjoint leap_align linear linear_decay linspace load_image load_lora
-syn keyword amscriptFunction load_state load_tensors log log_softmax log_sum_exp logit_normal_times look_ahead lora lpips lpips_net manifold matching_loss
-syn keyword amscriptFunction matmul max maximum mean mean_errors mean_kl memoryless merge method_state min minimum models
-syn keyword amscriptFunction moments ms_ssim ms_ssim_distance multinomial narrow nft_loss no_std noise noise_from_velocity noise_schedule noised norm
-syn keyword amscriptFunction normal normalised objective objective_mass of old_ends ones only_steps options oracle oracle_report over
-syn keyword amscriptFunction overlap paired pairs pairwise paper_adjoint param params penalty per_width permute pixel_distance plain_ratio
-syn keyword amscriptFunction plot policy_ends power precision progress prompts quadratic quadratic_loss ramp random_steps random_text_encoder random_window
-syn keyword amscriptFunction read_log read_run recall reconstruct refl relu repeat resample reshape residual restore result
-syn keyword amscriptFunction results_table reward reward_cost reward_guided rms_norm rng rollout round rows running sample sample_norm
-syn keyword amscriptFunction save save_image save_lora save_results save_tensors scatter score score_from_velocity scores scripted_reward sde select
-syn keyword amscriptFunction settings shapes share shifted shifted_times show sigmoid sign silu similarities sin sine_squared
-syn keyword amscriptFunction skip_updates sleep softmax softplus split sqrt square squared squeeze ssim ssp stack
-syn keyword amscriptFunction start_run state std steered step step_weights steps stop stop_run stratified strength sum
-syn keyword amscriptFunction sum_advantages sum_errors sum_rewards swap systematic tanh taps tensor terminal terminal_cost terminal_gradient time
-syn keyword amscriptFunction to to_array trainable transition transpose u32 uniform uniform_times unload_text_encoder unscaled_ratio unsqueeze up_to
-syn keyword amscriptFunction update value_and_grad velocity velocity_field velocity_from_data velocity_from_noise velocity_from_score velocity_kl velocity_units vgg_flow vjp window
-syn keyword amscriptFunction zeros zip
+syn keyword amscriptFunction claim_run clamp clamp_heads clamp_ratio clamp_through class_names class_prompts clip clip_features clip_gradient clip_per_dimension clip_reward
+syn keyword amscriptFunction compare_grid condition constant constant_rate control control_intensity control_mass control_norm control_norms control_target control_units copy_every
+syn keyword amscriptFunction cos cosine count coverage cps cpu crd_loss cuda cumsum data_from_velocity decode density
+syn keyword amscriptFunction detach dgpo_loss discrete_adjoint distance distort div divergence dpo_loss draft draw ema encode
+syn keyword amscriptFunction encode_image entry_norm equal_weights ess estimate euler exp explore eye f16 f32 f64
+syn keyword amscriptFunction far_from_mean feature_distance fenchel_young fenchel_young_loss finish flatten floor flow flow_grpo_noise follow forward_process frechet_distance
+syn keyword amscriptFunction full gather gddim gdpo gelu girsanov grad gradcheck gradients grid group_std grpo
+syn keyword amscriptFunction guard_ratio guided heatmap help heun histogram i64 image_grid image_reward images in_parts infinity
+syn keyword amscriptFunction integers interpolate is_job is_scene item judge klein_grid last last_steps lean_adjoint leap_align linear
+syn keyword amscriptFunction linear_decay linspace load_image load_lora load_state load_tensors log log_softmax log_sum_exp logit_normal_times look_ahead lora
+syn keyword amscriptFunction lpips lpips_net manifold matching_loss matmul max maximum mean mean_errors mean_kl memoryless merge
+syn keyword amscriptFunction method_state min minimum models moments ms_ssim ms_ssim_distance multinomial narrow nft_loss no_std noise
+syn keyword amscriptFunction noise_from_velocity noise_schedule noised norm normal normalised objective objective_mass of old_ends ones only_steps
+syn keyword amscriptFunction options oracle oracle_report over overlap paired pairs pairwise paper_adjoint param params penalty
+syn keyword amscriptFunction per_width permute pixel_distance plain_ratio plot policy_ends power precision progress prompts quadratic quadratic_loss
+syn keyword amscriptFunction ramp random_steps random_text_encoder random_window rank ranks read_log read_run recall reconstruct refl relu
+syn keyword amscriptFunction repeat resample reshape residual restore result results_table reward reward_cost reward_guided rms_norm rng
+syn keyword amscriptFunction rollout round rows running sample sample_norm save save_image save_lora save_results save_tensors scatter
+syn keyword amscriptFunction score score_from_velocity scores scripted_reward sde select settings shapes share shifted shifted_times show
+syn keyword amscriptFunction sigmoid sign silu similarities sin sine_squared skip_updates sleep softmax softplus split sqrt
+syn keyword amscriptFunction square squared squeeze ssim ssp stack start_run state std steered step step_weights
+syn keyword amscriptFunction steps stop stop_run stratified strength sum sum_advantages sum_errors sum_rewards swap systematic tanh
+syn keyword amscriptFunction taps tensor terminal terminal_cost terminal_gradient time to to_array trainable transition transpose u32
+syn keyword amscriptFunction uniform uniform_times unload_text_encoder unscaled_ratio unsqueeze up_to update value_and_grad velocity velocity_field velocity_from_data velocity_from_noise
+syn keyword amscriptFunction velocity_from_score velocity_kl velocity_units vgg_flow vjp window zeros zip
 syn match amscriptNumber /\<\d[0-9_]*\(\.\d\+\)\?\([eE][-+]\?\d\+\)\?\>/
 syn region amscriptString start=/"/ skip=/\\./ end=/"/
 syn region amscriptString start=/`/ end=/`/

@@ -55,7 +55,7 @@ pub struct Prompt {
 
 impl Prompt {
     fn new(arguments: &PromptArgs, lines: &Arc<Lines>) -> Result<Self> {
-        let mut request = run::request(&arguments.session, false)?;
+        let mut request = run::request(&arguments.session, false, None)?;
         request.script = Some("session.rhai".into()); // imports and files are looked up from here
         request.allow = Rights::all(); // the user types
         request.max_alone = None; // somebody sits there and can press Ctrl-C

@@ -1,6 +1,6 @@
 //! Advantages: how much better a sample is than the others of its prompt. Samples of a prompt follow one another, `group` of each.
 
-use crate::MethodState;
+use crate::{Batch, MethodState};
 use amscript_base::bail;
 use amscript_base::error::Result;
 use amscript_tensor::check::read;
@@ -63,6 +63,12 @@ impl Advantage {
     /// Whether samples of a prompt are compared with one another.
     pub fn groups(&self) -> bool {
         !matches!(self.scale, Scale::Running { .. })
+    }
+
+    /// Advantages of a batch's rewards, which may be a part: the other parts' are asked for.
+    pub fn of_batch(&self, rewards: &[f64], batch: &Batch, state: &mut MethodState) -> Result<Vec<f64>> {
+        let prompts = if self.groups() { Vec::new() } else { batch.whole_text()? };
+        Ok(batch.own(self.of(&batch.whole(rewards)?, batch.per_prompt, &prompts, state)?))
     }
 
     /// Advantages of rewards of the batch. What [`Scale::Running`] remembers by prompt is in the state.

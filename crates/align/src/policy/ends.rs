@@ -3,7 +3,8 @@
 use crate::flow::{Velocity, interpolant};
 use amscript_base::bail;
 use amscript_base::error::Result;
-use amscript_tensor::{Stream, Tensor};
+use amscript_tensor::check::read;
+use amscript_tensor::{DType, Device, Stream, Tensor};
 
 /// Whose ends are judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -28,14 +29,14 @@ pub enum Times {
 
 impl Times {
     fn draw(self, n: usize, until: f64, stream: &Stream) -> Result<Vec<f64>> {
+        let uniform = || read(&stream.draw(|rng| rng.uniform(&[n], DType::F64, &Device::Cpu))?);
         let times: Vec<f64> = match self {
-            Times::Uniform => stream.draw(|rng| rng.uniforms(n)),
+            Times::Uniform => uniform()?,
             Times::LogitNormal => {
-                stream.draw(|rng| rng.normals(n)).into_iter().map(|z| 1.0 / (1.0 + (-z).exp())).collect()
+                let normal = read(&stream.draw(|rng| rng.normal(&[n], DType::F64, &Device::Cpu))?)?;
+                normal.into_iter().map(|z| 1.0 / (1.0 + (-z).exp())).collect()
             }
-            Times::Shifted(f) if f > 0.0 => {
-                stream.draw(|rng| rng.uniforms(n)).into_iter().map(|s| s / (s + f * (1.0 - s))).collect()
-            }
+            Times::Shifted(f) if f > 0.0 => uniform()?.into_iter().map(|s| s / (s + f * (1.0 - s))).collect(),
             Times::Shifted(f) => bail!(Value, "shifted_times: the factor must be above 0, got {f}"),
         };
         Ok(times.into_iter().map(|t| t * until).collect())
@@ -82,7 +83,7 @@ impl Noised {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use amscript_tensor::{DType, Device, Rng};
+    use amscript_tensor::Rng;
 
     #[test]
     fn rows_that_share_have_one_noise_and_time() {

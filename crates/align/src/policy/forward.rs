@@ -115,27 +115,30 @@ impl Forward {
         }
     }
 
-    /// The rows that are learnt from, their weights, and how many of a prompt follow one another.
-    fn weigh(&self, reward: &[f64], batch: &Batch, state: &mut MethodState) -> Result<(Vec<u32>, Vec<f64>, usize)> {
+    /// The rows that are learnt from, their weights, how many of a prompt follow one another, and which share of the batch counts.
+    fn weigh(&self, reward: &[f64], batch: &Batch, state: &mut MethodState) -> Result<Weighed> {
         let all = (0..reward.len() as u32).collect::<Vec<_>>();
         if let Regression::Pairs { .. } = self.loss {
             let rows = pairs(reward, batch.per_prompt);
             // A batch without a preference has no gradient: a pair of one sample with itself.
             let rows = if rows.is_empty() { vec![0, 0] } else { rows };
             let weights = vec![1.0; rows.len()];
-            return Ok((rows, weights, 2));
+            return Ok(Weighed { rows, weights, group: 2, effective: None });
         }
         let scale = batch.cost.scale();
+        let mut effective = None;
         let weights = match &self.weight {
             RowWeight::Advantage(advantage, divided) => {
-                let found = advantage.of(reward, batch.per_prompt, &batch.condition.text, state)?;
+                let found = advantage.of_batch(reward, batch, state)?;
                 found.into_iter().map(|a| a / divided).collect()
             }
             RowWeight::Tilt => {
+                let reward = batch.whole(reward)?;
                 let most = reward.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let raw: Vec<f64> = reward.iter().map(|r| (scale * (r - most)).exp()).collect();
                 let mean = raw.iter().sum::<f64>() / raw.len() as f64;
-                raw.into_iter().map(|w| w / mean).collect()
+                effective = Some(raw.len() as f64 * mean * mean / raw.iter().map(|w| w * w).sum::<f64>());
+                batch.own(raw.into_iter().map(|w| w / mean).collect())
             }
             RowWeight::Reward => {
                 let weights: Vec<f64> = reward.iter().map(|r| scale * r).collect();
@@ -143,7 +146,7 @@ impl Forward {
                 weights
             }
         };
-        Ok((all, weights, batch.per_prompt))
+        Ok(Weighed { rows: all, weights, group: batch.per_prompt, effective })
     }
 
     /// What all passes read of the rows, with old and reference velocities.
@@ -200,9 +203,8 @@ impl Method for Forward {
         }
         let ends = self.ends([policy, base], batch, state)?;
         let reward = phase("reward", || rewards(&*batch.cost, &ends, self.name()))?.constant();
-        let (rows, weights, group) = self.weigh(&read(&reward)?, batch, state)?;
-        let effective = weights.iter().sum::<f64>().powi(2) / weights.iter().map(|w| w * w).sum::<f64>().max(1e-300);
-        let share = effective / weights.len() as f64;
+        let Weighed { rows, weights, group, effective } = self.weigh(&read(&reward)?, batch, state)?;
+        let learnt = rows.len() as f64;
         let chosen = Tensor::new(&rows[..], ends.device())?;
         let rows = Rows {
             ends: ends.index_select(&chosen, 0)?,
@@ -213,11 +215,19 @@ impl Method for Forward {
         let draws = phase("reference", || self.draw([policy, base], &rows, batch, state))?;
         let judged = Arc::new(Judged { loss: self.loss, anchor: self.anchor, rows, draws, reward });
         let mut update = judged.pass(0, policy)?;
-        if let RowWeight::Tilt = self.weight {
+        if let Some(share) = effective {
             update.measured.insert("effective".into(), Tensor::new(share, &amscript_tensor::Device::Cpu)?);
         }
-        Ok(Update { next: following(&judged, 1), ..update })
+        Ok(Update { next: following(&judged, 1), weight: Some(learnt), ..update })
     }
+}
+
+/// What weighs the ends.
+struct Weighed {
+    rows: Vec<u32>,
+    weights: Vec<f64>,
+    group: usize,
+    effective: Option<f64>,
 }
 
 /// The ends that are learnt from.

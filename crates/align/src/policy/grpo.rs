@@ -134,7 +134,7 @@ impl Grpo {
 
     /// Advantages of the batch's ends, per sample.
     fn judge(&self, found: &[f64], ends: &Tensor, batch: &Batch, state: &mut MethodState) -> Result<Vec<f64>> {
-        let advantages = self.advantage.of(found, batch.per_prompt, &batch.condition.text, state)?;
+        let advantages = self.advantage.of_batch(found, batch, state)?;
         if ends.trace().is_none() && advantages.iter().all(|a| *a == 0.0) {
             warn_once(
                 "grpo constant",
@@ -156,16 +156,18 @@ impl Grpo {
                 hint: "give some as `auxiliary`, or leave the gate out; experiments give the rewards of `watch`"
             );
         }
-        let others =
-            batch.auxiliary.iter().map(|judge| Ok(win_rates(&read(&rewards(&**judge, ends, "grpo: auxiliary")?)?)));
+        let others = batch
+            .auxiliary
+            .iter()
+            .map(|judge| Ok(win_rates(&batch.whole(&read(&rewards(&**judge, ends, "grpo: auxiliary")?)?)?)));
         let others = others.collect::<Result<Vec<_>>>()?;
-        let own = win_rates(found);
+        let own = win_rates(&batch.whole(found)?);
         let distrust = |i: usize| own[i] - others.iter().map(|rates| rates[i]).sum::<f64>() / others.len() as f64;
         let mut order: Vec<usize> = (0..own.len()).collect();
         order.sort_by(|a, b| distrust(*b).total_cmp(&distrust(*a)));
         let mut gate = vec![0.0; own.len()];
         order.iter().take((share * own.len() as f64).ceil() as usize).for_each(|i| gate[*i] = 1.0);
-        Ok(gate)
+        Ok(batch.own(gate))
     }
 }
 
