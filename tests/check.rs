@@ -237,7 +237,7 @@ fn recipes_are_listed_printed_and_run_without_the_repository() {
     let source = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/tables/flux.rhai")).unwrap();
     assert!(amscript(folder.path(), &["recipes", "tables/flux"]).stdout == source);
     let settings = text(&amscript(folder.path(), &["recipes", "flux_ode_am", "--settings"]).stdout);
-    for words in ["truncate", "last(3)", "held_out", "prompts that training never sees"] {
+    for words in ["truncate", "`last(K)`", "held_out", "prompts that training never sees"] {
         assert!(settings.contains(words), "{words}: {settings}");
     }
     for (pair, wanted) in [

@@ -337,7 +337,7 @@ fn sit_ode_am_leaves_a_run() {
 fn the_tiny_class_conditional_model_can_be_made_again() {
     let folder = tempfile::tempdir().unwrap();
     let family = folder.path().join("family");
-    run("scripts/pretrain/vae.rhai", &family, &["layout=AutoencoderKL", "channels=4", "steps=30", "batch=1"]);
+    run("scripts/pretrain/vae.rhai", &family, &["layout=AutoencoderKL", "channels=8", "steps=30", "batch=1"]);
     let place = format!("family={}", family.display());
     run(
         "scripts/pretrain/sit.rhai",

@@ -128,7 +128,7 @@ mod tests {
             assert!(words == 3, "{line}");
         }
         for words in
-            ["truncate", "last(3)", "cosine(2e-3)", "prompts that training never sees", "shared by all methods"]
+            ["truncate", "`last(K)`", "cosine(2e-3)", "prompts that training never sees", "shared by all methods"]
         {
             assert!(table.contains(words), "{words}: {table}");
         }

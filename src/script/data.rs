@@ -39,8 +39,8 @@ pub mod data {
     /// `prompt`, `caption` or `text`. Empty lines are left out; a prompt that is there more than once counts once, with a warning.
     ///
     /// ```rhai
-    /// prompts("shapes/test")[0]     //=> "a small red square at the center on charcoal"
-    /// prompts("shapes/train").len   //=> 28951
+    /// prompts("shapes/test")[0]     //=> "a small red triangle on sky"
+    /// prompts("shapes/train").len   //=> 13342
     /// prompts("no/file")            //=> error: no file "no/file"
     /// ```
     #[rhai_fn(return_raw, volatile)]
@@ -92,7 +92,7 @@ pub mod data {
     /// ```rhai
     /// let single = prompts("shapes/single");
     /// prompts("shapes/test").overlap(prompts("shapes/train"))                                 //=> 0
-    /// single.overlap(prompts("shapes/test")) + single.overlap(prompts("shapes/train"))   //=> 256
+    /// single.overlap(prompts("shapes/test")) + single.overlap(prompts("shapes/train"))   //=> 409
     /// ```
     #[rhai_fn(pure)]
     pub fn overlap(prompts: &mut Prompts, other: Prompts) -> i64 {

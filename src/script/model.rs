@@ -166,8 +166,8 @@ pub mod model {
     ///
     /// ```rhai
     /// flow("tiny/flux2").encode(["a small red ring on cream"]).text   //=> ["a small red ring on cream"]
-    /// flow("tiny/sit").encode([3, 7]).text[0]    //=> "a small red circle at the center on charcoal"
-    /// flow("tiny/sit").encode([300])             //=> error: labels must be below 256, or 256 for the null class, got 300
+    /// flow("tiny/sit").encode([3, 7]).text[0]    //=> "a small red circle on charcoal"
+    /// flow("tiny/sit").encode([500])             //=> error: labels must be below 480, or 480 for the null class, got 500
     /// flow("tiny/flux2").encode([3])             //=> error: takes prompts, got 1 labels
     /// ```
     #[rhai_fn(return_raw)]
@@ -180,8 +180,8 @@ pub mod model {
     /// The sentence of every class of a class-conditional model, by label; empty for other models.
     ///
     /// ```rhai
-    /// flow("tiny/sit").classes[7]       //=> "a small red square at the center on charcoal"
-    /// flow("tiny/sit").classes.len()    //=> 256
+    /// flow("tiny/sit").classes[7]       //=> "a small red square on charcoal"
+    /// flow("tiny/sit").classes.len()    //=> 480
     /// flow("tiny/flux2").classes        //=> []
     /// ```
     #[rhai_fn(get = "classes", pure)]

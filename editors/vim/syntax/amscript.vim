@@ -26,15 +26,15 @@ syn keyword amscriptFunction noise_from_velocity noise_schedule noised norm norm
 syn keyword amscriptFunction options oracle oracle_report over overlap paired pairs pairwise paper_adjoint param params penalty
 syn keyword amscriptFunction per_width permute pixel_distance plain_ratio plot policy_ends power precision progress prompts quadratic quadratic_loss
 syn keyword amscriptFunction ramp random_steps random_text_encoder random_window rank ranks read_log read_run recall reconstruct refl relu
-syn keyword amscriptFunction repeat resample reshape residual restore result results_table reward reward_cost reward_guided rms_norm rng
-syn keyword amscriptFunction rollout round rows running sample sample_norm save save_image save_lora save_results save_tensors scatter
-syn keyword amscriptFunction score score_from_velocity scores scripted_reward sde select settings shapes share shifted shifted_times show
-syn keyword amscriptFunction sigmoid sign silu similarities sin sine_squared skip_updates sleep softmax softplus split sqrt
-syn keyword amscriptFunction square squared squeeze ssim ssp stack start_run state std steered step step_weights
-syn keyword amscriptFunction steps stop stop_run stratified strength sum sum_advantages sum_errors sum_rewards swap systematic tanh
-syn keyword amscriptFunction taps tensor terminal terminal_cost terminal_gradient time to to_array trainable transition transpose u32
-syn keyword amscriptFunction uniform uniform_times unload_text_encoder unscaled_ratio unsqueeze up_to update value_and_grad velocity velocity_field velocity_from_data velocity_from_noise
-syn keyword amscriptFunction velocity_from_score velocity_kl velocity_units vgg_flow vjp window zeros zip
+syn keyword amscriptFunction repeat resample reshape residual restore result results_table reward reward_cost reward_guided reword rms_norm
+syn keyword amscriptFunction rng rollout round rows running sample sample_norm save save_image save_lora save_results save_tensors
+syn keyword amscriptFunction scatter score score_from_velocity scores scripted_reward sde select settings shapes share shifted shifted_times
+syn keyword amscriptFunction show sigmoid sign silu similarities sin sine_squared skip_updates sleep softmax softplus split
+syn keyword amscriptFunction sqrt square squared squeeze ssim ssp stack start_run state std steered step
+syn keyword amscriptFunction step_weights steps stop stop_run stratified strength sum sum_advantages sum_errors sum_rewards swap systematic
+syn keyword amscriptFunction tanh taps tensor terminal terminal_cost terminal_gradient time to to_array trainable transition transpose
+syn keyword amscriptFunction u32 uniform uniform_times unload_text_encoder unscaled_ratio unsqueeze up_to update value_and_grad velocity velocity_field velocity_from_data
+syn keyword amscriptFunction velocity_from_noise velocity_from_score velocity_kl velocity_units vgg_flow vjp window zeros zip
 syn match amscriptNumber /\<\d[0-9_]*\(\.\d\+\)\?\([eE][-+]\?\d\+\)\?\>/
 syn region amscriptString start=/"/ skip=/\\./ end=/"/
 syn region amscriptString start=/`/ end=/`/

@@ -94,7 +94,7 @@ impl Shape {
     pub fn sag(self) -> f64 {
         match self {
             Shape::Triangle => 0.95 / 3.0,
-            Shape::Heart => -0.06,
+            Shape::Heart => -0.116,
             _ => 0.0,
         }
     }
