@@ -169,7 +169,11 @@ pub fn reworded(captions: &[String], rng: &mut Rng) -> Result<Vec<String>> {
         let mut scene = Scene::parse(caption)?;
         let numbers = rng.uniforms(8);
         let draws = &mut Draws(&numbers);
-        if draws.unit() < 0.25 { recount(&mut scene, draws) } else { reword(&mut scene, draws) }
+        if draws.unit() < 0.25 {
+            recount(&mut scene, draws)
+        } else {
+            reword(&mut scene, draws)
+        }
         Ok(scene.caption())
     };
     captions.iter().map(change).collect()
