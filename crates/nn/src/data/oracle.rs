@@ -199,7 +199,7 @@ fn objects(contrast: &[f32], area: Area) -> Vec<Object> {
         (level, weight) = (level + w * contrast[i], weight + w);
     }
     level /= weight;
-    if !(level > 0.12) {
+    if level.is_nan() || level <= 0.12 {
         return Vec::new();
     }
     let mut cover = vec![0.0; SIDE * SIDE];
