@@ -364,8 +364,10 @@ fn the_tiny_family_can_be_made_again() {
 
 #[test]
 fn the_tiny_reward_can_be_made_again() {
-    let folder = tempfile::tempdir().unwrap();
-    let small = ["steps=2", "warmup=1", "captions=2", "held=4"];
+    let (folder, pool) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    run("scripts/pretrain/samples.rhai", pool.path(), &["captions=4", "part=2", "candidates=2", "steps=2"]);
+    let pools = format!("pools=[\"{}\"]", pool.path().display());
+    let small = ["steps=2", "warmup=1", "captions=2", "candidates=2", "held=4", "parts=2", &pools];
     let printed = run("scripts/pretrain/preference.rhai", folder.path(), &small);
     assert!(printed.contains("agreement"), "{printed}");
     assert!(folder.path().join("model/open_clip_model.safetensors").exists());
