@@ -11,8 +11,13 @@ fn folder(recipe: &str) -> tempfile::TempDir {
 }
 
 fn amscript(folder: &Path, arguments: &[&str]) -> Output {
+    command(folder, arguments).output().unwrap()
+}
+
+fn command(folder: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_amscript"));
-    command.current_dir(folder).args(arguments).env_remove("AMSCRIPT_DEVICE").output().unwrap()
+    command.current_dir(folder).args(arguments).env_remove("AMSCRIPT_DEVICE");
+    command
 }
 
 /// What the command prints for a recipe that must fail.
@@ -251,8 +256,7 @@ fn plan(arguments: &[&str]) -> String {
     let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/flux_ode_am.rhai");
     // on one thread: what several hold at once differs by a little
     let arguments = [&["run", recipe.to_str().unwrap(), "--plan"], arguments].concat();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_amscript"));
-    let output = command.current_dir(folder.path()).args(arguments).env("RAYON_NUM_THREADS", "1").output().unwrap();
+    let output = command(folder.path(), &arguments).env("RAYON_NUM_THREADS", "1").output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "a plan writes nothing");
     String::from_utf8(output.stdout).unwrap()
