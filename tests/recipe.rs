@@ -415,6 +415,16 @@ fn evaluate_compares_runs_with_their_base() {
     assert!(result["measures"]["coverage"]["base"].is_null());
     assert!(result["rewards"].to_string().contains("sha256"), "{}", result["rewards"]);
     assert!(std::fs::read_to_string(out.join("result.csv")).unwrap().lines().count() > 20);
+    let of = format!("run={}", first.display());
+    let printed = run("scripts/figures/pictures.rhai", &folder.path().join("pictures"), &[&of, "images=4", "steps=2"]);
+    assert!(printed.contains("shape") && folder.path().join("pictures/images/pictures.png").exists(), "{printed}");
+    let blind = folder.path().join("blind");
+    run("scripts/figures/blind.rhai", &blind, &[&of, "images=4", "steps=2", "least=0.0"]);
+    assert!(blind.join("images/blind.png").exists());
+    assert_eq!(std::fs::read_to_string(blind.join("key.csv")).unwrap().lines().count(), 1 + 2 * 4);
+    let small = [&runs, "rewards=[\"tiny/clip\"]", "prompts=3", "images=3", "steps=2", "margin=0.0"];
+    let printed = run("scripts/tables/agreement.rhai", &folder.path().join("agreement"), &small);
+    assert!(printed.contains("drawings") && printed.contains("second"), "{printed}");
 }
 
 #[test]
