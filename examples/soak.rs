@@ -153,8 +153,11 @@ fn updates(count: usize) -> Outcome<()> {
     let (mut first, mut last, mut aside) = (None, (0, 0), [0.0, 0.0]);
     for line in lines {
         let Some(rest) = line.strip_prefix("at ") else { continue };
-        last = (resident(child.id())?, std::fs::read_dir(format!("/proc/{}/fd", child.id()))?.count());
-        first.get_or_insert(last);
+        if let Ok(memory) = resident(child.id()) {
+            // not so when it ended meanwhile
+            last = (memory, std::fs::read_dir(format!("/proc/{}/fd", child.id()))?.count());
+            first.get_or_insert(last);
+        }
         for (sum, word) in aside.iter_mut().zip(rest.split(' ').skip(1)) {
             *sum = word.parse()?;
         }

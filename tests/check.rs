@@ -2,6 +2,7 @@
 
 use amscript::model::{Codec, Opener, Opening, Parts};
 use amscript::script::check::{self, Severity};
+use amscript::script::{Host, Request, Session, rename};
 use amscript::tensor::Tensor;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -189,22 +190,16 @@ fn an_old_recipe_is_rewritten_and_runs() {
 
 #[test]
 fn an_old_name_is_refused_with_the_new_one() {
-    use amscript::script::{Host, Request, Session, rename};
     let update = "let f = velocity_field(|x, t, c| x); let cost = terminal_cost(|x| x.sum(1));";
     for (old, new) in rename::RENAMED {
         let script = match old.split_once('.') {
             None => format!("{old}()"),
-            Some(("--set", _)) => "settings(#{ checkpoint_steps: false })".into(),
+            Some(("--set", _)) => continue, // still taken: `a_setting_is_taken_by_its_old_name`
             Some(("adjoint_matching", option)) => format!("adjoint_matching(#{{ {option}: 1 }})"),
             Some(("rollout", option)) => format!("{update} rollout(f, ones([1, 1]), (), #{{ {option}: 1 }})"),
             Some((function, option)) => format!("{function}(\"tiny/flux2\", #{{ {option}: 1 }})"),
         };
-        let overrides = match old.split_once('.') {
-            Some(("--set", key)) => vec![(key.to_string(), "true".to_string())],
-            _ => vec![],
-        };
-        let request = Request { overrides, ..Request::default() };
-        let host = Host::new(Session::new(request, Box::new(|_| ())));
+        let host = Host::new(Session::new(Request::default(), Box::new(|_| ())));
         let error = host.run("script", &script).err().unwrap();
         let old = old.split_once('.').map_or(*old, |(_, option)| option);
         assert!(error.message.ends_with(&format!("`{old}` is now `{new}`")), "{script}: {error}");
@@ -213,6 +208,18 @@ fn an_old_name_is_refused_with_the_new_one() {
         let host = Host::new(Session::new(Request::default(), Box::new(|_| ())));
         let error = host.run("script", &format!("import \"{old}\" as m;")).err().unwrap();
         assert_eq!(error.hint.unwrap(), format!("it is now \"{new}\""));
+    }
+}
+
+#[test]
+fn a_setting_is_taken_by_its_old_name() {
+    let folder = tempfile::tempdir().unwrap();
+    for (old, new) in rename::RENAMED.iter().filter_map(|(old, new)| Some((old.strip_prefix("--set.")?, new))) {
+        std::fs::write(folder.path().join("a.rhai"), format!("print(settings(#{{ {new}: 8 }}));")).unwrap();
+        let output = amscript(folder.path(), &["a.rhai", "--set", &format!("{old}=1")]);
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), format!("#{{\"{new}\": 1}}"));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains(&format!("warning: --set: the setting `{old}` is now `{new}`")), "{said}");
     }
 }
 

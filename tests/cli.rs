@@ -43,6 +43,15 @@ fn a_script_prints_and_ends_well() {
 }
 
 #[test]
+fn options_may_stand_before_the_script() {
+    let folder = folder("print(settings(#{ n: 1 }).n); print(2);");
+    let output = amscript(folder.path(), &["--set", "n=3", "--models", ".", "recipe.rhai"]);
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(0), b"3\n2\n".as_slice()));
+    let output = amscript(folder.path(), &["--quiet", "-e", "print(4)"]); // a prompt's, as ever
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(0), b"4\n".as_slice()));
+}
+
+#[test]
 fn a_profile_says_where_time_went() {
     let folder = folder("rollout(velocity_field(|x, t, c| softmax(x, 1)), zeros([1, 2]), (), #{ grid: uniform(3) });");
     let output = amscript(folder.path(), &["run", "recipe.rhai", "--profile"]);

@@ -5,10 +5,11 @@
 use amscript::error::{Error, Kind};
 use amscript::nn::{archive::Archive, tokenizer::Tokenizer};
 use amscript::run::{checkpoint, log::Lines, report::Report};
-use amscript::script::{Host, Request, Session};
+use amscript::script::{Host, Natives, Request, Session};
 use amscript::{data, run};
 use std::io::Write;
 use std::path::Path;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 /// A target by its name.
@@ -40,6 +41,12 @@ fn refused(error: &Error) {
     assert!(!(error.kind == Kind::Internal && message.contains("panicked")), "{message}");
 }
 
+/// A host for one input; the natives are made once.
+fn host(request: Request) -> Host {
+    static NATIVES: LazyLock<Natives> = LazyLock::new(Natives::default);
+    Host::with(&NATIVES, Session::new(request, Box::new(|_| ())))
+}
+
 fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a temporary folder")
 }
@@ -55,8 +62,7 @@ fn write(folder: &Path, name: &str, data: &[u8]) -> std::path::PathBuf {
 pub fn script(data: &[u8]) {
     let folder = folder();
     let request = Request { out: Some(folder.path().join("out")), max_time: Some(PATIENCE), ..Request::default() };
-    let host = Host::new(Session::new(request, Box::new(|_| ())));
-    host.run("fuzz", &String::from_utf8_lossy(data)).err().iter().for_each(refused);
+    host(request).run("fuzz", &String::from_utf8_lossy(data)).err().iter().for_each(refused);
 }
 
 /// The options of functions that take many.
@@ -110,27 +116,57 @@ pub fn pickle(data: &[u8]) {
     tensors(&write(folder.path(), "x.pt", &bytes));
 }
 
-/// Configurations of models: a byte says whose, the rest is the file.
+/// Configurations of models: a byte says whose, the rest is the file; all else of the model is whole.
 pub fn config(data: &[u8]) {
-    const FILES: [&str; 4] = ["transformer/config.json", "text_encoder/config.json", "vae/config.json", "config.json"];
+    const CASES: [(&str, &str); 5] = [
+        ("flux2/transformer/config.json", "flow(\"flux2\")"),
+        ("flux2/text_encoder/config.json", "flow(\"flux2\")"),
+        ("flux2/vae/config.json", "autoencoder(\"flux2/vae\")"),
+        ("sit/config.json", "flow(\"sit/sit.safetensors\", #{ family: \"sit\" })"),
+        ("clip_hf/pickscore/config.json", "reward(\"clip_hf/pickscore\", #{ kind: \"pickscore\" })"),
+    ];
+    thread_local!(static MODELS: tempfile::TempDir = models()); // goes with its thread
     let Some((first, rest)) = data.split_first() else { return };
-    let (folder, file) = (folder(), FILES[*first as usize % FILES.len()]);
-    write(folder.path(), "base/model_index.json", br#"{"_class_name": "Flux2KleinPipeline"}"#);
-    write(folder.path(), &format!("base/{file}"), rest);
-    let script = write(folder.path(), "s.rhai", b"");
-    for call in
-        ["flow(\"base\")", "flow(\"base\", #{ family: \"sit\" })", "autoencoder(\"base/vae\")", "reward(\"base\")"]
-    {
+    let (file, call) = CASES[*first as usize % CASES.len()];
+    MODELS.with(|models| {
+        let models = models.path();
+        let right = std::fs::read(models.join(file)).expect("a configuration");
+        write(models, file, rest);
         let request = Request {
-            script: Some(script.clone()),
-            out: Some(folder.path().join("out")),
-            models: Some(folder.path().into()),
+            script: Some(write(models, "s.rhai", b"")),
+            out: Some(models.join("out")),
+            models: Some(models.into()),
             max_time: Some(PATIENCE),
             ..Request::default()
         };
-        let host = Host::new(Session::new(request, Box::new(|_| ())));
-        host.run("fuzz", call).err().iter().for_each(refused);
+        host(request).run("fuzz", call).err().iter().for_each(refused);
+        write(models, file, &right);
+    });
+}
+
+/// Tiny models in the published layouts, copied.
+fn models() -> tempfile::TempDir {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let golden = here.ancestors().map(|p| p.join("tests/golden")).find(|p| p.exists()).expect("tests/golden");
+    let copies = folder();
+    for file in [
+        "flux2/model_index.json",
+        "flux2/transformer/config.json",
+        "flux2/transformer/diffusion_pytorch_model.safetensors",
+        "flux2/text_encoder/config.json",
+        "flux2/text_encoder/model.safetensors",
+        "flux2/tokenizer/tokenizer.json",
+        "flux2/tokenizer/tokenizer_config.json",
+        "flux2/vae/config.json",
+        "flux2/vae/diffusion_pytorch_model.safetensors",
+        "sit/config.json",
+        "sit/sit.safetensors",
+        "clip_hf/pickscore/config.json",
+        "clip_hf/pickscore/model.safetensors",
+    ] {
+        write(copies.path(), file, &std::fs::read(golden.join(file)).expect("a golden file"));
     }
+    copies
 }
 
 /// A tokenizer, and a text through it.
@@ -199,7 +235,7 @@ pub fn run_directory(data: &[u8]) {
     checkpoint::latest(folder.path()).err().iter().for_each(refused);
     page(folder.path());
     let request = Request { out: Some(folder.path().into()), resume_anyway: true, ..Request::default() };
-    let host = Host::new(Session::new(request, Box::new(|_| ())));
+    let host = self::host(request);
     let text = "let r = start_run(#{}); r.restore(); r.result(); read_run(\".\");";
     host.run("fuzz", text).err().iter().for_each(refused);
 }

@@ -298,7 +298,7 @@ fn key_value(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// Runs one command line; a first argument that is no command is a script.
+/// Runs one command line; a first argument that is no command is a script, and options may stand before it.
 ///
 /// # Errors
 /// What the command did not report itself: an [`Error`], or that standard output cannot be written; for [`fail`].
@@ -306,8 +306,12 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCod
     let mut arguments: Vec<OsString> = arguments.collect();
     let named = |name: &str| name == "help" || Cli::command().find_subcommand(name).is_some();
     let is_script = |a: &OsString| a.to_str().is_none_or(|a| a == "-" || !(a.starts_with('-') || named(a)));
-    if arguments.get(1).is_some_and(is_script) {
-        arguments.insert(1, "run".into());
+    let options_first = |a: &OsString| a.to_str().is_some_and(|a| a.starts_with('-'));
+    let mut run = arguments.clone();
+    run.insert(run.len().min(1), "run".into());
+    let first = arguments.get(1);
+    if first.is_some_and(is_script) || first.is_some_and(options_first) && Cli::try_parse_from(&run).is_ok() {
+        arguments = run;
     }
     let cli = Cli::parse_from(arguments);
     match cli.command {

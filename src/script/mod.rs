@@ -90,6 +90,7 @@ use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
 use amscript_base::file;
 use option::{Field, Given};
+use rhai::packages::{Package, StandardPackage};
 use rhai::plugin::*;
 use rhai::{AST, Array, FnPtr, Map, OptimizationLevel, Scope};
 use std::collections::BTreeSet;
@@ -270,6 +271,21 @@ pub const CHAPTERS: &[Chapter] = &[
     chapter!(text, "Text encoders outside a flow.", "random_text_encoder" => text::EncoderOptions),
 ];
 
+/// Rhai's own functions and the natives of every chapter: made once, they serve any number of hosts.
+#[derive(Clone)]
+pub struct Natives([rhai::Shared<rhai::Module>; 2]);
+
+impl Default for Natives {
+    fn default() -> Self {
+        let manifests: Vec<_> = CHAPTERS.iter().map(|c| c.manifest).collect();
+        let mut natives = guard::widen(&manifests);
+        language::arithmetic(&mut natives);
+        run::iterators(&mut natives);
+        source::calls(&mut natives);
+        Self([StandardPackage::new().as_shared_module(), natives.into()])
+    }
+}
+
 /// An engine with every chapter, and the session its natives see.
 pub struct Host {
     engine: Arc<Engine>,
@@ -280,17 +296,19 @@ pub struct Host {
 
 impl Host {
     pub fn new(session: Session) -> Self {
+        Self::with(&Natives::default(), session)
+    }
+
+    /// A host for one more session, without making the natives again.
+    pub fn with(natives: &Natives, session: Session) -> Self {
         let session = Arc::new(session);
-        let mut engine = Engine::new();
+        let mut engine = Engine::new_raw();
         engine.set_module_resolver(import::Imports::default());
         limit(&mut engine);
         engine.set_default_tag(Dynamic::from(session.clone()));
-        let manifests: Vec<_> = CHAPTERS.iter().map(|c| c.manifest).collect();
-        let mut natives = guard::widen(&manifests);
-        language::arithmetic(&mut natives);
-        run::iterators(&mut natives);
-        source::calls(&mut natives);
-        engine.register_global_module(natives.into());
+        for module in natives.0.iter().cloned() {
+            engine.register_global_module(module);
+        }
         connect(&mut engine, &session);
         Self { engine: Arc::new(engine), session, registered: BTreeSet::new() }
     }
@@ -383,6 +401,7 @@ fn limit(engine: &mut Engine) {
     engine.set_fail_on_invalid_map_property(true);
     engine.set_max_call_levels(64);
     engine.set_max_expr_depths(128, 64);
+    engine.set_max_strings_interned(256);
     engine.set_max_string_size(16 << 20);
     engine.set_max_array_size(1 << 22);
     engine.set_max_map_size(1 << 14); // its check walks the map each time it grows

@@ -248,8 +248,7 @@ pub fn alike(place: &str, default: &Dynamic, value: &Dynamic) -> Result<()> {
 pub fn unknown<'a>(place: &str, what: &str, key: &str, known: impl Iterator<Item = &'a str>) -> Error {
     let known: Vec<&str> = known.collect();
     if let Some(new) = rename::option(RENAMED, place, key, known.iter().copied()) {
-        let error = rename::moved(&format!("{place}: the {what} "), key, new);
-        return if what == "setting" { error.hint(format!("write `{place} {new}=..`")) } else { error };
+        return rename::moved(&format!("{place}: the {what} "), key, new);
     }
     let suggestion = nearest(key, known.iter().copied()).map_or(String::new(), |n| format!("; did you mean `{n}`?"));
     let hint =

@@ -3,7 +3,8 @@
 use super::catalog::Catalog;
 use amscript_base::error::{Error, Kind};
 
-/// Old names and new ones: of a function, or with a point of one function's option.
+/// Old names and new ones: of a function, or with a point of one function's option. Settings on a command line are still taken by
+/// their old names, with a warning.
 ///
 /// A row says nothing while the new name is not there; something that still has the old name goes before.
 pub type Table = &'static [(&'static str, &'static str)];
@@ -11,6 +12,7 @@ pub type Table = &'static [(&'static str, &'static str)];
 /// All that were renamed.
 pub const RENAMED: Table = &[
     ("--set.recompute", "checkpoint_steps"),
+    ("--set.samples", "panel"),
     ("adjoint_matching.carrying", "adjoint_model"),
     ("adjoint_matching.criterion", "loss"),
     ("adjoint_matching.matched", "loss_steps"),

@@ -1,12 +1,13 @@
 //! What one run of a script was asked for, shared by all natives: overrides, seed, device, folders, interrupt.
 
 use super::registry::Registry;
+use super::rename::{self, RENAMED};
 use super::source::{self, Around, Insert};
 use super::word::words;
 use super::{fault, option};
 use amscript_base::bail;
 use amscript_base::context::Context;
-use amscript_base::error::{Error, Kind, Result};
+use amscript_base::error::{Error, Kind, Result, warn_once};
 use amscript_base::permissions::Rights;
 use amscript_base::text::visible;
 use amscript_base::{file, memory};
@@ -365,11 +366,16 @@ impl Session {
         let mut settings = defaults;
         let (overrides, seed) = (self.request().overrides.clone(), self.request().seed);
         for (key, text) in &overrides {
-            let Some(default) = settings.get(key.as_str()) else {
+            let renamed = rename::option(RENAMED, "--set", key, settings.keys().map(|k| k.as_str()));
+            if let Some(new) = renamed {
+                warn_once(key, &format!("--set: the setting `{key}` is now `{new}`, which is set"));
+            }
+            let key = renamed.unwrap_or(key);
+            let Some(default) = settings.get(key) else {
                 return Err(option::unknown("--set", "setting", key, settings.keys().map(|k| k.as_str())));
             };
             let value = self.parse(key, text, default)?;
-            settings.insert(key.as_str().into(), value);
+            settings.insert(key.into(), value);
         }
         if let (Some(seed), true) = (seed, settings.contains_key("seed")) {
             settings.insert("seed".into(), Dynamic::from(seed as i64));
