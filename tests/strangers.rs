@@ -98,6 +98,15 @@ fn a_recipe_that_goes_round_for_ever_ends() {
 }
 
 #[test]
+fn a_recipe_that_writes_for_ever_ends() {
+    let text =
+        refusal("for i in 0..100000 { save_tensors(#{ x: zeros([1000]) }, `f${i}`); }", &["--max-disk", "100KB"]);
+    assert!(text.contains("save_tensors: ") && text.contains("`--max-disk` says how many"), "{text}");
+    let (code, text) = run("for i in 0..1000 { save_tensors(#{ x: zeros([1000]) }, `f`); }", &["--max-disk", "100KB"]);
+    assert_eq!(code, Some(0), "the same file again: {text}");
+}
+
+#[test]
 fn time_is_bounded_in_scripts_and_in_natives() {
     for recipe in
         ["loop { zeros([1]); }", "sleep(1000000);", "let x = rng(0).normal([30000, 4]); coverage(x, x, 1);", "loop {}"]

@@ -89,6 +89,9 @@ pub struct SessionArgs {
     /// What stays free of the disk, such as `10GB`; the default is a tenth of what is free at the start.
     #[arg(long, value_name = "SIZE", value_parser = quantity::read_bytes)]
     pub min_free: Option<usize>,
+    /// What the files of a script may take, such as `500GB`, beside ten times what it has read; the default is 1 GB, at a prompt no bound.
+    #[arg(long, value_name = "SIZE", value_parser = quantity::read_bytes)]
+    pub max_disk: Option<usize>,
     /// The longest that it may run, such as `90s` or `8h`; a run saves and ends after the step in which this has passed.
     #[arg(long, value_name = "TIME", value_parser = quantity::read_time)]
     pub max_time: Option<Duration>,

@@ -27,6 +27,9 @@ const STACK: usize = 64 << 20;
 /// Operations of a script without a call of a native, some seconds, before it is taken for one that goes round for ever.
 const MAX_ALONE: usize = 20_000_000;
 
+/// Bytes that a script's files may take, beside ten times what it has read.
+const MAX_DISK: u64 = 1 << 30;
+
 /// What a call that was twice asked to end may still take.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -162,6 +165,7 @@ pub fn prepare(arguments: &ScriptArgs, plan: bool, group: Option<&dyn Group>) ->
     }
     let mut request = request(&arguments.session, plan, group)?;
     (request.script, request.allow) = (source.path.clone(), allow);
+    request.max_disk = request.max_disk.or(Some(MAX_DISK));
     Ok((request, source))
 }
 
@@ -180,6 +184,7 @@ pub fn request(arguments: &SessionArgs, plan: bool, group: Option<&dyn Group>) -
         job: false,
         models: models_folder(arguments.models.as_deref())?,
         min_free: arguments.min_free.map(|bytes| bytes as u64).or_else(|| Some(file::free(out)? / 10)),
+        max_disk: arguments.max_disk.map(|bytes| bytes as u64),
         max_time: arguments.max_time,
         max_alone: arguments.max_time.is_none().then_some(MAX_ALONE),
         screen: Screen::detect()?,

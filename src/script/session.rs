@@ -53,6 +53,8 @@ pub struct Request {
     pub slice: Option<usize>,
     /// `--min-free`: bytes of the disk that stay free.
     pub min_free: Option<u64>,
+    /// `--max-disk`: bytes that files may take which are written, beside ten times what was read.
+    pub max_disk: Option<u64>,
     /// `--max-time`: what runs ends when so much has passed.
     pub max_time: Option<Duration>,
     /// Most operations of a script without a call of a native, for one that goes round for ever.
@@ -79,6 +81,7 @@ impl Default for Request {
             replay: false,
             slice: None,
             min_free: None,
+            max_disk: None,
             max_time: None,
             max_alone: None,
             plan: None,
@@ -124,6 +127,7 @@ impl Session {
     pub fn new(request: Request, print: Printer) -> Self {
         let context = Context::new(request.permissions());
         request.min_free.into_iter().for_each(|bytes| context.disk.spare(bytes));
+        request.max_disk.into_iter().for_each(|bytes| context.disk.bound(bytes));
         request.max_time.into_iter().for_each(|time| context.interrupt.end_after(time));
         request.max_alone.into_iter().for_each(|most| context.interrupt.end_alone(most));
         Self {

@@ -9,13 +9,15 @@ use crate::context::Context;
 use crate::memory;
 use crate::permissions::{Place, Way, explained};
 use cap_std::fs::{self as below, Dir};
+use parking_lot::Mutex;
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 pub use std::fs::{File, TryLockError};
 use std::io::{Error, ErrorKind, Read, Result, Write};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 /// What drafts are called until they get their name.
@@ -31,7 +33,16 @@ pub struct Disk {
     failing: AtomicUsize,
     /// Bytes that stay free.
     spared: OnceLock<u64>,
+    /// Bytes that files may take which were written.
+    most: OnceLock<u64>,
+    /// Bytes of files that were written and are still there, with their paths, and of others that were read.
+    written: AtomicU64,
+    made: Mutex<BTreeSet<PathBuf>>,
+    read: AtomicU64,
 }
+
+/// What was read, models for the most part, gives room for so many times as much.
+const PER_READ: u64 = 10;
 
 impl Disk {
     /// The operation so many ahead fails, the next one for 1.
@@ -49,7 +60,23 @@ impl Disk {
         self.spared.set(bytes).ok();
     }
 
+    /// Files may take so many bytes, and ten times those that were read: no file is begun beyond; the first bound counts.
+    pub fn bound(&self, bytes: u64) {
+        self.most.set(bytes).ok();
+    }
+
     fn has_room(&self, folder: &Path) -> Result<()> {
+        let (written, read) = (self.written.load(Ordering::Relaxed), self.read.load(Ordering::Relaxed));
+        if let Some(most) = self.most.get().filter(|most| written > most.saturating_add(read.saturating_mul(PER_READ)))
+        {
+            return Err(Error::new(
+                ErrorKind::QuotaExceeded,
+                format!(
+                    "{written} bytes were written already, more than {most} and {PER_READ} times what was read, which is taken \
+                     for a script that writes for ever; `--max-disk` says how many are right"
+                ),
+            ));
+        }
         match self.spared.get().and_then(|spared| Some((spared, free(folder)?))) {
             Some((spared, free)) if free < *spared => Err(Error::new(
                 ErrorKind::StorageFull,
@@ -152,8 +179,15 @@ pub fn open(path: &Path) -> Result<File> {
         below::OpenOptionsExt::custom_flags(&mut opening.1, libc::O_NONBLOCK);
     }
     let file = opened(path, READ, opening)?;
-    match file.metadata()?.file_type() {
-        kind if kind.is_file() => Ok(file),
+    let found = file.metadata()?;
+    match found.file_type() {
+        kind if kind.is_file() => {
+            let disk = &Context::current().disk;
+            if !disk.made.lock().contains(path) {
+                disk.read.fetch_add(found.len(), Ordering::Relaxed);
+            }
+            Ok(file)
+        }
         kind if kind.is_dir() => Err(Error::new(ErrorKind::IsADirectory, "it is a folder, not a file")),
         _ => Err(Error::new(ErrorKind::InvalidInput, "it is no regular file but a pipe, a device or a socket")),
     }
@@ -267,7 +301,12 @@ pub fn remove_folder(folder: &Path, names: &[&str]) -> Result<bool> {
     }
     ask()?;
     remove_drafts(folder);
-    names.iter().for_each(|name| drop(remove_file(&folder.join(name))));
+    for path in names.iter().map(|name| folder.join(name)) {
+        let bytes = size(&path).unwrap_or(0);
+        if remove_file(&path).is_ok() {
+            replaced(bytes, 0);
+        }
+    }
     match at(folder, WRITE, |p| fs::remove_dir(p), |d, p| d.remove_dir(p)) {
         Ok(()) => Ok(true),
         Err(_) if !entries(folder)?.is_empty() => Ok(false),
@@ -316,6 +355,12 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
     }
 }
 
+/// Counts the bytes that are there, in place of those that were.
+fn replaced(old: u64, new: u64) {
+    let count = |written: u64| Some(written.saturating_add(new).saturating_sub(old));
+    Context::current().disk.written.fetch_update(Ordering::Relaxed, Ordering::Relaxed, count).ok();
+}
+
 fn place(path: &Path) -> Result<Place> {
     Context::current().permissions().place(path, Way::Write, false)
 }
@@ -353,7 +398,10 @@ impl Draft {
     pub fn finish(mut self) -> Result<()> {
         ask()?;
         self.file.sync_all()?;
+        let bytes = (size(&self.path).unwrap_or(0), self.file.metadata()?.len());
         rename(&self.draft, &self.path)?;
+        replaced(bytes.0, bytes.1);
+        Context::current().disk.made.lock().insert(self.path.clone());
         self.finished = true;
         Ok(())
     }
@@ -429,6 +477,24 @@ mod tests {
         context.disk.spare(u64::MAX);
         let error = context.enter(|| write_whole(&folder.path().join("x"), b"x")).unwrap_err();
         assert!(error.to_string().contains("--min-free") && !folder.path().join("x").exists());
+    }
+
+    #[test]
+    fn what_is_written_without_end_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let context = Context::default();
+        context.disk.bound(3);
+        context.enter(|| {
+            for _ in 0..5 {
+                write_whole(&at("same"), b"1234").ok(); // in place of the one before
+            }
+            let error = write_whole(&at("more"), b"5").unwrap_err();
+            assert!(error.to_string().contains("--max-disk") && !at("more").exists(), "{error}");
+            remove_folder(folder.path(), &["same"]).unwrap();
+            std::fs::create_dir_all(folder.path()).unwrap();
+            write_whole(&at("more"), b"5").unwrap();
+        });
     }
 
     #[test]

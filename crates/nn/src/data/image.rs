@@ -127,11 +127,15 @@ pub fn texts(png: &[u8]) -> Result<BTreeMap<String, String>> {
 /// `[1, 3, height, width]` from 8-bit pixels.
 pub fn from_rgb(image: &RgbImage) -> Result<Tensor> {
     let (width, height) = (image.width() as usize, image.height() as usize);
-    memory::room(memory::bytes(&[2, 3, height, width], size_of::<f32>()), || {
-        format!("an image of {width} x {height}")
-    })?;
-    let planes = (0..3).flat_map(|c| image.pixels().map(move |pixel| f32::from(pixel.0[c])));
-    Tensor::from_vec(planes.collect::<Vec<_>>(), (1, 3, height, width), &Device::Cpu)? / 255.0
+    let pixels = width * height;
+    memory::room(memory::bytes(&[3, pixels], size_of::<f32>()), || format!("an image of {width} x {height}"))?;
+    let mut planes = vec![0.0; 3 * pixels];
+    for (i, pixel) in image.as_raw().chunks_exact(3).enumerate() {
+        for (c, &value) in pixel.iter().enumerate() {
+            planes[c * pixels + i] = f32::from(value) * (1.0 / 255.0);
+        }
+    }
+    Ok(Tensor::from_vec(planes, (1, 3, height, width), &Device::Cpu)?)
 }
 
 /// 8-bit pixels of one image; values outside `[0, 1]` are cut, NaN is black.
