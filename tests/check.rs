@@ -241,10 +241,15 @@ fn recipes_are_listed_printed_and_run_without_the_repository() {
     for name in ["flux_ode_am ", "tables/flux ", "theory/tilt ", "examples/custom_reward "] {
         assert!(list.contains(name), "{list}");
     }
+    let line = list.lines().find(|line| line.contains("  flux_ode_am ")).unwrap();
+    assert!(
+        line.contains("  Aligns a FLUX.2 model by truncated") && line.ends_with("  a minute on two cores"),
+        "{line}"
+    );
     let source = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/tables/flux.rhai")).unwrap();
     assert!(amscript(folder.path(), &["recipes", "tables/flux"]).stdout == source);
     let settings = text(&amscript(folder.path(), &["recipes", "flux_ode_am", "--settings"]).stdout);
-    for words in ["truncate", "`last(K)`", "held_out", "prompts that training never sees"] {
+    for words in ["Aligns a FLUX.2 model by", "truncate", "`last(K)`", "held_out", "prompts that training never sees"] {
         assert!(settings.contains(words), "{words}: {settings}");
     }
     for (pair, wanted) in [
@@ -285,8 +290,13 @@ fn a_new_script_checks_clean_and_runs() {
     let output = amscript(folder.path(), &[&["mine.rhai"], &set[..]].concat());
     assert!(output.status.success() && text(&output.stdout).contains("reward"), "{}", text(&output.stderr));
     assert!(folder.path().join("runs/mine/images").exists());
-    assert!(amscript(folder.path(), &["new", "am", "--from", "flux_ode_am"]).status.success());
-    assert!(std::fs::read_to_string(folder.path().join("am.rhai")).unwrap().contains("`amscript am.rhai`"));
+    for (name, from) in [("am", "flux_ode_am"), ("weighted", "policy/awm")] {
+        assert!(amscript(folder.path(), &["new", name, "--from", from]).status.success());
+        let copy = std::fs::read_to_string(folder.path().join(name).with_extension("rhai")).unwrap();
+        for words in [format!("`amscript {name}.rhai`"), format!("//! expect: of {from}, before changes: ")] {
+            assert!(copy.contains(&words), "{copy}");
+        }
+    }
 }
 
 #[test]

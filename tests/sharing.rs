@@ -76,6 +76,7 @@ fn info_tells_what_a_recipe_asks_for_without_running_it() {
         "needs        --allow-read=more",
         "import       own",
         "prompts      p.txt",
+        "model        tiny/flux2",
         "iterations  20",
         "lock         none",
     ] {

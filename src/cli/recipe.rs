@@ -2,6 +2,7 @@
 //! is no file is looked for among them.
 
 use super::{NewArgs, output, setting};
+use crate::script::header::Header;
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result, nearest};
 use amscript_base::file;
@@ -23,23 +24,16 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// The beginning of its head, to the first stop.
-    pub fn line(&self) -> String {
-        headline(self.text)
+    /// Its title, and what is to be expected first of all: the time that it takes.
+    fn told(&self) -> [String; 2] {
+        let header = Header::read(self.text).unwrap_or_default();
+        let get = |key| header.get(key).unwrap_or_default();
+        [get("title").into(), get("expect").split(';').next().unwrap_or_default().into()]
     }
 
     fn folder(&self) -> &str {
         self.name.rsplit_once('/').map_or("", |(folder, _)| folder)
     }
-}
-
-/// The beginning of a script's head, to the first stop.
-pub fn headline(text: &str) -> String {
-    let head = text.lines().map_while(|line| line.strip_prefix("//!"));
-    let head = head.map(str::trim).take_while(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
-    let ends = [". ", "? ", ": ", "; "].iter().filter_map(|end| head.find(end).map(|i| i + usize::from(*end == "? ")));
-    let end = ends.filter(|end| *end >= 20).min().unwrap_or(head.len());
-    head[..end].trim_end_matches('.').into()
 }
 
 /// All of them: methods first, then folder by folder.
@@ -115,39 +109,34 @@ pub fn list(name: Option<&str>, settings: bool) -> anyhow::Result<()> {
     let Some(name) = name else { return output::line(&table()) };
     let none = || Error::new(Kind::Missing, format!("recipes: no recipe \"{name}\"")).hint(unknown(name));
     let recipe = named(name).ok_or_else(none)?;
+    let [title, _] = recipe.told();
     match settings {
-        true => output::line(&setting::table(recipe.text).unwrap_or_else(|| format!("{name} has no settings"))),
+        true => {
+            let table = setting::table(recipe.text).unwrap_or_else(|| format!("{name} has no settings"));
+            output::line(&format!("{title}\n\n{table}"))
+        }
         false => output::text(recipe.text),
     }
 }
 
-/// A line each, under the name of their folder.
+/// A line each, under the name of their folder: name, title, and how long it takes.
 fn table() -> String {
     let recipes = all();
-    let widest = recipes.iter().map(|r| r.name.len()).max().unwrap_or(0);
+    let told: Vec<[String; 2]> = recipes.iter().map(Recipe::told).collect();
+    let names = recipes.iter().map(|r| r.name.len()).max().unwrap_or(0);
+    let titles = told.iter().map(|[title, _]| title.chars().count()).max().unwrap_or(0);
     let mut out = vec![];
     let mut folder = None;
-    for recipe in &recipes {
+    for (recipe, [title, time]) in recipes.iter().zip(&told) {
         if folder != Some(recipe.folder()) {
             folder = Some(recipe.folder());
             let head = if recipe.folder().is_empty() { "methods" } else { recipe.folder() };
             out.push(format!("{}{head}", if out.is_empty() { "" } else { "\n" }));
         }
-        out.push(format!("  {:<widest$}  {}", recipe.name, clipped(&recipe.line())));
+        out.push(format!("  {:<names$}  {title:<titles$}  {time}", recipe.name));
     }
-    out.push("\n`amscript NAME` runs one, `amscript recipes NAME` prints it, `amscript new MINE --from NAME` copies it to change.".into());
+    out.push("\n`amscript NAME` runs one, `amscript info NAME` tells what it does, asks for and is to give, `amscript recipes NAME` prints it,\n`amscript new MINE --from NAME` copies it to change.".into());
     out.join("\n")
-}
-
-/// A line that a terminal holds.
-fn clipped(line: &str) -> String {
-    const ROOM: usize = 110;
-    match line.char_indices().nth(ROOM) {
-        Some((end, _)) => {
-            format!("{} ..", line[..end].rsplit_once(' ').map_or(line, |(start, _)| start).trim_end_matches([',', ':']))
-        }
-        None => line.into(),
-    }
 }
 
 /// `amscript new NAME [--from RECIPE]`.
@@ -180,10 +169,13 @@ fn begin(arguments: &NewArgs) -> Result<String> {
     }
 }
 
-/// The recipe's text with its own command replaced by that of the copy.
+/// The recipe's text with its own command replaced by that of the copy; what its head says to expect is said to be the recipe's.
 fn mine(recipe: &Recipe, file: &str) -> String {
-    let folder = if recipe.name.starts_with("examples/") { "" } else { "scripts/" };
-    recipe.text.replace(&format!("amscript {folder}{}.rhai", recipe.name), &format!("amscript {file}"))
+    let name = &recipe.name;
+    let folder = if name.starts_with("examples/") { "" } else { "scripts/" };
+    let text = recipe.text.replace(&format!("`amscript {folder}{name}.rhai"), &format!("`amscript {file}"));
+    let text = text.replace(&format!("`amscript {name}`"), &format!("`amscript {file}`"));
+    text.replacen("//! expect: ", &format!("//! expect: of {name}, before changes: "), 1)
 }
 
 #[cfg(test)]
@@ -191,14 +183,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_recipe_says_in_a_line_what_it_is_for() {
+    fn every_recipe_says_what_it_is_for_and_what_to_expect() {
         let recipes = all();
-        assert!(recipes.len() > 30, "{}", recipes.len());
+        assert!(recipes.len() > 90, "{}", recipes.len());
         for recipe in &recipes {
-            assert!((20..200).contains(&recipe.line().len()), "{}: \"{}\"", recipe.name, recipe.line());
+            let header = Header::read(recipe.text).unwrap();
+            let title = header.get("title").unwrap_or_default();
+            assert!((20..=76).contains(&title.chars().count()), "{}: title \"{title}\"", recipe.name);
+            assert!(header.get("expect").is_some_and(|expect| !expect.is_empty()), "{} expects nothing", recipe.name);
+            let command = [format!("amscript scripts/{}.rhai", recipe.name), format!("amscript {}", recipe.name)];
+            assert!(command.iter().any(|command| recipe.text.contains(command)), "{}: its command", recipe.name);
         }
-        let line = named("scripts/flux_ode_am.rhai").unwrap().line();
-        assert!(line.ends_with("(arXiv:2605.06583, Algorithm 1)"), "{line}");
     }
 
     #[test]

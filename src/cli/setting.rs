@@ -1,6 +1,6 @@
 //! The settings of a script as it writes them: `amscript recipes NAME --settings`.
 
-use crate::script::import;
+use crate::script::{header, import};
 
 /// One setting as it is written.
 #[derive(Debug, Default, PartialEq)]
@@ -11,8 +11,8 @@ struct Setting {
     meaning: String,
 }
 
-/// A table of a recipe's own settings and those that it shares with others; none where it has no settings.
-pub fn table(text: &str) -> Option<String> {
+/// A recipe's own settings, and those that it shares with others; none where it has no settings.
+fn settings(text: &str) -> Option<(Vec<Setting>, Vec<Setting>)> {
     let own = written(text, "settings(#{")?;
     let shares = text.contains("experiment::settings(#{");
     let experiment = import::embedded().find(|(name, _)| shares && name == "stdlib/experiment");
@@ -23,6 +23,19 @@ pub fn table(text: &str) -> Option<String> {
         .map(|s| if s.meaning.is_empty() { Setting { meaning: meaning(&s.name), ..s } } else { s })
         .collect();
     shared.retain(|s| own.iter().all(|mine| mine.name != s.name));
+    Some((own, shared))
+}
+
+/// The texts in the defaults of a script's settings, each with the name of its setting.
+pub fn texts(text: &str) -> Vec<(String, String)> {
+    let (own, shared) = settings(text).unwrap_or_default();
+    let of = |s: Setting| header::texts(&s.default).into_iter().map(move |text| (s.name.clone(), text));
+    own.into_iter().chain(shared).flat_map(of).collect()
+}
+
+/// A table of a recipe's own settings and those that it shares with others; none where it has no settings.
+pub fn table(text: &str) -> Option<String> {
+    let (own, shared) = settings(text)?;
     let all: Vec<&Setting> = own.iter().chain(&shared).collect();
     let width =
         |f: fn(&Setting) -> &str, most: usize| all.iter().map(|s| f(s).chars().count()).max().unwrap_or(0).min(most);

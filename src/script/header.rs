@@ -8,7 +8,7 @@
 //! ```
 
 use super::option::unknown;
-use super::word::words;
+use super::word::{Word, words};
 use amscript_base::bail;
 use amscript_base::error::Result;
 use amscript_base::permissions::{Allowed, Rights};
@@ -24,7 +24,7 @@ pub const KEYS: [(&str, &str); 7] = [
     ("rewards", "rewards that it follows and judges by"),
     ("data", "prompts, images and their licences"),
     ("permissions", "flags that it needs, such as read=data/prompts.txt, net=example.org"),
-    ("expect", "results to expect, with their spread"),
+    ("expect", "the time that it takes; results, with their spread"),
 ];
 
 /// The keys of a head with their values, in order.
@@ -107,6 +107,15 @@ impl Header {
 /// The natives that open something by name.
 const OPENS: [&str; 9] =
     ["flow", "reward", "lpips", "autoencoder", "prompts", "load_lora", "load_image", "load_tensors", "read_run"];
+
+/// The texts that stand in a piece of a script.
+pub fn texts(code: &str) -> Vec<String> {
+    let text = |word: Word| match word.token {
+        Token::StringConstant(text) => Some(text.to_string()),
+        _ => None,
+    };
+    words(code).into_iter().filter_map(text).collect()
+}
 
 /// What a script opens by a name that stands in it, and what it imports: function and name.
 pub fn opens(text: &str) -> BTreeSet<(String, String)> {
