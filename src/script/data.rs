@@ -203,7 +203,19 @@ pub mod data {
     #[rhai_fn(return_raw, volatile)]
     pub fn reword(captions: Dynamic, rng: Stream) -> RhaiResultOf<Array> {
         let captions = super::captions(captions, "reword")?;
-        Ok(as_array(rng.draw(|rng| distort::reworded(&captions, rng))?))
+        Ok(as_array(rng.draw(|rng| distort::reworded(&captions, &[], rng))?))
+    }
+
+    /// The same of these things only: `count color shape size place background`; one group keeps its place.
+    ///
+    /// ```rhai
+    /// reword(["a small red ring on cream"], rng(3), ["size"])          //=> ["a large red ring on cream"]
+    /// reword(["a small red ring on cream"], rng(3), ["edges"])         //=> error: reword: words must be among count, color
+    /// ```
+    #[rhai_fn(name = "reword", return_raw, volatile)]
+    pub fn reword_in(captions: Dynamic, rng: Stream, words: Array) -> RhaiResultOf<Array> {
+        let (captions, words) = (super::captions(captions, "reword")?, option::list(words, "reword: words")?);
+        Ok(as_array(rng.draw(|rng| distort::reworded(&captions, &words, rng))?))
     }
 
     /// Whether a text describes a scene of the shapes world, so that `oracle` can judge it.

@@ -140,43 +140,65 @@ fn other<T: Copy + PartialEq>(all: &[T], old: T, draws: &mut Draws) -> T {
     draws.pick(&rest)
 }
 
+/// What of a caption can be another: words of one group, the place of two, the background.
+pub const WORDS: [&str; 6] = ["count", "color", "shape", "size", "place", "background"];
+
+/// Changes one of [`WORDS`], of one group where a group has it.
+fn change(scene: &mut Scene, word: &str, victim: usize, draws: &mut Draws) {
+    match (word, scene.second.as_mut()) {
+        ("place", Some((_, second))) => std::mem::swap(&mut scene.first, second),
+        ("background", _) => scene.background = other(Background::ALL, scene.background, draws),
+        _ => scene.groups_mut().skip(victim).take(1).for_each(|group| match word {
+            "count" => group.count = other(Count::ALL, group.count, draws),
+            "color" => group.color = other(Color::ALL, group.color, draws),
+            "shape" => group.shape = other(Shape::ALL, group.shape, draws),
+            "size" => group.size = other(Size::ALL, group.size, draws),
+            _ => {} // one group has no other place
+        }),
+    }
+}
+
 /// Changes one word of the description, or exchanges its groups.
 fn reword(scene: &mut Scene, draws: &mut Draws) {
     let what = draws.unit();
     let victim = draws.below(scene.groups().count());
-    if let (true, Some((_, second))) = (what > 0.8, scene.second.as_mut()) {
-        std::mem::swap(&mut scene.first, second);
-    } else if what > 0.9 {
-        scene.background = other(Background::ALL, scene.background, draws);
-    } else if let Some(group) = scene.groups_mut().nth(victim) {
-        match what {
-            0.0..0.4 => group.color = other(Color::ALL, group.color, draws),
-            0.4..0.7 => group.shape = other(Shape::ALL, group.shape, draws),
-            _ => group.size = other(Size::ALL, group.size, draws),
-        }
-    }
+    let word = match what {
+        what if what > 0.8 && scene.second.is_some() => "place",
+        what if what > 0.9 => "background",
+        0.0..0.4 => "color",
+        0.4..0.7 => "shape",
+        _ => "size",
+    };
+    change(scene, word, victim, draws);
 }
 
 /// Changes the number of one group's objects.
 fn recount(scene: &mut Scene, draws: &mut Draws) {
     let victim = draws.below(scene.groups().count());
-    scene.groups_mut().skip(victim).take(1).for_each(|group| group.count = other(Count::ALL, group.count, draws));
+    change(scene, "count", victim, draws);
 }
 
-/// Each caption with one thing changed, in a quarter of them the count.
-pub fn reworded(captions: &[String], rng: &mut Rng) -> Result<Vec<String>> {
-    let change = |caption: &String| {
+/// Each caption with one thing changed: one of these [`WORDS`], each as often, or without them any, in a quarter the count.
+pub fn reworded(captions: &[String], words: &[String], rng: &mut Rng) -> Result<Vec<String>> {
+    if let Some(word) = words.iter().find(|word| !WORDS.contains(&word.as_str())) {
+        bail!(Value, "reword: words must be among {}, got `{word}`", WORDS.join(", "));
+    }
+    let changed = |caption: &String| {
         let mut scene = Scene::parse(caption)?;
         let numbers = rng.uniforms(8);
         let draws = &mut Draws(&numbers);
-        if draws.unit() < 0.25 {
-            recount(&mut scene, draws)
+        if !words.is_empty() {
+            let word = &words[draws.below(words.len())];
+            let victim = draws.below(scene.groups().count());
+            change(&mut scene, word, victim, draws);
+        } else if draws.unit() < 0.25 {
+            recount(&mut scene, draws);
         } else {
-            reword(&mut scene, draws)
+            reword(&mut scene, draws);
         }
         Ok(scene.caption())
     };
-    captions.iter().map(change).collect()
+    captions.iter().map(changed).collect()
 }
 
 /// Mixed with the grey of the same brightness.
