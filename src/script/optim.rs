@@ -3,8 +3,10 @@
 use super::*;
 use crate::{options, script_value};
 use amscript_align::optim as optimizers;
-use amscript_align::optim::{NotFinite, Params, Schedule};
+use amscript_align::optim::{NotFinite, Params, Schedule, Stored};
 use amscript_base::bail;
+use amscript_base::context::Context;
+use amscript_base::group::Alone;
 use amscript_nn::module::Module as _;
 use amscript_tensor::Tensor;
 use parking_lot::{Mutex, MutexGuard};
@@ -54,6 +56,8 @@ options! {
         weight_decay: f64 = optimizers::OptimizerOptions::default().weight_decay,
         /// Refuse to start when a tensor gets no gradient, or one that is zero.
         check: bool = true,
+        /// Of several processes each keeps the moments of a share of the numbers; all must step with the same gradients.
+        sharded: bool = false,
     }
 }
 
@@ -129,6 +133,13 @@ fn to_map(tensors: Vec<(String, Tensor)>) -> Map {
     tensors.into_iter().map(|(name, tensor)| (name.into(), Dynamic::from(tensor))).collect()
 }
 
+fn stored_in(map: &Map) -> impl FnMut(&str) -> Option<Stored> {
+    |name| {
+        let value = map.get(name)?;
+        value.clone().try_cast().map(Stored::Whole).or_else(|| value.clone().try_cast().map(Stored::Shard))
+    }
+}
+
 fn in_map(map: &Map) -> impl FnMut(&str) -> Option<Tensor> {
     |name| map.get(name).and_then(|v| v.clone().try_cast())
 }
@@ -151,6 +162,7 @@ pub mod optim {
     pub type Params = optimizers::Params;
     pub type Ema = optimizers::Ema;
     pub type Optimizer = super::Optimizer;
+    pub type Shard = optimizers::Shard;
 
     /// The same learning rate at every step, after a linear rise over `warmup` steps if that is given.
     ///
@@ -222,10 +234,15 @@ pub mod optim {
     /// assert_close(w.item(), 1, 0.01);
     /// adamw(tensor([1.0]))   //=> error: `param` must be trainable
     /// ```
+    ///
+    /// With `sharded`, of several processes each keeps the moments of a share of the numbers, steps these, and gives them to the others;
+    /// the numbers are the same. What `state` gives of them is then for `checkpoint` and `load_state`. One process keeps all.
     #[rhai_fn(return_raw)]
     pub fn adamw(params: Dynamic, options: Map) -> RhaiResultOf<Optimizer> {
-        let options = OptimizerOptions::parse("adamw", options)?.core()?;
-        Ok(Optimizer(Arc::new(Mutex::new(optimizers::AdamW::new(super::params(params, "adamw")?, options)?))))
+        let options = OptimizerOptions::parse("adamw", options)?;
+        let group = if options.sharded { Context::current().group() } else { Arc::new(Alone) };
+        let optimizer = optimizers::AdamW::sharded(super::params(params, "adamw")?, options.core()?, group)?;
+        Ok(Optimizer(Arc::new(Mutex::new(optimizer))))
     }
 
     /// Differentiates a scalar loss and takes one step; gives the `rate` used and the gradient's `norm` before clipping, and whether
@@ -318,7 +335,11 @@ pub mod optim {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn state(optimizer: Optimizer) -> RhaiResultOf<Map> {
-        Ok(to_map(optimizer.lock().state()?))
+        let value = |stored| match stored {
+            Stored::Whole(tensor) => Dynamic::from(tensor),
+            Stored::Shard(shard) => Dynamic::from(shard),
+        };
+        Ok(optimizer.lock().state()?.into_iter().map(|(name, stored)| (name.into(), value(stored))).collect())
     }
 
     /// Takes up what `state` gave.
@@ -330,7 +351,7 @@ pub mod optim {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn load_state(optimizer: Optimizer, state: Map) -> RhaiResultOf<()> {
-        Ok(optimizer.lock().load_state(in_map(&state))?)
+        Ok(optimizer.lock().load_state(stored_in(&state))?)
     }
 
     /// The exponential moving average of trainable tensors; `update` after each step, `swap` to evaluate with it.
@@ -419,6 +440,11 @@ pub mod optim {
     #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
     pub fn show_optimizer(optimizer: &mut Optimizer) -> String {
         optimizer.to_string()
+    }
+
+    #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
+    pub fn show_shard(shard: &mut Shard) -> String {
+        shard.to_string()
     }
 
     #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]

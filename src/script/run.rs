@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::options;
+use amscript_align::optim::Shard;
 use amscript_base::bail;
 use amscript_model::Flow;
 use amscript_nn::lora::Form;
@@ -129,6 +130,9 @@ fn saved(value: Dynamic, place: &str, deep: usize) -> Result<Saved> {
     if let Some(tensor) = value.read_lock::<Tensor>() {
         return Ok(Saved::Tensor(tensor.constant()));
     }
+    if let Some(shard) = value.read_lock::<Shard>() {
+        return Ok(Saved::Shard(shard.clone()));
+    }
     if value.is_map() {
         let entries = option::convert::<Map>(value, place)?.into_iter();
         let saved = entries.map(|(key, v)| Ok((key.to_string(), saved(v, &format!("{place}.{key}"), deep + 1)?)));
@@ -160,6 +164,7 @@ fn saved(value: Dynamic, place: &str, deep: usize) -> Result<Saved> {
 fn restored(saved: Saved, session: &Session) -> Result<Dynamic> {
     Ok(match saved {
         Saved::Tensor(tensor) => Dynamic::from(tensor.to_device(session.device())?),
+        Saved::Shard(shard) => Dynamic::from(shard),
         Saved::Number(number) => number.into(),
         Saved::Plain(Value::Bool(b)) => b.into(),
         Saved::Plain(Value::String(text)) => text.into(),

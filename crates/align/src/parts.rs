@@ -80,7 +80,7 @@ impl Asks {
     /// All ranks say how far they came; what they were asked for is then known.
     fn meet(&self, own: Result<&[u8]>) -> Result<Vec<Vec<u8>>> {
         let given = std::mem::take(&mut self.state.lock().given);
-        let all = self.group.agree("update", own.map(|what| pack([what, &pack(&given)])));
+        let all = phase("waiting", || self.group.agree("update", own.map(|what| pack([what, &pack(&given)]))));
         let all = all.inspect_err(|error| self.state.lock().ended = Some(error.clone()))?;
         let all = all.iter().map(|bytes| unpack(bytes)).collect::<Result<Vec<_>>>()?;
         if all.iter().any(|given| given[0] != all[0][0]) {

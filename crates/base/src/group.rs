@@ -28,6 +28,9 @@ pub trait Group: Send + Sync {
     fn leave(&self, _well: bool) {}
 }
 
+/// Asks a rank for what it has by a name.
+pub type Ask<'a> = &'a dyn Fn(usize, &str) -> Result<Vec<u8>>;
+
 /// A process by itself.
 pub struct Alone;
 
@@ -111,6 +114,27 @@ impl dyn Group {
         Ok(self.agree(what, own)?.swap_remove(0))
     }
 
+    /// What rank 0 makes of what it asks others for; each gives what it has by the name that is asked. Where one has an error, all have it.
+    pub fn from_first_asking(
+        &self,
+        what: &str,
+        have: impl Fn(&str) -> Result<Vec<u8>>,
+        own: impl FnOnce(Ask) -> Result<Vec<u8>>,
+    ) -> Result<Vec<u8>> {
+        const NO_MORE: &[u8] = &[];
+        let ask =
+            |rank: usize, name: &str| told(rank, &unpack(&self.exchange(&[(rank, &pack([name]))], &[rank])?.concat())?);
+        let made = if self.speaks() { own(&ask) } else { Ok(Vec::new()) };
+        if self.speaks() {
+            self.exchange(&self.others().iter().map(|to| (*to, NO_MORE)).collect::<Vec<_>>(), &[])?;
+        } else {
+            while let [name] = &unpack(&self.exchange(&[], &[0])?.concat())?[..] {
+                self.exchange(&[(0, &telling(&have(&String::from_utf8_lossy(name))))], &[])?;
+            }
+        }
+        Ok(self.agree(what, made)?.swap_remove(0))
+    }
+
     /// Refuses what is not the same on all ranks; `fault` makes the error of rank 0's bytes and another rank's.
     pub fn same(&self, what: &str, own: &[u8], fault: impl Fn(usize, &[u8], &[u8]) -> Option<Error>) -> Result<()> {
         let all = self.all(what, own)?;
@@ -126,18 +150,10 @@ impl dyn Group {
         if self.size() == 1 {
             return Ok(vec![own?]);
         }
-        let given = match &own {
-            Ok(bytes) => pack([bytes.as_slice()]),
-            Err(e) => {
-                let hint = e.hint.as_deref().unwrap_or_default();
-                pack([&[e.kind as u8][..], e.message.as_bytes(), hint.as_bytes()])
-            }
-        };
-        let all = self.all(what, &given)?.iter().map(|bytes| unpack(bytes)).collect::<Result<Vec<_>>>()?;
+        let all = self.all(what, &telling(&own))?.iter().map(|bytes| unpack(bytes)).collect::<Result<Vec<_>>>()?;
         match all.iter().position(|parts| parts.len() != 1) {
             Some(rank) if rank == self.rank() => own.map(|_| Vec::new()),
-            Some(rank) => Err(said_by(rank, &all[rank])),
-            None => Ok(all.into_iter().flatten().collect()),
+            _ => all.iter().enumerate().map(|(rank, parts)| told(rank, parts)).collect(),
         }
     }
 
@@ -153,12 +169,26 @@ impl dyn Group {
     }
 }
 
-/// Another rank's error, by its name.
-fn said_by(rank: usize, parts: &[Vec<u8>]) -> Error {
+/// Bytes, or an error, as they go to other ranks.
+fn telling(own: &Result<Vec<u8>>) -> Vec<u8> {
+    match own {
+        Ok(bytes) => pack([bytes]),
+        Err(e) => {
+            let hint = e.hint.as_deref().unwrap_or_default();
+            pack([&[e.kind as u8][..], e.message.as_bytes(), hint.as_bytes()])
+        }
+    }
+}
+
+/// What another rank is [`telling`]; its error by its name.
+fn told(rank: usize, parts: &[Vec<u8>]) -> Result<Vec<u8>> {
+    if let [bytes] = parts {
+        return Ok(bytes.clone());
+    }
     let text = |i: usize| parts.get(i).map(|bytes| String::from_utf8_lossy(bytes).to_string()).unwrap_or_default();
-    let kind = parts[0].first().and_then(|code| Kind::ALL.get(usize::from(*code)));
+    let kind = parts.first().and_then(|code| Kind::ALL.get(usize::from(*code.first()?)));
     let error = Error::new(kind.copied().unwrap_or(Kind::Internal), text(1)).within(format_args!("rank {rank}"));
-    if text(2).is_empty() { error } else { error.hint(text(2)) }
+    Err(if text(2).is_empty() { error } else { error.hint(text(2)) })
 }
 
 /// Several byte strings as one.
@@ -276,6 +306,23 @@ mod tests {
             assert_eq!(other.hint.as_deref(), Some("ask for it"));
         }
         assert_eq!(threads(2, |group| group.agree("x", Ok(vec![7])).unwrap()), [[[7], [7]], [[7], [7]]]);
+    }
+
+    #[test]
+    fn the_first_asks_others_and_makes_something_of_it() {
+        let found = |fails: bool| {
+            threads(3, |group| {
+                let have = |name: &str| match fails && group.rank() == 2 {
+                    true => Err(Error::new(Kind::File, "lost")),
+                    false => Ok(format!("{name}{}", group.rank()).into_bytes()),
+                };
+                let own = |ask: Ask| Ok([ask(2, "a")?, ask(1, "b")?, ask(2, "c")?].concat());
+                group.from_first_asking("made", have, own)
+            })
+        };
+        assert!(found(false).iter().all(|made| made.as_ref().is_ok_and(|made| made == b"a2b1c2")));
+        let messages = found(true).into_iter().map(|made| made.unwrap_err().message).collect::<Vec<_>>();
+        assert_eq!(messages, ["rank 2: lost", "rank 0: rank 2: lost", "rank 0: rank 2: lost"]);
     }
 
     #[test]

@@ -311,20 +311,31 @@ pub fn write<'a>(
     tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
     metadata: &BTreeMap<String, String>,
 ) -> Result<()> {
-    let refused = |e: std::io::Error| Error::new(Kind::File, format!("{}: {e}", path.display()));
     let tensors: BTreeMap<&str, &Tensor> = tensors.into_iter().collect();
-    check_count(tensors.len()).map_err(|e| e.within(path.display()))?;
+    let shapes = tensors.iter().map(|(name, tensor)| (*name, (tensor.dtype(), tensor.dims()))).collect();
+    write_each(path, &shapes, metadata, |name| Ok(tensors[name].constant()))
+}
+
+/// As [`write`], tensors of these types and shapes, each asked for when it is written.
+pub fn write_each(
+    path: &Path,
+    shapes: &BTreeMap<&str, (DType, &[usize])>,
+    metadata: &BTreeMap<String, String>,
+    mut tensor: impl FnMut(&str) -> Result<Tensor>,
+) -> Result<()> {
+    let refused = |e: std::io::Error| Error::new(Kind::File, format!("{}: {e}", path.display()));
+    check_count(shapes.len()).map_err(|e| e.within(path.display()))?;
     let mut header = serde_json::Map::new();
     if !metadata.is_empty() {
         header.insert("__metadata__".into(), serde_json::json!(metadata));
     }
     let mut offset = 0;
-    for (name, tensor) in &tensors {
-        let Some((dtype, _)) = DTYPES.iter().find(|(_, dtype)| *dtype == tensor.dtype()) else {
-            bail!(Dtype, "{}: tensor `{name}` of type {:?} cannot be saved", path.display(), tensor.dtype());
+    for (name, (of, dims)) in shapes {
+        let Some((dtype, _)) = DTYPES.iter().find(|(_, dtype)| dtype == of) else {
+            bail!(Dtype, "{}: tensor `{name}` of type {of:?} cannot be saved", path.display());
         };
-        let end = offset + tensor.elem_count() * tensor.dtype().size_in_bytes();
-        let entry = serde_json::json!({"dtype": dtype, "shape": tensor.dims(), "data_offsets": [offset, end]});
+        let end = offset + dims.iter().product::<usize>() * of.size_in_bytes();
+        let entry = serde_json::json!({"dtype": dtype, "shape": dims, "data_offsets": [offset, end]});
         header.insert(name.to_string(), entry);
         offset = end;
     }
@@ -341,8 +352,8 @@ pub fn write<'a>(
     file.write(&header).map_err(refused)?;
     let shown = format!("saving {}", path.file_name().unwrap_or_default().to_string_lossy());
     let _shown = Progress::bytes(shown, offset as u64);
-    for tensor in tensors.values() {
-        let tensor = tensor.constant().to_device(&Device::Cpu)?;
+    for name in shapes.keys() {
+        let tensor = tensor(name)?.to_device(&Device::Cpu)?;
         file.write(&safetensors::View::data(&tensor.array())).map_err(refused)?;
         progress::bytes((tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64);
     }

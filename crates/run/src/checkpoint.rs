@@ -6,10 +6,12 @@
 //! * **A checkpoint takes the place of those of later steps**, which a session that began anew has left behind.
 
 use super::record::{file_error, hash_file, read_json, write_json, write_text};
+use amscript_align::optim::{Shard, Stored};
 use amscript_base::{
     bail,
     error::{Error, Kind, Result},
     file,
+    group::Ask,
 };
 use amscript_nn::archive::{self, Archive};
 use amscript_tensor::{DType, Tensor, bytes};
@@ -22,6 +24,8 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug)]
 pub enum Saved {
     Tensor(Tensor),
+    /// A tensor that one rank has; it is read back as a tensor of all.
+    Shard(Shard),
     Number(f64),
     /// An integer, text, truth value or null.
     Plain(Value),
@@ -59,13 +63,13 @@ const TENSOR: &str = "$tensor";
 const NUMBER: &str = "$number";
 const SIGN: char = '$';
 
-/// Writes `step-<step>` in the run's folder and removes older ones but the last.
-pub fn save(run: &Path, checkpoint: &Checkpoint) -> Result<PathBuf> {
+/// Writes `step-<step>` in the run's folder and removes older ones but the last. Tensors that other ranks have are asked for one by one.
+pub fn save(run: &Path, checkpoint: &Checkpoint, ask: Ask) -> Result<PathBuf> {
     let folder = run.join(name(checkpoint.step));
     let (draft, old) = (beside(&folder, "tmp"), beside(&folder, "old"));
     remove(&draft)?;
     file::make_folder(&draft).map_err(|e| file_error(&draft, "make", &e))?;
-    write(&draft, checkpoint)?;
+    write(&draft, checkpoint, ask)?;
     if file::exists(&folder) {
         if !is_ours(&folder) {
             bail!(File, "`{}` must be a checkpoint or not there, got something else", folder.display();
@@ -84,10 +88,13 @@ pub fn save(run: &Path, checkpoint: &Checkpoint) -> Result<PathBuf> {
     Ok(folder)
 }
 
-fn write(folder: &Path, checkpoint: &Checkpoint) -> Result<()> {
-    let mut tensors = Tensors::default();
-    let state = tensors.take(&checkpoint.state, "state");
-    archive::write(&folder.join(TENSORS), tensors.0.iter().map(|(n, t)| (n.as_str(), t)), &BTreeMap::new())?;
+fn write(folder: &Path, checkpoint: &Checkpoint, ask: Ask) -> Result<()> {
+    let (tensors, state) = Tensors::of(&checkpoint.state);
+    let shapes = tensors.0.iter().map(|(name, tensor)| (name.as_str(), (tensor.dtype(), tensor.dims()))).collect();
+    archive::write_each(&folder.join(TENSORS), &shapes, &BTreeMap::new(), |name| match &tensors.0[name] {
+        Stored::Whole(tensor) | Stored::Shard(Shard { own: Some(tensor), .. }) => Ok(tensor.clone()),
+        Stored::Shard(Shard { owner, dtype, dims, .. }) => bytes::read(&ask(*owner, name)?, *dtype, dims),
+    })?;
     let streams: Map<String, Value> =
         checkpoint.streams.iter().map(|(name, at)| (name.clone(), at.to_string().into())).collect();
     let Checkpoint { step, total, seconds, log, .. } = checkpoint;
@@ -99,15 +106,18 @@ fn write(folder: &Path, checkpoint: &Checkpoint) -> Result<()> {
     sync(folder)
 }
 
-/// A digest of everything in a checkpoint that must be the same on all ranks.
+/// A digest of everything in a checkpoint that must be the same on all ranks; of tensors that one has, which one.
 pub fn digest(checkpoint: &Checkpoint) -> Result<String> {
-    let mut tensors = Tensors::default();
-    let state = tensors.take(&checkpoint.state, "state");
+    let (tensors, state) = Tensors::of(&checkpoint.state);
     let mut digest = Sha256::new_with_prefix(format!("{state}{:?}{}", checkpoint.streams, checkpoint.step));
-    for tensor in tensors.0.values() {
-        let (dtype, dims) = (tensor.dtype(), tensor.dims());
-        digest.update(format!("{dtype:?}{dims:?}"));
-        digest.update(bytes::of(&if dtype.is_float() { tensor.clone() } else { tensor.to_dtype(DType::F64)? })?);
+    for stored in tensors.0.values() {
+        let dtype = stored.dtype();
+        digest.update(format!("{dtype:?}{:?}", stored.dims()));
+        match stored {
+            Stored::Shard(shard) => digest.update(shard.owner.to_le_bytes()),
+            Stored::Whole(tensor) if dtype.is_float() => digest.update(bytes::of(tensor)?),
+            Stored::Whole(tensor) => digest.update(bytes::of(&tensor.to_dtype(DType::F64)?)?),
+        }
     }
     Ok(digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
@@ -197,9 +207,24 @@ fn lacking(name: &str, e: &std::io::Error) -> Error {
 
 /// Tensors of a state by a name that only one has.
 #[derive(Default)]
-struct Tensors(BTreeMap<String, Tensor>);
+pub(super) struct Tensors(BTreeMap<String, Stored>);
 
 impl Tensors {
+    /// Those of a state, and the state with markers in their place.
+    pub fn of(state: &Saved) -> (Self, Value) {
+        let mut tensors = Self::default();
+        let state = tensors.take(state, "state");
+        (tensors, state)
+    }
+
+    /// The bytes of one that this rank has for all.
+    pub fn shard(&self, name: &str) -> Result<Vec<u8>> {
+        match self.0.get(name) {
+            Some(Stored::Shard(Shard { own: Some(tensor), .. })) => bytes::of(tensor),
+            _ => bail!(Internal, "checkpoint: this rank must have `{name}`, and has not"),
+        }
+    }
+
     /// Tensors go to the list under their path; a marker stands in their place.
     fn take(&mut self, state: &Saved, path: &str) -> Value {
         match state {
@@ -213,13 +238,16 @@ impl Tensors {
                 let entries = entries.iter().map(|(k, v)| (escaped(k), self.take(v, &format!("{path}/{k}"))));
                 Value::Object(entries.collect())
             }
-            Saved::Tensor(tensor) => {
-                let mut names = std::iter::once(path.to_string()).chain((2..).map(|i| format!("{path}#{i}")));
-                let name = names.find(|name| !self.0.contains_key(name)).unwrap_or_default();
-                self.0.insert(name.clone(), tensor.clone());
-                json!({ TENSOR: name })
-            }
+            Saved::Tensor(tensor) => self.add(Stored::Whole(tensor.clone()), path),
+            Saved::Shard(shard) => self.add(Stored::Shard(shard.clone()), path),
         }
+    }
+
+    fn add(&mut self, stored: Stored, path: &str) -> Value {
+        let mut names = std::iter::once(path.to_string()).chain((2..).map(|i| format!("{path}#{i}")));
+        let name = names.find(|name| !self.0.contains_key(name)).unwrap_or_default();
+        self.0.insert(name.clone(), stored);
+        json!({ TENSOR: name })
     }
 }
 

@@ -318,10 +318,10 @@ impl Run {
             let (step, total, seconds, log) = (state.step, state.total, state.spent().as_secs_f64(), state.log.sync()?);
             Checkpoint { step, total, state: saved, streams: counters, seconds, log }
         };
-        ranks::save(&checkpoint, || {
+        ranks::save(&checkpoint, |ask| {
             self.note_inputs()?;
             self.0.background.lock().check()?;
-            checkpoint::save(self.folder(), &checkpoint).map(drop)
+            checkpoint::save(self.folder(), &checkpoint, ask).map(drop)
         })
     }
 

@@ -1,12 +1,13 @@
 //! What the processes of one run tell one another of its directory. The first reads what is there and writes; each sees that it is the
 //! same run as the first.
 
-use super::checkpoint::{self, Checkpoint};
+use super::checkpoint::{self, Checkpoint, Tensors};
 use super::folder::{Claim, Length};
 use super::identity;
 use amscript_base::bail;
 use amscript_base::context::Context;
 use amscript_base::error::{Error, Kind, Result};
+use amscript_base::group::Ask;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
@@ -83,18 +84,20 @@ pub fn found(folder: &Path, step: Option<usize>) -> Result<()> {
     })
 }
 
-/// The first saves what is the same on all ranks.
-pub fn save(checkpoint: &Checkpoint, save: impl FnOnce() -> Result<()>) -> Result<()> {
+/// The first saves what is the same on all ranks, and what it asks the others for.
+pub fn save(checkpoint: &Checkpoint, save: impl FnOnce(Ask) -> Result<()>) -> Result<()> {
     let group = Context::current().group();
     if group.size() == 1 {
-        return save();
+        return save(&|rank, name| bail!(Internal, "checkpoint: `{name}` is on rank {rank}, and there is none"));
     }
     group.same("checkpoint", checkpoint::digest(checkpoint)?.as_bytes(), |rank, first, other| {
         let message = format!("checkpoint: all ranks must have the same state, got another one on rank {rank}");
         (first != other)
             .then(|| Error::new(Kind::Value, message).hint("what a script does must not depend on the rank"))
     })?;
-    group.from_first("checkpoint saved", || save().map(|()| Vec::new())).map(drop)
+    let (tensors, _) = Tensors::of(&checkpoint.state);
+    let have = |name: &str| tensors.shard(name);
+    group.from_first_asking("checkpoint saved", have, |ask| save(ask).map(|()| Vec::new())).map(drop)
 }
 
 /// What the first wrote as the result.

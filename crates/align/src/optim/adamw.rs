@@ -1,13 +1,16 @@
 //! AdamW (Loshchilov & Hutter, arXiv:1711.05101) with named, readable state and clipping by the global norm.
 
-use super::param::{Params, overwrite};
+use super::param::{Params, fits, overwrite, present};
 use super::schedule::Schedule;
+use super::shard::{Owners, Stored};
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
+use amscript_base::group::{Alone, Group};
 use amscript_base::profile::phase;
 use amscript_tensor::adamw::{AdamWStep, sums_of_squares};
 use amscript_tensor::grad::gradients;
 use amscript_tensor::{DType, Device, Tensor};
+use std::sync::Arc;
 
 /// Settings of [`AdamW`].
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -84,12 +87,16 @@ pub struct StepReport {
     pub norm: f64,
 }
 
+/// What the moments are called in a state, in the order in which they are kept.
+const MOMENTS: [&str; 2] = ["first", "second"];
+
 /// The optimizer: parameters, moments and the number of steps taken.
 pub struct AdamW {
     params: Params,
     options: OptimizerOptions,
-    first: Vec<Tensor>,
-    second: Vec<Tensor>,
+    owners: Owners,
+    /// Of the parameters whose moments this rank keeps.
+    moments: Vec<Option<[Tensor; 2]>>,
     step: usize,
     /// Steps that were left out in a row.
     skipped: usize,
@@ -97,6 +104,11 @@ pub struct AdamW {
 
 impl AdamW {
     pub fn new(params: Params, options: OptimizerOptions) -> Result<Self> {
+        Self::sharded(params, options, Arc::new(Alone))
+    }
+
+    /// One whose moments the ranks of a group share; all must step with the same gradients.
+    pub fn sharded(params: Params, options: OptimizerOptions, group: Arc<dyn Group>) -> Result<Self> {
         if params.is_empty() {
             bail!(Value, "adamw: there must be a trainable tensor, got none"; hint: "add adapters with lora(..) or call trainable()");
         }
@@ -107,9 +119,11 @@ impl AdamW {
             let (epsilon, decay) = (options.epsilon, options.weight_decay);
             bail!(Value, "adamw: epsilon must be above 0 and weight_decay at least 0, got {epsilon} and {decay}");
         }
-        let zeros = || params.iter().map(|(_, v)| v.zeros_like()?.variable());
-        let (first, second) = (zeros().collect::<Result<_>>()?, zeros().collect::<Result<_>>()?);
-        Ok(Self { params, options, first, second, step: 0, skipped: 0 })
+        let owners = Owners::new(&params, group);
+        let zeros = |value: &Tensor| value.zeros_like()?.variable();
+        let moments = |(i, (_, value))| Ok(if owners.keeps(i) { Some([zeros(value)?, zeros(value)?]) } else { None });
+        let moments = params.iter().enumerate().map(moments).collect::<Result<_>>()?;
+        Ok(Self { params, options, owners, moments, step: 0, skipped: 0 })
     }
 
     pub fn params(&self) -> &Params {
@@ -119,6 +133,11 @@ impl AdamW {
     /// Steps taken so far.
     pub fn steps(&self) -> usize {
         self.step
+    }
+
+    /// How many numbers the moments hold that this rank keeps.
+    pub fn held(&self) -> usize {
+        self.moments.iter().flatten().flatten().map(|moment| moment.elem_count()).sum()
     }
 
     /// Learning rate of the next step.
@@ -162,6 +181,7 @@ impl AdamW {
             }
             Err(error) => return Err(error),
         };
+        self.owners.same_gradients(self.step, &norms)?;
         let (gradients, clip) = (&clipped, options.clip);
         if self.options.check && self.step == 0 {
             self.check_start(&norms)?;
@@ -173,9 +193,12 @@ impl AdamW {
             _ => 1.0,
         };
         let update = self.options.at(self.step, scale);
-        for (i, (_, var)) in self.params.iter().enumerate() {
-            update.apply(var, &gradients[i], &self.first[i], &self.second[i])?;
+        for (((_, var), gradient), moments) in self.params.iter().zip(gradients).zip(&self.moments) {
+            if let Some([first, second]) = moments {
+                update.apply(var, gradient, first, second)?;
+            }
         }
+        phase("exchange", || self.owners.exchange(&self.params))?;
         self.step += 1;
         self.skipped = 0;
         Ok(StepReport { skipped: false, rate: update.rate, norm })
@@ -233,28 +256,40 @@ impl AdamW {
     }
 
     /// Copies of everything a resume needs: `step`, and `first.<name>` and `second.<name>` of every parameter.
-    pub fn state(&self) -> Result<Vec<(String, Tensor)>> {
-        let mut state = vec![("step".to_string(), Tensor::new(self.step as i64, &Device::Cpu)?)];
-        for (prefix, moments) in [("first", &self.first), ("second", &self.second)] {
-            for ((name, _), moment) in self.params.iter().zip(moments) {
-                state.push((format!("{prefix}.{name}"), moment.constant().copy()?));
+    pub fn state(&self) -> Result<Vec<(String, Stored)>> {
+        let mut state = vec![("step".to_string(), Stored::Whole(Tensor::new(self.step as i64, &Device::Cpu)?))];
+        for (at, prefix) in MOMENTS.iter().enumerate() {
+            for (i, (name, value)) in self.params.iter().enumerate() {
+                let own = self.moments[i].as_ref().map(|moments| moments[at].constant().copy()).transpose()?;
+                state.push((format!("{prefix}.{name}"), self.owners.stored(i, value, own)));
             }
         }
         Ok(state)
     }
 
-    /// Takes up a stored state.
-    pub fn load_state(&mut self, mut tensor: impl FnMut(&str) -> Option<Tensor>) -> Result<()> {
-        let Some(step) = tensor("step") else {
-            bail!(Missing, "load: `step` must be present, got no tensor of that name");
+    /// Takes up a stored state; nothing is changed when a part of it is refused.
+    pub fn load_state(&mut self, mut stored: impl FnMut(&str) -> Option<Stored>) -> Result<()> {
+        let Stored::Whole(step) = present(stored("step"), "step")? else {
+            bail!(Value, "load: `step` must be the same on all ranks, got one rank's");
         };
-        for (prefix, moments) in [("first", &self.first), ("second", &self.second)] {
-            for ((name, _), moment) in self.params.iter().zip(moments) {
+        let step = step.to_dtype(DType::I64)?.to_scalar::<i64>()? as usize;
+        let mut found = Vec::new();
+        // By every rank of all moments, so that what is refused is refused by all.
+        for (at, prefix) in MOMENTS.iter().enumerate() {
+            for (i, (name, value)) in self.params.iter().enumerate() {
                 let name = format!("{prefix}.{name}");
-                overwrite(moment, tensor(&name), &name)?;
+                let moment = present(stored(&name), &name)?;
+                fits(moment.dims(), value, &name)?;
+                let moment = self.owners.taken(i, moment, &name)?;
+                found.push((self.moments[i].as_ref().map(|own| &own[at]), moment, name));
             }
         }
-        self.step = step.to_dtype(DType::I64)?.to_scalar::<i64>()? as usize;
+        for (own, moment, name) in found {
+            if let Some(own) = own {
+                overwrite(own, moment, &name)?;
+            }
+        }
+        self.step = step;
         Ok(())
     }
 }

@@ -75,14 +75,22 @@ impl Params {
 
 /// Copies `value` into `var`, in `var`'s dtype and on its device.
 pub(super) fn overwrite(var: &Tensor, value: Option<Tensor>, name: &str) -> Result<()> {
-    let Some(value) = value else {
-        bail!(Missing, "load: `{name}` must be present, got no tensor of that name");
-    };
-    if value.dims() != var.dims() {
-        bail!(Shape, "load: `{name}` must have shape {:?}, got {:?}", var.dims(), value.dims());
-    }
+    let value = present(value, name)?;
+    fits(value.dims(), var, name)?;
     // A copy: `set` refuses a source that shares storage with the variable.
     var.set(&value.to_dtype(var.dtype())?.to_device(var.device())?.copy()?)
+}
+
+pub(super) fn present<T>(value: Option<T>, name: &str) -> Result<T> {
+    value.map_or_else(|| bail!(Missing, "load: `{name}` must be present, got no tensor of that name"), Ok)
+}
+
+/// Refuses the shape of a value that is not that of its variable.
+pub(super) fn fits(dims: &[usize], var: &Tensor, name: &str) -> Result<()> {
+    if dims != var.dims() {
+        bail!(Shape, "load: `{name}` must have shape {:?}, got {dims:?}", var.dims());
+    }
+    Ok(())
 }
 
 #[cfg(test)]

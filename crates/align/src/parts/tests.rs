@@ -1,5 +1,6 @@
 use super::*;
 use crate::flow::{Condition, Velocity, uniform};
+use crate::optim::{AdamW, OptimizerOptions, Params, StepOptions, Stored};
 use crate::policy::{Advantage, Forward, Gamma, Grpo, Regression, RowWeight, Scale};
 use crate::{Adaptive, AdjointMatching, Draft, Needs, Refl, RewardCost, Truncation};
 use amscript_base::group::{Alone, threads};
@@ -124,6 +125,109 @@ fn parts_come_to_the_whole_but_for_rounding() {
         assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 2e-6 * size), "method {i}: {a:?}\n{b:?}");
         assert_eq!(whole.3, parts.3);
         assert_ne!(whole.0, vec![vec![0u8; 36]; whole.0.len()]);
+    }
+}
+
+/// `v = tanh(x a) b + c - x`, all trained.
+struct Deep(Vec<Tensor>);
+
+impl Velocity for Deep {
+    fn velocity(&self, x: &Tensor, _: &Tensor, _: &Condition) -> Result<Tensor> {
+        x.matmul(&self.0[0])?.tanh()?.matmul(&self.0[1])?.broadcast_add(&self.0[2])? - x
+    }
+}
+
+fn deep() -> (Deep, Params) {
+    let of = |(i, shape): (usize, &&[usize])| {
+        Rng::new(i as u64).normal(shape, DType::F32, &Device::Cpu).unwrap().variable().unwrap()
+    };
+    let shapes: [&[usize]; 3] = [&[3, 4], &[4, 3], &[3]];
+    let tensors: Vec<Tensor> = shapes.iter().enumerate().map(of).collect();
+    let names = ["a", "b", "c"].map(String::from);
+    (Deep(tensors.clone()), Params::new(names.into_iter().zip(tensors)).unwrap())
+}
+
+/// What three updates of all numbers come to, from a state or anew: the values' bytes, the rank's state, and how many numbers its moments hold.
+fn trained(
+    most: usize,
+    group: Arc<dyn Group>,
+    from: Option<&[(String, Stored)]>,
+) -> (Vec<Vec<u8>>, Vec<(String, Stored)>, usize) {
+    let (policy, params) = deep();
+    let share = Share::new(SAMPLES, 1, Some(most), &*group).unwrap();
+    let cut = Arc::new(Cut { share: share.clone(), group: group.clone(), variables: params.tensors() });
+    let mut optimizer = AdamW::sharded(params, OptimizerOptions::default(), group).unwrap();
+    if let Some(state) = from {
+        optimizer.load_state(|name| state.iter().find(|(other, _)| other == name).map(|(_, x)| x.clone())).unwrap();
+    }
+    let method = AdjointMatching { truncate: Truncation::Last(2), ..AdjointMatching::new(uniform(4).unwrap()) };
+    for _ in 0..3 {
+        let batch = Batch { per_prompt: 1, ..batch(share.rows(&share.own()), &Stream::new(Rng::new(9))) };
+        let found = update_in_parts(&method, [&policy, &net(6)], &batch, &cut, &mut MethodState::default()).unwrap();
+        let clipped = StepOptions { clip: Some(0.1), ..StepOptions::default() };
+        assert!(optimizer.step(&found.loss().unwrap(), &clipped).unwrap().norm > 0.1);
+    }
+    let values = optimizer.params().tensors().iter().map(|x| bytes::of(x).unwrap()).collect();
+    (values, optimizer.state().unwrap(), optimizer.held())
+}
+
+/// What the ranks' states are together, as a checkpoint has it.
+fn together(states: &[Vec<(String, Stored)>]) -> Vec<(String, Stored)> {
+    let of = |(i, (name, stored)): (usize, &(String, Stored))| match stored {
+        Stored::Whole(_) => (name.clone(), stored.clone()),
+        Stored::Shard(shard) => {
+            let Stored::Shard(own) = &states[shard.owner][i].1 else { panic!("{name} must be shared on all ranks") };
+            (name.clone(), Stored::Whole(own.own.clone().unwrap()))
+        }
+    };
+    states[0].iter().enumerate().map(of).collect()
+}
+
+#[test]
+fn ranks_that_share_the_moments_come_to_the_bytes_of_one_process() {
+    let (all, once, _) = trained(3, Arc::new(Alone), None);
+    let twice = trained(3, Arc::new(Alone), Some(&once)).0;
+    for (ranks, most_held) in [(1, 54), (2, 30), (3, 24), (4, 24)] {
+        let found = threads(ranks, |group| trained(3, group, None));
+        assert!(found.iter().all(|(values, ..)| *values == all), "{ranks} ranks");
+        let held: Vec<usize> = found.iter().map(|(.., held)| *held).collect();
+        assert_eq!((held.iter().sum(), held.iter().max()), (2 * 27, Some(&most_held)), "{ranks} ranks");
+        let state = together(&found.into_iter().map(|(_, state, _)| state).collect::<Vec<_>>());
+        for others in 1..=4 {
+            let resumed = threads(others, |group| trained(3, group, Some(&state)).0);
+            assert!(resumed.iter().all(|values| *values == twice), "saved by {ranks}, resumed by {others}");
+        }
+    }
+}
+
+#[test]
+fn a_shared_state_that_does_not_fit_and_gradients_that_differ_are_refused_by_all_ranks() {
+    let optimizer = |group| AdamW::sharded(deep().1, OptimizerOptions::default(), group).unwrap();
+    let messages = threads(2, |group| {
+        let (rank, mut own) = (group.rank(), optimizer(group));
+        let state = own.state().unwrap();
+        let kept = |name: &str| state.iter().find(|(other, _)| other == name).map(|(_, x)| x.clone());
+        let without = |name: &str| kept(name).filter(|_| name != "first.b");
+        let narrow = |name: &str| match name {
+            "second.b" => Some(Stored::Whole(Tensor::new(&[1f32], &Device::Cpu).unwrap())),
+            _ => kept(name),
+        };
+        own.load_state(kept).unwrap();
+        let gradients: Vec<Tensor> =
+            own.params().tensors().iter().map(|x| (x.constant() * (1.0 + rank as f64)).unwrap()).collect();
+        [
+            own.load_state(without).unwrap_err(),
+            own.load_state(narrow).unwrap_err(),
+            optimizer(Arc::new(Alone)).load_state(kept).unwrap_err(),
+            own.apply(&gradients, &StepOptions::default()).unwrap_err(),
+        ]
+        .map(|error| error.message)
+    });
+    for (rank, [missing, shape, elsewhere, differ]) in messages.iter().enumerate() {
+        assert_eq!(missing, "load: `first.b` must be present, got no tensor of that name", "rank {rank}");
+        assert_eq!(shape, "load: `second.b` must have shape [4, 3], got [1]", "rank {rank}");
+        assert!(elsewhere.contains("load: `first.a` must be a tensor, got shard([3, 4] on rank 0)"), "{elsewhere}");
+        assert!(differ.contains("step: all ranks must have the same gradients, got others on rank 1"), "{differ}");
     }
 }
 

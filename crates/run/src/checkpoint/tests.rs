@@ -1,5 +1,6 @@
 use super::*;
 use amscript_base::context::Context;
+use amscript_base::group::threads;
 use amscript_tensor::Device;
 use std::fs;
 
@@ -23,6 +24,41 @@ fn at(step: usize) -> Checkpoint {
 
 fn step(run: &Path) -> usize {
     latest(run).unwrap().0.map_or(0, |found| found.step)
+}
+
+/// By one process.
+fn save(run: &Path, checkpoint: &Checkpoint) -> Result<PathBuf> {
+    super::save(run, checkpoint, &|rank, name| bail!(Internal, "rank {rank} is asked for {name}"))
+}
+
+#[test]
+fn what_ranks_share_is_saved_to_the_bytes_of_one_process() {
+    let tensor = |i: usize| Tensor::new(&[i as f32, 0.5], &Device::Cpu).unwrap();
+    let shard = |i: usize, rank: usize| {
+        let own = (i == rank).then(|| tensor(i));
+        Saved::Shard(Shard { owner: i, dtype: DType::F32, dims: vec![2], own })
+    };
+    let all = |of: &dyn Fn(usize) -> Saved| Checkpoint { state: Saved::List((0..3).map(of).collect()), ..at(1) };
+    let (alone, shared) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    save(alone.path(), &all(&|i| Saved::Tensor(tensor(i)))).unwrap();
+    let by_ranks = |lost: bool| {
+        threads(3, |group| {
+            let (context, rank) = (Context::default(), group.rank());
+            assert!(context.group.set(group).is_ok());
+            // `lost`: the third rank does not have what all say that it has.
+            let checkpoint = all(&|i| shard(i, if lost && rank == 2 { 9 } else { rank }));
+            let save = |ask: Ask| super::save(shared.path(), &checkpoint, ask).map(drop);
+            context.enter(|| crate::ranks::save(&checkpoint, save))
+        })
+    };
+    assert!(by_ranks(false).iter().all(Result::is_ok));
+    for name in FILES {
+        let [alone, shared] = [&alone, &shared].map(|run| std::fs::read(run.path().join("step-000001").join(name)));
+        assert_eq!(alone.unwrap(), shared.unwrap(), "{name}");
+    }
+    for error in by_ranks(true) {
+        assert!(error.unwrap_err().message.contains("rank 2: checkpoint: this rank must have `state/2`"));
+    }
 }
 
 #[test]
