@@ -198,7 +198,7 @@ impl AdamW {
                 update.apply(var, gradient, first, second)?;
             }
         }
-        phase("exchange", || self.owners.exchange(&self.params))?;
+        self.owners.exchange(&self.params)?;
         self.step += 1;
         self.skipped = 0;
         Ok(StepReport { skipped: false, rate: update.rate, norm })

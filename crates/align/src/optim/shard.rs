@@ -6,6 +6,7 @@
 use super::Params;
 use amscript_base::error::{Error, Kind, Result};
 use amscript_base::group::Group;
+use amscript_base::profile::phase;
 use amscript_tensor::{DType, Tensor, bytes};
 use std::cmp::Reverse;
 use std::fmt;
@@ -119,18 +120,21 @@ impl Owners {
         if self.alone() {
             return Ok(());
         }
-        let (rank, values) = (self.group.rank(), params.tensors());
-        let of = |rank: usize| (0..values.len()).filter(|i| self.of[*i] == rank).collect::<Vec<_>>();
+        let of = |rank: usize| (0..params.len()).filter(|i| self.of[*i] == rank).collect::<Vec<_>>();
         let kept: Vec<Vec<usize>> = (0..self.group.size()).map(of).collect();
-        for round in 0..kept.iter().map(Vec::len).max().unwrap_or_default() {
-            let own = kept[rank].get(round).map_or(Ok(Vec::new()), |i| bytes::of(&values[*i]))?;
-            let others: Vec<usize> = (0..kept.len()).filter(|other| *other != rank).collect();
-            let to: Vec<_> = others.iter().map(|other| (*other, &own[..])).collect();
-            for (other, given) in others.iter().zip(self.group.exchange(&to, &others)?) {
-                if let Some(i) = kept[*other].get(round) {
-                    let value = &values[*i];
-                    value.set(&bytes::read(&given, value.dtype(), value.dims())?.to_device(value.device())?)?;
-                }
+        let rounds = kept.iter().map(Vec::len).max().unwrap_or_default();
+        let at = |round: usize| kept.iter().map(|tensors| tensors.get(round).copied()).collect::<Vec<_>>();
+        phase("exchange", || (0..rounds).try_for_each(|round| self.exchange_each(&params.tensors(), &at(round))))
+    }
+
+    /// The values of one tensor, or none, of each rank.
+    fn exchange_each(&self, values: &[Tensor], of_rank: &[Option<usize>]) -> Result<()> {
+        let own = of_rank[self.group.rank()].map_or(Ok(Vec::new()), |i| bytes::of(&values[i]))?;
+        let others: Vec<usize> = (0..of_rank.len()).filter(|rank| *rank != self.group.rank()).collect();
+        let to: Vec<_> = others.iter().map(|rank| (*rank, &own[..])).collect();
+        for (rank, given) in others.iter().zip(self.group.exchange(&to, &others)?) {
+            if let Some(value) = of_rank[*rank].map(|i| &values[i]) {
+                value.set(&bytes::read(&given, value.dtype(), value.dims())?.to_device(value.device())?)?;
             }
         }
         Ok(())
