@@ -9,8 +9,11 @@ use std::time::{Duration, Instant};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_amscript");
 
-/// A folder in which scripts run.
-struct Desk(tempfile::TempDir);
+/// A folder in which scripts run, and the device they run on.
+struct Desk {
+    folder: tempfile::TempDir,
+    device: &'static str,
+}
 
 impl Desk {
     /// None where processes cannot be started together.
@@ -20,13 +23,13 @@ impl Desk {
             eprintln!("skipped: needs `--features mpi`, and `mpirun`");
             return None;
         }
-        let desk = Self(tempfile::tempdir().unwrap());
+        let desk = Self { folder: tempfile::tempdir().unwrap(), device: "cpu" };
         std::fs::write(desk.at("s.rhai"), script).unwrap();
         Some(desk)
     }
 
     fn at(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
+        self.folder.path().join(name)
     }
 
     /// The script on so many ranks.
@@ -53,7 +56,7 @@ impl Desk {
 
     /// In the folder, with one thread for each rank.
     fn here(&self, mut command: Command) -> Command {
-        command.current_dir(self.0.path()).env_remove("AMSCRIPT_DEVICE").env("RAYON_NUM_THREADS", "1");
+        command.current_dir(self.folder.path()).env("AMSCRIPT_DEVICE", self.device).env("RAYON_NUM_THREADS", "1");
         command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
         command.env("OMPI_MCA_btl", "self,vader").env("OMPI_MCA_btl_vader_single_copy_mechanism", "none");
         command
@@ -102,6 +105,28 @@ fn ranks_come_to_the_bytes_of_as_many_micro_batches() {
             assert!(desk.left(&alone) == desk.left(&together), "{method} on {ranks} ranks");
         }
     }
+}
+
+/// `STANDIN_DEVICES=2 tests/standin/run cargo test --features mpi,cuda ranks::ranks_with`
+#[test]
+fn ranks_with_a_card_each_come_to_the_bytes_of_one_card() {
+    if !cfg!(feature = "cuda") || std::env::var("STANDIN_DEVICES").as_deref() != Ok("2") {
+        return eprintln!("skipped: needs `--features cuda`, and two cards of tests/standin");
+    }
+    let Some(desk) = Desk::new(METHODS).map(|desk| Desk { device: "cuda", ..desk }) else { return };
+    let few = ["batch=4", "iterations=2"];
+    for method in ["method=am", "method=full"] {
+        let [alone, together] = ["parts", "ranks"].map(|name| format!("{method}-{name}"));
+        desk.good(1, &alone, &[method, few[0], few[1], "micro_batch=2"]);
+        desk.good(2, &together, &[method, few[0], few[1]]);
+        assert!(desk.left(&alone) == desk.left(&together), "{method}");
+    }
+    let output = desk.command(2, "one-card", &few).env("STANDIN_DEVICES", "1").output().unwrap();
+    assert!(
+        !output.status.success() && text(&output.stderr).contains("rank 1: error: --device: no card 1"),
+        "{}",
+        text(&output.stderr)
+    );
 }
 
 #[test]
