@@ -1,6 +1,7 @@
 //! Where tests/standin takes the place of the card: its numbers beside the processor's, its memory beside the plan, and cards that are
 //! missing, old, full or busy, for which there is one clear sentence each.
 
+use crate::ranks::{Desk, METHODS, text};
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -75,6 +76,24 @@ fn a_launch_that_fails_is_said_with_its_kernel() {
 fn a_script_uses_two_cards() {
     let script = "let x = silu(tensor([1.0, 2.0])); let y = x.to(cuda(1)); print((y + y - x.to(cuda(1)) * 2).abs().sum().item() == 0.0 && x.to(cuda(0)) == x);";
     runs(script, &[("STANDIN_DEVICES", "2")]);
+}
+
+#[test]
+fn ranks_with_a_card_each_come_to_the_bytes_of_one_card() {
+    if !cfg!(feature = "cuda") || std::env::var("STANDIN_DEVICES").as_deref() != Ok("2") {
+        return eprintln!("skipped: needs `--features cuda`, and two cards of tests/standin");
+    }
+    let Some(desk) = Desk::new(METHODS).map(|desk| Desk { device: "cuda", ..desk }) else { return };
+    for method in ["method=am", "method=full"] {
+        let few = ["batch=4", "iterations=2", method];
+        let [alone, together] = ["parts", "ranks"].map(|name| format!("{method}-{name}"));
+        desk.good(1, &alone, &[&few[..], &["micro_batch=2"]].concat());
+        desk.good(2, &together, &few);
+        assert!(desk.left(&alone) == desk.left(&together), "{method}");
+    }
+    let output = desk.command(2, "one-card", &[]).env("STANDIN_DEVICES", "1").output().unwrap();
+    let said = text(&output.stderr);
+    assert!(!output.status.success() && said.contains("rank 1: error: --device: no card 1"), "{said}");
 }
 
 fn amscript(arguments: &[&str], out: &Path) -> String {

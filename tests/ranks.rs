@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 const BINARY: &str = env!("CARGO_BIN_EXE_amscript");
 
 /// A folder in which scripts run, and the device they run on.
-struct Desk {
+pub struct Desk {
     folder: tempfile::TempDir,
-    device: &'static str,
+    pub device: &'static str,
 }
 
 impl Desk {
     /// None where processes cannot be started together.
-    fn new(script: &str) -> Option<Self> {
+    pub fn new(script: &str) -> Option<Self> {
         let launcher = || Command::new("mpirun").arg("--version").output().is_ok_and(|output| output.status.success());
         if !cfg!(feature = "mpi") || !launcher() {
             eprintln!("skipped: needs `--features mpi`, and `mpirun`");
@@ -33,7 +33,7 @@ impl Desk {
     }
 
     /// The script on so many ranks.
-    fn command(&self, ranks: usize, out: &str, settings: &[&str]) -> Command {
+    pub fn command(&self, ranks: usize, out: &str, settings: &[&str]) -> Command {
         let arguments: Vec<_> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
         if ranks > 1 {
             return self.launch(out, &[(ranks, &arguments)]);
@@ -67,7 +67,7 @@ impl Desk {
     }
 
     /// What a run that must end well prints.
-    fn good(&self, ranks: usize, out: &str, settings: &[&str]) -> String {
+    pub fn good(&self, ranks: usize, out: &str, settings: &[&str]) -> String {
         let output = self.run(ranks, out, settings);
         assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
         assert!(!text(&output.stderr).contains("do the whole of each step"), "{}", text(&output.stderr));
@@ -75,7 +75,7 @@ impl Desk {
     }
 
     /// The weights that a run ends with, and its log.
-    fn left(&self, out: &str) -> [Vec<u8>; 2] {
+    pub fn left(&self, out: &str) -> [Vec<u8>; 2] {
         ["end.safetensors", "metrics.jsonl"].map(|name| std::fs::read(self.at(out).join(name)).unwrap())
     }
 
@@ -84,11 +84,11 @@ impl Desk {
     }
 }
 
-fn text(bytes: &[u8]) -> String {
+pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).to_string()
 }
 
-const METHODS: &str = include_str!("ranks/methods.rhai");
+pub const METHODS: &str = include_str!("ranks/methods.rhai");
 
 #[test]
 fn ranks_come_to_the_bytes_of_as_many_micro_batches() {
@@ -105,28 +105,6 @@ fn ranks_come_to_the_bytes_of_as_many_micro_batches() {
             assert!(desk.left(&alone) == desk.left(&together), "{method} on {ranks} ranks");
         }
     }
-}
-
-/// `STANDIN_DEVICES=2 tests/standin/run cargo test --features mpi,cuda ranks::ranks_with`
-#[test]
-fn ranks_with_a_card_each_come_to_the_bytes_of_one_card() {
-    if !cfg!(feature = "cuda") || std::env::var("STANDIN_DEVICES").as_deref() != Ok("2") {
-        return eprintln!("skipped: needs `--features cuda`, and two cards of tests/standin");
-    }
-    let Some(desk) = Desk::new(METHODS).map(|desk| Desk { device: "cuda", ..desk }) else { return };
-    let few = ["batch=4", "iterations=2"];
-    for method in ["method=am", "method=full"] {
-        let [alone, together] = ["parts", "ranks"].map(|name| format!("{method}-{name}"));
-        desk.good(1, &alone, &[method, few[0], few[1], "micro_batch=2"]);
-        desk.good(2, &together, &[method, few[0], few[1]]);
-        assert!(desk.left(&alone) == desk.left(&together), "{method}");
-    }
-    let output = desk.command(2, "one-card", &few).env("STANDIN_DEVICES", "1").output().unwrap();
-    assert!(
-        !output.status.success() && text(&output.stderr).contains("rank 1: error: --device: no card 1"),
-        "{}",
-        text(&output.stderr)
-    );
 }
 
 #[test]
