@@ -83,7 +83,8 @@ fn ranks_with_a_card_each_come_to_the_bytes_of_one_card() {
     if !cfg!(feature = "cuda") || std::env::var("STANDIN_DEVICES").as_deref() != Ok("2") {
         return eprintln!("skipped: needs `--features cuda`, and two cards of tests/standin");
     }
-    let Some(desk) = Desk::new(METHODS).map(|desk| Desk { device: "cuda", ..desk }) else { return };
+    let Some(mut desk) = Desk::new(METHODS) else { return };
+    desk.device = "cuda";
     for method in ["method=am", "method=full"] {
         let few = ["batch=4", "iterations=2", method];
         let [alone, together] = ["parts", "ranks"].map(|name| format!("{method}-{name}"));

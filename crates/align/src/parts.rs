@@ -8,7 +8,8 @@
 //! 3. A part's loss, times its samples, is differentiated, and its graph is gone. The gradients of a rank's parts are added in pairs.
 //! 4. All ranks say that they came so far, or that they did not: an error of one is an error of all. They tell losses, rewards, measured.
 //! 5. The gradients of all ranks are added on the host, in the order of the parts; the sum goes to all, over the number of samples.
-//! 6. The update's loss has the mean as its value and the sum as its gradient. The optimizer's step is the same on every rank.
+//! 6. The update's loss has the mean as its value and the sum as its gradient. The optimizer's step is the same on every rank, or each
+//!    takes its share of it (`optim/shard.rs`).
 
 use super::cost::TerminalCost;
 use super::method::{Batch, Method, MethodState, Next, Update, update};
