@@ -86,15 +86,15 @@ fn ranks_with_a_card_each_come_to_the_bytes_of_one_card() {
     let Some(mut desk) = Desk::new(METHODS) else { return };
     desk.device = "cuda";
     for method in ["method=am", "method=full"] {
-        let few = ["batch=4", "iterations=2", method];
+        let few = ["batch=2", "iterations=2", "steps=2", method];
         let [alone, together] = ["parts", "ranks"].map(|name| format!("{method}-{name}"));
-        desk.good(1, &alone, &[&few[..], &["micro_batch=2"]].concat());
+        desk.good(1, &alone, &[&few[..], &["micro_batch=1"]].concat());
         desk.good(2, &together, &few);
         assert!(desk.left(&alone) == desk.left(&together), "{method}");
     }
     let output = desk.command(2, "one-card", &[]).env("STANDIN_DEVICES", "1").output().unwrap();
     let said = text(&output.stderr);
-    assert!(!output.status.success() && said.contains("rank 1: error: --device: no card 1"), "{said}");
+    assert!(!output.status.success() && said.contains("rank 1: error: --device: device cuda:1: no card 1"), "{said}");
 }
 
 fn amscript(arguments: &[&str], out: &Path) -> String {
