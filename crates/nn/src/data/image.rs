@@ -135,7 +135,7 @@ pub fn from_rgb(image: &RgbImage) -> Result<Tensor> {
             planes[c * pixels + i] = f32::from(value) * (1.0 / 255.0);
         }
     }
-    Ok(Tensor::from_vec(planes, (1, 3, height, width), &Device::Cpu)?)
+    Tensor::from_vec(planes, (1, 3, height, width), &Device::Cpu)
 }
 
 /// 8-bit pixels of one image; values outside `[0, 1]` are cut, NaN is black.
