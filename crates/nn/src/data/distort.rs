@@ -306,6 +306,21 @@ mod tests {
     }
 
     #[test]
+    fn one_word_of_a_kind_is_another() {
+        let two = "a small red ring left of two large blue stars on cream".to_string();
+        let changed = |caption: &String, word: &str| {
+            let other = reworded(&[caption.clone()], &[word.into()], &mut Rng::new(1)).unwrap().remove(0);
+            let (old, new): (Vec<_>, Vec<_>) = (caption.split(' ').collect(), other.split(' ').collect());
+            old.iter().zip(&new).filter(|(a, b)| a != b).count() + old.len().abs_diff(new.len())
+        };
+        for word in ["color", "shape", "size", "background"] {
+            assert_eq!(changed(&two, word), 1, "{word}");
+        }
+        assert!(changed(&two, "place") > 3 && changed(&two, "count") > 0);
+        assert_eq!(changed(&"a small red ring on cream".into(), "place"), 0, "one group keeps its place");
+    }
+
+    #[test]
     fn blur_keeps_the_mean_and_lowers_the_variance() {
         let mut image =
             Rng::new(0).uniform(&[NUMBERS], amscript_tensor::DType::F32, &Device::Cpu).unwrap().to_vec1().unwrap();
