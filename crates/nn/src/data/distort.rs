@@ -309,7 +309,7 @@ mod tests {
     fn one_word_of_a_kind_is_another() {
         let two = "a small red ring left of two large blue stars on cream".to_string();
         let changed = |caption: &String, word: &str| {
-            let other = reworded(&[caption.clone()], &[word.into()], &mut Rng::new(1)).unwrap().remove(0);
+            let other = reworded(std::slice::from_ref(caption), &[word.into()], &mut Rng::new(1)).unwrap().remove(0);
             let (old, new): (Vec<_>, Vec<_>) = (caption.split(' ').collect(), other.split(' ').collect());
             old.iter().zip(&new).filter(|(a, b)| a != b).count() + old.len().abs_diff(new.len())
         };
