@@ -36,7 +36,7 @@ fn propositions_hold() {
 #[test]
 fn the_memoryless_shift_is_the_tilt() {
     let folder = tempfile::tempdir().unwrap();
-    let small = ["steps=20", "targets=[1.0]", "paths=2000", "path_steps=200"];
+    let small = ["steps=20", "targets=[1.0, 2.0]", "paths=2000", "path_steps=200"];
     let printed = run("tilt", folder.path(), &small);
     for row in ["deterministic", "memoryless, the tilt", "sde(sine_squared(1)) correlation"] {
         assert!(printed.contains(row), "{row}: {printed}");

@@ -45,7 +45,8 @@ CASES = {
     "flux2-300m": ("flux2", dict(width=1024, double=4, single=12), 1, 3),
 }
 AGAIN = ", checkpoint_steps"  # ours with this option, beside theirs of the name before
-METHODS = ["AM-1", "AM-3", "AM-Full", "AM-Full" + AGAIN, "DRaFT-1", "ReFL-5", "rollout", "VJP", "decode + reward"]
+METHODS = ["AM-1", "AM-3", "AM-Full", "AM-Full" + AGAIN, "DRaFT-1", "ReFL-5", "Flow-GRPO", "rollout", "VJP", "decode + reward"]
+DRAWN = ["ReFL-5", "Flow-GRPO"]  # draw a step or noise, other ones on each side: their losses are not compared
 SCALE, RANK = 100.0, 8
 
 
@@ -210,15 +211,15 @@ def networks(work, case, compiled):
     def field(model):
         if family == "sit":
             labels = start["labels"].long()
-            return lambda x, t: model(x, torch.full((len(x),), t), labels)
+            return lambda x, t, rows=slice(None): model(x, torch.full((len(x),), t), labels[rows])
         b, c, h, w = start["x0"].shape
         grid = lambda n, m: torch.tensor([[0, i, j, 0] for i in range(n) for j in range(m)])
         text = torch.tensor([[0, 0, 0, j] for j in range(start["embeddings"].shape[1])])
 
-        def velocity(x, t):
-            tokens, level = x.flatten(2).transpose(1, 2), torch.full((b,), 1 - t)
-            out = model(tokens, start["embeddings"], level, grid(h, w), text, return_dict=False)[0]
-            return -out.transpose(1, 2).reshape(b, c, h, w)
+        def velocity(x, t, rows=slice(None)):
+            tokens, level = x.flatten(2).transpose(1, 2), torch.full((len(x),), 1 - t)
+            out = model(tokens, start["embeddings"][rows], level, grid(h, w), text, return_dict=False)[0]
+            return -out.transpose(1, 2).reshape(len(x), c, h, w)
 
         return velocity
 
@@ -296,6 +297,45 @@ def methods(base, policy, params, judged, x0, steps, reuse):
         m = steps - 1 - next(drawn) % min(5, steps)
         return direct(walk(m), 1 - m * h, m * h)
 
+    def flow_grpo():
+        """arXiv:2505.05470: noise at all steps, all but the last trained, two optimizer steps, a pull to the base."""
+        rows = [slice(0, len(x0) // 2), slice(len(x0) // 2, len(x0))]
+        paths, ends = [], []
+        for part in rows:
+            x, path = x0[part], []
+            for i in range(steps):
+                t = i * h
+                w = 0.49 * (1 - t) / max(t, h)
+                rho, pull = w * t / (2 * (1 - t)), w / (2 * (1 - t))
+                with torch.set_grad_enabled(reuse and part == rows[0] and i < steps - 1):
+                    v = policy(x, t, part)
+                z = torch.randn_like(x)
+                if i < steps - 1:
+                    path.append((x, t, v, z, h**0.5 * (1 + rho) / w**0.5, (h * (1 + rho)) ** 2 / (2 * w)))
+                x = x + h * ((1 + rho) * v.detach() - pull * x) + (h * w) ** 0.5 * z
+            paths.append(path)
+            ends.append(x)
+        with torch.no_grad():
+            reward = judged(torch.cat(ends))
+        advantages = ((reward - reward.mean()) / (reward.std() + 1e-4)).clamp(-5, 5)
+        first = None
+        for part, path in zip(rows, paths):
+            total, a = 0.0, advantages[part]
+            for i, (x, t, old, z, g, pull) in enumerate(path):
+                own = old if old.requires_grad else policy(x, t, part)
+                with torch.no_grad():
+                    reference = base(x, t, part)
+                moved = own - old.detach()
+                q = (g * z * moved - g**2 * moved**2 / 2).flatten(1).mean(1).exp()
+                loss = torch.maximum(-a * q, -a * q.clamp(1 - 1e-4, 1 + 1e-4)).mean()
+                loss = (loss + 0.04 * pull * (own - reference).square().mean()) / len(path)
+                loss.backward()
+                path[i] = None
+                total += loss.item()
+            step(total)
+            first = total if first is None else first
+        return first
+
     return {
         "afresh": afresh,
         "load": lambda: 0.0,
@@ -304,6 +344,7 @@ def methods(base, policy, params, judged, x0, steps, reuse):
         "AM-Full": lambda: adjoint_matching(steps),
         "DRaFT-1": lambda: direct(walk(steps - 1), h, 1 - h),
         "ReFL-5": refl,
+        "Flow-GRPO": flow_grpo,
         "rollout": lambda: walk(steps).square().mean().item(),
         "VJP": lambda: product(x0, 0.5, x0)[1].square().mean().item(),
         "decode + reward": lambda: terminal(x0).square().mean().item(),
@@ -453,7 +494,7 @@ def compare(o, names):
             mine, loss = seconds("ours", name), found["ours"][0][name]["loss"]
             differs = max(abs(entry(v, found[v][0], name)["loss"] - loss) / max(abs(loss), 1e-9) for v in variants if found[v][0])
             cells = " | ".join(f"{seconds(v, name) or float('nan'):.3f} | {'-' if busy else ratio(mine, seconds(v, name))}" for v in variants)
-            print(f"| {name} | {mine:.3f} | {cells} | {differs:.1e} |", flush=True)
+            print(f"| {name} | {mine:.3f} | {cells} | {'-' if name in DRAWN else f'{differs:.1e}'} |", flush=True)
         if o.memory:
             for name in ["load", *o.memory]:
                 peak = {}

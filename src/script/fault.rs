@@ -1,12 +1,11 @@
-//! Errors across the border: ours become a map that scripts can catch, Rhai's become ours with every place they passed.
+//! Errors across the border: ours can be caught by scripts, Rhai's become ours with every place they passed.
 
 use super::Session;
 use super::catalog::script_type;
 use super::source::own_name;
 use super::suggest;
 use amscript_base::error::{Error, Kind, Place};
-use amscript_base::thrown::CARRIED;
-use rhai::{Dynamic, EvalAltResult, Map, Position};
+use rhai::{Dynamic, EvalAltResult, Position};
 
 /// What a fallible native returns; the definition writer knows this spelling.
 pub type RhaiResultOf<T> = Result<T, Box<EvalAltResult>>;
@@ -82,11 +81,7 @@ fn in_use(function: &str) -> Error {
 
 /// What `throw` was given: one of our errors on its way on, or any value.
 fn thrown(value: Dynamic) -> Error {
-    if let Some(error) = value.clone().try_cast::<Error>() {
-        return error;
-    }
-    let carried = value.read_lock::<Map>().and_then(|map| map.get(CARRIED)?.clone().try_cast::<Error>());
-    carried.unwrap_or_else(|| Error::new(Kind::Value, value.to_string()))
+    value.clone().try_cast::<Error>().unwrap_or_else(|| Error::new(Kind::Value, value.to_string()))
 }
 
 fn kind(error: &EvalAltResult) -> Kind {

@@ -76,6 +76,49 @@ pub mod language {
         Ok(())
     }
 
+    pub type Error = amscript_base::error::Error;
+
+    /// What kind of error was caught: `value`, `shape`, `type`, `missing`, `limit` and so on. Thrown again it goes on as it came.
+    ///
+    /// ```rhai
+    /// let found = "";
+    /// try { zeros([2]) + zeros([3]) } catch (e) { found = `${e.kind}: ${e}`; }
+    /// found   //=> "shape: `+`: expected shapes that broadcast, got [2] and [3]"
+    /// ```
+    #[rhai_fn(get = "kind", pure)]
+    pub fn error_kind(error: &mut Error) -> String {
+        error.kind.name().into()
+    }
+
+    /// What a caught error says, which printing it shows too.
+    ///
+    /// ```rhai
+    /// let found = "";
+    /// try { sleep(-1) } catch (e) { found = e.message; }
+    /// found   //=> "sleep: expected seconds of 0 or more, got -1.0"
+    /// ```
+    #[rhai_fn(get = "message", pure)]
+    pub fn error_message(error: &mut Error) -> String {
+        error.message.clone()
+    }
+
+    /// What a caught error advises, or `()`.
+    ///
+    /// ```rhai
+    /// let found = "";
+    /// try { reward("nowhere") } catch (e) { found = e.hint; }
+    /// found.contains("tiny/hpsv2")   //=> true
+    /// ```
+    #[rhai_fn(get = "hint", pure)]
+    pub fn error_hint(error: &mut Error) -> Dynamic {
+        error.hint.clone().map_or(Dynamic::UNIT, Dynamic::from)
+    }
+
+    #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
+    pub fn show_error(error: &mut Error) -> String {
+        error.message.clone()
+    }
+
     /// The options of a script's own function: its defaults with the given ones in their place.
     ///
     /// An unknown name, or a value of another kind than its default, is an error; where the default is `()` any value goes.
