@@ -31,7 +31,7 @@ const BASE: &str = r#"
 "#;
 
 /// Runs a script that checks its own numbers.
-fn run(text: &str) -> Result<()> {
+pub fn run(text: &str) -> Result<()> {
     let host = Host::new(Session::new(Request::default(), Box::new(|_| ())));
     host.run("test", &format!("{BASE}{text}")).map(|_| ())
 }
@@ -227,12 +227,13 @@ fn search_climbs_as_far_as_it_should() {
             let found = search::best_of(still, z, (), value, #{ n: known[0], grid: uniform(1) });
             assert_close(found.scores.mean().item(), known[1], 0.04);
         }
-        // Neighbours: slower at first, then further than as many fresh draws (2.08 after 8 rounds of 4, by 33 draws).
-        let climbed = [];
+        // Neighbours, after 1, 8 and 32 rounds of 4: slower at first than as many fresh draws (1.16, 2.08, 2.60), then further.
+        let climbed = [[], [], []];
         for i in 0..200 {
-            climbed.push(search::zero_order(rng(i).normal([1, 64]), |z| z.narrow(1, 0, 1).squeeze(1), #{ rounds: 8, rng: rng(i + 1000) }).score);
+            let found = search::zero_order(rng(i).normal([1, 64]), |z| z.narrow(1, 0, 1).squeeze(1), #{ rounds: 32, rng: rng(i + 1000) });
+            for (round, j) in [1, 8, 32] { climbed[j].push(found.history[round]); }
         }
-        assert_close(climbed.mean(), 2.231, 0.2);
+        for (known, j) in [0.353, 2.231, 5.171] { assert_close(climbed[j].mean(), known, 0.2); }
         // Between seeds the optimum of a linear reward is known.
         let seeds = rng(0).normal([5, 64]);
         let direction = rng(1).normal([64, 1]);
@@ -313,6 +314,10 @@ fn what_particles_cannot_do_is_said() {
             "a step without noise cannot be guided, got a guide at step 0",
         ),
         ("reward: |x, c| x.sum(1), solver: gddim(1), guide: |x, t, c, v| x })", "got a guide at step 4"),
+        (
+            "reward: |x, c| x.sum(1), guide: |x, t, c, v| sqrt(-1.0) * x })",
+            "log weights must be numbers, got NaN for particle 0",
+        ),
         ("reward: |x, c| x.sum(1), groups: 3 })", "groups must divide the 4 particles, got 3"),
         ("reward: |x, c| x.sum(1), at: [5] })", "the steps of at must lie between 0 and 4, got 5"),
         ("rewards: |x, c| x.sum(1) })", "unknown option `rewards`; did you mean `reward`?"),
@@ -329,6 +334,31 @@ fn what_particles_cannot_do_is_said() {
         still.contains("flows must agree where a step has no noise, got different velocities at step 3"),
         "{still}"
     );
+}
+
+#[test]
+fn what_fails_loses_nothing() {
+    run(r#"
+        let x = rng(1).normal([6, 2]);
+        let before = x.to_array();
+        let o = #{ grid: uniform(8), solver: sde(linear_decay(2)), reward: |x, c| 3 * x.sum(1), twist: |x, t, c, v| x.sum(1), threshold: 0.9 };
+        let c = condition(#{ mean: zeros([6, 1]) });
+        let good = particles::run(field, x, c, o + #{ rng: rng(3) });
+        let failed = 0;
+        for bad in [
+            #{ reward: |x, c| zeros([6]) - infinity() }, #{ reward: |x, c| x }, #{ twist: |x, t, c, v| if t > 0.5 { sqrt(-1.0) * x.sum(1) } else { x.sum(1) } },
+            #{ guide: |x, t, c, v| if t > 0.5 { x.sum(1) } else { x } }, #{ at: [9] },
+        ] {
+            try { particles::run(field, x, c, o + #{ rng: rng(3) } + bad); } catch { failed += 1; }
+        }
+        same(failed, 5);
+        same(x.to_array(), before);
+        let again = particles::run(field, x, c, o + #{ rng: rng(3) });
+        same(again.last.to_array(), good.last.to_array());
+        same(again.log_weights.to_array(), good.log_weights.to_array());
+        // Weights are sums in f64, of f32 states too.
+        same([again.last.dtype.to_string(), again.log_weights.dtype.to_string(), again.log_evidence.dtype.to_string()], ["f32", "f64", "f64"]);"#)
+    .unwrap();
 }
 
 #[test]
@@ -371,11 +401,11 @@ fn recipes_of_closed_forms_reach_them() {
 #[test]
 fn recipes_that_train_run_in_a_small_setting() {
     for (name, set) in [
-        ("cmad", &["updates=100", "samples=4000", "tolerance=0.2"][..]),
+        ("cmad", &["updates=400"][..]),
         ("hjb", &["updates=800"]),
         ("tilt_matching", &["updates=80"]),
         ("adjoint_sampling", &["updates=2000"]),
-        ("control_affine", &["updates=1500", "batch=256", "tolerance=0.3"]),
+        ("control_affine", &["updates=2500", "batch=1024", "tolerance=0.12"]),
         ("video", &["updates=20", "windows=[10]", "samples=4000"]),
     ] {
         recipe(&format!("inference/{name}"), set);

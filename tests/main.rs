@@ -7,6 +7,7 @@ mod budget;
 mod card;
 mod check;
 mod cli;
+mod closed_forms;
 mod command;
 mod doc;
 mod fuzz;

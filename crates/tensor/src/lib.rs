@@ -26,6 +26,7 @@ mod graph;
 pub mod interrupt;
 mod kernel;
 pub mod meta;
+mod normal;
 pub mod op;
 pub mod place;
 mod product;

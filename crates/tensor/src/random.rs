@@ -1,5 +1,6 @@
 //! Seeded random streams on the host: the same numbers on every device, and a resume needs only key and counter.
 
+use super::normal::box_muller;
 use super::value::room;
 use super::{DType, Device, Tensor, interrupt};
 use amscript_base::bail;
@@ -76,16 +77,10 @@ impl Rng {
 
     /// `n` standard normal numbers (Box-Muller).
     pub fn normals(&mut self, n: usize) -> Vec<f64> {
-        self.draw(|s| {
-            let mut out = Vec::with_capacity(n + 1);
-            while out.len() < n {
-                let radius = (-2.0 * (1.0 - unit(s)).ln()).sqrt();
-                let (sin, cos) = (std::f64::consts::TAU * unit(s)).sin_cos();
-                out.extend([radius * cos, radius * sin]);
-            }
-            out.truncate(n);
-            out
-        })
+        let mut out = self.uniforms(n.next_multiple_of(2));
+        box_muller(&mut out);
+        out.truncate(n);
+        out
     }
 
     /// `n` integers in `0..below`.

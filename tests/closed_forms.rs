@@ -1,0 +1,262 @@
+//! What is known in closed form of the methods at inference time, beside the particles and weights of `inference.rs`.
+
+use crate::inference::run;
+
+#[test]
+fn a_share_of_the_objective_is_that_share_of_the_reward_gained() {
+    // The last half of the steps, `lambda = 1.7`, data of deviation 0.6: shares of objective and of control for three penalties.
+    run(r#"
+        let s = [1.0, 0.6];
+        let lambda = 1.7;
+        let base = gaussian::field(s, [0.0, 0.0]);
+        let x0 = tensor([[0.4]]).to(f64());
+        let path = rollout(base, x0, (), #{ grid: uniform(1000) });
+        let adjoint = lean_adjoint(base, path, path.terminal_gradient(terminal_cost(|x| -lambda * x.sum(1))));
+        let last = |masses| masses.extract(500).sum() / masses.sum();
+        let end = |flow| rollout(flow, x0, (), #{ grid: uniform(400), solver: heun() }).last.item();
+        for known in [[2, 0.6560, 0.5828], [4, 0.6084, 0.5285], [6, 0.5983, 0.5172]] {
+            assert_close(last(objective_mass(adjoint, power(known[0]))), known[1], 1e-3);
+            assert_close(last(control_mass(adjoint, power(known[0]))), known[2], 1e-3);
+            // The optimal control from a time on: what it moves the end by is the reward gained.
+            let gained = |from| end(steered(base, |x, t, c, v| {
+                let at = t[0].item();
+                zeros(x.shape).to(f64()) + if at < from { 0.0 } else { (lambda * gaussian::adjoint(s, at)) ** (1.0 / (known[0] - 1)) }
+            })) - end(base);
+            assert_close(gained(0.5) / gained(0.0), known[1], 2e-3);
+        }
+        let integral = |t| 0.6 * atan((t * 0.36 - (1 - t)) / 0.6);
+        assert_close((integral(1.0) - integral(0.5)) / (integral(1.0) - integral(0.0)), 0.6560, 1e-4);"#)
+    .unwrap();
+}
+
+#[test]
+fn guidance_in_few_steps_falls_short_as_it_should() {
+    run(r#"
+        let s = [1.0, 0.6];
+        let lambda = 1.5;
+        let base = gaussian::field(s, [0.0, 0.3]);
+        let x0 = rng(0).normal([4, 1]).to(f64());
+        let shift = |guided, o| (rollout(guided, x0, (), o).last - rollout(base, x0, (), o).last).mean().item();
+        let euler_ahead = steered(base, |x, t, c, v| grad(|y| lambda * look_ahead(base, y, t, ()).sum(), x));
+        for known in [[3, 0.55226], [5, 0.67801], [10, 0.78270], [50, 0.87532]] {
+            assert_close(shift(euler_ahead, #{ grid: uniform(known[0]) }), known[1], 1e-5);
+        }
+        // With the exact map for the steps too.
+        for known in [[3, 1.33146], [5, 1.38276], [10, 1.40583], [50, 1.41340]] {
+            let n = 1.0 * known[0];
+            let moved = 0.0;
+            for k in 0..known[0] {
+                let map = |from, to| (gaussian::variance(s, to) / gaussian::variance(s, from)).sqrt();
+                moved = map(k / n, (k + 1) / n) * moved + lambda * map(k / n, 1.0) / n;
+            }
+            assert_close(moved, known[1], 1e-5);
+        }
+        // The gradient at the prediction alone (FMRG-E): of unit weight, and with the weight (1 - t) t' of its code.
+        let at_the_end = |weight| steered(base, |x, t, c, v| {
+            let t = t[0].item();
+            weight(t) * grad(|y| lambda * y.sum(), data_from_velocity(v, x, t))
+        });
+        let fine = #{ grid: uniform(400), solver: heun() };
+        assert_close(shift(at_the_end(|t| 1.0), fine), 1.42975, 1e-4);
+        for known in [[5, 0.36632], [50, 0.25746]] {
+            assert_close(shift(at_the_end(|t| (1 - t) * (t + 1.0 / known[0])), #{ grid: uniform(known[0]) }), known[1], 1e-5);
+        }"#)
+    .unwrap();
+}
+
+#[test]
+fn guides_of_any_kind_lessen_the_deviation_as_they_should() {
+    // Deviations of the log evidence of 16 particles over 20 steps, of 4000 runs of a reference; 400 have an error of 3.5 %.
+    run(r#"
+        let n = 20;
+        let gradient = |x, t, c, v| grad(|y| ahead(y, t, c, field.velocity(y, t, c)).sum(), x);
+        for known in [[#{ threshold: 0.0 }, 0.475], [#{ twist: ahead }, 0.413], [#{ twist: ahead, guide: gradient }, 0.170]] {
+            let draws = rng(7);
+            let all = [];
+            for i in 0..400 {
+                all.push(particles::run(field, draws.normal([16, 1]).to(f64()), (), options(n, draws) + known[0]).log_evidence.item());
+            }
+            assert_close(tensor(all).std().item() / known[1], 1.0, 0.12);
+        }"#)
+    .unwrap();
+}
+
+#[test]
+fn a_reward_that_is_no_line_has_its_evidence_by_any_guide() {
+    // URGE: the reward -1.5 (x - 1)^2 / 2, t times it as twist, its gradient as guide.
+    run(r#"
+        let quadratic_of = |m, v| -log(1 + 1.5 * v) / 2 - 1.5 * (m - 1) ** 2 / (2 * (1 + 1.5 * v));
+        assert_close(quadratic_of(0.5, 0.49), -0.3836, 1e-4);
+        let n = 20;
+        let end = gaussian::chain_end(chain(n), 1.0);
+        let exact = quadratic_of(end[0], end[1]);
+        let value = |x, t| (-1.5 * t * (x - 1).square() / 2).squeeze(1);
+        for o in [#{ twist: |x, t, c, v| value(x, t) }, #{}] {
+            let draws = rng(11);
+            let ratios = [];
+            for i in 0..400 {
+                let cloud = particles::run(field, draws.normal([8, 1]).to(f64()), (), options(n, draws) + o + #{
+                    reward: |x, c| value(x, 1.0), guide: |x, t, c, v| -1.5 * t * (x - 1),
+                });
+                ratios.push((cloud.log_evidence - exact).exp().item());
+            }
+            let error = tensor(ratios).std().item() / 20;
+            check(error < 0.03, `${error}`);
+            assert_close(tensor(ratios).mean().item(), 1.0, 3 * error);
+        }"#)
+    .unwrap();
+}
+
+#[test]
+fn stale_paths_are_worth_what_their_shift_leaves() {
+    // The effective share of weights is exp(-2 KL) where a flow moves by the same everywhere: 0.994 and 0.907 of paths, 0.999 and 0.991 of the worst step.
+    run(r#"
+        for known in [[0.05, 0.999, 0.994], [0.2, 0.991, 0.907]] {
+            let before = gaussian::field([1.0, 0.7], [0.0, 0.0]);
+            let now = gaussian::field([1.0, 0.7], [0.0, known[0]]);
+            let o = #{ grid: uniform(20), solver: sde(linear_decay(2)), rng: rng(0) };
+            let path = rollout(before, rng(1).normal([20000, 1]).to(f64()), (), o);
+            let kl = -girsanov(path, before, now, #{ quadratic: true })[0].item();
+            let share = |l| ess(l) / 20000;
+            let log_w = girsanov(path, before, now);
+            assert_close(exp(-2 * kl), known[2], 3e-3);
+            assert_close(share(log_w), exp(-2 * kl), 0.01);
+            let steps = girsanov(path, before, now, #{ by_step: true });
+            let shares = [];
+            for k in 0..20 { shares.push(share(steps[k])); }
+            assert_close(shares.min(), known[1], 2e-3);
+            // Weighted, the ends are those of the flow as it is now.
+            let end = gaussian::chain_end(gaussian::chain([1.0, 0.7], known[0], sde(linear_decay(2)), uniform(20)), 1.0);
+            assert_close((log_w.exp() * path.last.squeeze(1)).mean().item(), end[0], 0.02);
+        }"#)
+    .unwrap();
+}
+
+#[test]
+fn a_step_of_ddim_with_noise_is_the_posterior_of_ddpm() {
+    run(r#"
+        for pair in [[0.1, 0.15], [0.4, 0.6], [0.9, 0.95]] {
+            let t = pair[0];
+            let to = pair[1];
+            let d = gddim(1).step(t, to - t);
+            let posterior = (1 - to) ** 2 * (1 - ((1 - to) * t / (to * (1 - t))) ** 2);
+            assert_close((to - t) * d.w, posterior, 1e-12);
+        }"#)
+    .unwrap();
+}
+
+#[test]
+fn the_mean_adjoint_of_an_energy_turns_the_base_into_the_target() {
+    // Adjoint Sampling: the base of width 1.3, the energy of N(0.8, 0.25), x = 0.37.
+    run(r#"
+        let width = 1.3;
+        let base = gaussian::field([1.0, width], [0.0, 0.0]);
+        let target = gaussian::field([1.0, 0.5], [0.0, 0.8]);
+        let x = tensor([[0.37]]).to(f64());
+        for known in [[0.2, 0.557692], [0.5, 0.836], [0.9, 0.594118]] {
+            let t = known[0];
+            let end = look_ahead(target, x, t, ());      // the mean of the ends of the target's law given x, where the adjoint at the end is linear
+            let adjoint = ((end - 0.8) / 0.25 - end / width ** 2) * t * width ** 2 / gaussian::variance([1.0, width], t);
+            assert_close((base.velocity(x, t, ()) - (1 - t) / t * adjoint).item(), known[1], 1e-6);
+            assert_close(target.velocity(x, t, ()).item(), known[1], 1e-6);
+        }"#)
+    .unwrap();
+}
+
+#[test]
+fn rules_of_tilt_matching_have_their_fixed_points() {
+    // Two modes, the reward sin 2x + x / 2, at t = 0.45 with a share 0.3 of it, and 0.5 more; sums over 4001 ends.
+    run(r#"
+        let ends = arange(4001).to(f64()) * 0.004 - 8;
+        let law = 0.6 / 0.4 * (-(ends - 1).square() / 0.32).exp() + 0.4 / 0.3 * (-(ends + 1.5).square() / 0.18).exp();
+        let r = (2 * ends).sin() + 0.5 * ends;
+        let t = 0.45;
+        let posterior = |x, a| ((law + 1e-300).log() + a * r - (x - t * ends).square() / (2 * (1 - t) ** 2)).softmax(0);
+        let velocity = |x, a| (posterior(x, a) * (ends - x)).sum().item() / (1 - t);
+        let mean = |w, f| (w * f).sum().item();
+        for known in [[-1.0, 0.681293, -0.019257, -0.2097], [0.1, 1.122372, 1.270492, 1.4500], [0.8, 0.055338, 0.420551, 0.4433]] {
+            let x = known[0];
+            let w = posterior(x, 0.3);
+            let v = velocity(x, 0.3);
+            let away = (ends - x) / (1 - t);
+            let slope = mean(w, away * r) - mean(w, away) * mean(w, r);
+            assert_close(slope, known[1], 1e-6);
+            assert_close((velocity(x, 0.3001) - velocity(x, 0.2999)) / 2e-4, slope, 1e-6);
+            // Implicit: what inference/tilt_matching regresses on, at its fixed point, is the velocity of the law tilted further. Explicit: it is not.
+            let q = (0.5 * (r - mean(w, r))).exp();
+            let further = velocity(x, 0.8);
+            assert_close(further, known[2], 1e-6);
+            assert_close(v + mean(w, (q - 1) * (away - further)), further, 1e-9);
+            assert_close(mean(w, q * away) / mean(w, q), further, 1e-9);
+            assert_close(v + 0.5 * slope, known[3], 1e-4);
+        }
+        // The targets' variances at x = 0.1, for a share of 0.1 more: flow matching's, and this rule's.
+        let w = posterior(0.1, 0.3);
+        let more = posterior(0.1, 0.4);
+        let away = (ends - 0.1) / (1 - t);
+        let target = ((0.1 * (r - mean(w, r))).exp() - 1) * (away - velocity(0.1, 0.4));
+        let variance = |w, f| mean(w, f.square()) - mean(w, f) ** 2;
+        assert_close(tensor([variance(more, away), variance(w, target)]), tensor([2.34, 0.0455]), 5e-3);"#)
+    .unwrap();
+}
+
+#[test]
+fn feedback_of_the_mean_control_carries_the_whole_law() {
+    // The double integrator from N(0, I) to N((2, -1), [[0.5, 0.2], [0.2, 0.3]]): E[u | x] is linear, of moments of pairs and least control.
+    run(r#"
+        import "stdlib/transport" as transport;
+        let wanted = tensor([[0.5, 0.2], [0.2, 0.3]]).to(f64());
+        let all = |a, b| cat([a.reshape([2, 2]), b.reshape([2, 2])], 1);    // of the start and the end
+        let two = |rows| tensor(rows).to(f64());
+        let joint = cat([all(eye(2).to(f64()), zeros([2, 2]).to(f64())), all(zeros([2, 2]).to(f64()), wanted)], 0);
+        let feedback = |t| {
+            // x = x0 + y0 t + p t^2 / 2 + q t^3 / 6, u = p + q t, p = 6 (x1 - x0 - y0) - 2 (y1 - y0), q = 6 (y1 - y0) - 12 (x1 - x0 - y0)
+            let p = [-6.0, -4.0, 6.0, -2.0];
+            let q = [12.0, 6.0, -12.0, 6.0];
+            let at = |a, b, start| { let row = []; for i in 0..4 { row.push(a * p[i] + b * q[i] + start[i]); } row };
+            let state = two([at(t ** 2 / 2, t ** 3 / 6, [1.0, t, 0.0, 0.0]), at(t, t ** 2 / 2, [0.0, 1.0, 0.0, 0.0])]);
+            let control = two([at(1.0, t, [0.0, 0.0, 0.0, 0.0])]);
+            let spread = matmul(matmul(state, joint), state.transpose(0, 1));
+            let a = spread[0][0].item();
+            let b = spread[0][1].item();
+            let d = spread[1][1].item();
+            let inverse = two([[d, -b], [-b, a]]) / (a * d - b * b);
+            let gain = matmul(matmul(matmul(control, joint), state.transpose(0, 1)), inverse);
+            let mean = two([[0.0], [0.0], [2.0], [-1.0]]);
+            #{ gain: gain.transpose(0, 1), offset: (matmul(control, mean) - matmul(gain, matmul(state, mean))).item() }
+        };
+        let drift = |x, t| { let f = feedback(t); cat([x.narrow(1, 1, 1), matmul(x, f.gain) + f.offset], 1) };
+        // The flow is linear: the images of 0 and of the axes are its offset and its matrix.
+        let end = transport::march(drift, two([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), #{ steps: 1000 }).last;
+        let map = end.narrow(0, 1, 2) - end.narrow(0, 0, 1);
+        assert_close(end.narrow(0, 0, 1), two([[2.0, -1.0]]), 0.01);
+        assert_close(matmul(map.transpose(0, 1), map), wanted, 2e-3);"#)
+    .unwrap();
+}
+
+#[test]
+fn what_agents_gain_by_seeing_each_other() {
+    // CMAD between N(0, 1) and N(1, 0.25), cost 2 (Y - 2)^2 of their mean Y: the two numbers that inference/cmad comes to.
+    run(r#"
+        let two = |rows| tensor(rows).to(f64());
+        let inverse = |a| {
+            let det = (a[0][0] * a[1][1] - a[0][1] * a[1][0]).item();
+            two([[a[1][1].item(), -a[0][1].item()], [-a[1][0].item(), a[0][0].item()]]) / det
+        };
+        let cost = |mean, covariance| 2 * ((mean.mean().item() - 2) ** 2 + covariance.sum().item() / 4);
+        let base = two([[1.0, 0.0], [0.0, 4.0]]);     // precisions
+        let mean = two([[0.0], [1.0]]);
+        // exp(-cost) adds ones(2, 2) to the precision and 4 to its product with the mean.
+        let together = inverse(base + ones([2, 2]).to(f64()));
+        let moved = matmul(together, matmul(base, mean) + 4);
+        assert_close(moved, two([[1.3333], [1.3333]]), 1e-4);
+        assert_close(together, two([[0.5556, -0.1111], [-0.1111, 0.2222]]), 1e-4);
+        assert_close(cost(moved, together), 1.1667, 1e-4);
+        // Each against the other's mean: the same means, no correlation.
+        let apart = [0.0, 1.0];
+        for i in 0..200 { apart = [(4 - apart[1]) / 2, (4 + 4 - apart[0]) / 5]; }
+        let alone = two([[0.5, 0.0], [0.0, 0.2]]);
+        assert_close(tensor(apart), tensor([1.3333, 1.3333]), 1e-4);
+        assert_close(cost(two([[apart[0]], [apart[1]]]), alone), 1.2389, 1e-4);"#)
+    .unwrap();
+}
