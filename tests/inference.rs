@@ -376,6 +376,25 @@ fn more_particles_than_memory_holds_are_refused_before_they_are_made() {
     assert!(!output.status.success() && said.contains("expected room for") && said.contains("--max-memory"), "{said}");
 }
 
+#[test]
+fn help_says_what_each_function_costs_in_forwards() {
+    for module in ["particles", "search"] {
+        let path = format!("{}/stdlib/{module}.rhai", env!("CARGO_MANIFEST_DIR"));
+        let text = std::fs::read_to_string(path).unwrap();
+        let mut doc = String::new();
+        for line in text.lines() {
+            match line.strip_prefix("///") {
+                Some(more) => doc.push_str(more),
+                None => {
+                    let costs = !line.starts_with("fn ") || doc.contains("forward");
+                    assert!(costs, "{module}: `{line}` does not say what it costs");
+                    doc.clear();
+                }
+            }
+        }
+    }
+}
+
 /// Runs a recipe, which checks its own numbers; gives what it printed.
 fn recipe(name: &str, set: &[&str]) -> String {
     let out = tempfile::tempdir().unwrap();
