@@ -447,6 +447,7 @@ fn recipes_of_images_run_in_a_small_setting() {
         ("particles", &["prompts=1", "steps=4", "particles=2", "method=tds"], "tds"),
         ("particles", &["prompts=1", "steps=4", "method=svdd", "candidates=2"], "svdd"),
         ("particles", &["prompts=1", "steps=4", "particles=2", "method=urge"], "urge"),
+        ("cmad_images", &["updates=2", "test_prompts=2", "batch=1", "steps=4", "window=2", "rank=2"], "CMAD"),
         (
             "buffer_am",
             &[
@@ -464,6 +465,14 @@ fn recipes_of_images_run_in_a_small_setting() {
     ] {
         let printed = recipe(&format!("inference/{name}"), set);
         assert!(printed.contains(row), "{name}: {printed}");
+    }
+}
+
+#[test]
+fn what_truncations_of_the_optimal_control_gain_stands_beside_the_shares() {
+    let printed = recipe("truncation", &["batch=1", "steps=4", "windows=[1, 4]", "scales=[1.0]", "sweeps=2"]);
+    for row in ["scale 1.0, K = 1", "scale 1.0, K = 4", "scale 1.0, mean distance"] {
+        assert!(printed.contains(row), "{row}: {printed}");
     }
 }
 
