@@ -366,14 +366,29 @@ fn more_particles_than_memory_holds_are_refused_before_they_are_made() {
     let folder = tempfile::tempdir().unwrap();
     let script = folder.path().join("many.rhai");
     let text = r#"import "stdlib/particles" as particles;
+        let s = settings(#{ particles: 20000 });
         let base = flow("tiny/flux2");
-        let c = base.encode("a small red ring on cream").repeat(20000);
-        particles::run(base, base.noise(20000, rng(0)), c, #{ grid: uniform(2), reward: |x, c| x.sum([1, 2, 3]) });"#;
+        let c = base.encode("a small red ring on cream").repeat(s.particles);
+        particles::run(base, base.noise(s.particles, rng(0)), c, #{ grid: uniform(2), reward: |x, c| x.sum([1, 2, 3]) });"#;
     std::fs::write(&script, text).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_amscript"));
-    let output = command.arg("run").arg(&script).args(["--max-memory", "1GB"]).current_dir(&folder).output().unwrap();
+    let run = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_amscript"));
+        command.env("RAYON_NUM_THREADS", "1").arg("run").arg(&script).args(more).current_dir(&folder).output().unwrap()
+    };
+    let output = run(&["--max-memory", "1GB"]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("expected room for") && said.contains("--max-memory"), "{said}");
+    // The plan says so beforehand: memory by the particle, and the forwards.
+    let planned = |particles: &str| {
+        let text = String::from_utf8(run(&["--plan", "--set", &format!("particles={particles}")]).stdout).unwrap();
+        let line = text.lines().find(|line| line.contains("most at once")).unwrap_or_else(|| panic!("{text}"));
+        assert!(text.contains("work, without an update") && text.contains("forwards"), "{text}");
+        let (number, unit) = line.rsplit_once(' ').unwrap();
+        let number: f64 = number.rsplit(' ').next().unwrap().parse().unwrap();
+        number * if unit == "GB" { 1e9 } else { 1e6 }
+    };
+    let [few, many] = ["2000", "20000"].map(planned);
+    assert!(many > 2e9 && (8.0..10.5).contains(&(many / few)), "{few} {many}");
 }
 
 #[test]

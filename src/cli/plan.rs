@@ -17,7 +17,10 @@ pub fn text(plan: &Plan) -> String {
             out.extend([work(plan, update), phases(plan), memory]);
             out.extend(plan.card_ops.as_ref().map(roofline));
         }
-        _ => out.push("no update was reached, so there is no more to say".into()),
+        _ => match (&plan.whole, memory(plan)) {
+            (Some(all), Some(memory)) => out.extend([drawing(all), phases(plan), memory]),
+            _ => out.push("no update was reached, so there is no more to say".into()),
+        },
     }
     out.join("\n\n")
 }
@@ -63,6 +66,15 @@ fn work(plan: &Plan, update: &Update) -> String {
         vec!["all updates".into(), plan.iterations.map_or_else(unknown, |n| flops(update.work * n as f64))],
     ];
     table("work", rows)
+}
+
+/// What a script does that trains nothing.
+fn drawing(all: &Update) -> String {
+    let rows = vec![
+        vec!["forwards, each of a batch".into(), count(all.passes[0])],
+        vec!["all of the script".into(), flops(all.work)],
+    ];
+    table("work, without an update", rows)
 }
 
 /// Phases of the update with the work and the memory of each, the most work first.
@@ -116,6 +128,7 @@ fn memory(plan: &Plan) -> Option<String> {
     if freed < most {
         rows.push(("the same without the text encoder", freed));
     }
+    rows.retain(|(_, size)| *size > 0.0 || plan.update.is_some());
     let rows = rows.into_iter().map(|(name, size)| vec![name.to_string(), bytes(size)]);
     Some(table("memory", rows.collect()))
 }

@@ -124,6 +124,7 @@ fn execute(session: Session, name: &str, text: &str) -> anyhow::Result<ExitCode>
     }
     let outcome = host.run(name, text).and_then(|_| all_used(host.session()));
     let planned = host.session().planner().map(|planner| {
+        planner.ends();
         let mut plan = planner.plan();
         plan.phases = profile.finish().unwrap_or_default().phases;
         plan

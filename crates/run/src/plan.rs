@@ -50,12 +50,23 @@ impl Planner {
         self.plan().prompt = condition.tensors.values().map(bytes).sum::<f64>() / rows;
     }
 
+    fn so_far(&self) -> Update {
+        let trace = &self.trace;
+        Update { passes: trace.passes(), work: trace.work() as f64, peak: trace.peak() }
+    }
+
+    /// Notes that the script has come to its end: what it did is all there is to plan, where it had no update but asked networks.
+    pub fn ends(&self) {
+        let mut plan = self.plan();
+        plan.whole = Some(self.so_far()).filter(|all| plan.update.is_none() && all.passes[0] > 0);
+    }
+
     /// Ends the run at the step of its first update, of which these gradients are there; none while nothing is planned.
     pub fn stops(&self, gradients: &[Tensor]) -> Result<()> {
         let mut plan = self.plan();
         plan.trained = gradients.iter().map(|g| g.elem_count() as u64).sum();
         let trace = &self.trace;
-        plan.update = Some(Update { passes: trace.passes(), work: trace.work() as f64, peak: trace.peak() });
+        plan.update = Some(self.so_far());
         plan.card_ops = Some(trace.ops()).filter(|_| trace.fused());
         Err(Error::new(Kind::Interrupt, "the plan is complete"))
     }
@@ -76,6 +87,8 @@ pub struct Plan {
     pub prompt: f64,
     /// The first update; none when the script ended without one.
     pub update: Option<Update>,
+    /// All of a script without an update that drew from a flow.
+    pub whole: Option<Update>,
     /// Operations and bytes by phase, `script` outside all others.
     pub phases: BTreeMap<&'static str, Totals>,
     /// The ops of the first update, where it is planned for a card.
@@ -111,7 +124,7 @@ impl Plan {
 
     /// Bytes at most at once with what the allocator takes, and the same without what only prompts need.
     pub fn memory(&self, cached: usize) -> Option<[f64; 2]> {
-        let live = self.update?.peak as f64 + self.prompts(cached);
+        let live = self.update.or(self.whole)?.peak as f64 + self.prompts(cached);
         let passing: f64 = self.parts.iter().filter(|part| part.passing).map(|part| part.bytes).sum();
         Some([live * ALLOCATOR, (live - passing) * ALLOCATOR])
     }
