@@ -186,6 +186,13 @@ fn the_bench_trades_modes_for_reward() {
             .parse::<f64>()
             .unwrap()
     };
+    // of the tilts of the ring by the bump: reward and effective modes
+    for (name, expected, modes) in [("tilt by 0", 0.328, 8.0), ("tilt by 1", 0.449, 7.53), ("tilt by 3", 0.7016, 4.65)]
+    {
+        let of = |measure: &str| result["measures"][name][measure]["mean"].as_f64().unwrap();
+        let off = [of("reward") - expected, (of("modes") - modes) / 10.0].map(f64::abs);
+        assert!(off.iter().all(|x| *x < 4e-3), "{name}: {} {}", of("reward"), of("modes"));
+    }
     // the base's is 0.328
     assert!(reward("DiffusionNFT") > 0.6 && reward("Flow-GRPO") > 0.45, "{printed}");
 }

@@ -6,11 +6,47 @@ use super::*;
 fn posterior(x: f64, t: f64, n: usize) -> (Vec<f64>, Noised) {
     let s2 = WIDTH * WIDTH;
     let (mean, sd) = (1.0 + t * s2 / variance(t) * (x - t), (1.0 - t) * WIDTH / variance(t).sqrt());
-    let x1: Vec<f64> = Rng::new(40).normals(n).into_iter().map(|z| mean + sd * z).collect();
+    at_ends(Rng::new(40).normals(n).into_iter().map(|z| mean + sd * z).collect(), x, t)
+}
+
+/// As many ends by parts of equal mass of what could have led to `x` at `t`, of data with this density.
+fn parts(density: impl Fn(f64) -> f64, x: f64, t: f64, n: usize) -> (Vec<f64>, Noised) {
+    let places: Vec<f64> = (0..=12_000).map(|i| -6.0 + i as f64 * 1e-3).collect();
+    let mass = |x1: f64| density(x1) * (-(x - t * x1).powi(2) / (2.0 * (1.0 - t).powi(2))).exp();
+    let mut below = vec![0.0];
+    below.extend(places.windows(2).scan(0.0, |sum, p| {
+        *sum += (mass(p[0]) + mass(p[1])) / 2.0;
+        Some(*sum)
+    }));
+    let (mut k, all) = (0, below[below.len() - 1]);
+    let x1 = (0..n).map(|i| {
+        let share = (i as f64 + 0.5) / n as f64 * all;
+        while below[k + 1] < share {
+            k += 1;
+        }
+        places[k] + 1e-3 * (share - below[k]) / (below[k + 1] - below[k])
+    });
+    at_ends(x1.collect(), x, t)
+}
+
+fn at_ends(x1: Vec<f64>, x: f64, t: f64) -> (Vec<f64>, Noised) {
+    let n = x1.len();
     let column = |rows: Vec<f64>| Tensor::from_vec(rows, (n, 1), &Device::Cpu).unwrap();
     let target = column(x1.iter().map(|x1| (x1 - x) / (1.0 - t)).collect());
     let at = Noised { x: column(vec![x; n]), t: Tensor::new(vec![t; n], &Device::Cpu).unwrap(), target };
     (x1, at)
+}
+
+fn bell(x: f64, mean: f64, width: f64) -> f64 {
+    (-(x - mean).powi(2) / (2.0 * width * width)).exp()
+}
+
+fn one_mode(x: f64) -> f64 {
+    bell(x, 1.0, WIDTH)
+}
+
+fn two_modes(x: f64) -> f64 {
+    bell(x, -1.0, 0.3) + bell(x, 1.0, 0.3)
 }
 
 /// The loss's derivative by a velocity that all rows share, at `v`.
@@ -131,4 +167,94 @@ fn rewards_weighed_by_their_exponential_give_the_tilt() {
     let share =
         update(&method, &Moved::new(0.0), &batch(20_000, 1, 60)).measured["effective"].to_scalar::<f64>().unwrap();
     assert!((share - 0.7788).abs() < 0.012, "{share}");
+}
+
+/// Where a quadratic loss is least.
+fn least(loss: Regression, at: &Noised, weight: &[f64], own: f64) -> f64 {
+    let [here, there] = [own, own + 1.0].map(|v| pulled(loss, at, weight, [v, own, own], 0.0));
+    own - here / (there - here)
+}
+
+#[test]
+fn minimisers_of_one_and_two_modes_have_these_digits() {
+    let bimodal: fn(f64) -> f64 = two_modes;
+    for (law, middle, width, x, t, nft, flow) in [
+        (one_mode as fn(f64) -> f64, 1.0, WIDTH, 0.2, 0.3, 1.365854, 1.560495),
+        (one_mode, 1.0, WIDTH, 0.8, 0.7, 1.411765, 1.431378),
+        (bimodal, 0.0, 1.09f64.sqrt(), 0.2, 0.3, 2.852598, 0.936221),
+        (bimodal, 0.0, 1.09f64.sqrt(), 0.8, 0.7, 0.388415, 0.870427),
+    ] {
+        let (n, advantage) = (400_000, move |x1: f64| (x1 - middle) / width);
+        let (x1, at) = parts(law, x, t, n);
+        let own = mean(numbers(&at.target));
+        let share: Vec<f64> = x1.iter().map(|x1| advantage(*x1).clamp(-5.0, 5.0) / 5.0).collect();
+        let got = least(Regression::Quadratic(Gamma::Less(0.1)), &at, &share, own) - own;
+        assert!((got - nft).abs() < 1e-5, "NFT {x}, {t}: {got} {nft}");
+        let clipped = move |x1: f64| advantage(x1).clamp(-1.0, 1.0);
+        let weight: Vec<f64> = x1.iter().map(|x1| clipped(*x1)).collect();
+        let got = least(Regression::Quadratic(Gamma::Number(1.1)), &at, &weight, own);
+        assert!((got - flow).abs() < 1e-5, "AdvantageFlow {x}, {t}: {got} {flow}");
+        // it is the velocity of the law (gamma + A) times the old one
+        let new = parts(move |x1| (1.1 + clipped(x1)) * law(x1), x, t, n).1;
+        assert!((mean(numbers(&new.target)) - flow).abs() < 1e-5, "{x}, {t}");
+        if (middle, x) == (1.0, 0.2) {
+            let first = |loss| pulled(loss, &at, &weight, [own; 3], 0.0);
+            let (awm, crd) = (first(Regression::Quadratic(Gamma::Number(1.0))), first(Regression::Crd { beta: 1.0 }));
+            assert!((awm + 0.94699).abs() < 1e-5 && (crd + 1.89399).abs() < 1e-5, "{awm} {crd}");
+        }
+    }
+}
+
+#[test]
+fn ram_holds_a_tilted_gaussian_and_not_two_modes() {
+    // v = v_ref + Cov_q(R, u | x_t): the fixed point of v_ref + R (u - v), of ends of its own law q
+    let (n, lambda) = (100_000, 1.5);
+    let ram = Regression::Quadratic(Gamma::Number(0.0));
+    let tilted = |law: fn(f64) -> f64, by: f64| move |x1: f64| law(x1) * (by * x1).exp();
+    let target = |law: fn(f64) -> f64, x: f64, t: f64| {
+        let reference = mean(numbers(&parts(law, x, t, n).1.target));
+        let (x1, at) = parts(tilted(law, lambda), x, t, n);
+        let (v, weight) = (mean(numbers(&at.target)), x1.iter().map(|x1| lambda * x1).collect::<Vec<_>>());
+        [v, v - pulled(ram, &at, &weight, [v, 0.0, reference], 1.0) / 2.0, reference]
+    };
+    for (x, t, expected) in [(0.2, 0.3, 1.63415), (-0.5, 0.5, 2.80000)] {
+        let [tilt, found, _] = target(one_mode, x, t);
+        assert!((tilt - expected).abs() < 1e-5 && (found - expected).abs() < 1e-5, "{tilt} {found} {expected}");
+    }
+    let [tilt, found, reference] = target(two_modes, 0.2, 0.3);
+    assert!((tilt - 1.21392).abs() < 1e-5 && (found - 0.40239).abs() < 2e-5, "{tilt} {found}");
+    // small tilts, one after another, each with the covariance of its own law, come to it
+    let n = 20_000;
+    let steps = (0..200).map(|k| {
+        let (x1, at) = parts(tilted(two_modes, lambda * (k as f64 + 0.5) / 200.0), 0.2, 0.3, n);
+        let v = mean(numbers(&at.target));
+        -pulled(ram, &at, &x1, [v, 0.0, v], 0.0) / 2.0 * lambda / 200.0
+    });
+    let summed = reference + steps.sum::<f64>();
+    assert!((summed - 1.21392).abs() < 5e-5, "{summed}");
+}
+
+#[test]
+fn a_preference_weighs_like_the_share_that_prefers_it() {
+    // Bradley-Terry choices of the reward 2 x: E[w] - E[l] = 2 E[x A], A(x) = E tanh((r - r_b) / 2)
+    let (n, beta) = (200_000, 2.0);
+    let x1 = parts(one_mode, 0.0, 0.0, 2000).0;
+    let advantage: Vec<f64> = x1.iter().map(|a| mean(x1.iter().map(|b| (a - b).tanh()))).collect();
+    let (_, at) = at_ends(x1, 0.0, 0.0);
+    let awm = pulled(Regression::Quadratic(Gamma::Number(0.0)), &at, &advantage, [0.0; 3], 0.0);
+    assert!((awm + 0.36316).abs() < 1e-5, "{awm}");
+    let mut draws = Rng::new(41).normals(2 * n).into_iter().map(|z| 1.0 + WIDTH * z);
+    let mut lots = Rng::new(42).normals(2 * n).into_iter();
+    let mut ends = Vec::new();
+    while let (Some(a), Some(b), Some(p), Some(q)) = (draws.next(), draws.next(), lots.next(), lots.next()) {
+        // uniform by the angle of two normal numbers
+        let lot = p.atan2(q) / std::f64::consts::TAU + 0.5;
+        let first = lot < 1.0 / (1.0 + (2.0 * (b - a)).exp());
+        ends.extend(if first { [a, b] } else { [b, a] });
+    }
+    let ends = Tensor::from_vec(ends, (2 * n, 1), &Device::Cpu).unwrap();
+    let pairs = noised(&ends, Times::Uniform, 1.0, 2, &stream(43)).unwrap();
+    let dpo = pulled(Regression::Pairs { beta }, &pairs, &vec![1.0; 2 * n], [0.4, 0.0, 0.4], 0.0);
+    // a choice's winner less its loser has a deviation of about 0.6
+    assert!((dpo + beta / 2.0 * 0.36316).abs() < 4.0 * beta / 2.0 * 0.6 / (n as f64).sqrt(), "{dpo}");
 }

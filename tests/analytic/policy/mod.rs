@@ -12,7 +12,8 @@ use amscript::align::policy::{
 };
 use amscript::align::{self, Batch, Method, MethodState, Reduction, RewardCost, Selection, Update, norms};
 use amscript::flow::{
-    AtSteps, Condition, Cps, Dynamics, Euler, Gddim, Noise, RolloutOptions, Sde, Solver, Velocity, rollout, uniform,
+    AtSteps, Condition, Cps, Dynamics, Euler, Gddim, Grid, Noise, RolloutOptions, Sde, Solver, Velocity, rollout,
+    uniform,
 };
 use amscript::tensor::grad::gradients;
 use amscript::tensor::{DType, Device, Rng, Stream, Tensor};
