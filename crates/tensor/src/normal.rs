@@ -30,7 +30,7 @@ fn logarithm(x: f64) -> f64 {
         [6.666_666_666_666_735e-1, 2.857_142_874_366_239e-1, 1.818_357_216_161_805e-1, 1.479_819_860_511_658_6e-1];
     const EVEN: [f64; 3] = [3.999_999_999_940_942e-1, 2.222_219_843_214_978_4e-1, 1.531_383_769_920_937_3e-1];
     let bits = x.to_bits() + (1.0f64.to_bits() - ROOT);
-    let k = f64::from_bits(bits >> 52 | 2f64.powi(52).to_bits()) - (2f64.powi(52) + 1023.0);
+    let k = f64::from_bits((bits >> 52) | 2f64.powi(52).to_bits()) - (2f64.powi(52) + 1023.0);
     let f = f64::from_bits((bits & ((1 << 52) - 1)) + ROOT) - 1.0;
     let s = f / (2.0 + f);
     let (z, half) = (s * s, 0.5 * f * f);
