@@ -187,7 +187,8 @@ fn the_bench_trades_modes_for_reward() {
             .unwrap()
     };
     // of the tilts of the ring by the bump: reward and effective modes
-    for (name, expected, modes) in [("tilt by 0", 0.328, 8.0), ("tilt by 1", 0.449, 7.53), ("tilt by 3", 0.7016, 4.65)]
+    for (name, expected, modes) in
+        [("tilt by 0.0", 0.328, 8.0), ("tilt by 1.0", 0.449, 7.53), ("tilt by 3.0", 0.7016, 4.65)]
     {
         let of = |measure: &str| result["measures"][name][measure]["mean"].as_f64().unwrap();
         let off = [of("reward") - expected, (of("modes") - modes) / 10.0].map(f64::abs);
@@ -195,6 +196,23 @@ fn the_bench_trades_modes_for_reward() {
     }
     // the base's is 0.328
     assert!(reward("DiffusionNFT") > 0.6 && reward("Flow-GRPO") > 0.45, "{printed}");
+}
+
+#[test]
+fn a_flow_in_two_jumps_takes_a_reward() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = ["updates=100", "tuned=30", "samples=2000", "weights=[[1.0, 0.0], [1.0, 5.0]]"];
+    let printed = run("scripts/toys/few.rhai", folder.path(), &small);
+    let result: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(folder.path().join("result.json")).unwrap()).unwrap();
+    let of = |measure: &str, row: &str| result["measures"][row][measure]["mean"].as_f64().unwrap();
+    let [plain, tuned] = [0, 5].map(|reward| format!("consistency 1.0, reward {reward}.0"));
+    // all modes from the first, half of the samples within 0.75 of one; then the reward at the cost of modes
+    assert!(of("modes", &plain) > 7.8 && of("within 0.75", &plain) > 0.4, "{printed}");
+    assert!(
+        of("reward", &tuned) > of("reward", &plain) + 0.2 && of("modes", &tuned) < of("modes", &plain),
+        "{printed}"
+    );
 }
 
 #[test]

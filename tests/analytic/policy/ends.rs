@@ -238,8 +238,11 @@ fn ram_holds_a_tilted_gaussian_and_not_two_modes() {
 fn a_preference_weighs_like_the_share_that_prefers_it() {
     // Bradley-Terry choices of the reward 2 x: E[w] - E[l] = 2 E[x A], A(x) = E tanh((r - r_b) / 2)
     let (n, beta) = (200_000, 2.0);
-    let x1 = parts(one_mode, 0.0, 0.0, 2000).0;
-    let advantage: Vec<f64> = x1.iter().map(|a| mean(x1.iter().map(|b| (a - b).tanh()))).collect();
+    let x1 = parts(one_mode, 0.0, 0.0, 40_000).0;
+    let others: Vec<[f64; 2]> = (0..400).map(|i| -2.0 + 0.015 * i as f64).map(|b| [b, one_mode(b)]).collect();
+    let all: f64 = others.iter().map(|[_, p]| p).sum();
+    let preferred = |a: f64| others.iter().map(|[b, p]| p * (a - b).tanh()).sum::<f64>() / all;
+    let advantage: Vec<f64> = x1.iter().map(|a| preferred(*a)).collect();
     let (_, at) = at_ends(x1, 0.0, 0.0);
     let awm = pulled(Regression::Quadratic(Gamma::Number(0.0)), &at, &advantage, [0.0; 3], 0.0);
     assert!((awm + 0.36316).abs() < 1e-5, "{awm}");
