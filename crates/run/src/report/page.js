@@ -24,7 +24,7 @@ const swatch = (run) => element("span", { class: "swatch", "data-color": run % 1
 function number(value) {
   if (value === null || value === undefined) return "not finite";
   const size = Math.abs(value);
-  return size !== 0 && (size < 1e-4 || size >= 1e6) ? value.toExponential(3) : String(Number(value.toPrecision(5)));
+  return size !== 0 && (size < 1e-4 || size >= 1e6) ? value.toExponential(3).replace(/\.?0+e/, "e") : String(Number(value.toPrecision(5)));
 }
 
 /** About `count` round values between two numbers. */
