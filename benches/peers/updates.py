@@ -73,16 +73,16 @@ class Block(torch.nn.Module):
 class Sit(torch.nn.Module):
     """SiT (arXiv:2401.08740) without label dropping, with the published names."""
 
-    def __init__(self, depth, hidden_size, num_heads, input_size, patch_size=2, num_classes=1000, **_):
+    def __init__(self, depth, hidden_size, num_heads, input_size, patch_size=2, num_classes=1000, in_channels=4, **_):
         super().__init__()
-        d, self.side, self.patch = hidden_size, input_size // patch_size, patch_size
-        self.x_embedder = torch.nn.ModuleDict({"proj": torch.nn.Conv2d(4, d, patch_size, patch_size)})
+        d, self.side, self.patch, self.channels = hidden_size, input_size // patch_size, patch_size, in_channels
+        self.x_embedder = torch.nn.ModuleDict({"proj": torch.nn.Conv2d(in_channels, d, patch_size, patch_size)})
         self.pos_embed = torch.nn.Parameter(torch.randn(1, self.side**2, d) * 0.5, requires_grad=False)
         mlp = torch.nn.Sequential(torch.nn.Linear(256, d), torch.nn.SiLU(), torch.nn.Linear(d, d))
         self.t_embedder = torch.nn.ModuleDict({"mlp": mlp})
         self.y_embedder = torch.nn.ModuleDict({"embedding_table": torch.nn.Embedding(num_classes + 1, d)})
         self.blocks = torch.nn.ModuleList([Block(d, num_heads) for _ in range(depth)])
-        self.final_layer = torch.nn.ModuleDict({"linear": torch.nn.Linear(d, patch_size**2 * 8)})
+        self.final_layer = torch.nn.ModuleDict({"linear": torch.nn.Linear(d, patch_size**2 * 2 * in_channels)})
         self.final_layer["adaLN_modulation"] = torch.nn.Sequential(torch.nn.SiLU(), torch.nn.Linear(d, 2 * d))
 
     def forward(self, x, t, y):
@@ -93,8 +93,8 @@ class Sit(torch.nn.Module):
             h = block(h, c)
         shift, scale = self.final_layer["adaLN_modulation"](c).chunk(2, dim=1)
         h = F.layer_norm(h, h.shape[-1:], eps=1e-6) * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
-        h = self.final_layer["linear"](h).view(len(x), self.side, self.side, self.patch, self.patch, 8)
-        return torch.einsum("nhwpqc->nchpwq", h).reshape(len(x), 8, 2 * self.side, 2 * self.side)[:, :4]
+        h = self.final_layer["linear"](h).view(len(x), self.side, self.side, self.patch, self.patch, 2 * self.channels)
+        return torch.einsum("nhwpqc->nchpwq", h).reshape(len(x), -1, 2 * self.side, 2 * self.side)[:, : self.channels]
 
 
 def folder(work, case):

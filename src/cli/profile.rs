@@ -35,9 +35,9 @@ pub fn text(profile: &Profile) -> String {
 /// What products reach on this processor now, to compare an op's rate with.
 pub fn machine() -> Result<String> {
     let rates = rates()?;
-    let [large, cold] = [rates.large, rates.cold].map(giga);
+    let [large, bf16, cold] = [rates.large, rates.bf16, rates.cold].map(giga);
     Ok(format!(
-        "this processor: {large} GFLOP/s of f32 in large products, {cold} in 320 x 1024 x 3072 with a weight from memory"
+        "this processor: {large} GFLOP/s of f32 in large products ({bf16} of bf16), {cold} in 320 x 1024 x 3072 with a weight from memory"
     ))
 }
 

@@ -266,7 +266,8 @@ pub unsafe fn product<T: Real>(
     keep: bool,
     factor: f64,
 ) {
-    let (terms, begin) = ([Term { k, a, b: Operand::Own(b), factor }], if keep { Begin::Kept } else { Begin::Zero });
+    let (terms, begin) =
+        ([Term { k, a: Operand::Own(a), b: Operand::Own(b), factor }], if keep { Begin::Kept } else { Begin::Zero });
     // Columns so many bytes apart share few places of the cache while gemm reads them; else it is the faster one for small matrices.
     let crowded = b.row == 1 && (b.column * size_of::<T>()).is_multiple_of(1024) && m > 3 && k > 32;
     // SAFETY: as the caller says.

@@ -86,15 +86,15 @@ pub struct Kernels {
     pub everywhere: bool,
     /// Whether inputs may be of any strides.
     pub strided: bool,
-    /// An input that they read in half precision beside others in f32.
-    pub half: Option<usize>,
+    /// Inputs that they read in half precision beside others in f32, the gradient then too.
+    pub half: &'static [usize],
     /// Whether the result is a view of the first input.
     pub view: bool,
 }
 
 impl Kernels {
     /// Kernels for processor and card.
-    pub const BOTH: Kernels = Kernels { card: true, everywhere: false, strided: false, half: None, view: false };
+    pub const BOTH: Kernels = Kernels { card: true, everywhere: false, strided: false, half: &[], view: false };
     /// Kernels for the processor.
     pub const PROCESSOR: Kernels = Kernels { card: false, ..Kernels::BOTH };
     /// Operations of candle's.
@@ -196,8 +196,8 @@ struct Call<const N: usize> {
     wanted: [bool; N],
     /// The type that is computed in; none where every input stays as it is.
     compute: Option<DType>,
-    /// The input of half precision that stays as it is.
-    half: Option<usize>,
+    /// Inputs that stay as they are where they are of half precision.
+    half: &'static [usize],
     /// Of the inputs, and of the first one's.
     types: [Option<DType>; N],
     result: DType,
@@ -225,14 +225,12 @@ impl<const N: usize> Call<N> {
             Backend::Processor if !kernels.everywhere => Some(if half { DType::F32 } else { own }),
             _ => None,
         };
-        let half = kernels.half.filter(|_| compute == Some(DType::F32));
-        let half = half.filter(|i| inputs[*i].is_some_and(|x| raw::is_half(x.dtype())));
         let result = op.dtype(own);
         Ok(Self {
             on,
             wanted: inputs.map(|x| x.is_some_and(|x| x.requires_grad())),
             compute,
-            half,
+            half: if compute == Some(DType::F32) { kernels.half } else { &[] },
             types: inputs.map(|x| x.map(Tensor::dtype)),
             result,
             shapes: inputs.map(|x| x.map(|x| x.dims().to_vec()).unwrap_or_default()),
@@ -243,7 +241,14 @@ impl<const N: usize> Call<N> {
 
     /// What the kernels take an input as.
     fn cast(&self, i: usize) -> Option<DType> {
-        self.compute.filter(|_| self.half != Some(i))
+        let stays = self.half.contains(&i) && self.types[i].is_some_and(raw::is_half);
+        self.compute.filter(|_| !stays)
+    }
+
+    /// What they take the gradient as.
+    fn cast_gradient(&self, gradient: DType) -> Option<DType> {
+        let stays = !self.half.is_empty() && raw::is_half(gradient);
+        self.compute.filter(|_| !stays)
     }
 
     /// As the kernels take it, in this type if there is one.
@@ -299,7 +304,7 @@ impl<const N: usize> Call<N> {
             profile::backward(op.name(), work, || {
                 let inputs = call.each_ready(kept.each_ref().map(Option::as_ref), strided)?;
                 let output = output.as_ref().map(|y| call.ready(y, call.compute, strided)).transpose()?;
-                let gradient = call.ready(gradient.array(), call.compute, strided)?;
+                let gradient = call.ready(gradient.array(), call.cast_gradient(gradient.dtype()), strided)?;
                 let kept = Kept {
                     on: call.on,
                     inputs: inputs.each_ref().map(Option::as_ref),

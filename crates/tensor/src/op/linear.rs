@@ -1,8 +1,8 @@
 //! Matrix product with a frozen or trainable weight, bias, and a low-rank adapter in the same node.
 
 use super::call::{Backend, Inputs, Keeps, Kept, Kernels, Op, apply, given, there};
-use crate::kernel::{Matrix, Real, Shared, column_sums, data, fresh, on_cpu, shares, strided};
-use crate::product::{Begin, Held, Operand, Term};
+use crate::kernel::{Real, Shared, column_sums, data, fresh, on_cpu, shares};
+use crate::product::{Begin, Held, Term};
 use crate::{Array, Tensor, cuda, raw};
 use amscript_base::bail;
 use amscript_base::error::Result;
@@ -20,7 +20,7 @@ pub struct Lora {
 /// `y = x W^T + bias + scale (x A^T) B^T` for `x [.., in]`, `weight [out, in]`; returns `[.., out]` in `x`'s type.
 ///
 /// Weight, bias and adapter may be of other float types: they are cast for the product and not kept so; gradients come in
-/// their own. Half-precision products on the CPU are computed in f32, from the weight as it is.
+/// their own. Half-precision products on the CPU have sums in f32, of input and weight as they are.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, lora: Option<&Lora>) -> Result<Tensor> {
     let (a, b) = (lora.map(|l| &l.a), lora.map(|l| &l.b));
     apply(Linear { scale: lora.map_or(1.0, |l| l.scale) }, [Some(x), Some(weight), bias, a, b])
@@ -59,7 +59,7 @@ impl Op<5> for Linear {
     }
 
     fn kernels(&self) -> Kernels {
-        Kernels { strided: true, half: Some(1), ..Kernels::BOTH }
+        Kernels { strided: true, half: &[0, 1], ..Kernels::BOTH }
     }
 
     fn keeps(&self, on: Backend, inputs: Inputs<5>, [gx, gw, _, ga, gb]: [bool; 5]) -> Keeps<5> {
@@ -176,16 +176,16 @@ fn product_cpu<T: Real>(a: &Array, b: &Array, bias: Option<&Array>, also: Option
     let ((m, k), n) = (a.dims2()?, b.dim(1)?);
     let bias = bias.map(|bias| bias.contiguous()).transpose()?;
     let bias = bias.as_ref().map(data::<T>).transpose()?;
-    let (left, right) = (strided::<T>(a)?, Held::<T>::of(b)?);
+    let (left, right) = (Held::<T>::of(a)?, Held::<T>::of(b)?);
     let also = match also {
-        Some((c, d, factor)) => Some((c, d, factor, strided::<T>(c)?, strided::<T>(d)?)),
+        Some((c, d, factor)) => Some((c, d, factor, Held::<T>::of(c)?, Held::<T>::of(d)?)),
         None => None,
     };
-    let first = Term { k, a: Matrix::of(a, &left), b: right.operand(b), factor: 1.0 };
+    let first = Term { k, a: left.operand(a), b: right.operand(b), factor: 1.0 };
     let second = also.as_ref().map(|(c, d, factor, left, right)| Term {
         k: c.dims()[1],
-        a: Matrix::of(c, left),
-        b: Operand::Own(Matrix::of(d, right)),
+        a: left.operand(c),
+        b: right.operand(d),
         factor: *factor,
     });
     let terms: Vec<Term<T>> = [Some(first), second].into_iter().flatten().collect();
@@ -221,7 +221,7 @@ fn bias_gradient(on: Backend, g: &Array) -> Result<Array> {
 
 fn bias_gradient_cpu<T: Real>(g: &Array) -> Result<Array> {
     let (rows, out) = g.dims2()?;
-    let g = g.contiguous()?;
+    let g = g.to_dtype(T::DTYPE)?.contiguous()?;
     let numbers = data::<T>(&g)?;
     Ok(Array::from_vec(column_sums(numbers.len(), rows, out, |i| numbers[i]), out, g.device())?)
 }

@@ -7,7 +7,9 @@
 //!   are written from, and the input gradient wants them the other way round.
 //! * **Terms, not calls.** `C = bias + A B + s U V` is one product whose inner dimension is that of A and U: an adapter costs its own
 //!   operations and no second walk over C.
-//! * **Half precision is widened in the packing**, so that weights of two bytes cost half the memory traffic and no copy.
+//! * **Half precision is widened in the packing**, so that weights of two bytes cost half the memory traffic and no copy. Where both factors
+//!   are bf16 and the processor has products of pairs (AVX512-BF16), pairs of them are packed as they are: two multiplications in place of one,
+//!   with sums in f32 as before (subnormal numbers count as zero there).
 //! * The instructions are chosen when the program runs. Where there are none for it, for f64, and where B lies by rows, `gemm` computes.
 
 mod pack;
@@ -19,7 +21,7 @@ use crate::kernel::{Data, Matrix, Real, fresh, strided};
 use amscript_base::error::Result;
 use candle_core::DType;
 use half::{bf16, f16};
-use pack::{Number, pack};
+use pack::{Number, pack, pairs};
 use std::ops::Range;
 use tile::Tile;
 pub use tile::{Begin, Kind, kind};
@@ -44,6 +46,14 @@ impl<T> Operand<T> {
                 Self::BF16(m) => Self::BF16(m.part(i, j)),
                 Self::F16(m) => Self::F16(m.part(i, j)),
             }
+        }
+    }
+
+    fn transposed(self) -> Self {
+        match self {
+            Self::Own(m) => Self::Own(m.transposed()),
+            Self::BF16(m) => Self::BF16(m.transposed()),
+            Self::F16(m) => Self::F16(m.transposed()),
         }
     }
 }
@@ -78,19 +88,19 @@ impl<'a, T: Real> Held<'a, T> {
 #[derive(Clone, Copy)]
 pub struct Term<T> {
     pub k: usize,
-    pub a: Matrix<T>,
+    pub a: Operand<T>,
     pub b: Operand<T>,
     pub factor: f64,
 }
 
 impl<T> Term<T> {
-    /// Whether B is of the product's own type and lies by rows, which gemm reads faster by a few percent.
+    /// Whether both factors are of the product's own type and B lies by rows, which gemm reads faster by a few percent.
     pub fn by_rows(&self) -> bool {
-        matches!(self.b, Operand::Own(Matrix { column: 1, .. }))
+        matches!((&self.a, &self.b), (Operand::Own(_), Operand::Own(Matrix { column: 1, .. })))
     }
 }
 
-/// Steps of k in a block: a panel of B then stays in the second cache.
+/// Numbers per line in a block: a panel of B then stays in the second cache.
 const DEPTH: usize = 768;
 /// Rows of A in a block at most.
 const ROWS: usize = 896;
@@ -102,20 +112,49 @@ struct Piece<'a> {
     steps: Range<usize>,
 }
 
-/// Sums of at most [`DEPTH`] steps, together all terms.
-fn blocks(terms: &[Term<f32>]) -> Vec<Vec<Piece<'_>>> {
-    let mut blocks: Vec<Vec<Piece>> = Vec::new();
+impl Piece<'_> {
+    /// Numbers of a packed line.
+    fn len(&self, by: Steps) -> usize {
+        self.steps.len().div_ceil(by.step)
+    }
+}
+
+/// How tiles take steps of k: one by one as f32, or two of bf16 at once.
+#[derive(Clone, Copy)]
+struct Steps {
+    step: usize,
+    tile: unsafe fn(usize, Tile),
+}
+
+impl Kind {
+    fn singly(self) -> Steps {
+        Steps { step: 1, tile: self.tile }
+    }
+
+    fn steps(self, term: &Term<f32>) -> Steps {
+        match (self.pairs, term) {
+            (Some(tile), Term { a: Operand::BF16(_), b: Operand::BF16(_), factor: 1.0, .. }) => Steps { step: 2, tile },
+            _ => self.singly(),
+        }
+    }
+}
+
+/// Sums of lines of at most [`DEPTH`] numbers, together all terms.
+fn blocks(kind: Kind, terms: &[Term<f32>]) -> Vec<(Steps, Vec<Piece<'_>>)> {
+    let mut blocks: Vec<(Steps, Vec<Piece>)> = Vec::new();
     let mut room = 0;
     for term in terms {
+        let by = kind.steps(term);
         // As many steps in each block of a term.
-        let depth = term.k.div_ceil(term.k.div_ceil(DEPTH).max(1)).max(1);
+        let (lines, most) = (term.k.div_ceil(by.step), term.k.div_ceil(by.step * DEPTH));
+        let depth = by.step * lines.div_ceil(most.max(1)).max(1);
         for first in (0..term.k).step_by(depth) {
             let piece = Piece { term, steps: first..(first + depth).min(term.k) };
-            let len = piece.steps.len();
-            match blocks.last_mut().filter(|_| len <= room) {
-                Some(block) => block.push(piece),
+            let len = piece.len(by);
+            match blocks.last_mut().filter(|(others, _)| len <= room && others.step == by.step) {
+                Some((_, block)) => block.push(piece),
                 None => {
-                    blocks.push(vec![piece]);
+                    blocks.push((by, vec![piece]));
                     room = DEPTH + DEPTH / 8; // an adapter goes with the last steps of its weight
                 }
             }
@@ -123,7 +162,7 @@ fn blocks(terms: &[Term<f32>]) -> Vec<Vec<Piece<'_>>> {
         }
     }
     if blocks.is_empty() {
-        blocks.push(Vec::new()); // nothing is added, but C is written
+        blocks.push((kind.singly(), Vec::new())); // nothing is added, but C is written
     }
     blocks
 }
@@ -139,17 +178,17 @@ pub unsafe fn products(
     (c, row): (*mut f32, usize),
     begin: Begin<f32>,
 ) {
-    let blocks = blocks(terms);
-    let depth = blocks.iter().map(|pieces| steps(pieces)).max().unwrap_or(0);
+    let blocks = blocks(kind, terms);
+    let depth = blocks.iter().map(|(by, pieces)| numbers(*by, pieces)).max().unwrap_or(0);
     let share = m.div_ceil(m.div_ceil(ROWS).max(1)).max(1);
     let panels = |rows: usize| rows.div_ceil(kind.rows);
     let mut packed_a = room(panels(share) * kind.row_step * depth);
     let mut packed_b = room(kind.columns * depth);
     for first in (0..m).step_by(share) {
         let rows = first..(first + share).min(m);
-        for (i, pieces) in blocks.iter().enumerate() {
+        for (i, (by, pieces)) in blocks.iter().enumerate() {
             let begin = if i == 0 { begin } else { Begin::Kept };
-            let block = Block { kind, pieces, panels: panels(rows.len()), rows: rows.clone(), depth };
+            let block = Block { kind, by: *by, pieces, panels: panels(rows.len()), rows: rows.clone(), depth };
             // SAFETY: as the caller says; there is room for a block of the greatest depth.
             unsafe {
                 block.pack_a(&mut packed_a);
@@ -162,17 +201,19 @@ pub unsafe fn products(
     }
 }
 
-fn steps(pieces: &[Piece]) -> usize {
-    pieces.iter().map(|piece| piece.steps.len()).sum()
+/// Of a packed line.
+fn numbers(by: Steps, pieces: &[Piece]) -> usize {
+    pieces.iter().map(|piece| piece.len(by)).sum()
 }
 
 /// Rows of C times a few steps of k.
 struct Block<'a> {
     kind: Kind,
+    by: Steps,
     pieces: &'a [Piece<'a>],
     rows: Range<usize>,
     panels: usize,
-    /// Steps that there is room for in a panel.
+    /// Numbers of a line that there is room for in a panel.
     depth: usize,
 }
 
@@ -187,31 +228,38 @@ impl Block<'_> {
         let width = self.kind.row_step;
         for p in 0..self.panels {
             let (rows, mut at) = (self.panel(p), p * width * self.depth);
-            for Piece { term, steps } in self.pieces {
-                let size = (steps.len(), rows.len());
+            for piece in self.pieces {
                 // SAFETY: as the caller of `products` says.
                 unsafe {
-                    let columns = term.a.part(rows.start, steps.start).transposed();
-                    pack(columns, size, &mut to[at..], width, term.factor as f32);
+                    let columns = piece.term.a.part(rows.start, piece.steps.start).transposed();
+                    self.pack(columns, (piece.steps.len(), rows.len()), &mut to[at..], width, piece.term.factor as f32);
                 }
-                at += size.0 * width;
+                at += piece.len(self.by) * width;
             }
         }
     }
 
     unsafe fn pack_b(&self, to: &mut [f32], columns: &Range<usize>) {
         let (width, mut at) = (self.kind.columns, 0);
-        for Piece { term, steps } in self.pieces {
-            let (size, i, j, to) = ((steps.len(), columns.len()), steps.start, columns.start, &mut to[at..]);
+        for piece in self.pieces {
             // SAFETY: as the caller of `products` says.
             unsafe {
-                match term.b {
-                    Operand::Own(b) => pack(b.part(i, j), size, to, width, 1.0),
-                    Operand::BF16(b) => pack(b.part(i, j), size, to, width, 1.0),
-                    Operand::F16(b) => pack(b.part(i, j), size, to, width, 1.0),
-                }
+                let part = piece.term.b.part(piece.steps.start, columns.start);
+                self.pack(part, (piece.steps.len(), columns.len()), &mut to[at..], width, 1.0);
             }
-            at += size.0 * width;
+            at += piece.len(self.by) * width;
+        }
+    }
+
+    unsafe fn pack(&self, x: Operand<f32>, size: (usize, usize), to: &mut [f32], width: usize, factor: f32) {
+        // SAFETY: as the caller of `products` says.
+        unsafe {
+            match x {
+                Operand::BF16(x) if self.by.step == 2 => pairs(x, size, to, width),
+                Operand::Own(x) => pack(x, size, to, width, |x| factor * x),
+                Operand::BF16(x) => pack(x, size, to, width, |x| factor * x.wide()),
+                Operand::F16(x) => pack(x, size, to, width, |x| factor * x.wide()),
+            }
         }
     }
 
@@ -227,7 +275,7 @@ impl Block<'_> {
         let kind = self.kind;
         // SAFETY: as the caller of `products` says.
         unsafe { self.pack_b(packed, &columns) };
-        let k = steps(self.pieces);
+        let k = numbers(self.by, self.pieces);
         for p in 0..self.panels {
             let (rows, a) = (self.panel(p), &a[p * kind.row_step * self.depth..]);
             // SAFETY: panels are packed; C has these rows and columns.
@@ -235,8 +283,8 @@ impl Block<'_> {
                 let (c, begin) = (c.add(rows.start * row + columns.start), begin.from(columns.start));
                 let tile = Tile { k, a: a.as_ptr(), b: packed.as_ptr(), c, c_row: row, begin };
                 match columns.len() == kind.columns {
-                    true => (kind.tile)(rows.len(), tile),
-                    false => narrow(kind, (rows.len(), columns.len()), tile),
+                    true => (self.by.tile)(rows.len(), tile),
+                    false => narrow(kind, self.by, (rows.len(), columns.len()), tile),
                 }
             }
         }
@@ -258,9 +306,10 @@ impl Left {
     /// # Safety
     /// The matrix lies inside its allocation.
     pub unsafe fn new(kind: Kind, (m, k): (usize, usize), a: Matrix<f32>) -> Self {
-        let term = Term { k, a, b: Operand::Own(a), factor: 1.0 };
+        let term = Term { k, a: Operand::Own(a), b: Operand::Own(a), factor: 1.0 };
         let block = Block {
             kind,
+            by: kind.singly(),
             pieces: &[Piece { term: &term, steps: 0..k }],
             rows: 0..m,
             panels: m.div_ceil(kind.rows),
@@ -280,7 +329,8 @@ impl Left {
             "packed product: {} numbers for {n} columns",
             b.len()
         );
-        let block = Block { kind, pieces: &[], rows: 0..self.m, panels: self.m.div_ceil(kind.rows), depth: self.k };
+        let (by, rows) = (kind.singly(), 0..self.m);
+        let block = Block { kind, by, pieces: &[], rows, panels: self.m.div_ceil(kind.rows), depth: self.k };
         for (j, b) in b.chunks(self.k * kind.columns).enumerate() {
             for p in 0..block.panels {
                 let rows = block.panel(p);
@@ -296,11 +346,11 @@ impl Left {
 }
 
 /// A tile of which C has only some columns.
-unsafe fn narrow(kind: Kind, (rows, width): (usize, usize), tile: Tile) {
+unsafe fn narrow(kind: Kind, by: Steps, (rows, width): (usize, usize), tile: Tile) {
     let mut whole = [0.0; tile::LARGEST];
     // SAFETY: the tile fits; C has `width` of its columns.
     unsafe {
-        (kind.tile)(rows, Tile { c: whole.as_mut_ptr(), c_row: kind.columns, begin: Begin::Zero, ..tile });
+        (by.tile)(rows, Tile { c: whole.as_mut_ptr(), c_row: kind.columns, begin: Begin::Zero, ..tile });
         for (i, sums) in whole.chunks(kind.columns).take(rows).enumerate() {
             let c = std::slice::from_raw_parts_mut(tile.c.add(i * tile.c_row), width);
             for (j, (c, sum)) in c.iter_mut().zip(sums).enumerate() {
@@ -331,15 +381,9 @@ pub unsafe fn by_gemm<T: Real>((m, n): (usize, usize), terms: &[Term<T>], (c, ro
     }
     let mut keep = !matches!(begin, Begin::Zero);
     for Term { k, a, b, factor } in terms {
+        let (mut widened_a, mut widened_b) = (Vec::new(), Vec::new());
         // SAFETY: as the caller says.
-        let widened = unsafe {
-            match b {
-                Operand::Own(_) => Vec::new(),
-                Operand::BF16(b) => wide(*b, *k, n),
-                Operand::F16(b) => wide(*b, *k, n),
-            }
-        };
-        let b = if let Operand::Own(b) = b { *b } else { Matrix::rows(&widened, n) };
+        let (a, b) = unsafe { (singly(*a, (m, *k), &mut widened_a), singly(*b, (*k, n), &mut widened_b)) };
         let [a_column, a_row, b_column, b_row] = [a.column, a.row, b.column, b.row].map(|n| n as isize);
         // SAFETY: as the caller says.
         unsafe {
@@ -353,11 +397,24 @@ pub unsafe fn by_gemm<T: Real>((m, n): (usize, usize), terms: &[Term<T>], (c, ro
     }
 }
 
-/// `m [k, n]` by rows.
-unsafe fn wide<S: Number, T: Real>(m: Matrix<S>, k: usize, n: usize) -> Vec<T> {
+/// `x [rows, columns]` in the product's type, in `room` where it is not.
+unsafe fn singly<T: Real>(x: Operand<T>, (rows, columns): (usize, usize), room: &mut Vec<T>) -> Matrix<T> {
     // SAFETY: entries of the matrix.
-    let number = |i: usize| unsafe { (*m.start.add(i / n * m.row + i % n * m.column)).wide() };
-    (0..k * n).map(|i| T::of(number(i).into())).collect()
+    unsafe {
+        *room = match x {
+            Operand::Own(x) => return x,
+            Operand::BF16(x) => wide(x, rows, columns),
+            Operand::F16(x) => wide(x, rows, columns),
+        };
+    }
+    Matrix::rows(room, columns)
+}
+
+/// `m [rows, columns]` by rows.
+unsafe fn wide<S: Number, T: Real>(m: Matrix<S>, rows: usize, columns: usize) -> Vec<T> {
+    // SAFETY: entries of the matrix.
+    let number = |i: usize| unsafe { (*m.start.add(i / columns * m.row + i % columns * m.column)).wide() };
+    (0..rows * columns).map(|i| T::of(number(i).into())).collect()
 }
 
 #[cfg(test)]

@@ -63,7 +63,7 @@ fn products_of_all_sizes_and_strides_on_every_kind_of_processor() {
                 };
                 let ((a_matrix, _), (_, b_matrix)) = (of(rows), of(!rows));
                 for b_matrix in [of(rows).1, b_matrix] {
-                    let term = Term { k, a: a_matrix, b: Operand::Own(b_matrix), factor: 0.5 };
+                    let term = Term { k, a: Operand::Own(a_matrix), b: Operand::Own(b_matrix), factor: 0.5 };
                     let mut c = vec![9.0; m * (n + 1)];
                     // SAFETY: the sizes of the arrays.
                     unsafe { products(kind, (m, n), &[term], (c.as_mut_ptr(), n + 1), begin) };
@@ -90,9 +90,13 @@ fn an_adapter_is_a_term_and_half_precision_is_read_as_it_is() {
                 let b: Vec<f32> = (0..k * n).map(|i| if bf { bf16s[i].to_f32() } else { f16s[i].to_f32() }).collect();
                 let held =
                     if bf { Operand::BF16(Matrix::rows(&bf16s, n)) } else { Operand::F16(Matrix::rows(&f16s, n)) };
-                let change =
-                    Term { k: 100, a: Matrix::rows(&u, 100), b: Operand::Own(Matrix::rows(&v, n)), factor: -2.0 };
-                let terms = [Term { k, a: Matrix::rows(&a, k), b: held, factor: 1.0 }, change];
+                let change = Term {
+                    k: 100,
+                    a: Operand::Own(Matrix::rows(&u, 100)),
+                    b: Operand::Own(Matrix::rows(&v, n)),
+                    factor: -2.0,
+                };
+                let terms = [Term { k, a: Operand::Own(Matrix::rows(&a, k)), b: held, factor: 1.0 }, change];
                 let expected = expected((m, n), &[(k, 1.0, &a, &b), (100, -2.0, &u, &v)], |_, _| 0.0);
                 let mut c = [vec![9.0; m * (n + 1)], vec![9.0; m * (n + 1)]];
                 // SAFETY: the sizes of the arrays.
@@ -101,6 +105,49 @@ fn an_adapter_is_a_term_and_half_precision_is_read_as_it_is() {
                     by_gemm((m, n), &terms, (c[1].as_mut_ptr(), n + 1), Begin::Zero);
                 }
                 c.iter().for_each(|c| check(c, &expected, n, k + 400, &format!("{m} x {k} x {n}, two terms")));
+            }
+        }
+    }
+}
+
+/// `x [rows, columns]` in bf16, and how far rows and columns are apart: by rows or by columns, with a gap behind each.
+fn held(x: &[f32], columns: usize, turned: bool, gap: usize) -> (Vec<bf16>, [usize; 2]) {
+    let rows = x.len() / columns.max(1);
+    let [row, column] = if turned { [1, rows + gap] } else { [columns + gap, 1] };
+    let mut numbers = vec![bf16::ZERO; rows * row + columns * column];
+    x.iter().enumerate().for_each(|(i, x)| numbers[i / columns * row + i % columns * column] = bf16::from_f32(*x));
+    (numbers, [row, column])
+}
+
+#[test]
+fn both_factors_in_bf16_of_all_strides() {
+    for kind in kinds() {
+        for (m, k, n) in SIZES {
+            let rounded = |len: usize, seed: u64| -> Vec<f32> {
+                numbers(len, seed).into_iter().map(|x| bf16::from_f32(x).to_f32()).collect()
+            };
+            let (a, b, u, v) = (rounded(m * k, 1), rounded(k * n, 2), numbers(m * 3, 4), numbers(3 * n, 5));
+            let expected = expected((m, n), &[(k, 1.0, &a, &b), (3, -2.0, &u, &v)], |_, _| 9.0);
+            for (turned_a, turned_b, gap) in
+                [(false, true, 0), (false, true, 1), (true, false, 0), (false, false, 1), (true, true, 2)]
+            {
+                let operand = |numbers: &[bf16], [row, column]: [usize; 2]| {
+                    Operand::<f32>::BF16(Matrix { start: numbers.as_ptr(), row, column })
+                };
+                let ((a, of_a), (b, of_b)) = (held(&a, k, turned_a, gap), held(&b, n, turned_b, gap));
+                let adapter = [Operand::Own(Matrix::rows(&u, 3)), Operand::Own(Matrix::rows(&v, n))];
+                let terms = [
+                    Term { k, a: operand(&a, of_a), b: operand(&b, of_b), factor: 1.0 },
+                    Term { k: 3, a: adapter[0], b: adapter[1], factor: -2.0 },
+                ];
+                let mut c = [vec![9.0; m * (n + 1)], vec![9.0; m * (n + 1)]];
+                // SAFETY: the sizes of the arrays.
+                unsafe {
+                    products(kind, (m, n), &terms, (c[0].as_mut_ptr(), n + 1), Begin::Kept);
+                    by_gemm((m, n), &terms, (c[1].as_mut_ptr(), n + 1), Begin::Kept);
+                }
+                let what = format!("{m} x {k} x {n}, {turned_a}, {turned_b}, {gap}");
+                c.iter().for_each(|c| check(c, &expected, n, k + 20, &what));
             }
         }
     }
@@ -116,7 +163,7 @@ fn a_number_of_c_does_not_depend_on_its_neighbours() {
             // SAFETY: parts of the matrices.
             unsafe {
                 let (a, b) = (Matrix::rows(&a, k).part(rows.start, 0), Matrix::rows(&b, n).part(0, columns.start));
-                let term = Term { k, a, b: Operand::Own(b), factor: 1.0 };
+                let term = Term { k, a: Operand::Own(a), b: Operand::Own(b), factor: 1.0 };
                 products(kind, (rows.len(), columns.len()), &[term], (c.as_mut_ptr(), columns.len()), Begin::Zero);
             }
             c

@@ -10,6 +10,8 @@ pub struct Kind {
     pub columns: usize,
     /// A tile of this many rows.
     pub tile: unsafe fn(rows: usize, Tile),
+    /// The same of pairs of bf16 in place of numbers, where the processor has it: each adds two products.
+    pub pairs: Option<unsafe fn(rows: usize, Tile)>,
 }
 
 /// What a product is added to.
@@ -154,11 +156,47 @@ mod x86 {
         a, b, c
     ));
 
+    /// Of pairs of bf16, whose sums are f32.
+    #[derive(Clone, Copy)]
+    struct Pairs(__m512);
+
+    impl Vector for Pairs {
+        const LANES: usize = 16;
+
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            Self(unsafe { _mm512_loadu_ps(from) })
+        }
+
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            unsafe { _mm512_storeu_ps(to, self.0) }
+        }
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            Self(unsafe { _mm512_set1_ps(x) })
+        }
+
+        #[inline(always)]
+        unsafe fn times(self, b: Self, c: Self) -> Self {
+            let bits = |x: __m512| unsafe { std::mem::transmute::<__m512, __m512bh>(x) };
+            Self(unsafe { _mm512_dpbf16_ps(c.0, bits(self.0), bits(b.0)) })
+        }
+
+        #[inline(always)]
+        unsafe fn plus(self, b: Self) -> Self {
+            Self(unsafe { _mm512_add_ps(self.0, b.0) })
+        }
+    }
+
+    tiles!(avx512bf16, "avx512f,avx512bf16", Pairs, 2, 16, [1 2 3 4 5 6 7 8 9 10 11 12 13 14]);
     tiles!(avx512, "avx512f", __m512, 2, 16, [1 2 3 4 5 6 7 8 9 10 11 12 13 14]);
     tiles!(avx2, "avx2,fma", __m256, 2, 8, [1 2 3 4 5 6]);
 
-    pub const AVX512: Kind = Kind { rows: 14, row_step: 16, columns: 32, tile: avx512 };
-    pub const AVX2: Kind = Kind { rows: 6, row_step: 8, columns: 16, tile: avx2 };
+    pub const AVX512: Kind = Kind { rows: 14, row_step: 16, columns: 32, tile: avx512, pairs: None };
+    pub const AVX512_BF16: Kind = Kind { pairs: Some(avx512bf16), ..AVX512 };
+    pub const AVX2: Kind = Kind { rows: 6, row_step: 8, columns: 16, tile: avx2, pairs: None };
 }
 
 #[cfg(target_arch = "aarch64")]
@@ -170,7 +208,7 @@ mod arm {
 
     tiles!(neon, "neon", float32x4_t, 4, 8, [1 2 3 4 5 6]);
 
-    pub const NEON: Kind = Kind { rows: 6, row_step: 8, columns: 16, tile: neon };
+    pub const NEON: Kind = Kind { rows: 6, row_step: 8, columns: 16, tile: neon, pairs: None };
 }
 
 /// What this processor has, the fastest first.
@@ -178,7 +216,9 @@ pub fn kinds() -> impl Iterator<Item = Kind> {
     #[cfg(target_arch = "x86_64")]
     let kinds = {
         let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
-        [(avx2 && is_x86_feature_detected!("avx512f")).then_some(x86::AVX512), avx2.then_some(x86::AVX2)]
+        let avx512 = avx2 && is_x86_feature_detected!("avx512f");
+        let pairs = avx512 && is_x86_feature_detected!("avx512bf16");
+        [pairs.then_some(x86::AVX512_BF16), (avx512 && !pairs).then_some(x86::AVX512), avx2.then_some(x86::AVX2)]
     };
     #[cfg(target_arch = "aarch64")]
     let kinds = [Some(arm::NEON)];
