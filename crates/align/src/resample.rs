@@ -127,13 +127,37 @@ mod tests {
         0.403774, 2.370607, 1.227355, -0.64267, -0.427284, -0.856086,
     ];
 
+    /// Total variance of the numbers of copies, of those expected.
+    fn variance_of(scheme: Scheme, expected: &[f64]) -> f64 {
+        let coin = |p: f64| p * (1.0 - p);
+        let count: f64 = expected.iter().sum();
+        let left: f64 = expected.iter().map(|e| e.fract()).sum();
+        let mut end = 0.0;
+        let each = expected.iter().map(|e| match scheme {
+            Scheme::Multinomial => count * coin(e / count),
+            Scheme::Residual => left * coin(e.fract() / left),
+            Scheme::Stratified => {
+                let from = end;
+                end += e;
+                // A draw in each of the parts [j, j + 1).
+                (0..expected.len())
+                    .map(|j| j as f64)
+                    .map(|j| coin((end.min(j + 1.0) - from.max(j)).max(0.0)))
+                    .sum::<f64>()
+            }
+            Scheme::Systematic | Scheme::Ssp => coin(e.fract()),
+        });
+        each.sum()
+    }
+
     #[test]
     fn every_scheme_keeps_the_mean_and_has_its_variance() {
-        // Total variance of the numbers of copies by 20000 draws of a reference in numpy; rounding by pairs has that of systematic draws.
         let mut rng = Rng::new(3);
         let total: f64 = LOG_WEIGHTS.iter().map(|l| l.exp()).sum();
+        let shares = LOG_WEIGHTS.map(|l| 16.0 * l.exp() / total);
         let draws = 20000;
-        for (scheme, expected) in SCHEMES.into_iter().zip([13.3297, 5.4363, 3.6170, 2.5309, 2.5309]) {
+        for scheme in SCHEMES {
+            let expected = variance_of(scheme, &shares);
             let (mut sums, mut variance) = ([0.0; 16], 0.0);
             for _ in 0..draws {
                 let n = counts(&LOG_WEIGHTS, scheme, &mut rng);
