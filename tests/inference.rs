@@ -49,10 +49,14 @@ fn the_evidence_is_unbiased_whatever_is_paid_or_guides() {
         assert_close(evidence(20), 1.937581, 1e-6);
         let gradient = |x, t, c, v| grad(|y| ahead(y, t, c, field.velocity(y, t, c)).sum(), x);
         let noise = rng(9);
+        let heat = |t| min(1.0, 1.1 ** (t * n) - 1);        // DAS
         let cases = #{
             difference: #{ twist: ahead }, largest: #{ twist: ahead, pay: particles::largest(), at: [3, 6] },
             total: #{ twist: ahead, pay: particles::total(), at: [5] }, guided: #{ twist: ahead, guide: gradient },
             random: #{ twist: |x, t, c, v| 0.3 * noise.normal([x.shape[0]]) }, candidates: #{ twist: ahead, candidates: 3, threshold: 0.0 },
+            tempered: #{
+                twist: |x, t, c, v| heat(t) * ahead(x, t, c, v), guide: |x, t, c, v| heat(t + 1.0 / n) * gradient(x, t, c, v), scheme: ssp(),
+            },
             guide_alone: #{ guide: |x, t, c, v| 0.5 * gradient(x, t, c, v) }, always: #{ twist: ahead, threshold: 1.0, scheme: ssp() },
         };
         for name in cases.keys() {
@@ -201,7 +205,7 @@ fn guidance_by_the_flow_map_is_the_optimal_control() {
             let guided = steered(base, |x, t, c, v| grad(|y| lambda * look(y, t[0].item()).sum(), x));
             (end(guided) - end(base)).mean().item()
         };
-        let exact = |x, t| 0.3 + s / gaussian::variance([1.0, s], t).sqrt() * (x - t * 0.3);
+        let exact = |x, t| gaussian::flow_map([1.0, s], [0.0, 0.3], x, t, 1.0);
         assert_close(shift(exact), 1.41372, 1e-5);
         assert_close(shift(exact), lambda * gaussian::shift([1.0, s]), 1e-5);
         assert_close(shift(|x, t| look_ahead(base, x, t, ())), 0.9, 1e-5);"#)
@@ -244,7 +248,10 @@ fn search_climbs_as_far_as_it_should() {
         // A path that is searched goes back and forth.
         let levels = search::over_paths(field, rng(4).normal([8, 1]), (), value, #{ keep: 2, at: [10, 15], back: 4 });
         same(levels.forwards, 8 * (20 + 2 * 5));
-        check(levels.scores.max().item() > 0.5, "nothing found");"#)
+        check(levels.scores.max().item() > 0.5, "nothing found");
+        // One that goes on alone fills its group too.
+        let one = search::over_paths(field, rng(4).normal([8, 1]), (), value, #{ keep: 1, at: [10], back: 4, groups: 2 });
+        same([one.last.shape, one.forwards], [[8, 1], 8 * (20 + 5)]);"#)
     .unwrap();
 }
 
@@ -424,11 +431,25 @@ fn recipes_of_closed_forms_reach_them() {
         ("cdm", &["updates=300", "runs=100"]),
         ("adaptive_order", &[]),
         ("pdi", &[]),
-        ("foellmer", &["steps=100", "paths=50", "factors=[0.5, 1.0, 4.0]"]),
+        ("foellmer", &["steps=100", "paths=50"]),
         ("discrete_am", &["updates=400"]),
         ("asbs", &[]),
     ] {
         recipe(&format!("inference/{name}"), set);
+    }
+}
+
+#[test]
+fn a_grid_that_ends_early_takes_few_forwards() {
+    // FMRG of E kept nodes and two steps more: E + 1.
+    for (steps, early, forwards) in [(16, 4, 5.0), (32, 8, 9.0), (48, 12, 13.0)] {
+        let out = tempfile::tempdir().unwrap();
+        let set = [format!("steps={steps}"), format!("early={early}")];
+        let set = ["prompts=1", "draws=1", "through=false", &set[0], &set[1]];
+        command::run("scripts/inference/fmrg.rhai", &out.path().join("run"), &set);
+        let result = std::fs::read(out.path().join("run/result.json")).unwrap();
+        let result: serde_json::Value = serde_json::from_slice(&result).unwrap();
+        assert_eq!(result["measures"]["guided"]["forwards"]["mean"], forwards, "{result}");
     }
 }
 

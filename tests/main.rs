@@ -15,6 +15,7 @@ mod gradient;
 mod graph;
 mod host;
 mod inference;
+mod inference_toys;
 mod judge;
 mod lora;
 mod output;
