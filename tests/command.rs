@@ -15,3 +15,10 @@ pub fn run(script: &str, out: &Path, set: &[&str]) -> String {
     assert!(output.status.success(), "{script}: {}{}", text(&output.stdout), text(&output.stderr));
     text(&output.stdout)
 }
+
+/// The mean of a measure in a row of a run's result.
+pub fn measured(folder: &Path, row: &str, measure: &str) -> f64 {
+    let result: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(folder.join("result.json")).unwrap()).unwrap();
+    result["measures"][row][measure]["mean"].as_f64().unwrap_or_else(|| panic!("{measure} of {row}: {result}"))
+}

@@ -33,4 +33,5 @@ mod sit;
 mod strangers;
 mod suite;
 mod theory;
+mod toys;
 mod weights;

@@ -172,7 +172,8 @@ fn every_policy_method_leaves_a_run() {
 #[test]
 fn the_bench_trades_modes_for_reward() {
     let folder = tempfile::tempdir().unwrap();
-    let small = ["updates=12", "methods=[\"DiffusionNFT\", \"Flow-GRPO\", \"RWR\"]", "samples=2000"];
+    let some = "methods=[\"DiffusionNFT\", \"AdvantageFlow\", \"Flow-GRPO\", \"RWR\"]";
+    let small = ["updates=12", some, "samples=2000"];
     let printed = run("scripts/toys/bench.rhai", folder.path(), &small);
     let result: serde_json::Value =
         serde_json::from_slice(&std::fs::read(folder.path().join("result.json")).unwrap()).unwrap();
@@ -196,7 +197,8 @@ fn the_bench_trades_modes_for_reward() {
         assert!(off.iter().all(|x| *x < 4e-3), "{name}: {} {}", of("reward"), of("modes"));
     }
     // the base's is 0.328
-    assert!(reward("DiffusionNFT") > 0.6 && reward("Flow-GRPO") > 0.45, "{printed}");
+    let [nft, weighted, grpo] = ["DiffusionNFT", "AdvantageFlow", "Flow-GRPO"].map(reward);
+    assert!(nft > 0.6 && weighted > 0.7 && grpo > 0.45, "{printed}");
 }
 
 #[test]

@@ -51,18 +51,11 @@ fn penalties_under_noise_have_their_optimal_controls() {
     assert!(folder.path().join("images/controls.png").exists());
 }
 
-/// The mean of a measure in a row of a run's result.
-fn measured(folder: &Path, measure: &str, row: &str) -> f64 {
-    let result: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(folder.join("result.json")).unwrap()).unwrap();
-    result["measures"][row][measure]["mean"].as_f64().unwrap_or_else(|| panic!("{measure} of {row}: {result}"))
-}
-
 #[test]
 fn fenchels_criterion_is_nearer_the_optimum_than_squared_distance() {
     let folder = tempfile::tempdir().unwrap();
     run("criterion", folder.path(), &["steps=5", "updates=200", "batch=256", "paths=5000"]);
-    let error = |row: &str| measured(folder.path(), "error of u", row);
+    let error = |row: &str| command::measured(folder.path(), row, "error of u");
     assert!(
         error("Fenchel") < 0.08 && error("Fenchel") < 0.7 * error("squared"),
         "{} {}",
@@ -76,7 +69,7 @@ fn the_mixture_is_compared_with_its_tilt() {
     let folder = tempfile::tempdir().unwrap();
     let small = ["steps=10", "window=2", "iterations=60", "batch=64", "hidden=32", "samples=3000", "sample_steps=40"];
     run("mixture", folder.path(), &small);
-    let distance = |row: &str| measured(folder.path(), "distance", row);
+    let distance = |row: &str| command::measured(folder.path(), row, "distance");
     let [exact, memoryless] = ["exact tilt", "memoryless, sampled with noise"].map(distance);
     assert!(exact < 0.17 && memoryless < 0.3, "{exact} {memoryless}");
     assert!(distance("base") > 0.4 && distance("deterministic, last K") > 0.3);

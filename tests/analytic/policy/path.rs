@@ -55,10 +55,12 @@ fn the_first_gradient_is_the_derivative_of_the_mean_reward() {
     let flow = || sde(Noise::FlowGrpo(0.7));
     let noisy = AtSteps { solver: flow(), steps: (0..9).collect() };
     let whole: f64 = parts(&noisy)[..9].iter().sum();
-    assert!((whole - 0.70074).abs() < 6e-6, "{whole}");
+    let [_, width] = moments(&noisy, 10);
+    assert!((whole - 0.70074).abs() < 6e-6 && (width - 0.47964).abs() < 6e-6, "{whole} {width}");
     let found = gradient(&grpo(flow(), Scale::One), &batch(n, n, 1));
     assert!((found + whole / 9.0).abs() < 4.0 * 1.1 / 9.0 / (n as f64).sqrt(), "{found}");
     // Over the deviation of the rewards, as published.
+    assert!((whole / width / 9.0 - 0.16233).abs() < 6e-6);
     let found = gradient(&grpo(flow(), Scale::Group { ddof: 0, floor: 0.0 }), &batch(n, n, 2));
     assert!((found + 0.16233).abs() < 0.0022, "{found}");
     // A window gives the derivative through its steps alone.
@@ -82,13 +84,11 @@ fn centring_by_the_group_takes_one_part_in_its_size() {
 fn normalisations_weigh_the_steps() {
     let n = 200_000;
     let cps: Arc<dyn Solver> = Arc::new(Cps::new(0.8).unwrap());
-    for (seed, (solver, sums)) in
-        [(sde(Noise::FlowGrpo(0.7)), [0.70074, 0.16991, 1.6991, 0.11420]), (cps, [0.68619, 0.17005, 1.70054, 0.10678])]
-            .into_iter()
-            .enumerate()
-    {
+    let flow = [(0.70074, 0.62813), (0.16991, 0.69541), (1.6991, 0.69541), (0.11420, 0.6491)];
+    let ours = [(0.68619, 0.64665), (0.17005, 0.63284), (1.70054, 0.63284), (0.10678, 0.46921)];
+    for (seed, (solver, known)) in [(sde(Noise::FlowGrpo(0.7)), flow), (cps, ours)].into_iter().enumerate() {
         let at = AtSteps { solver: solver.clone(), steps: (0..9).collect() };
-        let (p, grid) = (parts(&at), uniform(10).unwrap());
+        let (p, width, grid) = (parts(&at), moments(&at, 10)[1], uniform(10).unwrap());
         let weights: [fn(f64) -> f64; 4] = [|_| 1.0, |s| s, |s| s / 0.1, |s| 2.0 * s * s];
         let kinds = [
             (Normalise::Plain, StepWeight::Equal),
@@ -96,14 +96,27 @@ fn normalisations_weigh_the_steps() {
             (Normalise::Guard, StepWeight::PerWidth),
             (Normalise::Unscaled, StepWeight::Equal),
         ];
-        for ((weigh, (normalise, weight)), expected) in weights.into_iter().zip(kinds).zip(sums) {
-            let noise = |k| weigh(at.dynamics(&grid, k).unwrap().noise_std());
-            let exact: f64 = (0..9).map(|k| p[k] * noise(k)).sum();
+        for ((weigh, (normalise, weight)), (expected, signal)) in weights.into_iter().zip(kinds).zip(known) {
+            let step = |k| at.dynamics(&grid, k).unwrap();
+            let exact: f64 = (0..9).map(|k| p[k] * weigh(step(k).noise_std())).sum();
             assert!((exact / expected - 1.0).abs() < 6e-5, "{normalise:?}: {exact} {expected}");
+            // The product of a sample's end and score, which are Gaussian together: its mean over its deviation.
+            let score = |k| weigh(step(k).noise_std()) * step(k).reach() / step(k).noise_std();
+            let spread = width * (0..9).map(|k| score(k).powi(2)).sum::<f64>().sqrt();
+            assert!(
+                (exact / spread.hypot(exact) - signal).abs() < 6e-5,
+                "{normalise:?}: {}",
+                exact / spread.hypot(exact)
+            );
             let method = Grpo { normalise, weight, ..grpo(solver.clone(), Scale::One) };
-            let found = -9.0 * gradient(&method, &batch(n, n, 10 + seed as u64));
-            // A sample's signal is 0.47 of its noise or more.
-            assert!((found - exact).abs() < 4.0 * exact / 0.47 / (n as f64).sqrt(), "{normalise:?}: {found} {exact}");
+            let policy = Moved(Tensor::full(0.0, (n, 1), &Device::Cpu).unwrap().variable().unwrap());
+            let loss = update(&method, &policy, &batch(n, n, 10 + seed as u64)).loss().unwrap();
+            let rows = numbers(&gradients(&loss, std::slice::from_ref(&policy.0)).unwrap()[0]);
+            let found = -mean(rows.iter().map(|x| x * 9.0 * n as f64));
+            let apart = mean(rows.iter().map(|x| (x * 9.0 * n as f64 + found).powi(2))).sqrt();
+            let error = 4.0 * exact / signal / (n as f64).sqrt();
+            assert!((found - exact).abs() < error, "{normalise:?}: {found} {exact}");
+            assert!((found / apart - signal).abs() < 0.01, "{normalise:?}: {} {signal}", found / apart);
         }
     }
 }
@@ -174,6 +187,11 @@ fn the_mean_of_an_averaged_ratio_is_below_one() {
     assert!((mean(Normalise::Plain) - expected).abs() < error, "{} {expected}", mean(Normalise::Plain));
     let guard = ((step.reach() * change).powi(2) / (2.0 * width as f64)).exp();
     assert!((mean(Normalise::Guard) - guard).abs() < error, "{} {guard}", mean(Normalise::Guard));
+    // what a clip range is to be held against: the deviation of the log-ratio, sqrt(delta / D)
+    let logs = numbers(&transition.log_ratio(Normalise::Plain).unwrap());
+    let middle = super::mean(logs.iter().copied());
+    let spread = super::mean(logs.iter().map(|x| (x - middle).powi(2))).sqrt();
+    assert!((spread / (delta / width as f64).sqrt() - 1.0).abs() < 4.0 / (2.0 * n as f64).sqrt(), "{spread}");
 }
 
 /// A network whose numbers, in and out, are rounded to another type.
@@ -352,6 +370,9 @@ fn a_step_sees_a_change_of_velocity_as_so_many_of_its_deviations() {
     near(&[dance[0], dance[9]], &[1.054, 1.481]);
     near(&of(&*flow, Dynamics::noise_std)[..9], &[0.7, 0.664, 0.443, 0.338, 0.271, 0.221, 0.181, 0.145, 0.111]);
     near(&parts(&*flow)[..6], &[0.017, 0.033, 0.045, 0.059, 0.075, 0.094]);
+    // of the noise at the end, about as much from each step
+    let shares: Vec<f64> = parts(&*flow).iter().zip(of(&*flow, g)).map(|(p, g)| p / g).collect();
+    near(&shares, &[0.116, 0.177, 0.161, 0.16, 0.164, 0.167, 0.163, 0.147, 0.116, 0.074]);
     let late = AtSteps { solver: Arc::new(cps), steps: (0..9).collect() };
     near(&parts(&late)[..9], &[0.0002, 0.0009, 0.004, 0.0146, 0.0436, 0.0996, 0.165, 0.194, 0.164]);
     // with noise in a window alone, all ten steps move the end by
