@@ -74,7 +74,7 @@ fn an_actor_for_a_fitted_critic_moves_towards_its_tilt() {
     let printed = run("scripts/toys/fleet.rhai", folder.path(), &["rounds=1"]);
     near(folder.path(), &printed, &[("behaviour", "success", 0.4, 0.02), ("exact tilt", "success", 0.7208, 5.1e-5)]);
     let found = measured(folder.path(), "offline", "success");
-    assert!(found > 0.6 && found < 0.74, "{printed}");
+    assert!(found > 0.62 && found < 0.74, "{printed}");
 }
 
 #[test]
