@@ -8,7 +8,7 @@ use amscript_base::error::{Error, Kind, Result};
 use amscript_nn::linear::Linear;
 use amscript_nn::weights::{Init, Weights};
 use amscript_tensor::grad::segment;
-use amscript_tensor::op::{self, attention, cast, gated_add, modulated_norm, rms_norm, rope_pairs, silu, swiglu};
+use amscript_tensor::op::{self, attention, cast, gated_add, modulated_norm, rms_norm_rope, silu, swiglu};
 use amscript_tensor::{DType, Device, Tensor};
 use parking_lot::Mutex;
 use serde::Deserialize;
@@ -241,7 +241,10 @@ impl Transformer {
             }
         }
         let angles = Tensor::from_vec(angles, (text + h * w, self.config.attention_head_dim / 2), &Device::Cpu)?;
-        let made = (angles.cos()?.to_device(device)?, angles.sin()?.to_device(device)?);
+        // In the type that ops compute in, so that none casts them.
+        let dtype = if self.compute == DType::F64 { DType::F64 } else { DType::F32 };
+        let there = |x: Tensor| x.to_dtype(dtype)?.to_device(device);
+        let made = (there(angles.cos()?)?, there(angles.sin()?)?);
         *kept = Some(([text, h, w], made.clone()));
         Ok(made)
     }
@@ -298,23 +301,22 @@ impl Projection {
         })
     }
 
-    /// `[batch, tokens, width]` to three of `[batch, tokens, heads, head]`.
-    fn forward(&self, x: &Tensor) -> Result<[Tensor; 3]> {
+    /// `[batch, tokens, width]` to three of `[batch, tokens, heads, head]`; queries and keys are normalised and turned.
+    fn forward(&self, x: &Tensor, (cos, sin): &Rotations) -> Result<[Tensor; 3]> {
         let (batch, tokens, _) = x.dims3()?;
         let split = |i: usize| {
             let y = self.parts[i].forward(x)?;
             let head = y.dim(2)? / self.heads;
             op::reshape(&y, (batch, tokens, self.heads, head))
         };
-        let normed = |i: usize| rms_norm(&split(i)?, &self.norms[i], self.eps);
-        Ok([normed(0)?, normed(1)?, split(2)?])
+        let turned = |i: usize| rms_norm_rope(&split(i)?, &self.norms[i], cos, sin, self.eps);
+        Ok([turned(0)?, turned(1)?, split(2)?])
     }
 }
 
-/// Rotary embedding of queries and keys, then attention over all tokens: `[batch, tokens, width]`.
-fn attend([q, k, v]: [Tensor; 3], rope: &Rotations) -> Result<Tensor> {
+/// Attention over all tokens: `[batch, tokens, width]`.
+fn attend([q, k, v]: [Tensor; 3]) -> Result<Tensor> {
     let (batch, tokens, heads, head) = q.dims4()?;
-    let (q, k) = (rope_pairs(&q, &rope.0, &rope.1)?, rope_pairs(&k, &rope.0, &rope.1)?);
     op::reshape(&attention(&q, &k, &v, (head as f64).powf(-0.5), None)?, (batch, tokens, heads * head))
 }
 
@@ -347,8 +349,8 @@ impl TokenStream {
         })
     }
 
-    fn qkv(&self, x: &Tensor, m: &[Tensor]) -> Result<[Tensor; 3]> {
-        self.project.forward(&modulated_norm(x, &m[0], &m[1], self.eps)?)
+    fn qkv(&self, x: &Tensor, m: &[Tensor], rope: &Rotations) -> Result<[Tensor; 3]> {
+        self.project.forward(&modulated_norm(x, &m[0], &m[1], self.eps)?, rope)
     }
 
     /// Adds the attention output and the gated MLP; `m` is (shift, scale, gate) of attention, then of the MLP.
@@ -378,9 +380,13 @@ impl DoubleBlock {
         rope: &Rotations,
     ) -> Result<(Tensor, Tensor)> {
         let (text_tokens, image_tokens) = (text.dim(1)?, image.dim(1)?);
-        let (a, b) = (self.text.qkv(text, of_text)?, self.image.qkv(image, of_image)?);
+        let turns = |start: usize, len: usize| -> Result<Rotations> {
+            Ok((rope.0.narrow(0, start, len)?, rope.1.narrow(0, start, len)?))
+        };
+        let a = self.text.qkv(text, of_text, &turns(0, text_tokens)?)?;
+        let b = self.image.qkv(image, of_image, &turns(text_tokens, image_tokens)?)?;
         let joined = |i: usize| op::cat(&[&a[i], &b[i]], 1);
-        let attended = attend([joined(0)?, joined(1)?, joined(2)?], rope)?;
+        let attended = attend([joined(0)?, joined(1)?, joined(2)?])?;
         let part = |start: usize, len: usize| op::narrow(&attended, 1, start, len);
         let image = self.image.finish(image, &part(text_tokens, image_tokens)?, of_image)?;
         Ok((image, self.text.finish(text, &part(0, text_tokens)?, of_text)?))
@@ -411,7 +417,7 @@ impl SingleBlock {
 
     fn forward(&self, x: &Tensor, m: &[Tensor], rope: &Rotations) -> Result<Tensor> {
         let h = modulated_norm(x, &m[0], &m[1], self.eps)?;
-        let attended = attend(self.project.forward(&h)?, rope)?;
+        let attended = attend(self.project.forward(&h, rope)?)?;
         let gated = swiglu(&self.up.forward(&h)?)?;
         gated_add(x, &m[2], &self.out.forward(&op::cat(&[&attended, &gated], 2)?)?)
     }

@@ -1,5 +1,6 @@
 //! Normalised rows and groups, softmax of rows, sums of columns, gated residuals.
 
+use super::rope::rotate;
 use super::{Arg, File, Grid, Unit, aligned, fresh, launch, like, pack, plain};
 use crate::Array;
 use crate::op::call::{Inputs, Kept, given};
@@ -7,29 +8,32 @@ use crate::op::{Groups, Rows};
 use amscript_base::error::Result;
 use candle_core::{D, DType};
 
-/// Over the last dimension of x, with weight and bias `[blocks, width]`; they may be of another float type.
-pub fn rows([x, weight, bias]: Inputs<3>, z: Rows) -> Result<Array> {
+/// Over the last dimension of x, with weight and bias `[blocks, width]`, which may be of another float type; turned where there are angles.
+pub fn rows([x, weight, bias, cos, sin]: Inputs<5>, z: Rows) -> Result<Array> {
     let x = ready(x)?;
     let own = weight.or(bias).map(weight_type);
     let vector = |v: Option<&Array>| v.zip(own).map(|(v, own)| aligned(v, own)).transpose();
     let (w, b, out) = (vector(weight)?, vector(bias)?, like(&x)?);
     let tensors = [Arg::Tensor(&x), Arg::Maybe(w.as_ref()), Arg::Maybe(b.as_ref()), Arg::Tensor(&out)];
-    z.launch("normalise", &x, w.as_ref().or(b.as_ref()), tensors)?;
+    z.launch("normalise", &x, w.as_ref().or(b.as_ref()), tensors, [cos, sin])?;
     Ok(out)
 }
 
 /// The gradients of x, weight and bias.
-pub fn rows_back(kept: Kept<3, ()>, gradient: &Array, z: Rows, wanted: [bool; 3]) -> Result<[Option<Array>; 3]> {
-    let ([x, weight, _], shapes) = (kept.inputs, kept.shapes);
+pub fn rows_back(kept: Kept<5, ()>, gradient: &Array, z: Rows, wanted: [bool; 5]) -> Result<[Option<Array>; 5]> {
+    let ([x, weight, _, cos, sin], shapes) = (kept.inputs, kept.shapes);
     let x = x.map(|x| ready(Some(x))).transpose()?;
-    let g = aligned(gradient, x.as_ref().unwrap_or(gradient).dtype())?;
+    let mut g = aligned(gradient, x.as_ref().unwrap_or(gradient).dtype())?;
     let block = z.block(g.dims()).min(g.elem_count() / g.dim(D::Minus1)?.max(1));
-    let mut gradients = [const { None }; 3];
+    let mut gradients = [const { None }; 5];
     if let Some(x) = x.as_ref().filter(|_| wanted[0]) {
         let (w, gx) = (weight.map(|w| aligned(w, weight_type(w))).transpose()?, like(x)?);
         let tensors = [Arg::Tensor(&g), Arg::Tensor(x), Arg::Maybe(w.as_ref()), Arg::Tensor(&gx)];
-        z.launch("normalise_back", x, w.as_ref(), tensors)?;
+        z.launch("normalise_back", x, w.as_ref(), tensors, [cos, sin])?;
         gradients[0] = Some(gx);
+    }
+    if let Some((cos, sin)) = cos.zip(sin).filter(|_| wanted[1] || wanted[2]) {
+        g = rotate(&g, cos, sin, true, -1.0)?;
     }
     if let Some(x) = x.as_ref().filter(|_| wanted[1]) {
         gradients[1] = Some(columns(&g, Some(x), Some(&z.moments(x)?), block)?.reshape(shapes[1])?);
@@ -51,20 +55,34 @@ fn weight_type(w: &Array) -> DType {
 }
 
 impl Rows {
-    /// A kernel of rows: its four tensors, then what all of them take.
-    fn launch(&self, kernel: &'static str, x: &Array, w: Option<&Array>, tensors: [Arg; 4]) -> Result<()> {
+    /// A kernel of rows: its four tensors, then what all of them take. Angles are of `x [batch, tokens, heads, width]`.
+    fn launch(
+        &self,
+        kernel: &'static str,
+        x: &Array,
+        w: Option<&Array>,
+        tensors: [Arg; 4],
+        [cos, sin]: [Option<&Array>; 2],
+    ) -> Result<()> {
         let width = x.dim(D::Minus1)?;
-        let (rows, pack) = (x.elem_count() / width.max(1), pack(width, &[x]));
-        let unit = Unit::new(File::Rows, x, pack).weights(w);
+        let ready = |a: Option<&Array>| a.map(|a| plain(a, DType::F32)).transpose();
+        let (cos, sin) = (ready(cos)?, ready(sin)?);
+        // Whole pairs: rows of an even width that begin where wide accesses may allow two numbers at least.
+        let pack = pack(width, &[x]).max(if cos.is_some() { 2 } else { 1 });
+        let (rows, of) = (x.elem_count() / width.max(1), |dim: usize| if cos.is_some() { x.dims()[dim] } else { 1 });
+        let angles = [Arg::Maybe(cos.as_ref()), Arg::Maybe(sin.as_ref())];
         let numbers = [
             Arg::Long(rows),
             Arg::Int(width),
+            Arg::Int(of(1)),
+            Arg::Int(of(2)),
             Arg::Long(self.block(x.dims())),
             Arg::Int(usize::from(self.centre)),
             Arg::Float(self.more()),
             Arg::Float(self.eps),
         ];
-        let args: Vec<Arg> = tensors.into_iter().chain(numbers).collect();
+        let args: Vec<Arg> = tensors.into_iter().chain(angles).chain(numbers).collect();
+        let unit = Unit::new(File::Rows, x, pack).weights(w);
         launch(x.device(), &unit, kernel, Grid::rows(rows, width, pack), &args)
     }
 

@@ -44,7 +44,7 @@ pub use gate::gated_add;
 pub use layout::{cat, chunk, narrow, permute, reshape};
 pub use linear::{Lora, linear};
 pub(super) use norm::{Groups, Rows};
-pub use norm::{group_norm, group_norm_silu, layer_norm, modulated_norm, rms_norm};
+pub use norm::{group_norm, group_norm_silu, layer_norm, modulated_norm, rms_norm, rms_norm_rope};
 pub(super) use pool::PoolShape;
 pub use pool::{avg_pool2d, max_pool2d};
 pub use resize::{Filter, resize};

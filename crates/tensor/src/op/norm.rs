@@ -4,6 +4,7 @@
 use super::activation::{logistic, silu};
 use super::call::{Backend, Inputs, Keeps, Kept, Op, apply, given, there};
 use super::cast::computed_bytes;
+use super::rope::{Turns, check_angles, rope_pairs, rotate};
 use crate::kernel::{Data, Real, column_sums, data, dot, fresh, grain, map_rows, on_cpu, sum};
 use crate::{Array, Tensor, cuda};
 use amscript_base::bail;
@@ -15,18 +16,25 @@ use std::ops::Range;
 
 /// Layer normalisation over the last dimension, with optional weight and bias.
 pub fn layer_norm(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {
-    apply(Rows { name: "layer_norm", modulated: false, centre: true, eps }, [Some(x), weight, bias])
+    apply(Rows { name: "layer_norm", modulated: false, centre: true, eps }, [Some(x), weight, bias, None, None])
 }
 
 /// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    apply(Rows { name: "rms_norm", modulated: false, centre: false, eps }, [Some(x), Some(weight), None])
+    apply(Rows { name: "rms_norm", modulated: false, centre: false, eps }, [Some(x), Some(weight), None, None, None])
+}
+
+/// [`rope_pairs`] of [`rms_norm`] over the heads of `x [batch, s, heads, d]`, in one pass: the queries and keys of FLUX.
+pub fn rms_norm_rope(x: &Tensor, weight: &Tensor, cos: &Tensor, sin: &Tensor, eps: f64) -> Result<Tensor> {
+    let z = Rows { name: "rms_norm_rope", modulated: false, centre: false, eps };
+    apply(z, [Some(x), Some(weight), None, Some(cos), Some(sin)])
 }
 
 /// Layer normalisation of `x [batch, tokens, d]`, times `1 + scale`, plus `shift`, both `[batch, d]`: the adaptive norm of diffusion
 /// transformers.
 pub fn modulated_norm(x: &Tensor, shift: &Tensor, scale: &Tensor, eps: f64) -> Result<Tensor> {
-    apply(Rows { name: "modulated_norm", modulated: true, centre: true, eps }, [Some(x), Some(scale), Some(shift)])
+    let z = Rows { name: "modulated_norm", modulated: true, centre: true, eps };
+    apply(z, [Some(x), Some(scale), Some(shift), None, None])
 }
 
 /// Normalisation of rows, with a weight and a bias.
@@ -68,14 +76,15 @@ fn moments<T: Real>(row: &[T], centre: bool, eps: f64) -> (T, T) {
     (mean, T::one() / (square + T::of(eps)).sqrt())
 }
 
-impl Op<3> for Rows {
+/// The order is x, weight, bias, cosines, sines.
+impl Op<5> for Rows {
     type More = ();
 
     fn name(&self) -> &'static str {
         self.name
     }
 
-    fn shape(&self, [x, weight, bias]: Inputs<3>) -> Result<Shape> {
+    fn shape(&self, [x, weight, bias, cos, sin]: Inputs<5>) -> Result<Shape> {
         let x = given(x)?;
         let width = x.dim(D::Minus1)?;
         let mut vectors = [weight, bias].into_iter().flatten();
@@ -84,14 +93,17 @@ impl Op<3> for Rows {
         } else if let Some(w) = vectors.find(|w| w.elem_count() != width) {
             bail!(Shape, "{}: expected {width} weights, got shape {:?}", self.name, w.dims());
         }
+        if let Some((cos, sin)) = cos.zip(sin) {
+            check_angles(x, cos, sin)?;
+        }
         Ok(x.shape().clone())
     }
 
-    fn keeps(&self, _: Backend, _: Inputs<3>, wanted: [bool; 3]) -> Keeps<3> {
-        Keeps::inputs([wanted[0] || wanted[1], wanted[0], false])
+    fn keeps(&self, _: Backend, _: Inputs<5>, wanted: [bool; 5]) -> Keeps<5> {
+        Keeps::inputs([wanted[0] || wanted[1], wanted[0], false, true, true])
     }
 
-    fn forward(&self, on: Backend, inputs: Inputs<3>, _: [bool; 3]) -> Result<(Array, ())> {
+    fn forward(&self, on: Backend, inputs: Inputs<5>, _: [bool; 5]) -> Result<(Array, ())> {
         let y = match on {
             Backend::Card => cuda::norm::rows(inputs, *self),
             _ => on_cpu!(given(inputs[0])?, normalise(inputs, *self)),
@@ -99,14 +111,14 @@ impl Op<3> for Rows {
         Ok((y?, ()))
     }
 
-    fn backward(&self, kept: Kept<3, ()>, gradient: &Array, wanted: [bool; 3]) -> Result<[Option<Array>; 3]> {
+    fn backward(&self, kept: Kept<5, ()>, gradient: &Array, wanted: [bool; 5]) -> Result<[Option<Array>; 5]> {
         match kept.on {
             Backend::Card => cuda::norm::rows_back(kept, gradient, *self, wanted),
             _ => on_cpu!(gradient, normalise_back(kept, gradient, *self, wanted)),
         }
     }
 
-    fn composed(&self, [x, weight, bias]: [Option<&Tensor>; 3]) -> Result<Tensor> {
+    fn composed(&self, [x, weight, bias, cos, sin]: [Option<&Tensor>; 5]) -> Result<Tensor> {
         let x = there(x)?;
         let spread = |v: &Tensor| {
             let v = v.to_dtype(x.dtype())?;
@@ -120,11 +132,15 @@ impl Op<3> for Rows {
         if let Some(bias) = bias {
             y = y.broadcast_add(&spread(bias)?)?;
         }
-        Ok(y)
+        match cos.zip(sin) {
+            Some((cos, sin)) => rope_pairs(&y, cos, sin),
+            None => Ok(y),
+        }
     }
 
-    fn work(&self, _: Inputs<3>, result: &Shape) -> f64 {
-        8.0 * result.elem_count() as f64
+    fn work(&self, inputs: Inputs<5>, result: &Shape) -> f64 {
+        let turning = if inputs[3].is_some() { 3.0 } else { 0.0 };
+        (8.0 + turning) * result.elem_count() as f64
     }
 }
 
@@ -134,11 +150,12 @@ pub(super) fn served(i: usize, block: usize, width: usize) -> Range<usize> {
     at..at + width
 }
 
-fn normalise<T: Real>([x, weight, bias]: Inputs<3>, z: Rows) -> Result<Array> {
+fn normalise<T: Real>([x, weight, bias, cos, sin]: Inputs<5>, z: Rows) -> Result<Array> {
     let x = given(x)?;
     let (width, block) = (x.dim(D::Minus1)?, z.block(x.dims()));
     let (weight, bs) = (weight.map(data::<T>).transpose()?, bias.map(data::<T>).transpose()?);
     let ws = weight.as_ref().map(|w| z.scales(w));
+    let turns = cos.zip(sin).map(|(cos, sin)| Turns::<T>::new(cos, sin, x.dims(), 1.0)).transpose()?;
     let out = map_rows(&data::<T>(x)?, width, |i, row, out| {
         let (mean, size) = moments(row, z.centre, z.eps);
         out.iter_mut().zip(row).for_each(|(o, v)| *o = (*v - mean) * size);
@@ -148,40 +165,48 @@ fn normalise<T: Real>([x, weight, bias]: Inputs<3>, z: Rows) -> Result<Array> {
         if let Some(bs) = &bs {
             out.iter_mut().zip(&bs[served(i, block, width)]).for_each(|(o, b)| *o += *b);
         }
+        if let Some(turns) = &turns {
+            turns.pairs(i, out);
+        }
     });
     Ok(Array::from_vec(out, x.dims(), x.device())?)
 }
 
 fn normalise_back<T: Real>(
-    kept: Kept<3, ()>,
+    kept: Kept<5, ()>,
     gradient: &Array,
     z: Rows,
-    wanted: [bool; 3],
-) -> Result<[Option<Array>; 3]> {
-    let ([x, weight, _], g) = (kept.inputs, data::<T>(gradient)?);
+    wanted: [bool; 5],
+) -> Result<[Option<Array>; 5]> {
+    let ([x, weight, _, cos, sin], g) = (kept.inputs, data::<T>(gradient)?);
     let (width, block) = (gradient.dim(D::Minus1)?, z.block(gradient.dims()));
     let made = |values: Vec<T>, dims: &[usize]| {
         Ok::<_, amscript_base::Error>(Some(Array::from_vec(values, dims, gradient.device())?))
     };
-    let mut gradients = [const { None }; 3];
+    let mut gradients = [const { None }; 5];
     if wanted[0] {
         let (x, weight) = (data::<T>(given(x)?)?, weight.map(data::<T>).transpose()?);
         let ws = weight.as_ref().map(|w| z.scales(w));
+        let back = cos.zip(sin).map(|(cos, sin)| Turns::<T>::new(cos, sin, gradient.dims(), -1.0)).transpose()?;
         let out = map_rows(&g, width, |i, g, out| {
             let row = &x[i * width..][..width];
             let (mean, size) = moments(row, z.centre, z.eps);
-            match &ws {
-                Some(ws) => {
-                    let ws = &ws[served(i, block, width)];
-                    out.iter_mut().zip(g.iter().zip(ws)).for_each(|(o, (g, w))| *o = *g * *w);
-                }
-                None => out.copy_from_slice(g),
+            out.copy_from_slice(g);
+            if let Some(back) = &back {
+                back.pairs(i, out);
+            }
+            if let Some(ws) = &ws {
+                out.iter_mut().zip(&ws[served(i, block, width)]).for_each(|(o, w)| *o *= *w);
             }
             project(out, row, mean, size, z.centre);
         });
         gradients[0] = made(out, gradient.dims())?;
     }
-    let block = block.min(g.len() / width.max(1));
+    let turned = match cos.zip(sin).filter(|_| wanted[1] || wanted[2]) {
+        Some((cos, sin)) => &rotate::<T>(gradient, cos, sin, true, -1.0)?,
+        None => gradient,
+    };
+    let (g, block) = (data::<T>(turned)?, block.min(g.len() / width.max(1)));
     if wanted[1] {
         let x = data::<T>(given(x)?)?;
         let moments: Vec<(T, T)> = x.par_chunks(width.max(1)).map(|row| moments(row, z.centre, z.eps)).collect();
@@ -383,6 +408,7 @@ pub(super) fn check_rows<'a>(x: &Array, vectors: impl IntoIterator<Item = &'a Ar
 
 #[cfg(test)]
 pub(super) fn cases() -> Vec<super::cases::Case> {
+    use super::attention::beside;
     use super::cases::case;
     let mut all = Vec::new();
     for (rows, width) in [(3, 19), (5, 8), (3, 20), (7, 640), (2, 1300)] {
@@ -395,6 +421,13 @@ pub(super) fn cases() -> Vec<super::cases::Case> {
         all.push(case(name("rms_norm"), &layer[..2], |i| rms_norm(&i[0], &i[1], 1e-3)));
         all.push(case(name("modulated_norm"), &[&x, &vectors, &vectors], |i| {
             modulated_norm(&i[0], &i[1], &i[2], 1e-3)
+        }));
+    }
+    for (s, heads, d) in [(3, 2, 6), (5, 3, 8), (4, 2, 20), (2, 3, 128), (150, 2, 8)] {
+        let name = format!("rms_norm_rope of {s} x {heads} x {d}");
+        all.push(case(name, &[&[2, s, heads, d], &[d]], move |i| {
+            let angles = beside(&i[0], &[s, d / 2], 4)?;
+            rms_norm_rope(&i[0], &i[1], &angles.cos()?, &angles.sin()?, 1e-3)
         }));
     }
     let long: &[&[usize]] = &[&[2, 300, 8], &[8]];

@@ -1,7 +1,7 @@
 //! Rotary position embeddings, as consecutive pairs (FLUX) or as halves (Llama, Qwen).
 
 use super::call::{Backend, Inputs, Keeps, Kept, Op, apply, given, there};
-use crate::kernel::{Real, data, map_rows, on_cpu};
+use crate::kernel::{Data, Real, data, map_rows, on_cpu};
 use crate::{Array, Tensor, cuda};
 use amscript_base::bail;
 use amscript_base::error::Result;
@@ -30,11 +30,8 @@ impl Op<3> for Rope {
     }
 
     fn shape(&self, [x, cos, sin]: Inputs<3>) -> Result<Shape> {
-        let (x, cos, sin) = (given(x)?, given(cos)?, given(sin)?);
-        let (_, s, _, d) = x.dims4()?;
-        if cos.dims() != [s, d / 2] || sin.dims() != cos.dims() || d % 2 != 0 {
-            bail!(Shape, "rope: expected angles [{s}, {}], got {:?} and {:?}", d / 2, cos.dims(), sin.dims());
-        }
+        let x = given(x)?;
+        check_angles(x, given(cos)?, given(sin)?)?;
         Ok(x.shape().clone())
     }
 
@@ -46,7 +43,7 @@ impl Op<3> for Rope {
         let (x, cos, sin) = (given(x)?, given(cos)?, given(sin)?);
         let y = match on {
             Backend::Card => cuda::rope::rotate(x, cos, sin, self.pairs, 1.0),
-            _ => on_cpu!(x, rotate(x, cos, sin, self.pairs)),
+            _ => on_cpu!(x, rotate(x, cos, sin, self.pairs, 1.0)),
         };
         Ok((y?, ()))
     }
@@ -59,7 +56,7 @@ impl Op<3> for Rope {
         }
         let gx = match kept.on {
             Backend::Card => cuda::rope::rotate(gradient, cos, sin, self.pairs, -1.0),
-            _ => on_cpu!(gradient, rotate(gradient, cos, &sin.neg()?, self.pairs)),
+            _ => on_cpu!(gradient, rotate(gradient, cos, sin, self.pairs, -1.0)),
         };
         Ok([Some(gx?), None, None])
     }
@@ -86,28 +83,63 @@ impl Op<3> for Rope {
     }
 }
 
-fn rotate<T: Real>(x: &Array, cos: &Array, sin: &Array, pairs: bool) -> Result<Array> {
-    let (_, s, h, d) = x.dims4()?;
-    let (cos, sin) = (data::<T>(cos)?, data::<T>(sin)?);
-    let (half, token) = (d / 2, h * d);
-    let out = map_rows(&data::<T>(x)?, token, |i, row, out| {
-        let at = i % s * half;
-        let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]);
-        for (head, out) in row.chunks(d).zip(out.chunks_mut(d)) {
-            let angles = cos.iter().zip(sin);
-            if pairs {
-                for ((out, x), (cos, sin)) in out.chunks_exact_mut(2).zip(head.chunks_exact(2)).zip(angles) {
-                    (out[0], out[1]) = (x[0] * *cos - x[1] * *sin, x[0] * *sin + x[1] * *cos);
-                }
-            } else {
-                let ((a, b), (x, y)) = (out.split_at_mut(half), head.split_at(half));
-                for ((a, b), ((x, y), (cos, sin))) in a.iter_mut().zip(b).zip(x.iter().zip(y).zip(angles)) {
-                    (*a, *b) = (*x * *cos - *y * *sin, *x * *sin + *y * *cos);
-                }
-            }
-        }
+/// Refuses angles that are not `cos, sin [s, d / 2]` for `x [batch, s, heads, d]`.
+pub(super) fn check_angles(x: &Array, cos: &Array, sin: &Array) -> Result<()> {
+    let (_, s, _, d) = x.dims4()?;
+    if cos.dims() != [s, d / 2] || sin.dims() != cos.dims() || d % 2 != 0 {
+        bail!(Shape, "rope: expected angles [{s}, {}], got {:?} and {:?}", d / 2, cos.dims(), sin.dims());
+    }
+    Ok(())
+}
+
+/// Turns `x` by its angles times `way` of 1 or -1.
+pub(super) fn rotate<T: Real>(x: &Array, cos: &Array, sin: &Array, pairs: bool, way: f64) -> Result<Array> {
+    let turns = Turns::<T>::new(cos, sin, x.dims(), way)?;
+    let out = map_rows(&data::<T>(x)?, x.dim(D::Minus1)?, |i, row, out| {
+        out.copy_from_slice(row);
+        if pairs { turns.pairs(i, out) } else { turns.halves(i, out) }
     });
     Ok(Array::from_vec(out, x.dims(), x.device())?)
+}
+
+/// The angles of rows, the heads of `[batch, s, heads, d]`.
+pub(super) struct Turns<'a, T> {
+    cos: Data<'a, T>,
+    sin: Data<'a, T>,
+    /// 1, or -1 to turn back.
+    way: T,
+    tokens: usize,
+    heads: usize,
+}
+
+impl<'a, T: Real> Turns<'a, T> {
+    pub fn new(cos: &'a Array, sin: &'a Array, dims: &[usize], way: f64) -> Result<Self> {
+        Ok(Self { cos: data::<T>(cos)?, sin: data::<T>(sin)?, way: T::of(way), tokens: dims[1], heads: dims[2] })
+    }
+
+    /// Cosine and sine of each pair of row `i`.
+    fn angles(&self, i: usize, half: usize) -> impl Iterator<Item = (T, T)> {
+        let at = i / self.heads % self.tokens * half;
+        let angles = self.cos[at..at + half].iter().zip(&self.sin[at..at + half]);
+        angles.map(|(cos, sin)| (*cos, self.way * *sin))
+    }
+
+    /// Turns `(2 i, 2 i + 1)` of the row.
+    pub fn pairs(&self, i: usize, row: &mut [T]) {
+        let angles = self.angles(i, row.len() / 2);
+        for (pair, (cos, sin)) in row.chunks_exact_mut(2).zip(angles) {
+            (pair[0], pair[1]) = (pair[0] * cos - pair[1] * sin, pair[0] * sin + pair[1] * cos);
+        }
+    }
+
+    /// Turns `(i, i + d / 2)` of the row.
+    fn halves(&self, i: usize, row: &mut [T]) {
+        let half = row.len() / 2;
+        let (a, b) = row.split_at_mut(half);
+        for ((a, b), (cos, sin)) in a.iter_mut().zip(b).zip(self.angles(i, half)) {
+            (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+        }
+    }
 }
 
 #[cfg(test)]

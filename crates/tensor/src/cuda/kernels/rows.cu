@@ -22,13 +22,26 @@ __device__ inline Moments moments_of(const T *x, int width, int centre, float ep
     return Moments{mean, 1.0f / sqrtf(row_sum(s) / width + eps)};
 }
 
-// y = (x - mean) size (more + w) + b; each `block` of rows has a w and a b of its own. w and b may be missing.
-extern "C" __global__ void normalise(const T *x, const W *w, const W *b, T *y, i64 rows, int width, i64 block, int centre, float more, float eps) {
+// Turns the pairs of a pack by their angles times `way` of 1 or -1.
+__device__ inline void turn(float v[V], const f32 *cos, const f32 *sin, float way) {
+#pragma unroll
+    for (int j = 0; j + 1 < V; j += 2) {
+        float c = cos[j / 2], s = way * sin[j / 2], a = v[j], b = v[j + 1];
+        v[j] = a * c - b * s;
+        v[j + 1] = a * s + b * c;
+    }
+}
+
+// y = (x - mean) size (more + w) + b; each `block` of rows has a w and a b of its own. w and b may be missing. Where there are angles
+// cos, sin [tokens, width / 2], rows are [batch, tokens, heads], packs hold pairs (2 i, 2 i + 1), and y is turned by those of its token.
+extern "C" __global__ void normalise(const T *x, const W *w, const W *b, T *y, const f32 *cos, const f32 *sin, i64 rows, int width, int tokens, int heads,
+                                     i64 block, int centre, float more, float eps) {
     i64 row = (i64)blockIdx.x * blockDim.y + threadIdx.y;
     if (row >= rows) return;
     x += row * width, y += row * width;
     Moments m = moments_of(x, width, centre, eps);
     i64 at = row / block * width;
+    if (cos) cos += row / heads % tokens * (width / 2), sin += row / heads % tokens * (width / 2);
     for (int i = threadIdx.x * V; i < width; i += blockDim.x * V) {
         float v[V], f[V];
         load(v, x + i);
@@ -44,39 +57,44 @@ extern "C" __global__ void normalise(const T *x, const W *w, const W *b, T *y, i
 #pragma unroll
             for (int j = 0; j < V; j++) v[j] += f[j];
         }
+        if (cos) turn(v, cos + i / 2, sin + i / 2, 1.0f);
         store(y + i, v);
     }
 }
 
-// Gradient of x: (h - mean(h) - n mean(h n)) size, with h = g (more + w) and n = (x - mean) size.
-extern "C" __global__ void normalise_back(const T *g, const T *x, const W *w, T *out, i64 rows, int width, i64 block, int centre, float more, float eps) {
+// g (more + w) from number i of the row on, g turned back where there are angles.
+__device__ inline void scaled(float h[V], const T *g, const W *w, const f32 *cos, const f32 *sin, int i, float more) {
+    load(h, g + i);
+    if (cos) turn(h, cos + i / 2, sin + i / 2, -1.0f);
+    if (w) {
+        float f[V];
+        load(f, w + i);
+#pragma unroll
+        for (int j = 0; j < V; j++) h[j] *= more + f[j];
+    }
+}
+
+// Gradient of x: (h - mean(h) - n mean(h n)) size, with h as above and n = (x - mean) size.
+extern "C" __global__ void normalise_back(const T *g, const T *x, const W *w, T *out, const f32 *cos, const f32 *sin, i64 rows, int width, int tokens,
+                                          int heads, i64 block, int centre, float more, float eps) {
     i64 row = (i64)blockIdx.x * blockDim.y + threadIdx.y;
     if (row >= rows) return;
     g += row * width, x += row * width, out += row * width;
+    if (w) w += row / block * width;
+    if (cos) cos += row / heads % tokens * (width / 2), sin += row / heads % tokens * (width / 2);
     Moments m = moments_of(x, width, centre, eps);
-    i64 at = row / block * width;
-    float level = 0.0f, along = 0.0f;
+    float level = 0.0f, along = 0.0f, h[V], v[V];
     for (int i = threadIdx.x * V; i < width; i += blockDim.x * V) {
-        float h[V], v[V], f[V];
-        load(h, g + i), load(v, x + i);
-        if (w) load(f, w + at + i);
+        load(v, x + i), scaled(h, g, w, cos, sin, i, more);
 #pragma unroll
-        for (int j = 0; j < V; j++) {
-            float hj = w ? h[j] * (more + f[j]) : h[j];
-            level += hj, along += hj * (v[j] - m.mean);
-        }
+        for (int j = 0; j < V; j++) level += h[j], along += h[j] * (v[j] - m.mean);
     }
     level = row_sum(level) / width, along = row_sum(along) * m.size / width;
     if (!centre) level = 0.0f;
     for (int i = threadIdx.x * V; i < width; i += blockDim.x * V) {
-        float h[V], v[V], f[V];
-        load(h, g + i), load(v, x + i);
-        if (w) load(f, w + at + i);
+        load(v, x + i), scaled(h, g, w, cos, sin, i, more);
 #pragma unroll
-        for (int j = 0; j < V; j++) {
-            float hj = w ? h[j] * (more + f[j]) : h[j];
-            v[j] = (hj - level - (v[j] - m.mean) * m.size * along) * m.size;
-        }
+        for (int j = 0; j < V; j++) v[j] = (h[j] - level - (v[j] - m.mean) * m.size * along) * m.size;
         store(out + i, v);
     }
 }
