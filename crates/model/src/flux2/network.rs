@@ -8,7 +8,7 @@ use amscript_base::error::{Error, Kind, Result};
 use amscript_nn::linear::Linear;
 use amscript_nn::weights::{Init, Weights};
 use amscript_tensor::grad::segment;
-use amscript_tensor::op::{self, attention, cast, gated_add, modulated_norm, rms_norm_rope, silu, swiglu};
+use amscript_tensor::op::{self, attention, cast, cat_swiglu, gated_add, modulated_norm, rms_norm_rope, silu, swiglu};
 use amscript_tensor::{DType, Device, Tensor};
 use parking_lot::Mutex;
 use serde::Deserialize;
@@ -418,7 +418,7 @@ impl SingleBlock {
     fn forward(&self, x: &Tensor, m: &[Tensor], rope: &Rotations) -> Result<Tensor> {
         let h = modulated_norm(x, &m[0], &m[1], self.eps)?;
         let attended = attend(self.project.forward(&h, rope)?)?;
-        let gated = swiglu(&self.up.forward(&h)?)?;
-        gated_add(x, &m[2], &self.out.forward(&op::cat(&[&attended, &gated], 2)?)?)
+        let both = cat_swiglu(&attended, &self.up.forward(&h)?)?;
+        gated_add(x, &m[2], &self.out.forward(&both)?)
     }
 }

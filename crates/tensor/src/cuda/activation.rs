@@ -55,28 +55,31 @@ pub fn affine(x: &Array, a: f64, b: f64) -> Result<Array> {
     Ok(out)
 }
 
-/// `silu(first half) * second half` over the last dimension.
-pub fn swiglu(x: &Array) -> Result<Array> {
-    let x = aligned(x, x.dtype())?;
-    let mut dims = x.dims().to_vec();
-    let half = x.dim(D::Minus1)? / 2;
-    dims[x.rank() - 1] = half;
+/// `silu(first half) * second half` over the last dimension, behind `before` where that is.
+pub fn swiglu(x: &Array, before: Option<&Array>) -> Result<Array> {
+    let (x, mut dims) = (aligned(x, x.dtype())?, x.dims().to_vec());
+    let before = before.map(|before| aligned(before, x.dtype())).transpose()?;
+    let (half, width) = (x.dim(D::Minus1)? / 2, before.as_ref().map_or(Ok(0), |before| before.dim(D::Minus1))?);
+    dims[x.rank() - 1] = width + half;
     let out = fresh(dims, x.dtype(), x.device())?;
-    halves("swiglu", half, &[&x, &out])?;
+    let tensors = [Arg::Maybe(before.as_ref()), Arg::Tensor(&x), Arg::Tensor(&out)];
+    halves("swiglu", &x, tensors, out.elem_count(), [width, half])?;
     Ok(out)
 }
 
 /// The gradient of its input.
 pub fn swiglu_back(gradient: &Array, x: &Array) -> Result<Array> {
     let (gradient, x) = (aligned(gradient, x.dtype())?, aligned(x, x.dtype())?);
-    let out = like(&x)?;
-    halves("swiglu_back", x.dim(D::Minus1)? / 2, &[&gradient, &x, &out])?;
+    let (out, half) = (like(&x)?, x.dim(D::Minus1)? / 2);
+    let tensors = [&gradient, &x, &out].map(Arg::Tensor);
+    halves("swiglu_back", &x, tensors, x.elem_count() / 2, [gradient.dim(D::Minus1)? - half, half])?;
     Ok(out)
 }
 
-fn halves(kernel: &'static str, half: usize, tensors: &[&Array]) -> Result<()> {
-    let pack = pack(half, tensors);
-    let n = tensors.iter().map(|x| x.elem_count()).min().unwrap_or(0) / pack;
-    let args: Vec<Arg> = tensors.iter().map(|x| Arg::Tensor(x)).chain([Arg::Long(n), Arg::Int(half)]).collect();
-    launch(tensors[0].device(), &Unit::new(File::Points, tensors[0], pack), kernel, Grid::each(n), &args)
+/// Over `n` numbers.
+fn halves(kernel: &'static str, x: &Array, tensors: [Arg; 3], n: usize, [width, half]: [usize; 2]) -> Result<()> {
+    let pack = pack(half, &[x]).min(pack(width, &[x]));
+    let numbers = [Arg::Long(n / pack), Arg::Int(width), Arg::Int(half)];
+    let args: Vec<Arg> = tensors.into_iter().chain(numbers).collect();
+    launch(x.device(), &Unit::new(File::Points, x, pack), kernel, Grid::each(n / pack), &args)
 }

@@ -2,7 +2,7 @@
 
 use super::call::{Backend, Inputs, Keeps, Kept, Op, apply, given, there};
 use crate::kernel::{Real, data, fresh, grain, on_cpu};
-use crate::{Array, Tensor, cuda};
+use crate::{Array, Tensor, cuda, raw};
 use amscript_base::bail;
 use amscript_base::error::Result;
 use candle_core::{D, Shape};
@@ -195,65 +195,94 @@ fn normal_cdf<T: Real>(x: T) -> T {
 
 /// Gated unit `silu(first half) * second half` over the last dimension: `[.., 2 h]` to `[.., h]`.
 pub fn swiglu(x: &Tensor) -> Result<Tensor> {
-    apply(Swiglu, [Some(x)])
+    apply(Swiglu, [Some(x), None])
+}
+
+/// `before [.., w]` and [`swiglu`] of `x` beside each other, in one pass: `[.., w + h]`.
+pub fn cat_swiglu(before: &Tensor, x: &Tensor) -> Result<Tensor> {
+    apply(Swiglu, [Some(x), Some(before)])
 }
 
 struct Swiglu;
 
-impl Op<1> for Swiglu {
+/// The order is x, before.
+impl Op<2> for Swiglu {
     type More = ();
 
     fn name(&self) -> &'static str {
         "swiglu"
     }
 
-    fn shape(&self, [x]: Inputs<1>) -> Result<Shape> {
+    fn shape(&self, [x, before]: Inputs<2>) -> Result<Shape> {
         let mut dims = given(x)?.dims().to_vec();
         match dims.last_mut() {
             Some(width) if *width % 2 == 0 => *width /= 2,
             _ => bail!(Shape, "swiglu: expected an even last dimension, got shape {dims:?}"),
         }
+        if let Some(before) = before {
+            let last = dims.len() - 1;
+            if before.rank() != dims.len() || before.dims()[..last] != dims[..last] {
+                bail!(
+                    Shape,
+                    "cat_swiglu: expected tensors alike but for their last dimension, got {:?}",
+                    before.dims()
+                );
+            }
+            dims[last] += before.dims()[last];
+        }
         Ok(dims.into())
     }
 
-    fn keeps(&self, _: Backend, _: Inputs<1>, _: [bool; 1]) -> Keeps<1> {
-        Keeps::inputs([true])
+    fn keeps(&self, _: Backend, _: Inputs<2>, [of_x, _]: [bool; 2]) -> Keeps<2> {
+        Keeps::inputs([of_x, false])
     }
 
-    fn forward(&self, on: Backend, [x]: Inputs<1>, _: [bool; 1]) -> Result<(Array, ())> {
+    fn forward(&self, on: Backend, [x, before]: Inputs<2>, _: [bool; 2]) -> Result<(Array, ())> {
         let x = given(x)?;
         let y = match on {
-            Backend::Card => cuda::activation::swiglu(x),
-            _ => on_cpu!(x, gated(x)),
+            Backend::Card => cuda::activation::swiglu(x, before),
+            _ => on_cpu!(x, gated(x, before)),
         };
         Ok((y?, ()))
     }
 
-    fn backward(&self, kept: Kept<1, ()>, gradient: &Array, _: [bool; 1]) -> Result<[Option<Array>; 1]> {
-        let x = given(kept.inputs[0])?;
-        let gx = match kept.on {
-            Backend::Card => cuda::activation::swiglu_back(gradient, x),
-            _ => on_cpu!(x, gated_back(gradient, x)),
+    fn backward(
+        &self,
+        kept: Kept<2, ()>,
+        gradient: &Array,
+        [of_x, of_before]: [bool; 2],
+    ) -> Result<[Option<Array>; 2]> {
+        let gx = || match (given(kept.inputs[0])?, kept.on) {
+            (x, Backend::Card) => cuda::activation::swiglu_back(gradient, x),
+            (x, _) => on_cpu!(x, gated_back(gradient, x)),
         };
-        Ok([Some(gx?)])
+        let before = || raw::cut(gradient, gradient.rank() - 1, 0, *kept.shapes[1].last().unwrap_or(&0));
+        Ok([of_x.then(gx).transpose()?, of_before.then(before).transpose()?])
     }
 
-    fn composed(&self, [x]: [Option<&Tensor>; 1]) -> Result<Tensor> {
+    fn composed(&self, [x, before]: [Option<&Tensor>; 2]) -> Result<Tensor> {
         let x = there(x)?;
         let half = x.dim(D::Minus1)? / 2;
-        silu(&x.narrow(D::Minus1, 0, half)?)? * x.narrow(D::Minus1, half, half)?
+        let y = (silu(&x.narrow(D::Minus1, 0, half)?)? * x.narrow(D::Minus1, half, half)?)?;
+        match before {
+            Some(before) => Tensor::cat(&[before, &y], D::Minus1),
+            None => Ok(y),
+        }
     }
 }
 
-fn gated<T: Real>(x: &Array) -> Result<Array> {
+fn gated<T: Real>(x: &Array, before: Option<&Array>) -> Result<Array> {
     let mut dims = x.dims().to_vec();
-    let half = x.dim(D::Minus1)? / 2;
-    dims[x.rank() - 1] = half;
-    let numbers = data::<T>(x)?;
-    let out = fresh(numbers.len() / 2, |out| {
-        let rows = out.par_chunks_mut(half.max(1)).with_min_len(grain(half));
-        rows.zip(numbers.par_chunks(2 * half.max(1))).for_each(|(o, x)| {
-            let (a, b) = x.split_at(half);
+    let (half, width) = (x.dim(D::Minus1)? / 2, before.map_or(Ok(0), |before| before.dim(D::Minus1))?);
+    dims[x.rank() - 1] = width + half;
+    let (numbers, before) = (data::<T>(x)?, before.map(data::<T>).transpose()?);
+    let out = fresh(dims.iter().product(), |out| {
+        let rows = out.par_chunks_mut((width + half).max(1)).with_min_len(grain(half));
+        rows.enumerate().for_each(|(i, o)| {
+            let ((first, o), (a, b)) = (o.split_at_mut(width), numbers[2 * i * half..][..2 * half].split_at(half));
+            if let Some(before) = &before {
+                first.copy_from_slice(&before[i * width..][..width]);
+            }
             o.iter_mut().zip(a.iter().zip(b)).for_each(|(o, (a, b))| *o = *a * logistic(*a) * *b);
         });
     });
@@ -261,12 +290,12 @@ fn gated<T: Real>(x: &Array) -> Result<Array> {
 }
 
 fn gated_back<T: Real>(gradient: &Array, x: &Array) -> Result<Array> {
-    let half = x.dim(D::Minus1)? / 2;
+    let (half, row) = (x.dim(D::Minus1)? / 2, gradient.dim(D::Minus1)?);
     let (g, numbers) = (data::<T>(gradient)?, data::<T>(x)?);
     let out = fresh(numbers.len(), |out| {
         let rows = out.par_chunks_mut(2 * half.max(1)).with_min_len(grain(half));
-        rows.zip(numbers.par_chunks(2 * half.max(1))).zip(g.par_chunks(half.max(1))).for_each(|((o, x), g)| {
-            let ((a, b), (ga, gb)) = (x.split_at(half), o.split_at_mut(half));
+        rows.zip(numbers.par_chunks(2 * half.max(1))).zip(g.par_chunks(row.max(1))).for_each(|((o, x), g)| {
+            let ((a, b), (ga, gb), g) = (x.split_at(half), o.split_at_mut(half), &g[row - half..]);
             ga.iter_mut().zip(gb).zip(a.iter().zip(b).zip(g)).for_each(|((ga, gb), ((a, b), g))| {
                 let s = logistic(*a);
                 *ga = *g * *b * s * (T::one() + *a * (T::one() - s));
@@ -295,5 +324,9 @@ pub(super) fn cases() -> Vec<super::cases::Case> {
     let at = |(name, f): (&str, One)| {
         widths.map(|width| case(format!("{name} of {width}"), &[&[3, width]], move |i| f(&i[0])).scaled(0, 2.0))
     };
-    all.into_iter().flat_map(at).collect()
+    let beside = |(width, both): (usize, usize)| {
+        let name = format!("cat_swiglu of {width} and {both}");
+        case(name, &[&[2, 3, width], &[2, 3, both]], |i| cat_swiglu(&i[0], &i[1])).scaled(1, 2.0)
+    };
+    all.into_iter().flat_map(at).chain([(5, 6), (16, 48), (520, 2080)].map(beside)).collect()
 }

@@ -246,7 +246,12 @@ pub fn cat(parts: &[&Tensor], dim: usize) -> Result<Tensor> {
         Some(trace) => {
             let mut shape = first.dims().to_vec();
             shape[dim] = sizes.iter().sum();
-            trace.compute("cat", first.dtype(), 0.0, 2 * shape.iter().product::<usize>() * first.dtype().size_in_bytes());
+            trace.compute(
+                "cat",
+                first.dtype(),
+                0.0,
+                2 * shape.iter().product::<usize>() * first.dtype().size_in_bytes(),
+            );
             Tensor::meta(shape, first.dtype(), trace)?
         }
         None => Tensor::constant_of(raw::joined(&parts.iter().map(|x| x.array()).collect::<Vec<_>>(), dim)?),

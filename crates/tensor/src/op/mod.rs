@@ -33,7 +33,7 @@ mod rope;
 mod softmax;
 mod unit;
 
-pub use activation::{Activation, gelu_erf, gelu_tanh, quick_gelu, relu, sigmoid, silu, softplus, swiglu};
+pub use activation::{Activation, cat_swiglu, gelu_erf, gelu_tanh, quick_gelu, relu, sigmoid, silu, softplus, swiglu};
 pub(super) use attention::AttentionShape;
 pub use attention::{attention, self_attention};
 pub use cast::cast;

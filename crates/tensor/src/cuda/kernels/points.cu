@@ -56,23 +56,28 @@ extern "C" __global__ void slope(const T *g, const T *x, T *out, i64 n, int kind
     }
 }
 
-// y [rows, half] = silu(x's first half) times its second, x [rows, 2 half].
-extern "C" __global__ void swiglu(const T *x, T *y, i64 n, int half) {
+// y [rows, width + half] = before [rows, width], then silu(x's first half) times its second, x [rows, 2 half]. Without before, width is 0.
+extern "C" __global__ void swiglu(const T *before, const T *x, T *y, i64 n, int width, int half) {
     EACH(i) {
-        i64 row = i * V / half, column = i * V % half;
+        i64 row = i * V / (width + half), column = i * V % (width + half) - width;
         float a[V], b[V];
-        load(a, x + row * 2 * half + column), load(b, x + row * 2 * half + half + column);
+        if (column < 0) {
+            load(a, before + (row + 1) * width + column);
+        } else {
+            load(a, x + row * 2 * half + column), load(b, x + row * 2 * half + half + column);
 #pragma unroll
-        for (int j = 0; j < V; j++) a[j] = a[j] * logistic(a[j]) * b[j];
+            for (int j = 0; j < V; j++) a[j] = a[j] * logistic(a[j]) * b[j];
+        }
         store(y + i * V, a);
     }
 }
 
-extern "C" __global__ void swiglu_back(const T *g, const T *x, T *out, i64 n, int half) {
+// From g [rows, width + half]; `n` counts packs of its halves.
+extern "C" __global__ void swiglu_back(const T *g, const T *x, T *out, i64 n, int width, int half) {
     EACH(i) {
         i64 row = i * V / half, column = i * V % half, at = row * 2 * half + column;
         float a[V], b[V], h[V];
-        load(a, x + at), load(b, x + at + half), load(h, g + i * V);
+        load(a, x + at), load(b, x + at + half), load(h, g + row * (width + half) + width + column);
 #pragma unroll
         for (int j = 0; j < V; j++) {
             float s = logistic(a[j]), ga = h[j] * b[j] * s * (1.0f + a[j] * (1.0f - s));
