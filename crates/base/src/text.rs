@@ -8,7 +8,9 @@ pub fn is_hidden(c: char) -> bool {
     match c {
         '\n' | '\t' => false,
         '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{feff}' => true,
-        '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}' => true,
+        '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e01ef}' => true,
+        // Letters and a sign of Braille that are blank, but no spaces.
+        '\u{115f}' | '\u{1160}' | '\u{2800}' | '\u{3164}' | '\u{ffa0}' => true,
         c => c.is_control(),
     }
 }
@@ -37,5 +39,6 @@ mod tests {
         assert_eq!(visible("\x1b]0;x\x07\r\u{9b}2J"), "\\u{1b}]0;x\\u{7}\\u{d}\\u{9b}2J");
         assert_eq!(visible("a\r\nb\x07"), "a\r\nb\\u{7}");
         assert_eq!(visible("a\u{202e}b\u{200b}\u{e0041}"), "a\\u{202e}b\\u{200b}\\u{e0041}");
+        assert_eq!(visible("a\u{3164}\u{2800}\u{e0101}"), "a\\u{3164}\\u{2800}\\u{e0101}");
     }
 }

@@ -257,8 +257,14 @@ impl<F: Copy> Table<F> {
                 let names = found.folder.as_ref().map(Folder::names).unwrap_or_default();
                 let place = found.folder.as_ref().map_or_else(|| found.name.clone(), Folder::origin);
                 let files = names.into_iter().take(4).collect::<Vec<_>>().join(", ");
-                bail!(Missing, "{}: expected one of {} in {place}, got {}", self.function, self.names().join(", "),
-                    if files.is_empty() { "nothing" } else { &files };
+                let index = found.folder.as_ref().and_then(|folder| folder.json::<Value>("model_index.json").ok());
+                let pipeline = index.as_ref().and_then(|index| index["_class_name"].as_str());
+                let got = match pipeline {
+                    Some(pipeline) => format!("a {pipeline}"),
+                    None if files.is_empty() => "nothing".into(),
+                    None => files,
+                };
+                bail!(Missing, "{}: expected one of {} in {place}, got {got}", self.function, self.names().join(", ");
                     hint: "say which it is with `{}: name`", self.option)
             }
             several => {
