@@ -152,9 +152,9 @@ pub mod language {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn div(a: i64, b: i64) -> RhaiResultOf<i64> {
+        let wrong = if b == 0 { "the divisor must not be 0" } else { "integer overflow" };
         let quotient = a.checked_div(b);
-        Ok(quotient
-            .ok_or_else(|| Error::new(Kind::Value, format!("div: the divisor must not be 0, got {a} and {b}")))?)
+        Ok(quotient.ok_or_else(|| Error::new(Kind::Value, format!("div: {wrong}, got {a} and {b}")))?)
     }
 
     /// The number above all others; `-infinity()` is below all others.
@@ -262,7 +262,11 @@ fn divide(a: i64, b: i64) -> RhaiResultOf<Dynamic> {
     if b == 0 {
         return Err(EvalAltResult::ErrorArithmetic(format!("division by zero: {a} / 0"), Position::NONE).into());
     }
-    Ok(if a % b == 0 { Dynamic::from(a / b) } else { Dynamic::from(a as f64 / b as f64) })
+    match a.checked_rem(b) {
+        Some(0) => Ok(Dynamic::from(a / b)),
+        Some(_) => Ok(Dynamic::from(a as f64 / b as f64)),
+        None => Err(EvalAltResult::ErrorArithmetic(format!("integer overflow: {a} / {b}"), Position::NONE).into()),
+    }
 }
 
 fn power(a: i64, b: i64) -> RhaiResultOf<Dynamic> {
@@ -288,6 +292,10 @@ mod tests {
         assert_eq!(run("[1 / 4, 8 / 4, 2 ** -1, 2 ** 3, 7 % 2]")?, "[0.25, 2, 0.5, 8, 1]");
         assert_eq!(run("let x = 7; x /= 2; x")?, "3.5");
         assert!(run("1 / 0").err().unwrap().message.contains("division by zero"));
+        for text in ["x / -1", "x /= -1; x", "x % -1", "div(x, -1)"] {
+            let error = run(&format!("let x = -9223372036854775807 - 1; {text}")).err().unwrap();
+            assert!(error.message.contains("overflow"), "{error}");
+        }
         Ok(())
     }
 
