@@ -3,9 +3,51 @@
 use super::fault::{self, RhaiResultOf};
 use super::option::{FromScript, convert};
 use super::session::Session;
+use amscript_base::bail;
 use amscript_base::error::Result;
 use rhai::{FnPtr, FuncArgs, NativeCallContext};
+use std::cell::Cell;
 use std::sync::Arc;
+
+/// Closures that may run inside one another on a thread: recipes nest five or so.
+const MOST_NESTED: usize = 32;
+
+/// Bytes of the stack that they may take together: half of what a thread has at least.
+const MOST_STACK: usize = 1 << 20;
+
+thread_local! {
+    /// How many closures run on this thread inside one another, and where its stack was when the outermost began.
+    static NESTED: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
+}
+
+/// A closure that runs on this thread until this is dropped.
+struct Nested {
+    before: (usize, usize),
+}
+
+impl Nested {
+    /// Each closure is called at the call level of its making, so that Rhai's own bound does not see that it reaches itself.
+    fn begin(name: &str) -> Result<Self> {
+        let before = NESTED.get();
+        let (count, here) = (before.0, std::ptr::from_ref(&before).addr());
+        let bottom = if count == 0 { here } else { before.1 };
+        if count >= MOST_NESTED || bottom.abs_diff(here) > MOST_STACK {
+            bail!(
+                Limit,
+                "stack overflow: expected closures at most {MOST_NESTED} deep inside one another, got one more in {name}";
+                hint: "does a closure reach itself through a variable that it uses?"
+            );
+        }
+        NESTED.set((count + 1, bottom));
+        Ok(Self { before })
+    }
+}
+
+impl Drop for Nested {
+    fn drop(&mut self) {
+        NESTED.set(self.before);
+    }
+}
 
 /// A closure with the script it belongs to. Cheap to clone; captured variables are seen as they are when it is called.
 #[derive(Clone)]
@@ -27,6 +69,7 @@ impl Callback {
     /// Calls the closure with a tuple of arguments; errors keep their place in the script.
     #[allow(deprecated)]
     pub fn call<T: FromScript>(&self, args: impl FuncArgs) -> Result<T> {
+        let _nested = Nested::begin(self.name)?;
         let engine = self.session.engine()?;
         let context = self.context.create_context(&engine);
         let source = context.call_source().unwrap_or_default().to_string();
