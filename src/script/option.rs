@@ -292,6 +292,14 @@ impl<'a> Given<'a> {
     }
 }
 
+/// A number of layers as it is, if a network may have so many: memory would be full long before a million were made.
+pub fn layers(function: &str, key: &str, count: usize) -> Result<usize> {
+    if count > 1000 {
+        bail!(Option, "{function}: option `{key}`: expected at most 1000 layers, got {count}");
+    }
+    Ok(count)
+}
+
 /// Takes one option out of the map, or its default.
 pub fn take<T: FromScript>(map: &mut Map, function: &str, key: &str, default: impl FnOnce() -> T) -> Result<T> {
     match map.remove(key) {

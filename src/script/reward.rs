@@ -127,13 +127,13 @@ options! {
 
 impl ImageRewardOptions {
     fn config(&self) -> Result<imagereward::ImageRewardConfig> {
-        let (width, layers, each) = (self.width, self.layers, 16);
-        let heads = |width| heads("image_reward", width, each);
+        let (width, layers) = (self.width, option::layers("image_reward", "layers", self.layers)?);
+        let heads = |width| heads("image_reward", width, 16);
         Ok(imagereward::ImageRewardConfig {
             vit: VitConfig { image_size: self.image_size, patch_size: self.patch, width, layers, heads: heads(width)? },
             bert: bert::BertConfig {
                 hidden_size: self.text_width,
-                num_hidden_layers: self.text_layers,
+                num_hidden_layers: option::layers("image_reward", "text_layers", self.text_layers)?,
                 num_attention_heads: heads(self.text_width)?,
                 intermediate_size: 4 * self.text_width,
                 max_position_embeddings: imagereward::TOKENS,
@@ -156,7 +156,8 @@ options! {
 
 impl ClipOptions {
     fn config(&self) -> Result<ClipConfig> {
-        let sizes = |width: usize, layers: usize| -> Result<TowerConfig> {
+        let sizes = |width: usize, key: &str, layers: usize| -> Result<TowerConfig> {
+            let layers = option::layers("clip_reward", key, layers)?;
             let (heads, hidden, activation) = (heads("clip_reward", width, 32)?, 4 * width, Activation::Gelu);
             Ok(TowerConfig { width, layers, heads, hidden, eps: 1e-5, activation })
         };
@@ -171,10 +172,10 @@ impl ClipOptions {
             embed: self.embed,
             image_size: self.image_size,
             patch: self.patch,
-            vision: sizes(self.width, self.layers)?,
+            vision: sizes(self.width, "layers", self.layers)?,
             context: self.context,
             vocabulary: 0, // set by the tokenizer
-            text: sizes(self.text_width, self.text_layers)?,
+            text: sizes(self.text_width, "text_layers", self.text_layers)?,
         })
     }
 
@@ -349,9 +350,9 @@ pub mod reward {
     /// let a = scripted_reward(|images, prompts| images.mean([1, 2, 3]));
     /// (0.7 * a + 0.3 * a).score(full([1, 3, 4, 4], 0.5), "a")     //=> tensor([0.5])
     /// ```
-    #[rhai_fn(name = "+")]
-    pub fn add(a: Reward, b: Reward) -> Reward {
-        RewardModel::new(Sum::of(a.0).plus(&Sum::of(b.0)))
+    #[rhai_fn(name = "+", return_raw)]
+    pub fn add(a: Reward, b: Reward) -> RhaiResultOf<Reward> {
+        Ok(RewardModel::of_others(Sum::of(a.0).plus(&Sum::of(b.0)))?)
     }
 
     /// A reward plus a number.
@@ -360,9 +361,9 @@ pub mod reward {
     /// let a = scripted_reward(|images, prompts| images.mean([1, 2, 3]));
     /// (a + 1).score(full([1, 3, 4, 4], 0.5), "a")                 //=> tensor([1.5])
     /// ```
-    #[rhai_fn(name = "+")]
-    pub fn add_number(a: Reward, b: f64) -> Reward {
-        RewardModel::new(Sum::of(a.0).shifted(b))
+    #[rhai_fn(name = "+", return_raw)]
+    pub fn add_number(a: Reward, b: f64) -> RhaiResultOf<Reward> {
+        Ok(RewardModel::of_others(Sum::of(a.0).shifted(b))?)
     }
 
     /// A number plus a reward.
@@ -371,8 +372,8 @@ pub mod reward {
     /// let a = scripted_reward(|images, prompts| images.mean([1, 2, 3]));
     /// (1 + a).score(full([1, 3, 4, 4], 0.5), "a")                 //=> tensor([1.5])
     /// ```
-    #[rhai_fn(name = "+")]
-    pub fn number_add(a: f64, b: Reward) -> Reward {
+    #[rhai_fn(name = "+", return_raw)]
+    pub fn number_add(a: f64, b: Reward) -> RhaiResultOf<Reward> {
         add_number(b, a)
     }
 
@@ -382,9 +383,9 @@ pub mod reward {
     /// let a = scripted_reward(|images, prompts| images.mean([1, 2, 3]));
     /// (a - 2 * a - 1).score(full([1, 3, 4, 4], 0.5), "a")         //=> tensor([-1.5])
     /// ```
-    #[rhai_fn(name = "-")]
-    pub fn subtract(a: Reward, b: Reward) -> Reward {
-        add(a, multiply(b, -1.0))
+    #[rhai_fn(name = "-", return_raw)]
+    pub fn subtract(a: Reward, b: Reward) -> RhaiResultOf<Reward> {
+        add(a, multiply(b, -1.0)?)
     }
 
     /// A reward minus a number.
@@ -393,8 +394,8 @@ pub mod reward {
     /// let a = scripted_reward(|images, prompts| images.mean([1, 2, 3]));
     /// (a - 1).score(full([1, 3, 4, 4], 0.5), "a")                 //=> tensor([-0.5])
     /// ```
-    #[rhai_fn(name = "-")]
-    pub fn subtract_number(a: Reward, b: f64) -> Reward {
+    #[rhai_fn(name = "-", return_raw)]
+    pub fn subtract_number(a: Reward, b: f64) -> RhaiResultOf<Reward> {
         add_number(a, -b)
     }
 
@@ -404,9 +405,9 @@ pub mod reward {
     /// let a = scripted_reward(|images, prompts| images.mean([1, 2, 3]));
     /// relu(2 - a).score(full([1, 3, 4, 4], 0.5), "a")             //=> tensor([1.5])
     /// ```
-    #[rhai_fn(name = "-")]
-    pub fn number_subtract(a: f64, b: Reward) -> Reward {
-        add_number(multiply(b, -1.0), a)
+    #[rhai_fn(name = "-", return_raw)]
+    pub fn number_subtract(a: f64, b: Reward) -> RhaiResultOf<Reward> {
+        add_number(multiply(b, -1.0)?, a)
     }
 
     /// The opposite of a reward.
@@ -414,8 +415,8 @@ pub mod reward {
     /// ```rhai
     /// -scripted_reward(|images, prompts| images.mean([1, 2, 3]))  //=> reward(-scripted)
     /// ```
-    #[rhai_fn(name = "-")]
-    pub fn negative(r: Reward) -> Reward {
+    #[rhai_fn(name = "-", return_raw)]
+    pub fn negative(r: Reward) -> RhaiResultOf<Reward> {
         multiply(r, -1.0)
     }
 
@@ -428,7 +429,7 @@ pub mod reward {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn clamp(r: Reward, low: f64, high: f64) -> RhaiResultOf<Reward> {
-        Ok(RewardModel::new(Clamped::new(r.0, low, high)?))
+        Ok(RewardModel::of_others(Clamped::new(r.0, low, high)?)?)
     }
 
     /// A reward where it is positive, else 0: `-relu(2 - r)` is ReFL's (arXiv:2304.05977).
@@ -448,8 +449,8 @@ pub mod reward {
     /// let a = scripted_reward(|images, prompts| images.mean([1, 2, 3]));
     /// 2 * a                                                       //=> reward(2 * scripted)
     /// ```
-    #[rhai_fn(name = "*")]
-    pub fn number_multiply(a: f64, b: Reward) -> Reward {
+    #[rhai_fn(name = "*", return_raw)]
+    pub fn number_multiply(a: f64, b: Reward) -> RhaiResultOf<Reward> {
         multiply(b, a)
     }
 
@@ -459,9 +460,9 @@ pub mod reward {
     /// let a = scripted_reward(|images, prompts| images.mean([1, 2, 3]));
     /// a * 2                                                       //=> reward(2 * scripted)
     /// ```
-    #[rhai_fn(name = "*")]
-    pub fn multiply(a: Reward, b: f64) -> Reward {
-        RewardModel::new(Sum::of(a.0).scaled(b))
+    #[rhai_fn(name = "*", return_raw)]
+    pub fn multiply(a: Reward, b: f64) -> RhaiResultOf<Reward> {
+        Ok(RewardModel::of_others(Sum::of(a.0).scaled(b))?)
     }
 
     /// A reward over a number.
@@ -470,8 +471,8 @@ pub mod reward {
     /// let a = scripted_reward(|images, prompts| images.mean([1, 2, 3]));
     /// (a / 4).score(full([1, 3, 4, 4], 0.5), "a")                 //=> tensor([0.125])
     /// ```
-    #[rhai_fn(name = "/")]
-    pub fn divide(a: Reward, b: f64) -> Reward {
+    #[rhai_fn(name = "/", return_raw)]
+    pub fn divide(a: Reward, b: f64) -> RhaiResultOf<Reward> {
         multiply(a, 1.0 / b)
     }
 

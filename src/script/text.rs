@@ -54,7 +54,8 @@ pub mod text {
     #[rhai_fn(return_raw, volatile)]
     pub fn random_text_encoder(texts: Dynamic, options: Map) -> RhaiResultOf<TextEncoder> {
         let o = EncoderOptions::parse("random_text_encoder", options)?;
-        let (width, layers, heads, hidden) = (o.width, o.layers, o.heads, o.hidden);
+        let layers = option::layers("random_text_encoder", "layers", o.layers)?;
+        let (width, heads, hidden) = (o.width, o.heads, o.hidden);
         let sizes = RandomSizes { width, layers, heads, hidden, tokens: o.tokens, states: o.states };
         let texts = super::texts(texts, 1, "random_text_encoder")?;
         Ok(super::Encoder(Arc::new(amscript_model::text::TextEncoder::random(&texts, &sizes, &Rng::new(o.seed))?)))

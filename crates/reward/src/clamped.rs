@@ -11,6 +11,8 @@ pub struct Clamped {
     inner: Arc<dyn Reward>,
     low: f64,
     high: f64,
+    /// Kept, so that asking for it goes no deeper.
+    extent: (usize, usize),
 }
 
 impl Clamped {
@@ -19,7 +21,8 @@ impl Clamped {
         if low >= high || low.is_nan() || high.is_nan() {
             bail!(Value, "clamp: the lower bound must be below the upper, got {low} and {high}");
         }
-        Ok(Self { inner, low, high })
+        let (terms, depth) = inner.extent();
+        Ok(Self { inner, low, high, extent: (terms, depth.saturating_add(1)) })
     }
 }
 
@@ -38,6 +41,10 @@ impl Reward for Clamped {
             true => format!("relu({inner})"),
             false => format!("clamp({inner}, {}, {})", self.low, self.high),
         }
+    }
+
+    fn extent(&self) -> (usize, usize) {
+        self.extent
     }
 }
 

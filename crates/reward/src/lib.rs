@@ -88,6 +88,11 @@ pub trait Reward: Send + Sync {
         None
     }
 
+    /// How many rewards it is of when written out, and how deep they stand inside one another.
+    fn extent(&self) -> (usize, usize) {
+        (1, 1)
+    }
+
     /// The terms of a sum.
     fn as_sum(&self) -> Option<&sum::Sum> {
         None
@@ -109,9 +114,29 @@ pub fn score_all(rewards: &[Arc<dyn Reward>], images: &Tensor, prompts: &[String
 #[derive(Clone)]
 pub struct RewardModel(pub Arc<dyn Reward>);
 
+/// Most rewards that one is of when written out: doubled again and again, one would never be scored or shown.
+const MOST_TERMS: usize = 10_000;
+
+/// Most rewards inside one another, each of which takes stack when it is scored.
+const MOST_DEEP: usize = 100;
+
 impl RewardModel {
     pub fn new(reward: impl Reward + 'static) -> Self {
         Self(Arc::new(reward))
+    }
+
+    /// One that is made of others.
+    pub fn of_others(reward: impl Reward + 'static) -> Result<Self> {
+        let (terms, depth) = reward.extent();
+        if terms > MOST_TERMS || depth > MOST_DEEP {
+            bail!(
+                Limit,
+                "a reward made of others: expected at most {MOST_TERMS} when written out and {MOST_DEEP} inside one another, \
+                    got {terms} and {depth}";
+                hint: "`scripted_reward` computes the same of tensors"
+            );
+        }
+        Ok(Self::new(reward))
     }
 
     fn weights(&self, verb: &str) -> Result<&dyn Module<Trained = RewardModel>> {

@@ -75,6 +75,13 @@ impl Reward for Sum {
         text
     }
 
+    fn extent(&self) -> (usize, usize) {
+        let each = self.terms.iter().map(|(_, reward)| reward.extent());
+        let together = |all: (usize, usize), one: (usize, usize)| (all.0.saturating_add(one.0), all.1.max(one.1));
+        let (terms, depth) = each.fold((0, 0), together);
+        (terms, depth.saturating_add(1))
+    }
+
     fn as_sum(&self) -> Option<&Sum> {
         Some(self)
     }
@@ -83,6 +90,8 @@ impl Reward for Sum {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::RewardModel;
+    use crate::clamped::Clamped;
     use crate::scripted::Scripted;
     use amscript_tensor::grad::value_and_grad;
     use amscript_tensor::{DType, Device};
@@ -98,5 +107,28 @@ mod tests {
         assert_eq!(mixed.score(&images, &prompts).unwrap().to_vec1::<f64>().unwrap(), [0.5 * 6.0 - 2.0 * 4.0; 2]);
         assert!(gradient.flatten_all().unwrap().to_vec1::<f64>().unwrap().iter().all(|g| (g + 1.5).abs() < 1e-12));
         assert_eq!(mixed.describe(), "0.5 * scripted - 2 * scripted - 2");
+    }
+
+    #[test]
+    fn rewards_of_others_are_bounded_in_number_and_depth() {
+        let one = || RewardModel::new(Scripted::new(|x, _| x.mean((1, 2, 3))));
+        let clamped = |r: &RewardModel, high| RewardModel::of_others(Clamped::new(r.0.clone(), 0.0, high)?);
+        let twice = |r: &RewardModel| {
+            let sum = Sum::of(clamped(r, 1.0)?.0).plus(&Sum::of(clamped(r, 2.0)?.0));
+            RewardModel::of_others(sum)
+        };
+        let mut doubled = one();
+        for n in 1..=13 {
+            doubled = twice(&doubled).unwrap();
+            assert_eq!(doubled.extent(), (1 << n, 1 + 2 * n));
+        }
+        let message = twice(&doubled).err().unwrap().message;
+        assert!(message.ends_with("got 16384 and 29"), "{message}");
+        let mut deep = one();
+        for _ in 1..100 {
+            deep = clamped(&deep, 1.0).unwrap();
+        }
+        let message = clamped(&deep, 1.0).err().unwrap().message;
+        assert!(message.ends_with("got 1 and 101"), "{message}");
     }
 }

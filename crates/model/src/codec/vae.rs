@@ -162,6 +162,13 @@ impl Autoencoder {
                 config.layers_per_block
             );
         }
+        let (layers, halvings) = (config.layers_per_block, config.block_out_channels.len());
+        if layers > 1000 || halvings > 30 {
+            bail!(
+                Value,
+                "vae: expected layers_per_block of at most 1000 and at most 30 block_out_channels, got {layers} and {halvings}"
+            );
+        }
         if config.block_out_channels.iter().any(|c| c % config.norm_num_groups != 0) {
             bail!(
                 Value,

@@ -85,6 +85,10 @@ impl Flux2Config {
     }
 
     fn check(&self) -> Result<()> {
+        let layers = self.num_layers.max(self.num_single_layers);
+        if layers > 1000 {
+            bail!(Value, "flux2: num_layers and num_single_layers must be at most 1000, got {layers}");
+        }
         if self.axes_dims_rope.iter().sum::<usize>() != self.attention_head_dim
             || self.axes_dims_rope.iter().any(|d| d % 2 != 0)
             || self.axes_dims_rope.len() != 4

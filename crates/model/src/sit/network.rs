@@ -93,6 +93,9 @@ impl SitConfig {
     }
 
     fn check(&self) -> Result<()> {
+        if self.depth > 1000 {
+            bail!(Value, "sit: depth must be at most 1000, got {}", self.depth);
+        }
         if self.num_heads == 0
             || !self.hidden_size.is_multiple_of(self.num_heads)
             || !self.hidden_size.is_multiple_of(4)
