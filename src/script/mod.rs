@@ -73,6 +73,7 @@ pub mod run;
 pub mod sampler;
 mod scopes;
 pub mod session;
+mod sort;
 mod source;
 pub mod storage;
 mod suggest;
@@ -282,6 +283,7 @@ impl Default for Natives {
         language::arithmetic(&mut natives);
         run::iterators(&mut natives);
         source::calls(&mut natives);
+        sort::register(&mut natives);
         Self([StandardPackage::new().as_shared_module(), natives.into()])
     }
 }
