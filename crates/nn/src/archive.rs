@@ -18,6 +18,7 @@ use std::path::Path;
 
 const MAX_HEADER: u64 = 16 << 20;
 const MAX_TENSORS: usize = 20_000;
+const MAX_RANK: usize = 16;
 
 /// Type, shape and place of a stored tensor.
 #[derive(Clone, Debug)]
@@ -233,6 +234,7 @@ fn parse_header(header: &[u8], size: u64) -> Result<Header> {
     for (name, field) in tensors {
         let [begin, end] = field.data_offsets;
         let dtype = dtype_of(&field.dtype).map_err(|e| e.within(format!("tensor `{name}`")))?;
+        check_rank(&field.shape).map_err(|e| e.within(format!("tensor `{name}`")))?;
         if entries.contains_key(&name) {
             bail!(File, "tensor `{name}` is there twice");
         }
@@ -275,6 +277,13 @@ fn check_cover(entries: &BTreeMap<String, TensorEntry>, start: u64, size: u64) -
 pub(super) fn check_count(count: usize) -> Result<()> {
     if count > MAX_TENSORS {
         bail!(Limit, "expected at most {MAX_TENSORS} tensors, got {count}");
+    }
+    Ok(())
+}
+
+pub(super) fn check_rank(shape: &[usize]) -> Result<()> {
+    if shape.len() > MAX_RANK {
+        bail!(Limit, "expected at most {MAX_RANK} dimensions, got {}", shape.len());
     }
     Ok(())
 }
@@ -422,6 +431,8 @@ mod tests {
         assert!(
             refusal(&with_header(&shape, 16)).contains("tensor `x`: shape [2, 3] of F32 does not fill bytes 0..16")
         );
+        let many = one.replace("[2,2]", &format!("[4{}]", ",1".repeat(16)));
+        assert!(refusal(&with_header(&many, 16)).contains("F: tensor `x`: expected at most 16 dimensions, got 17"));
         let huge = one.replace("[2,2]", "[4294967296,4294967296]");
         assert!(refusal(&with_header(&huge, 16)).contains("does not fill"));
         let two = r#"{"x":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"y":{"dtype":"U8","shape":[4],"data_offsets":[2,6]}}"#;

@@ -192,8 +192,11 @@ impl ClipConfig {
 
     /// From open_clip's tensors, as published: heads 64 wide, or 80 in a tower of width 1280; the exact GELU.
     pub fn of_tensors(w: &Weights) -> Result<Self> {
-        let shape = |name: &str| match w.shape(name) {
-            Some(shape) => Ok(shape),
+        let shape = |name: &str, rank: usize| match w.shape(name) {
+            Some(shape) if shape.len() == rank => Ok(shape),
+            Some(shape) => {
+                bail!(Shape, "clip: {}: tensor `{name}` must have {rank} dimensions, got shape {shape:?}", w.origin())
+            }
             None => {
                 bail!(Missing, "clip: expected open_clip's tensors, among them `{name}`, got none of that name in {}", w.origin();
                 hint: "files of transformers need their `config.json` beside them")
@@ -203,19 +206,19 @@ impl ClipConfig {
             (0..).take_while(|i| w.has(&format!("{prefix}transformer.resblocks.{i}.ln_1.weight"))).count()
         };
         let sizes = |prefix: &str, width: usize| -> Result<TowerConfig> {
-            let hidden = shape(&format!("{prefix}transformer.resblocks.0.mlp.c_fc.weight"))?[0];
+            let hidden = shape(&format!("{prefix}transformer.resblocks.0.mlp.c_fc.weight"), 2)?[0];
             let heads = width / if width == 1280 { 80 } else { 64 };
             Ok(TowerConfig { width, layers: layers(prefix), heads, hidden, eps: eps(), activation: Activation::Gelu })
         };
-        let (patches, projection) = (shape("visual.conv1.weight")?, shape("visual.proj")?);
-        let (tokens, embedding) = (shape("visual.positional_embedding")?[0], shape("token_embedding.weight")?);
+        let (patches, projection) = (shape("visual.conv1.weight", 4)?, shape("visual.proj", 2)?);
+        let (tokens, embedding) = (shape("visual.positional_embedding", 2)?[0], shape("token_embedding.weight", 2)?);
         Ok(Self {
             layout: Layout::OpenClip,
             embed: projection[1],
             image_size: (tokens.saturating_sub(1)).isqrt() * patches[2],
             patch: patches[2],
             vision: sizes("visual.", patches[0])?,
-            context: shape("positional_embedding")?[0],
+            context: shape("positional_embedding", 2)?[0],
             vocabulary: embedding[0],
             text: sizes("", embedding[1])?,
         })

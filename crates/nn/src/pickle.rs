@@ -3,7 +3,7 @@
 
 mod machine;
 
-use crate::archive::{TensorEntry, byte_size, check_count};
+use crate::archive::{TensorEntry, byte_size, check_count, check_rank};
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
 use amscript_tensor::DType;
@@ -133,6 +133,7 @@ fn rebuilt(pickle: &Pickle, arguments: &[Id]) -> Result<Found> {
     let (Some(offset), Some(sizes), Some(strides)) = (pickle.count(offset), counts(sizes), counts(strides)) else {
         return Err(damaged());
     };
+    check_rank(&sizes)?;
     let start =
         offset.checked_mul(dtype.size_in_bytes()).filter(|_| sizes.len() == strides.len()).ok_or_else(damaged)?;
     byte_size(&sizes, *dtype).ok_or_else(damaged)?;

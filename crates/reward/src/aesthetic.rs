@@ -101,7 +101,9 @@ impl Aesthetic {
 
     fn new(name: &str, weights: Weights, encoder: Arc<ClipEncoder>, hidden: [usize; 4]) -> Result<Self> {
         let width = encoder.clip.config.embed;
-        if let Some(&[_, stored]) = weights.shape("layers.0.weight").as_deref().filter(|shape| shape[1] != width) {
+        if let Some(&[_, stored]) = weights.shape("layers.0.weight").as_deref()
+            && stored != width
+        {
             bail!(Shape, "reward: the head of {name} reads {stored} features, the CLIP {} gives {width}", encoder.name;
                 hint: "say which CLIP it was trained on with `clip: name`");
         }

@@ -44,10 +44,17 @@ pub struct Pickle<'a> {
 impl<'a> Pickle<'a> {
     /// Reads one pickle from the beginning of these bytes.
     pub fn read(bytes: &'a [u8]) -> Result<Self> {
-        let mut machine =
-            Machine { bytes, at: 0, values: vec![Value::Other], stack: vec![], marks: vec![], memo: HashMap::new() };
+        let mut machine = Machine {
+            bytes,
+            at: 0,
+            values: vec![Value::Other],
+            held: 0,
+            stack: vec![],
+            marks: vec![],
+            memo: HashMap::new(),
+        };
         while machine.step()? {
-            if machine.values.len() + machine.stack.len() + machine.marks.len() > MOST {
+            if machine.size() > MOST {
                 bail!(Limit, "expected a pickle of at most {MOST} values, got more"; hint: "save only the state dict with torch.save");
             }
         }
@@ -91,6 +98,8 @@ struct Machine<'a> {
     bytes: &'a [u8],
     at: usize,
     values: Vec<Value<'a>>,
+    /// Entries of its lists and dicts.
+    held: usize,
     stack: Vec<Id>,
     /// Heights of the stack where marks lie.
     marks: Vec<usize>,
@@ -103,6 +112,11 @@ fn damaged(what: &str) -> Error {
 }
 
 impl<'a> Machine<'a> {
+    /// How much it holds, in values.
+    fn size(&self) -> usize {
+        self.values.len() + self.held + self.stack.len() + self.marks.len() + self.memo.len()
+    }
+
     fn take(&mut self, n: usize) -> Result<&'a [u8]> {
         let end =
             self.at.checked_add(n).filter(|end| *end <= self.bytes.len()).ok_or_else(|| damaged("it is cut off"))?;
@@ -157,6 +171,7 @@ impl<'a> Machine<'a> {
     }
 
     fn append(&mut self, items: Vec<Id>) -> Result<()> {
+        self.held += items.len();
         match self.top()? {
             Value::List(list) => list.extend(items),
             _ => return Err(damaged("a list is missing")),
@@ -165,6 +180,7 @@ impl<'a> Machine<'a> {
     }
 
     fn set(&mut self, items: &[Id]) -> Result<()> {
+        self.held += items.len() / 2;
         match self.top()? {
             Value::Dict(dict) if items.len().is_multiple_of(2) => {
                 dict.extend(items.chunks(2).map(|pair| (pair[0], pair[1])))
@@ -184,8 +200,15 @@ impl<'a> Machine<'a> {
     /// Attributes of a value: of a dict they are entries, of others they are not looked at.
     fn build(&mut self) -> Result<()> {
         let state = self.pop()?;
-        let state = self.values.get(state as usize).cloned();
-        if let (Value::Dict(dict), Some(Value::Dict(more))) = (self.top()?, state) {
+        if !matches!(self.top()?, Value::Dict(_)) {
+            return Ok(());
+        }
+        let more = match self.values.get(state as usize) {
+            Some(Value::Dict(more)) => more.clone(),
+            _ => return Ok(()),
+        };
+        self.held += more.len();
+        if let Value::Dict(dict) = self.top()? {
             dict.extend(more);
         }
         Ok(())
@@ -343,6 +366,12 @@ mod tests {
         assert!(Pickle::read(&nested).is_ok());
         assert_eq!(Pickle::read(&vec![b']'; 4 << 20]).unwrap_err().kind, Kind::Limit);
         assert_eq!(Pickle::read(&vec![b'('; 4 << 20]).unwrap_err().kind, Kind::Limit);
+        // a dict that is given its own entries, forty times
+        let twice = [&b"}q\x00X\x01\x00\x00\x00aNs"[..], &b"h\x00b".repeat(40), b"."].concat();
+        assert_eq!(Pickle::read(&twice).unwrap_err().kind, Kind::Limit);
+        let mut names = b"]".to_vec();
+        (0..3u32 << 20).for_each(|i| names.extend([&b"r"[..], &i.to_le_bytes()].concat()));
+        assert_eq!(Pickle::read(&names).unwrap_err().kind, Kind::Limit);
     }
 
     #[test]
