@@ -259,6 +259,7 @@ fn names_of_other_programs() {
     for metadata in [
         r#"{"transformer.r": 4, "transformer.lora_alpha": 2}"#,
         r#"{"transformer.r": 4, "transformer.lora_alpha": 1, "transformer.use_rslora": true}"#,
+        r#"{"lora_alpha": 2}"#,
         r#"{"transformer.lora_alpha": 4, "transformer.alpha_pattern": {"to_q": 1, "attn.to_out.0": 2}}"#,
         r#"{"transformer.lora_alpha": 4, "transformer.alpha_pattern": {"^transformer_blocks\\.1\\.attn\\.to_out\\.0": 2}}"#,
     ] {
@@ -266,13 +267,29 @@ fn names_of_other_programs() {
             load(pair(&format!("transformer.{module}"), "lora_A", "lora_B"), &[("lora_adapter_metadata", metadata)]);
         assert!(error(&velocity, &half) < 1e-6, "{metadata}");
     }
-    for header in [("lora_alpha", "2"), ("network_alpha", "2.0"), ("ss_network_alpha", " 2 "), ("alpha", "2")] {
+    for header in [
+        ("lora_alpha", "2"),
+        ("network_alpha", "2.0"),
+        ("ss_network_alpha", " 2 "),
+        ("alpha", "2"),
+        ("network.alpha", "2"),
+        ("lora_config", "{\"lora_alpha\": 2}"),
+    ] {
         let velocity = load(pair(module, "lora_A", "lora_B"), &[("ss_network_alpha", "None"), header]);
         assert!(error(&velocity, &half) < 1e-6, "{header:?}");
     }
     assert_eq!(error(&load(pair(module, "lora_A", "lora_B"), &[("ss_network_alpha", "None")]), &whole), 0.0);
     let odd: Vec<_> = pair(module, "lora_A", "lora_B");
     let odd: Vec<_> = odd.iter().map(|(name, x)| (name.as_str(), x.clone())).collect();
+    for (value, word) in [
+        ("[]", "lora_adapter_metadata: expected a JSON object, got another value"),
+        (r#"{"lora_alpha": "8"}"#, "lora_adapter_metadata: `lora_alpha` must be a number, got \"8\""),
+        (r#"{"lora_alpha": null}"#, "lora_adapter_metadata: `lora_alpha` must be a number, got null"),
+        (r#"{"use_dora": 1}"#, "lora_adapter_metadata: `use_dora` must be true or false, got 1"),
+    ] {
+        let refusal = case.load(&odd, &[("lora_adapter_metadata", value)]).err().unwrap();
+        assert!(refusal.ends_with(word), "{refusal}");
+    }
     let refusal = case.load(&odd, &[("lora_alpha", "much")]).err().unwrap();
     assert_eq!(refusal, "F: its header's `lora_alpha` must be a number, got \"much\"");
 }
@@ -301,7 +318,7 @@ fn folders_of_adapters() {
         "{none}"
     );
     let config = folder.path().join("adapter_config.json");
-    std::fs::write(config, r#"{"r": 4, "lora_alpha": 2, "peft_type": "LORA"}"#).unwrap();
+    std::fs::write(config, "\u{feff}{\"r\": 4, \"lora_alpha\": 2, \"peft_type\": \"LORA\"}").unwrap();
     for name in ["other.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.safetensors"] {
         written(&folder.path().join(name), &tensors(&b));
         assert!(error(&load(folder.path()), &half) < 1e-6, "{name}");

@@ -97,6 +97,7 @@ pub mod adapter {
     /// base.lora(#{ rank: 2 }).params().len > 0                                                              //=> true
     /// base.lora(#{ targets: all_linears() }).params().len > base.lora(#{ targets: ["to_q"] }).params().len   //=> true
     /// base.lora(#{ rnk: 2 })                   //=> error: did you mean `rank`?
+    /// base.lora(#{ alpha: infinity() })        //=> error: lora: `alpha` must be finite, got inf
     /// base.lora(#{ targets: ["to_p"] })        //=> error: ends of names of linear modules, got `to_p`
     /// base.lora().lora()                       //=> error: merge() first
     /// ```
@@ -104,6 +105,9 @@ pub mod adapter {
     pub fn lora(context: NativeCallContext, flow: Flow, options: Map) -> RhaiResultOf<Flow> {
         let o = LoraOptions::parse("lora", options)?;
         let seed = o.seed.or(Session::of(&context).request().seed).unwrap_or(0);
+        if let Some(alpha) = o.alpha.filter(|alpha| !alpha.is_finite()) {
+            return Err(Error::new(Kind::Value, format!("lora: `alpha` must be finite, got {alpha}")).into());
+        }
         let scale = o.alpha.map_or(1.0, |alpha| alpha / o.rank.max(1) as f64);
         Ok(flow.lora(o.rank, scale, &o.targets, &Rng::new(seed).split("lora"))?)
     }

@@ -133,6 +133,7 @@ pub mod tensor {
     #[rhai_fn(return_raw)]
     pub fn stack(tensors: Array, dim: i64) -> RhaiResultOf<Tensor> {
         let tensors = several(tensors, "stack")?;
+        array::few(tensors[0].rank() + 1, "stack")?;
         let dim = if dim == tensors[0].rank() as i64 {
             tensors[0].rank()
         } else {
@@ -276,6 +277,7 @@ pub mod tensor {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn unsqueeze(x: Tensor, dim: i64) -> RhaiResultOf<Tensor> {
+        array::few(x.rank() + 1, "unsqueeze")?;
         let dim = if dim == x.rank() as i64 { x.rank() } else { array::dimension(&x, dim, "unsqueeze")? };
         Ok(x.unsqueeze(dim)?)
     }

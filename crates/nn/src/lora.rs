@@ -3,18 +3,20 @@
 //! A pair `A [rank, in]`, `B [out, rank]` changes a weight by `alpha / rank B A`. Read are the names of diffusers and PEFT
 //! (`lora_A`, `lora_B`, with the adapter's name behind or not), of kohya (`lora_down`, `lora_up`), with the module named as in the
 //! model or in its other published layout, below any of the usual prefixes or none. Alpha comes from a tensor `<module>.alpha`, else
-//! from the header (diffusers' `lora_adapter_metadata`, or a number of its own), else from PEFT's `adapter_config.json` beside the
+//! from the header (diffusers' `lora_adapter_metadata`, a number of its own, a config), else from PEFT's `adapter_config.json` beside the
 //! file, else it is the rank.
+
+mod alpha;
 
 use crate::archive::{self, Archive};
 use crate::source::Folder;
+use alpha::Alphas;
 use amscript_base::bail;
 use amscript_base::context::Context;
 use amscript_base::error::{Error, Kind, Result, nearest};
 use amscript_base::file;
 use amscript_tensor::op::Lora;
 use amscript_tensor::{DType, Device, Tensor};
-use serde_json::Value;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -28,9 +30,6 @@ const FLAT_PREFIXES: [&str; 2] = ["lora_unet_", "lora_transformer_"];
 
 /// What torch.compile puts before the names of a module that it wraps.
 const COMPILED: &str = "_orig_mod.";
-
-/// Where the header of a file may give alpha.
-const HEADER_ALPHAS: [&str; 4] = ["lora_alpha", "network_alpha", "ss_network_alpha", "alpha"];
 
 /// The file of adapters in a folder, by PEFT and by diffusers.
 const FILES: [&str; 3] = ["adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.bin"];
@@ -282,78 +281,16 @@ fn scalar(archive: &Archive, name: &str) -> Result<f64> {
     if shape.iter().product::<usize>() != 1 {
         bail!(Shape, "{}: tensor `{name}` must hold one number, got shape {shape:?}", archive.origin());
     }
-    archive.read(name)?.to_dtype(DType::F64)?.flatten_all()?.get(0)?.to_scalar()
+    let value: f64 = archive.read(name)?.to_dtype(DType::F64)?.flatten_all()?.get(0)?.to_scalar()?;
+    if !value.is_finite() {
+        bail!(Numeric, "{}: tensor `{name}` must be finite, got {value}", archive.origin());
+    }
+    Ok(value)
 }
 
 fn swap_halves(x: &Tensor) -> Result<Tensor> {
     let half = x.dim(0)? / 2;
     Tensor::cat(&[x.narrow(0, half, half)?, x.narrow(0, 0, half)?], 0)
-}
-
-/// Alphas that the file's metadata give.
-#[derive(Default)]
-struct Alphas {
-    alpha: Option<f64>,
-    /// By the end of the module's name, first match first; `^` in front: the whole name.
-    patterns: Vec<(String, f64)>,
-    /// The change is divided by the root of the rank instead of the rank.
-    by_root: bool,
-}
-
-impl Alphas {
-    fn of(archive: &Archive, path: &Path, component: &str) -> Result<Self> {
-        let header = archive.metadata();
-        if let Some(text) = header.get("lora_adapter_metadata") {
-            return Self::parse(text.as_bytes(), &format!("{component}."))
-                .map_err(|e| e.within("lora_adapter_metadata"));
-        }
-        let given = HEADER_ALPHAS.iter().filter_map(|key| Some((key, header.get(*key)?)));
-        // kohya writes "None" where it was not chosen
-        if let Some((key, text)) = given.clone().find(|(_, text)| *text != "None") {
-            let Some(alpha) = text.trim().parse().ok().filter(|alpha: &f64| alpha.is_finite()) else {
-                bail!(File, "its header's `{key}` must be a number, got \"{text}\"");
-            };
-            return Ok(Self { alpha: Some(alpha), ..Self::default() });
-        }
-        let config = path.with_file_name("adapter_config.json");
-        let of_peft = path.file_stem().is_some_and(|stem| stem == "adapter_model")
-            || archive.entries().keys().any(|name| name.starts_with("base_model."));
-        match file::read(&config) {
-            Ok(bytes) if of_peft => Self::parse(&bytes, "").map_err(|e| e.within("adapter_config.json")),
-            _ => Ok(Self::default()),
-        }
-    }
-
-    fn parse(json: &[u8], prefix: &str) -> Result<Self> {
-        let value: Value =
-            serde_json::from_slice(json).map_err(|e| Error::new(Kind::File, format!("not valid ({e})")))?;
-        let field = |name: &str| value.get(format!("{prefix}{name}")).unwrap_or(&Value::Null);
-        if field("use_dora").as_bool() == Some(true) {
-            bail!(File, "the adapters are DoRA; only plain LoRA is read");
-        }
-        let mut patterns = Vec::new();
-        for (key, alpha) in field("alpha_pattern").as_object().into_iter().flatten() {
-            let plain = key.replace("\\.", ".");
-            let Some(alpha) = alpha
-                .as_f64()
-                .filter(|_| !plain.trim_start_matches('^').contains(['\\', '*', '+', '?', '[', '(', '|', '$']))
-            else {
-                bail!(File, "alpha_pattern: expected ends of module names and numbers, got `{key}`: {alpha}");
-            };
-            patterns.push((plain, alpha));
-        }
-        Ok(Self { alpha: field("lora_alpha").as_f64(), patterns, by_root: field("use_rslora").as_bool() == Some(true) })
-    }
-
-    fn scale(&self, module: &str, rank: usize) -> f64 {
-        let matches = |pattern: &str| match pattern.strip_prefix('^') {
-            Some(whole) => module == whole,
-            None => module.strip_suffix(pattern).is_some_and(|head| head.is_empty() || head.ends_with('.')),
-        };
-        let special = self.patterns.iter().find(|(pattern, _)| matches(pattern)).map(|(_, alpha)| *alpha);
-        let divisor = if self.by_root { (rank as f64).sqrt() } else { rank as f64 };
-        special.or(self.alpha).map_or(1.0, |alpha| alpha / divisor)
-    }
 }
 
 /// Writes adapters with their scale folded into B, in `dtype` or as they are.

@@ -66,15 +66,26 @@ pub fn dimension(x: &Tensor, dim: i64, function: &str) -> Result<usize> {
 /// The number of values of a tensor to be made, where that is not beyond all memory.
 pub fn affordable(shape: &[usize], function: &str) -> Result<usize> {
     const MOST: usize = 1 << 32;
+    few(shape.len(), function)?;
     match shape.iter().try_fold(1_usize, |count, &n| count.checked_mul(n)) {
         Some(count) if count <= MOST => Ok(count),
         _ => bail!(Limit, "{function}: a tensor may have at most {MOST} numbers, got shape {shape:?}"),
     }
 }
 
+/// Refuses more dimensions than anyone means: what walks through them would take all of the stack.
+pub fn few(rank: usize, function: &str) -> Result<()> {
+    const MOST: usize = 16;
+    if rank > MOST {
+        bail!(Limit, "{function}: a tensor may have at most {MOST} dimensions, got {rank}");
+    }
+    Ok(())
+}
+
 /// `shape` with one `-1` filled in so that the number of values stays.
 pub fn fill_shape(count: usize, shape: &[i64]) -> Result<Vec<usize>> {
-    let known: i64 = shape.iter().filter(|&&n| n != -1).product();
+    few(shape.len(), "reshape")?;
+    let known: i64 = shape.iter().filter(|&&n| n != -1).fold(1, |product, n| product.saturating_mul(*n));
     let holes = shape.iter().filter(|&&n| n == -1).count();
     let fits = match holes {
         0 => known == count as i64,

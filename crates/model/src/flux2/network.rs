@@ -54,7 +54,7 @@ impl Flux2Config {
         let dims = |name: &str| {
             let missing =
                 || Error::new(Kind::Missing, format!("{}: not a FLUX.2 transformer, `{name}` is missing", w.origin()));
-            w.shape(name).filter(|shape| shape.len() == 2 || name.contains("norm")).ok_or_else(missing)
+            w.shape(name).filter(|shape| shape.len() == if name.contains("norm") { 1 } else { 2 }).ok_or_else(missing)
         };
         let count = |kind: &str, one: &str| (0..).take_while(|i| w.has(&format!("{kind}.{i}.{one}.weight"))).count();
         let (image, text) = (dims("x_embedder.weight")?, dims("context_embedder.weight")?);
