@@ -242,6 +242,8 @@ fn names_of_other_programs() {
         ("transformer._orig_mod.transformer_blocks.1.attn.to_out.0", "lora_A", "lora_B"),
         ("base_model.model._orig_mod.transformer_blocks.1.attn.to_out.0", "lora_A.policy", "lora_B.policy"),
         ("transformer_blocks.1._orig_mod.attn.to_out.0", "lora_A", "lora_B"),
+        ("_fsdp_wrapped_module.transformer_blocks.1._checkpoint_wrapped_module.attn.to_out.0", "lora_A", "lora_B"),
+        ("_forward_module.module.transformer_blocks.1.attn.to_out.0", "lora_A", "lora_B"),
         ("pipe.dit.transformer_blocks.1.attn.to_out.0", "lora_A.default", "lora_B.default"),
         ("lora_unet__orig_mod_transformer_blocks_1_attn_to_out_0", "lora_down", "lora_up"),
     ] {

@@ -78,6 +78,8 @@ fn tensors_that_do_not_fit_the_model() {
     );
     let misshaped = changed(&|t| drop(t.insert(name.into(), good[name].t().unwrap().contiguous().unwrap())));
     assert!(misshaped.contains(&format!("tensor `{name}` must have shape [48, 144], got [144, 48]")), "{misshaped}");
+    let broken = changed(&|t| drop(t.insert(name.into(), (&good[name] * f64::NAN).unwrap())));
+    assert!(broken.contains(&format!("tensor `{name}` has numbers that are NaN")), "{broken}");
     let whole = changed(&|t| drop(t.insert(name.into(), good[name].to_dtype(DType::I64).unwrap())));
     assert!(whole.contains(&format!("tensor `{name}` must be of type f32, f64, bf16 or f16, got i64")), "{whole}");
 }
@@ -87,7 +89,7 @@ fn wrapped_networks_are_read_and_scaled_ones_refused() {
     let copy = Copy::new();
     let good = copy.tensors();
     let under = |wrapper: &str| good.iter().map(|(name, x)| (format!("{wrapper}{name}"), x.clone())).collect();
-    for wrapper in ["_orig_mod.", "module.", "module._orig_mod."] {
+    for wrapper in ["_orig_mod.", "module.", "module._orig_mod.", "_fsdp_wrapped_module.", "_forward_module.module."] {
         copy.write(FILE, &under(wrapper));
         assert!(copy.open().is_ok(), "{wrapper}");
     }
@@ -117,6 +119,15 @@ fn damaged_files() {
     assert!(with(&header).contains("expected a safetensors header of at most 16777216 bytes, got 1099511627776"));
     assert!(with(b"").contains("expected a file of tensors, got 0 bytes"));
     assert!(with(b"version https://git-lfs.github.com/spec/v1\n").contains("got a Git LFS pointer"));
+    for (bytes, kind) in [
+        (&b"GGUF\x03\0\0\0\0\0"[..], "a GGUF file"),
+        (b"<!DOCTYPE html><html>", "HTML or XML"),
+        (b"{\"error\": 404}", "JSON"),
+        (b"\x93NUMPY\x01\0v\0", "a NumPy file"),
+        (b"\x89HDF\r\n\x1a\n\0", "an HDF5 file"),
+    ] {
+        assert!(with(bytes).contains(&format!("expected a safetensors file, got {kind}")), "{kind}");
+    }
 }
 
 #[test]

@@ -107,11 +107,7 @@ impl Archive {
     /// Reads rows of one tensor, as [`Archive::read`] does.
     pub fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Tensor> {
         let entry = self.entry(name)?;
-        let all = match &self.body {
-            Body::File(map) => &map[..],
-            Body::Embedded(bytes) => bytes,
-        };
-        let bytes = &all[entry.begin as usize..entry.end as usize];
+        let bytes = self.bytes(entry);
         let tensor = |bytes: &[u8], shape: &[usize]| {
             let size = if entry.dtype == DType::F8E4M3 { 4 } else { entry.dtype.size_in_bytes() };
             memory::room(memory::bytes(shape, size), || format!("{}: tensor `{name}`", self.origin))?;
@@ -136,9 +132,45 @@ impl Archive {
         tensor(&bytes[rows.start * row..rows.end * row], &shape)
     }
 
+    /// As [`Archive::read_rows`], of what a model computes with: NaN is refused.
+    pub fn read_numbers(&self, name: &str, rows: Range<usize>) -> Result<Tensor> {
+        let entry = self.entry(name)?;
+        let bytes = self.bytes(entry);
+        let row = bytes.len() / entry.shape.first().copied().unwrap_or(1).max(1);
+        let wanted = if entry.reversed { Some(bytes) } else { bytes.get(rows.start * row..rows.end * row) };
+        if wanted.is_some_and(|bytes| any_nan(bytes, entry.dtype)) {
+            bail!(Numeric, "{}: tensor `{name}` has numbers that are NaN", self.origin;
+                hint: "the training that wrote the file broke, or the file is damaged");
+        }
+        self.read_rows(name, rows)
+    }
+
+    fn bytes(&self, entry: &TensorEntry) -> &[u8] {
+        let all = match &self.body {
+            Body::File(map) => &map[..],
+            Body::Embedded(bytes) => bytes,
+        };
+        &all[entry.begin as usize..entry.end as usize]
+    }
+
     fn entry(&self, name: &str) -> Result<&TensorEntry> {
         let missing = || Error::new(Kind::Missing, format!("{}: no tensor `{name}`", self.origin));
         self.entries.get(name).ok_or_else(missing)
+    }
+}
+
+/// Whether one of these floats is NaN, in blocks that the compiler turns into wide instructions.
+fn any_nan(bytes: &[u8], dtype: DType) -> bool {
+    fn any<const N: usize>(bytes: &[u8], is_nan: impl Fn([u8; N]) -> bool) -> bool {
+        let (numbers, _) = bytes.as_chunks::<N>();
+        numbers.chunks(4096).any(|block| block.iter().fold(false, |found, number| found | is_nan(*number)))
+    }
+    match dtype {
+        DType::F64 => any(bytes, |b| u64::from_le_bytes(b) & (u64::MAX >> 1) > 0x7ff << 52),
+        DType::F32 => any(bytes, |b| u32::from_le_bytes(b) & (u32::MAX >> 1) > 0xff << 23),
+        DType::BF16 => any(bytes, |b| u16::from_le_bytes(b) & (u16::MAX >> 1) > 0xff << 7),
+        DType::F16 => any(bytes, |b| u16::from_le_bytes(b) & (u16::MAX >> 1) > 0x1f << 10),
+        _ => false,
     }
 }
 
@@ -171,6 +203,9 @@ fn header_length(start: &[u8], size: u64) -> Result<u64> {
         bail!(File, "expected a safetensors file, got {size} bytes");
     };
     if length > MAX_HEADER {
+        if let Some((kind, hint)) = other_kind(start) {
+            bail!(File, "expected a safetensors file, got {kind}"; hint: "{hint}");
+        }
         bail!(File, "expected a safetensors header of at most {MAX_HEADER} bytes, got {length}";
             hint: "the file is damaged or not a safetensors file");
     }
@@ -178,6 +213,20 @@ fn header_length(start: &[u8], size: u64) -> Result<u64> {
         bail!(File, "the header needs {} bytes, got a file of {size}", length + 8; hint: "the file is cut off; fetch it again");
     }
     Ok(length)
+}
+
+/// What a file is that begins like this and holds no tensors that are read here, and what to do.
+pub(super) fn other_kind(start: &[u8]) -> Option<(&'static str, &'static str)> {
+    const KINDS: [(&[u8], &str, &str); 6] = [
+        (b"GGUF", "a GGUF file", "take the model in safetensors, in bf16 or f32"),
+        (b"<", "HTML or XML", "a page was saved instead of the file; fetch the file itself"),
+        (b"{", "JSON", "name the file of tensors itself"),
+        (b"\x93NUMPY", "a NumPy file", "save it with `safetensors.numpy.save_file`"),
+        (b"\x89HDF", "an HDF5 file", "convert it to safetensors where it came from"),
+        (b"version https://git-lfs", "a Git LFS pointer", "fetch the file itself with `git lfs pull`"),
+    ];
+    let start = start.trim_ascii_start();
+    KINDS.iter().find(|(magic, ..)| start.starts_with(magic)).map(|(_, kind, hint)| (*kind, *hint))
 }
 
 #[derive(Deserialize)]

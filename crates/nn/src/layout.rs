@@ -42,16 +42,24 @@ impl Piece {
     }
 }
 
-/// What wraps a whole network in the names of its file: torch.compile, DistributedDataParallel, what ComfyUI saves.
-const WRAPPERS: [&str; 4] = ["_orig_mod.", "module.", "model.diffusion_model.", "diffusion_model."];
+/// What wraps a whole network in the names of its file: DistributedDataParallel, what ComfyUI saves.
+const WRAPPERS: [&str; 3] = ["module.", "model.diffusion_model.", "diffusion_model."];
 
-/// Length of the wrappers that all names begin with.
-pub fn wrapped<'a>(names: impl Iterator<Item = &'a str> + Clone) -> usize {
-    let mut length = 0;
-    if names.clone().next().is_none() {
+/// What wraps modules anywhere in a network: torch.compile, FullyShardedDataParallel, checkpointing, DeepSpeed and Accelerate.
+pub const INNER: [&str; 4] = ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_forward_module."];
+
+/// A name without what wraps modules in it.
+pub fn plain(name: &str) -> String {
+    INNER.iter().fold(name.to_string(), |name, wrapper| name.replace(wrapper, ""))
+}
+
+/// Length of the wrappers that all names, made plain, begin with.
+pub fn wrapped<'a>(names: impl Iterator<Item = &'a str>) -> usize {
+    let (names, mut length) = (names.map(plain).collect::<Vec<_>>(), 0);
+    if names.is_empty() {
         return length;
     }
-    let all = |from: usize, wrapper: &str| names.clone().all(|name| name[from..].starts_with(wrapper));
+    let all = |from: usize, wrapper: &str| names.iter().all(|name| name[from..].starts_with(wrapper));
     while let Some(wrapper) = WRAPPERS.iter().find(|wrapper| all(length, wrapper)) {
         length += wrapper.len();
     }
@@ -73,7 +81,8 @@ mod tests {
     #[test]
     fn wrappers_are_those_of_all_names() {
         let length = |names: &[&'static str]| wrapped(names.iter().copied());
-        assert_eq!(length(&["module._orig_mod.a", "module._orig_mod.b.c"]), 17);
+        assert_eq!(length(&["module._orig_mod.a", "module._orig_mod.b.c"]), 7);
+        assert_eq!(plain("_fsdp_wrapped_module.a._checkpoint_wrapped_module._orig_mod.b"), "a.b");
         assert_eq!(length(&["module.a", "b"]) + length(&["a.module.b"]), 0);
         assert_eq!(length(&["model.diffusion_model.a"]), 22);
     }

@@ -9,6 +9,7 @@
 mod alpha;
 
 use crate::archive::{self, Archive};
+use crate::layout;
 use crate::source::Folder;
 use alpha::Alphas;
 use amscript_base::bail;
@@ -27,9 +28,6 @@ const PREFIXES: [&str; 9] =
 
 /// Prefixes of module names written with underscores.
 const FLAT_PREFIXES: [&str; 2] = ["lora_unet_", "lora_transformer_"];
-
-/// What torch.compile puts before the names of a module that it wraps.
-const COMPILED: &str = "_orig_mod.";
 
 /// The file of adapters in a folder, by PEFT and by diffusers.
 const FILES: [&str; 3] = ["adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.bin"];
@@ -179,7 +177,7 @@ pub fn read(path: &Path, names: &Names, dtype: DType, device: &Device) -> Result
     let flattened: BTreeMap<String, &Vec<Slot>> = known.iter().map(|(name, slots)| (flat(name), slots)).collect();
     let mut adapters = BTreeMap::new();
     for (stem, pair) in pairs(&archive)? {
-        let plain = stem.replace(COMPILED, "").replace(&flat(COMPILED), "");
+        let plain = layout::INNER.iter().fold(layout::plain(&stem), |stem, wrapper| stem.replace(&flat(wrapper), ""));
         let (bare, is_flat) = names.bare(&plain);
         let slots = if is_flat { flattened.get(bare).copied() } else { known.get(bare) };
         let Some(slots) = slots else {

@@ -3,7 +3,7 @@
 
 mod machine;
 
-use crate::archive::{TensorEntry, byte_size, check_count, check_rank};
+use crate::archive::{TensorEntry, byte_size, check_count, check_rank, other_kind};
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
 use amscript_tensor::DType;
@@ -23,6 +23,9 @@ const LEGACY: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19
 
 /// The tensors of a bare state dict, or of one under `ema`, `state_dict` or `model`, the first that is there.
 pub(super) fn entries(bytes: &[u8]) -> Result<BTreeMap<String, TensorEntry>> {
+    if let Some((kind, hint)) = other_kind(bytes) {
+        bail!(File, "expected a PyTorch file, got {kind}"; hint: "{hint}");
+    }
     if bytes.starts_with(LEGACY) { legacy(bytes) } else { zipped(bytes) }
 }
 

@@ -137,7 +137,7 @@ impl Weights {
         let mut pieces = BTreeMap::new();
         for (i, archive) in archives.iter().enumerate() {
             for (stored, entry) in archive.entries() {
-                for piece in layout(&stored[wrapped..], &entry.shape) {
+                for piece in layout(&layout::plain(stored)[wrapped..], &entry.shape) {
                     let name = piece.name.clone();
                     if pieces.insert(name.clone(), (i, stored.clone(), piece)).is_some() {
                         bail!(File, "{}: tensor `{name}` is there twice", archive.origin());
@@ -383,7 +383,7 @@ impl Weights {
             self.state().tensors.insert(full.to_string(), tensor.clone());
             return Ok(tensor);
         }
-        let tensor = archive.read_rows(name, piece.rows.clone())?.reshape(&piece.shape[..])?;
+        let tensor = archive.read_numbers(name, piece.rows.clone())?.reshape(&piece.shape[..])?;
         interrupt::check()?; // a large file is left between two tensors
         progress::bytes((tensor.elem_count() * dtype.size_in_bytes()) as u64);
         let tensor = if piece.swapped {

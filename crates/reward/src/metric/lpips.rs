@@ -5,7 +5,7 @@ use super::pairwise::Distance;
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
 use amscript_nn::archive::Archive;
-use amscript_nn::layout::Piece;
+use amscript_nn::layout::{self, Piece};
 use amscript_nn::weights::{Init, Weights};
 use amscript_tensor::op::{conv2d, max_pool2d, relu, unit_channels};
 use amscript_tensor::{DType, Device, Rng, Tensor};
@@ -133,6 +133,11 @@ impl Net {
 
 /// A stored name as torchvision and the files of heads have it: `net.slice2.3.bias` is `features.3.bias`, `lins.0..` is `lin0..`.
 fn canonical(name: &str) -> Option<String> {
+    let plain = layout::plain(name);
+    let mut name = plain.as_str();
+    while let Some(rest) = ["module.", "model."].iter().find_map(|wrapper| name.strip_prefix(wrapper)) {
+        name = rest;
+    }
     if let Some(rest) = name.strip_prefix("net.slice") {
         return rest.split_once('.').map(|(_, rest)| format!("features.{rest}"));
     }
@@ -203,9 +208,9 @@ impl Lpips {
         };
         let origin = trunk.origin().to_string();
         let read = |archive: Archive| -> Result<Weights> {
-            let twice = archive.entries().contains_key(&head(0));
+            let twice = archive.entries().keys().any(|name| name.ends_with(&head(0)));
             let layout = move |name: &str, shape: &[usize]| {
-                let name = canonical(name).filter(|_| !(twice && name.starts_with("lins.")));
+                let name = canonical(name).filter(|_| !(twice && name.contains("lins.")));
                 name.map(|name| Piece::whole(name, shape)).into_iter().collect()
             };
             Weights::open_as(vec![archive], &layout, DType::F32, device)
