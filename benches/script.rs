@@ -84,7 +84,7 @@ fn in_rust(updates: usize) -> Result<Loop> {
     let mut found = Loop { seconds: vec![], losses: vec![] };
     for _ in 0..updates {
         let begun = Instant::now();
-        let texts = train.sample(8, &mut prompts);
+        let texts = train.sample(8, &mut prompts)?;
         let c = base.encode(&texts)?;
         let x0 = base.noise(8, None, &mut noise)?;
         let (flow, judge) = (base.clone(), judge.clone());

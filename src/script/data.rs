@@ -129,7 +129,7 @@ pub mod data {
     #[rhai_fn(return_raw, volatile)]
     pub fn sample(prompts: Prompts, n: i64, rng: Stream) -> RhaiResultOf<Array> {
         let n = option::convert(n.into(), "sample")?;
-        Ok(as_array(rng.draw(|rng| prompts.sample(n, rng))))
+        Ok(as_array(rng.draw(|rng| prompts.sample(n, rng))?))
     }
 
     /// `n` random scenes of the shapes world: `images` `[n, 3, 64, 64]` in `[0, 1]` and `captions`.

@@ -5,7 +5,7 @@ use super::*;
 use crate::options;
 use amscript_align::flow::Velocity;
 use amscript_align::{self as solver, Scheme};
-use amscript_base::bail;
+use amscript_base::{bail, memory};
 use amscript_model::Flow;
 use amscript_tensor::check::{deferred_checks, read};
 use amscript_tensor::{Stream, Tensor};
@@ -49,9 +49,10 @@ fn drawn(log_weights: &Tensor, rng: &Stream, options: &ResampleOptions) -> Resul
         bail!(Value, "resample: groups must divide the {} particles, got {groups}", all.len());
     }
     let each = all.len() / groups;
+    let count = options.count.unwrap_or(each);
+    memory::room(memory::bytes(&[groups, count], 48), || format!("resample of {groups} x {count} particles"))?;
     let mut places = Vec::new();
     for (group, own) in all.chunks(each).enumerate() {
-        let count = options.count.unwrap_or(each);
         let found = rng.draw(|rng| solver::resample(own, count, options.scheme, rng));
         let found = found.map_err(|e| if groups > 1 { e.within(format!("group {group}")) } else { e })?;
         places.extend(found.into_iter().map(|i| group * each + i));

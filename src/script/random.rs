@@ -80,9 +80,7 @@ pub mod random {
         let shape = option::list::<usize>(shape, "integers")?;
         array::affordable(&shape, "integers")?;
         let below = positive(n, "integers")?;
-        let values: Vec<i64> =
-            r.draw(|r| r.integers(shape.iter().product(), below)).into_iter().map(|i| i as i64).collect();
-        Ok(Tensor::from_vec(values, shape, Session::of(&context).device())?)
+        Ok(r.draw(|r| r.whole(&shape, below, Session::of(&context).device()))?)
     }
 
     /// `n` different items of an array, in random order.

@@ -85,7 +85,7 @@ impl Rng {
 
     /// `n` integers in `0..below`.
     pub fn integers(&mut self, n: usize, below: usize) -> Vec<usize> {
-        self.uniforms(n).into_iter().map(|u| ((u * below as f64) as usize).min(below.saturating_sub(1))).collect()
+        self.uniforms(n).into_iter().map(|u| below_of(u, below)).collect()
     }
 
     /// `n` different indices in `0..below`, in random order (`n <= below`).
@@ -138,6 +138,21 @@ impl Rng {
         let values = self.numbers(shape, 1, Self::uniforms)?;
         Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
     }
+}
+
+impl Rng {
+    /// A tensor of integers in `0..below`, the same for all parts of a batch.
+    pub fn whole(&mut self, shape: &[usize], below: usize, device: &Device) -> Result<Tensor> {
+        room("random numbers", shape, DType::F64, &Device::Cpu)?;
+        let drawn = self.pieces(shape.iter().product(), Self::uniforms)?;
+        let values: Vec<i64> = drawn.into_iter().map(|u| below_of(u, below) as i64).collect();
+        Tensor::from_vec(values, shape, &Device::Cpu)?.to_device(device)
+    }
+}
+
+/// A number in `[0, 1)` as one of `0..below`.
+fn below_of(u: f64, below: usize) -> usize {
+    ((u * below as f64) as usize).min(below.saturating_sub(1))
 }
 
 /// A random stream that its holders share, as scripts hold it: who draws moves it on for all.

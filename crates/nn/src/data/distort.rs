@@ -260,7 +260,7 @@ mod tests {
     use amscript_tensor::Device;
 
     fn captions(n: usize) -> Vec<String> {
-        Prompts::open("shapes/train").unwrap().sample(n, &mut Rng::new(1))
+        Prompts::open("shapes/train").unwrap().sample(n, &mut Rng::new(1)).unwrap()
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::{
 use amscript_base::{
     bail,
     error::{Error, Kind, Result, warn_once},
-    file, input,
+    file, input, memory,
 };
 use amscript_tensor::Rng;
 use std::{
@@ -121,7 +121,10 @@ impl Prompts {
     }
 
     /// `n` prompts in random order, from each group equally often, none twice before its group is used up.
-    pub fn sample(&self, n: usize, rng: &mut Rng) -> Vec<String> {
+    pub fn sample(&self, n: usize, rng: &mut Rng) -> Result<Vec<String>> {
+        let longest = self.groups.iter().flatten().map(String::len).max().unwrap_or(0);
+        // Each is copied twice, and once more for who asked.
+        memory::room(memory::bytes(&[n, 3 * longest + 128], 1), || format!("sample of {n} prompts"))?;
         let groups = self.groups.len();
         let mut out = Vec::with_capacity(n);
         for (i, group) in self.groups.iter().enumerate() {
@@ -131,7 +134,7 @@ impl Prompts {
                 out.extend(picked.into_iter().map(|j| group[j].clone()));
             }
         }
-        rng.distinct(n, n).into_iter().map(|i| out[i].clone()).collect()
+        Ok(rng.distinct(n, n).into_iter().map(|i| out[i].clone()).collect())
     }
 }
 
@@ -206,10 +209,10 @@ mod tests {
     #[test]
     fn samples_are_balanced_and_do_not_repeat() {
         let set = Prompts::open("shapes/test").unwrap();
-        let picked = set.sample(40, &mut Rng::new(1));
+        let picked = set.sample(40, &mut Rng::new(1)).unwrap();
         assert_eq!(picked.iter().collect::<HashSet<_>>().len(), 40);
         assert_eq!(picked.iter().filter(|p| p.contains(" left of ") || p.contains(" above ")).count(), 20);
-        assert_eq!(picked, set.sample(40, &mut Rng::new(1)));
+        assert_eq!(picked, set.sample(40, &mut Rng::new(1)).unwrap());
     }
 
     #[test]
@@ -219,7 +222,7 @@ mod tests {
         let set = Prompts::open(file.path().to_str().unwrap()).unwrap();
         assert_eq!((set.len(), set.get(-1).unwrap()), (2, "two".into()));
         assert!(set.get(2).unwrap_err().message.contains("got 2"));
-        assert_eq!(set.sample(5, &mut Rng::new(2)).len(), 5);
+        assert_eq!(set.sample(5, &mut Rng::new(2)).unwrap().len(), 5);
         assert!(Prompts::open("shapes/tset").unwrap_err().to_string().contains("shapes/train"));
     }
 }

@@ -119,10 +119,10 @@ impl Tensor {
             self,
             kind,
             Keeps::NOTHING,
-            move |x| x.cumsum(dim),
+            move |x| running(x, dim),
             move |_, g| {
                 // from each entry on: all less those before, the entry itself included
-                (g.sum_keepdim(dim)?.broadcast_sub(&g.cumsum(dim)?))? + g
+                (g.sum_keepdim(dim)?.broadcast_sub(&running(g, dim)?))? + g
             },
         )
     }
@@ -137,6 +137,18 @@ impl Tensor {
         let squares = self.broadcast_sub(&self.mean_keepdim(dim)?)?.sqr()?;
         squares.sum(dim)? * (1.0 / (n - 1) as f64)
     }
+}
+
+/// Sums up to and with each entry of `dim`: of 2, of 4, and so on. candle's own multiplies by a square of the dimension's size.
+fn running(x: &Array, dim: usize) -> Candle<Array> {
+    let (n, mut step) = (if x.elem_count() == 0 { 0 } else { x.dim(dim)? }, 1);
+    let mut sums = if raw::is_half(x.dtype()) { x.to_dtype(DType::F32)? } else { x.force_contiguous()? };
+    while step < n {
+        let before = sums.narrow(dim, 0, n - step)?.pad_with_zeros(dim, step, 0)?;
+        sums = (sums + before)?;
+        step *= 2;
+    }
+    sums.to_dtype(x.dtype())
 }
 
 #[cfg(test)]
