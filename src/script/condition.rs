@@ -121,11 +121,17 @@ pub mod condition {
     /// ```rhai
     /// flow("tiny/sit").encode([3, 7, 9]).rows([2, 0, 0]).labels   //=> [9, 3, 3]
     /// flow("tiny/sit").encode([3, 7, 9]).rows([3])                //=> error: rows must be below 3, got 3
+    /// flow("tiny/sit").encode([3, 7, 9]).rows([4294967296])       //=> error: rows must be below 3, got 4294967296
     /// ```
     #[rhai_fn(name = "rows", return_raw)]
     pub fn condition_rows(condition: Condition, rows: Array) -> RhaiResultOf<Condition> {
         let rows: Vec<usize> = option::list(rows, "rows")?;
-        Ok(condition.rows(&rows.into_iter().map(|row| row as u32).collect::<Vec<_>>())?)
+        let most = condition.samples().unwrap_or(u32::MAX as usize);
+        let small = |row: usize| {
+            let error = || Error::new(Kind::Value, format!("condition: rows must be below {most}, got {row}"));
+            u32::try_from(row).map_err(|_| error())
+        };
+        Ok(condition.rows(&rows.into_iter().map(small).collect::<Result<Vec<_>>>()?)?)
     }
 
     /// The condition with each sample `times` in a row: groups of samples for the same prompt.

@@ -102,10 +102,21 @@ fn encode(flow: &Flow, given: Dynamic) -> Result<Condition> {
     }
 }
 
+fn whole_label(x: f64) -> Result<i64> {
+    if x.fract() == 0.0 {
+        return Ok(x as i64);
+    }
+    let shown = amscript_tensor::show::number(x);
+    Err(Error::new(Kind::Value, format!("encode: labels must be whole numbers, got {shown}")))
+}
+
 fn labels(given: &Dynamic) -> Result<Option<Vec<u32>>> {
     let whole = match (i64::from_script(given.clone()), Tensor::from_script(given.clone())) {
         (Some(label), _) => Some(vec![label]),
-        (_, Some(tensor)) => Some(tensor.flatten_all()?.to_dtype(DType::I64)?.to_vec1()?),
+        (_, Some(tensor)) => {
+            let numbers = tensor.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+            Some(numbers.into_iter().map(whole_label).collect::<Result<_>>()?)
+        }
         _ => Vec::<i64>::from_script(given.clone()).filter(|labels| !labels.is_empty()),
     };
     let small = |label: i64| {

@@ -1,7 +1,7 @@
 //! What a velocity is conditioned on: prompts, class labels, and named tensors, one row per sample.
 
-use amscript_base::bail;
 use amscript_base::error::Result;
+use amscript_base::{bail, memory};
 use amscript_tensor::{Tensor, op};
 use std::collections::BTreeMap;
 
@@ -57,6 +57,12 @@ impl Condition {
             .and_then(|t| t.dims().first().copied()))
     }
 
+    /// Errs where there is no room for texts and labels of so many samples with texts like these.
+    fn room(&self, samples: usize) -> Result<()> {
+        let longest = self.text.iter().map(String::len).max().unwrap_or(0);
+        memory::room(memory::bytes(&[samples, longest + 64], 1), || format!("a condition of {samples} samples"))
+    }
+
     /// The condition of these samples, in this order; a sample may be there several times.
     pub fn rows(&self, rows: &[u32]) -> Result<Self> {
         if let Some(n) = self.samples()
@@ -64,6 +70,7 @@ impl Condition {
         {
             bail!(Value, "condition: rows must be below {n}, got {row}");
         }
+        self.room(rows.len())?;
         let pick = |tensor: &Tensor| tensor.index_select(&Tensor::new(rows, tensor.device())?, 0);
         let tensors = self.tensors.iter().map(|(name, tensor)| Ok((name.clone(), pick(tensor)?)));
         Ok(Self {
@@ -75,7 +82,9 @@ impl Condition {
 
     /// Each sample `times` in a row: the condition of groups.
     pub fn repeat(&self, times: usize) -> Result<Self> {
-        let n = self.samples().unwrap_or(0) as u32;
+        let n = self.samples().unwrap_or(0);
+        self.room(n.saturating_mul(times))?;
+        let n = n as u32;
         self.rows(&(0..n).flat_map(|row| std::iter::repeat_n(row, times)).collect::<Vec<_>>())
     }
 
@@ -91,6 +100,9 @@ impl Condition {
                 self.tensors.keys(),
                 next.tensors.keys()
             );
+        }
+        for part in [self, next] {
+            part.room(self.samples().unwrap_or(0) + next.samples().unwrap_or(0))?;
         }
         let joined = self.tensors.iter().zip(next.tensors.values());
         let tensors = joined.map(|((name, a), b)| Ok((name.clone(), op::cat(&[a, b], 0)?)));

@@ -8,8 +8,8 @@ use super::codec::{self, ImageCodec};
 use super::families::{Opener, Opening};
 use super::parts::{self, Conditioner, Defaults, Names, Parts};
 use amscript_align::flow::{Condition, Velocity};
-use amscript_base::bail;
 use amscript_base::error::{Result, nearest};
+use amscript_base::{bail, memory};
 use amscript_nn::archive::Archive;
 use amscript_nn::data::class::{class_names, prompts_of};
 use amscript_nn::opener::{Field, Found, Takes, field};
@@ -179,6 +179,8 @@ impl Conditioner for Classes {
         if labels.is_empty() {
             bail!(Value, "encode: expected at least one label, got none");
         }
+        let longest = self.sentences.iter().map(String::len).max().unwrap_or(0);
+        memory::room(memory::bytes(&[labels.len(), longest + 64], 1), || format!("encode: {} labels", labels.len()))?;
         let text = labels.iter().map(text).collect::<Result<_>>()?;
         Ok(Condition { text, labels: Some(labels.to_vec()), ..Condition::default() })
     }
