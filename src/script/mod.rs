@@ -405,7 +405,7 @@ fn limit(engine: &mut Engine) {
     engine.set_max_expr_depths(128, 64);
     engine.set_max_strings_interned(256);
     engine.set_max_string_size(16 << 20);
-    engine.set_max_array_size(1 << 22);
+    engine.set_max_array_size(tensor::MOST_ITEMS);
     engine.set_max_map_size(1 << 14); // its check walks the map each time it grows
     engine.disable_symbol("eval");
 }

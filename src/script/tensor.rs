@@ -1,6 +1,7 @@
 //! Chapter `tensor`: making tensors, their shape, indexing, files.
 
 use super::*;
+use amscript_base::memory;
 use amscript_tensor::array::{self, Pick};
 use amscript_tensor::show;
 use std::ops::{Range, RangeInclusive};
@@ -84,6 +85,7 @@ pub mod tensor {
     #[rhai_fn(return_raw)]
     pub fn arange(context: NativeCallContext, n: i64) -> RhaiResultOf<Tensor> {
         let count = array::affordable(&[option::convert(n.into(), "arange")?], "arange")?;
+        memory::room(memory::bytes(&[count], size_of::<f32>()), || format!("arange of {count}"))?;
         Ok(place(
             &context,
             Tensor::from_vec((0..count).map(|i| i as f32).collect(), count, &amscript_tensor::Device::Cpu),
@@ -322,6 +324,14 @@ pub mod tensor {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn to_array(x: Tensor) -> RhaiResultOf<Dynamic> {
+        let held = x.dims().iter().scan(1_usize, |n, size| {
+            *n = n.saturating_mul(*size);
+            Some(*n)
+        });
+        if held.max().is_some_and(|n| n > MOST_ITEMS) {
+            let message = format!("to_array: expected at most {MOST_ITEMS} entries, got shape {:?}", x.dims());
+            return Err(Error::new(Kind::Limit, message).hint("take a part of it, or reduce it first").into());
+        }
         Ok(nest(&show::values(&x)?, x.dims()))
     }
 
@@ -389,6 +399,9 @@ fn gather(values: Dynamic, shape: &[usize], flat: &mut Vec<f32>) -> Result<()> {
     }
     items.into_iter().try_for_each(|item| gather(item, rest, flat))
 }
+
+/// Entries that an array of a script may have.
+pub const MOST_ITEMS: usize = 1 << 22;
 
 fn nest(values: &[f64], dims: &[usize]) -> Dynamic {
     let Some((&n, rest)) = dims.split_first() else {

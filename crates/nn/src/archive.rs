@@ -411,7 +411,9 @@ pub fn write_each(
     let shown = format!("saving {}", path.file_name().unwrap_or_default().to_string_lossy());
     let _shown = Progress::bytes(shown, offset as u64);
     for name in shapes.keys() {
-        let tensor = tensor(name)?.to_device(&Device::Cpu)?;
+        let tensor = tensor(name)?.to_device(&Device::Cpu)?.contiguous()?;
+        let bytes = memory::bytes(tensor.dims(), tensor.dtype().size_in_bytes());
+        memory::room(bytes, || format!("writing tensor `{name}`"))?;
         file.write(&safetensors::View::data(&tensor.array())).map_err(refused)?;
         progress::bytes((tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64);
     }

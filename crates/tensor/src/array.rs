@@ -2,6 +2,7 @@
 
 use super::op::call::{Keeps, Kept};
 use super::op::elementary::{read, unary};
+use super::value::room;
 use super::{Array, D, DType, Device, Tensor};
 use amscript_base::bail;
 use amscript_base::error::Result;
@@ -128,6 +129,7 @@ pub fn select(mask: &Tensor, a: &Tensor, b: &Tensor) -> Result<Tensor> {
 
 /// Euclidean norm over `dims` (all when empty); its gradient at zero is zero.
 pub fn norm(x: &Tensor, dims: &[usize]) -> Result<Tensor> {
+    x.room_for_copy("norm")?;
     let all: Vec<usize> = (0..x.rank()).collect();
     let dims = if dims.is_empty() { all } else { dims.to_vec() };
     let mut kept = x.dims().to_vec();
@@ -168,6 +170,7 @@ pub fn item(x: &Tensor) -> Result<f64> {
 
 /// `n` values from `start` to `end`, both included.
 pub fn linspace(start: f64, end: f64, n: usize, dtype: DType, device: &Device) -> Result<Tensor> {
+    room("linspace", n, DType::F64, &Device::Cpu)?;
     let step = if n > 1 { (end - start) / (n - 1) as f64 } else { 0.0 };
     let last = n.saturating_sub(1);
     let values: Vec<f64> = (0..n).map(|i| if i == last && n > 1 { end } else { start + step * i as f64 }).collect();

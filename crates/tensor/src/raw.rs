@@ -1,6 +1,7 @@
 //! Arithmetic of numbers without a graph that candle does with one thread or with more copies.
 
 use super::kernel::{Real, data, fresh, grain, on_cpu};
+use super::value::room;
 use super::{Array, DType, Device, cuda};
 use amscript_base::error::Result;
 use candle_core::{CpuStorage, InplaceOp2, Layout, WithDType};
@@ -12,6 +13,15 @@ pub fn is_half(dtype: DType) -> bool {
 
 fn has_kernel(x: &Array) -> bool {
     x.device().is_cpu() && matches!(x.dtype(), DType::F32 | DType::F64)
+}
+
+/// The same numbers one behind the other in memory, where there is room for a copy.
+pub fn packed(x: &Array) -> Result<Array> {
+    if x.is_contiguous() {
+        return Ok(x.clone());
+    }
+    room("a copy", x.dims(), x.dtype(), x.device())?;
+    Ok(x.contiguous()?)
 }
 
 /// `a x + b y` of one shape.
@@ -36,7 +46,7 @@ pub fn combine(x: &Array, a: f64, y: &Array, b: f64) -> Result<Array> {
 }
 
 fn combine_cpu<T: Real>(x: &Array, a: f64, y: &Array, b: f64) -> Result<Array> {
-    let (p, q) = (x.contiguous()?, y.contiguous()?);
+    let (p, q) = (packed(x)?, packed(y)?);
     let (p, q, a, b) = (data::<T>(&p)?, data::<T>(&q)?, T::of(a), T::of(b));
     let out = fresh(p.len(), |out| {
         let chunks = out.par_chunks_mut(4096).with_min_len(grain(4096)).zip(p.par_chunks(4096).zip(q.par_chunks(4096)));
@@ -84,7 +94,7 @@ fn sum_all(x: &Array) -> Result<Array> {
 
 /// `a += b` on the processor, `a` contiguous.
 pub fn add_to(a: &Array, b: &Array) -> Result<()> {
-    Ok(a.inplace_op2(&b.contiguous()?, &Add)?)
+    Ok(a.inplace_op2(&packed(b)?, &Add)?)
 }
 
 struct Add;
@@ -124,7 +134,7 @@ fn cut_cpu<T: Real>(x: &Array, dim: usize, start: usize, len: usize) -> Result<A
     let inner: usize = dims[dim + 1..].iter().product();
     let (row, part) = (dims[dim] * inner, len * inner);
     dims[dim] = len;
-    let x = x.contiguous()?;
+    let x = packed(x)?;
     let numbers = data::<T>(&x)?;
     let out = fresh(dims.iter().product(), |out: &mut [T]| {
         let rows = out.par_chunks_mut(part.max(1)).with_min_len(grain(part)).zip(numbers.par_chunks(row.max(1)));
@@ -146,7 +156,7 @@ fn joined_cpu<T: Real>(parts: &[&Array], dim: usize) -> Result<Array> {
     let mut dims = parts[0].dims().to_vec();
     let inner: usize = dims[dim + 1..].iter().product();
     dims[dim] = parts.iter().map(|x| x.dims()[dim]).sum();
-    let parts = parts.iter().map(|x| x.contiguous()).collect::<candle_core::Result<Vec<_>>>()?;
+    let parts = parts.iter().map(|x| packed(x)).collect::<Result<Vec<_>>>()?;
     let numbers = parts.iter().map(|x| Ok((data::<T>(x)?, x.dims()[dim] * inner))).collect::<Result<Vec<_>>>()?;
     let row = dims[dim] * inner;
     let out = fresh(dims.iter().product(), |out: &mut [T]| {

@@ -203,6 +203,14 @@ impl Tensor {
         self.value.device()
     }
 
+    /// Errs where there is no room for a copy of its numbers, which an op makes on its way.
+    pub(crate) fn room_for_copy(&self, name: &str) -> Result<()> {
+        if self.meta.is_none() {
+            room(name, self.dims(), self.dtype(), self.device())?;
+        }
+        Ok(())
+    }
+
     pub fn is_contiguous(&self) -> bool {
         self.meta.is_some() || self.value.is_contiguous()
     }
@@ -219,6 +227,7 @@ impl Tensor {
     }
 
     pub fn to_vec1<T: WithDType>(&self) -> Result<Vec<T>> {
+        room("numbers", self.dims(), T::DTYPE, &Device::Cpu)?;
         Ok(self.value.to_vec1()?)
     }
 

@@ -255,10 +255,13 @@ impl<const N: usize> Call<N> {
     fn ready(&self, x: &Array, compute: Option<DType>, strided: bool) -> Result<Array> {
         let x = if self.away.is_some() { raw::moved(x, &Device::Cpu)? } else { x.clone() };
         let x = match compute {
-            Some(dtype) if x.dtype() != dtype => x.to_dtype(dtype)?,
+            Some(dtype) if x.dtype() != dtype => {
+                room("a copy", x.dims(), dtype, x.device())?;
+                x.to_dtype(dtype)?
+            }
             _ => x,
         };
-        Ok(if strided || self.on == Backend::Card { x } else { x.contiguous()? })
+        if strided || self.on == Backend::Card { Ok(x) } else { raw::packed(&x) }
     }
 
     fn each_ready(&self, inputs: Inputs<N>, strided: bool) -> Result<[Option<Array>; N]> {

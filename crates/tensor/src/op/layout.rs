@@ -2,6 +2,7 @@
 
 use super::call::Keeps;
 use super::elementary::{binary, unary, view};
+use crate::value::room;
 use crate::{Array, Tensor, raw};
 use amscript_base::bail;
 use amscript_base::error::Result;
@@ -18,6 +19,9 @@ impl Tensor {
         }
         if shape.dims() == self.dims() && self.is_contiguous() {
             return Ok(self.clone());
+        }
+        if !self.is_contiguous() {
+            self.room_for_copy("reshape")?;
         }
         let (own, to) = (self.shape().clone(), shape.clone());
         view("reshape", self, shape, move |x| x.reshape(&to), move |g| g.reshape(&own))
@@ -159,6 +163,9 @@ impl Tensor {
         let dim = dim.to_index(self.shape(), "index_select")?;
         let mut shape = self.dims().to_vec();
         shape[dim] = ids.elem_count();
+        if !self.is_contiguous() {
+            self.room_for_copy("index_select")?;
+        }
         let own = self.shape().clone();
         let forward = move |x: &Array, ids: &Array| x.contiguous()?.index_select(&ids.contiguous()?, dim);
         let ids = &ids.constant();
@@ -242,19 +249,18 @@ pub fn cat(parts: &[&Tensor], dim: usize) -> Result<Tensor> {
         bail!(Shape, "cat: expected tensors of one type, alike but for dimension {dim}, got {a:?} and {b:?}");
     }
     let sizes: Vec<usize> = parts.iter().map(|x| x.dims()[dim]).collect();
+    let mut shape = first.dims().to_vec();
+    shape[dim] = sizes.iter().sum();
     let output = match parts.iter().find_map(|x| x.trace()) {
         Some(trace) => {
-            let mut shape = first.dims().to_vec();
-            shape[dim] = sizes.iter().sum();
-            trace.compute(
-                "cat",
-                first.dtype(),
-                0.0,
-                2 * shape.iter().product::<usize>() * first.dtype().size_in_bytes(),
-            );
+            let size = shape.iter().product::<usize>() * first.dtype().size_in_bytes();
+            trace.compute("cat", first.dtype(), 0.0, 2 * size);
             Tensor::meta(shape, first.dtype(), trace)?
         }
-        None => Tensor::constant_of(raw::joined(&parts.iter().map(|x| x.array()).collect::<Vec<_>>(), dim)?),
+        None => {
+            room("cat", shape, first.dtype(), first.device())?;
+            Tensor::constant_of(raw::joined(&parts.iter().map(|x| x.array()).collect::<Vec<_>>(), dim)?)
+        }
     };
     crate::grad::custom_vjp("cat", parts, output, move |gradient, wanted| {
         let mut start = 0;
