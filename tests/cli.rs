@@ -319,6 +319,27 @@ fn what_does_not_fit_into_memory_is_an_error() {
             "let s = \"x\"; s.pad(15000000, \"y\"); let m = #{}; for i in 0..60000 { m[\"k\" + i] = s + i; }",
             "the script: ",
         ),
+        ("prompts(\"shapes/train\").sample(1000000000000, rng(0))", "sample of 1000000000000 prompts"),
+        ("arange(4294967296)", "arange of 4294967296"),
+        ("linspace(0, 1, 4000000000)", "linspace of [4000000000]"),
+        ("rng(0).integers(2, [4000000000])", "random numbers of [4000000000]"),
+        ("resample(zeros([4]), rng(0), #{ count: 1000000000000 })", "1000000000000 particles"),
+        ("flow(\"tiny/sit\").encode([3]).repeat(1000000000000)", "a condition of 1000000000000 samples"),
+        ("let c = flow(\"tiny/sit\").encode([3]); for i in 0..40 { c = c + c; }", "a condition of"),
+        ("flow(\"tiny/sit\").encode(zeros([1]).broadcast([300000000]))", "[300000000]"),
+        ("zeros([1]).broadcast([4000000000]).reshape([2, 2000000000])", "reshape of [4000000000]"),
+        ("zeros([1]).broadcast([4000000000]).max()", "reshape of [4000000000]"),
+        ("zeros([1]).broadcast([4000000000]).norm()", "norm of [4000000000]"),
+        ("let x = zeros([30000000]); cat([x, x, x, x, x, x, x, x, x, x], 0)", "cat of [300000000]"),
+        ("let a = []; a.pad(200000, \"a small red ring on cream\"); draw(a, rng(0))", "200000 drawings"),
+        (
+            "reward(\"tiny/hpsv2\").score(zeros([1, 3, 1, 1]).broadcast([1000000000, 3, 1, 1]), \"a\")",
+            "1000000000 texts",
+        ),
+        (
+            "reward(\"tiny/hpsv2\").similarities(zeros([1, 3, 64, 64]).broadcast([300000, 3, 64, 64]), [\"a\"])",
+            "[300000, 3, 64, 64]",
+        ),
     ] {
         let complaint = complaint(recipe, &["--max-memory", "1GB"]);
         assert!(complaint.contains(words) && complaint.contains("--max-memory"), "{recipe}: {complaint}");

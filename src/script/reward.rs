@@ -4,7 +4,7 @@ use super::*;
 use crate::{options, script_value};
 use amscript_align::flow::Condition;
 use amscript_align::optim::Params;
-use amscript_base::{bail, file};
+use amscript_base::{bail, file, memory};
 use amscript_nn::bert;
 use amscript_nn::clip_config::{ClipConfig, Layout};
 use amscript_nn::data::Prompts;
@@ -201,7 +201,9 @@ pub fn texts(value: Dynamic, n: usize, place: &str) -> Result<Vec<String>> {
         return (0..prompts.len() as i64).map(|i| prompts.get(i)).collect();
     }
     if value.is_string() {
-        return Ok(vec![option::convert(value, place)?; n]);
+        let text: String = option::convert(value, place)?;
+        memory::room(memory::bytes(&[n, text.len() + 48], 1), || format!("{place}: {n} texts"))?;
+        return Ok(vec![text; n]);
     }
     match value.is_array() {
         true => option::list(option::convert(value, place)?, place),

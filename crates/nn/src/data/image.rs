@@ -148,6 +148,7 @@ pub fn to_rgb(image: &Tensor) -> Result<RgbImage> {
         }
     };
     let (_, height, width) = one.dims3()?;
+    memory::room(memory::bytes(&[3, height, width], 12), || format!("an image of {width} x {height}"))?;
     let pixels = one.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.permute((1, 2, 0))?.flatten_all()?;
     let bytes = pixels.to_vec1::<f32>()?.into_iter().map(|v| (v * 255.0).round() as u8).collect();
     RgbImage::from_raw(width as u32, height as u32, bytes)

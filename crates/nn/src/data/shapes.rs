@@ -331,8 +331,13 @@ pub fn render(scenes: &[Scene], rng: &mut Rng) -> Result<Tensor> {
 /// Images made at once.
 const PIECE: usize = 1024;
 
+fn room(n: usize) -> Result<()> {
+    memory::room(memory::bytes(&[n, 3, SIDE, SIDE], 4), || format!("{n} drawings"))
+}
+
 /// Makes `n` images in parallel and stacks them.
 pub fn images(n: usize, make: impl Fn(usize) -> Vec<f32> + Sync + Send) -> Result<Tensor> {
+    room(n)?;
     let mut all = Vec::with_capacity(n * 3 * SIDE * SIDE);
     for first in (0..n).step_by(PIECE) {
         interrupt::check()?;
@@ -343,7 +348,7 @@ pub fn images(n: usize, make: impl Fn(usize) -> Vec<f32> + Sync + Send) -> Resul
 
 /// `n` random scenes: images `[n, 3, 64, 64]` in `[0, 1]` and their captions.
 pub fn shapes(n: usize, rng: &mut Rng) -> Result<(Tensor, Vec<String>)> {
-    memory::room(memory::bytes(&[n, 3, SIDE, SIDE], 4), || format!("{n} drawings"))?;
+    room(n)?;
     let scenes = scenes(n, rng);
     Ok((render(&scenes, rng)?, scenes.iter().map(Scene::caption).collect()))
 }
