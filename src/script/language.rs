@@ -221,6 +221,48 @@ pub(super) fn arithmetic(module: &mut Module) {
     }
 }
 
+/// Bytes that a text of a script may have.
+pub const MOST_TEXT: usize = 16 << 20;
+
+/// Functions of texts that Rhai bounds by what they have made, here by what they would make.
+pub(super) fn texts(module: &mut Module) {
+    let replace = || FuncRegistration::new("replace").with_purity(false);
+    replace().set_into_module(module, |text: &mut ImmutableString, find: &str, with: &str| -> RhaiResultOf<()> {
+        Ok(replaced(text, find, with)?)
+    });
+    replace().set_into_module(module, |text: &mut ImmutableString, find: char, with: &str| -> RhaiResultOf<()> {
+        Ok(replaced(text, find.encode_utf8(&mut [0; 4]), with)?)
+    });
+    let split = || FuncRegistration::new("split");
+    split().set_into_module(module, |text: &mut ImmutableString, at: &str| -> RhaiResultOf<Array> {
+        Ok(parts(text, at)?)
+    });
+    split().set_into_module(module, |text: &mut ImmutableString, at: char| -> RhaiResultOf<Array> {
+        Ok(parts(text, at.encode_utf8(&mut [0; 4]))?)
+    });
+}
+
+fn replaced(text: &mut ImmutableString, find: &str, with: &str) -> Result<()> {
+    if text.is_empty() {
+        return Ok(());
+    }
+    let found = text.matches(find).count();
+    let size = (text.len() - found * find.len()).saturating_add(found.saturating_mul(with.len()));
+    if size > MOST_TEXT {
+        bail!(Limit, "replace: expected a text of at most {MOST_TEXT} bytes, got {size}");
+    }
+    *text = text.replace(find, with).into();
+    Ok(())
+}
+
+fn parts(text: &ImmutableString, at: &str) -> Result<Array> {
+    let count = if text.is_empty() { 1 } else { text.matches(at).count() + 1 };
+    if count > super::tensor::MOST_ITEMS {
+        bail!(Limit, "split: expected at most {} parts, got {count}", super::tensor::MOST_ITEMS);
+    }
+    Ok(if count == 1 { vec![text.clone().into()] } else { text.split(at).map(Into::into).collect() })
+}
+
 /// Whether a comparison holds of a difference.
 type Holds = fn(f64) -> bool;
 
@@ -311,6 +353,22 @@ mod tests {
             run("[0.1 + 0.2 == 0.3, 0.1 + 0.2 <= 0.3, 1.0 < 2, 2 >= 2.0, 1e-9 > 0]")?,
             "[true, true, true, true, true]"
         );
+        Ok(())
+    }
+
+    #[test]
+    fn texts_do_not_outgrow_their_bound() -> Result<()> {
+        assert_eq!(run("let s = \"axbx\"; s.replace(\"x\", \"yy\"); s")?, "\"ayybyy\"");
+        assert_eq!(run("let s = \"axbx\"; s.replace('x', \"\"); s")?, "\"ab\"");
+        assert_eq!(
+            run("[\"a,b\".split(\",\"), \"a,b\".split(','), \"ab\".split(\",\")]")?,
+            "[[\"a\", \"b\"], [\"a\", \"b\"], [\"ab\"]]"
+        );
+        let long = "let s = \"x\"; s.pad(5000000, 'x');";
+        let error = run(&format!("{long} s.replace(\"x\", \"yyyy\");")).err().unwrap();
+        assert!(error.message.contains("replace: expected a text of at most 16777216 bytes, got 20000000"), "{error}");
+        let error = run(&format!("{long} s.split(\"x\");")).err().unwrap();
+        assert!(error.message.contains("split: expected at most 4194304 parts, got 5000001"), "{error}");
         Ok(())
     }
 

@@ -281,6 +281,7 @@ impl Default for Natives {
         let manifests: Vec<_> = CHAPTERS.iter().map(|c| c.manifest).collect();
         let mut natives = guard::widen(&manifests);
         language::arithmetic(&mut natives);
+        language::texts(&mut natives);
         run::iterators(&mut natives);
         source::calls(&mut natives);
         sort::register(&mut natives);
@@ -404,7 +405,7 @@ fn limit(engine: &mut Engine) {
     engine.set_max_call_levels(64);
     engine.set_max_expr_depths(128, 64);
     engine.set_max_strings_interned(256);
-    engine.set_max_string_size(16 << 20);
+    engine.set_max_string_size(language::MOST_TEXT);
     engine.set_max_array_size(tensor::MOST_ITEMS);
     engine.set_max_map_size(1 << 14); // its check walks the map each time it grows
     engine.disable_symbol("eval");
