@@ -281,12 +281,13 @@ impl Run {
         };
         drop(state);
         let path = folder.join(format!("{file}.png"));
-        let alone = images.rank() == 3 || (images.dims()[0] == 1 && captions.is_empty());
+        let batch = images.dims().first().copied().unwrap_or(1);
+        let alone = images.rank() == 3 || (batch == 1 && captions.is_empty());
         let picture = if alone {
             image::to_rgb(images)?
         } else {
             let text = image::GridText { captions: captions.to_vec(), header: Vec::new() };
-            image::grid(images, images.dims()[0].min(8), &text)?
+            image::grid(images, batch.min(8), &text)?
         };
         let lines: String = captions.iter().map(|c| c.replace(['\r', '\n'], " ") + "\n").collect();
         let (to, text) = (path.clone(), folder.join(format!("{file}.txt")));
@@ -426,11 +427,6 @@ impl Run {
         self.note_inputs()?;
         self.0.background.lock().wait()?;
         let lines = self.state().log.lines();
-        let curves = log::series(&lines.read).into_iter().filter(|s| s.name != log::PROFILE);
-        let series = panel::beside(curves.collect());
-        if !series.is_empty() {
-            image::write(&drawing::panels(&series)?, &self.folder().join("curves.png"))?;
-        }
         panel::text(&lines).iter().for_each(|line| self.print(line));
         let seconds = self.0.started.elapsed().as_secs_f64();
         let mut result = result::json(self.folder(), table, self.step(), seconds)?;
@@ -440,6 +436,11 @@ impl Run {
         if !table.rows.is_empty() {
             record::write_text(&self.folder().join("result.csv"), &table.csv()?)?;
             self.print(&table.text()?);
+        }
+        let curves = log::series(&lines.read).into_iter().filter(|s| s.name != log::PROFILE && s.drawable());
+        let series = panel::beside(curves.collect());
+        if !series.is_empty() {
+            image::write(&drawing::panels(&series)?, &self.folder().join("curves.png"))?;
         }
         let page = self.folder().join("report.html");
         // the results are written: a page that cannot be is no reason to fail

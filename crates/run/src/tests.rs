@@ -192,6 +192,19 @@ fn a_finished_run_holds_its_files() {
 }
 
 #[test]
+fn a_curve_that_cannot_be_drawn_loses_no_results() {
+    let desk = Desk::new();
+    let run = desk.start(2).unwrap();
+    for _ in run.steps(2) {
+        run.log(vec![("loss".into(), vec![1e308])]).unwrap();
+    }
+    run.finish(&reward_of(&[1.0])).unwrap();
+    assert!(desk.read("result.json").contains("reward") && !desk.folder.path().join("out/curves.png").exists());
+    let scalar = Tensor::zeros((), DType::F32, &Device::Cpu).unwrap();
+    assert!(run.images("a", &scalar, &[]).is_err());
+}
+
+#[test]
 fn an_unwritable_folder_is_named() {
     let desk = Desk::new();
     std::fs::write(desk.folder.path().join("out"), "a file").unwrap();

@@ -116,24 +116,25 @@ pub fn panels(series: &[(Series, Beside)]) -> Result<RgbImage> {
     let rows = series.len().div_ceil(columns as usize) as u32;
     let mut page = RgbImage::from_pixel(columns * SIZE.0, rows.max(1) * SIZE.1, Rgb([255; 3]));
     for (i, (one, beside)) in series.iter().enumerate() {
-        let finite: Vec<(f64, f64)> = one.points.iter().copied().filter(|p| p.1.is_finite()).collect();
-        if finite.is_empty() {
+        let known: Vec<(f64, f64)> = one.points.iter().copied().filter(finite).collect();
+        if known.is_empty() {
             continue;
         }
         let labels = Labels { title: one.name.clone(), x: "step".into(), ..Labels::default() };
-        let values = Series { name: one.name.clone(), points: finite.clone() };
+        let values = Series { name: one.name.clone(), points: known.clone() };
         let plot = Plot::lines(vec![values], Style::Lines, labels)?;
         let mean = running_mean(&one.points, one.points.len() / 20);
         let mut panel = RgbImage::from_pixel(SIZE.0, SIZE.1, Rgb([255; 3]));
         let area = Canvas(&mut panel).into_drawing_area();
         let drawn = framed(&area, &plot.labels, &plot.axes, None, |chart| {
             let (x, y) = (plot.axes[0].range(), plot.axes[1].range());
-            let across = beside.level.map(|v| (vec![(x.start, v), (x.end, v)], BLACK.mix(0.5)));
+            let across =
+                beside.level.filter(|v| y.contains(v)).map(|v| (vec![(x.start, v), (x.end, v)], BLACK.mix(0.5)));
             let drifts = beside.drifts.iter().map(|&step| (vec![(step, y.start), (step, y.end)], RED.mix(0.6)));
             for (line, color) in across.into_iter().chain(drifts) {
                 chart.draw_series(LineSeries::new(line, color.stroke_width(1)))?;
             }
-            chart.draw_series(LineSeries::new(finite, color(0).mix(0.3).stroke_width(1)))?;
+            chart.draw_series(LineSeries::new(known, color(0).mix(0.3).stroke_width(1)))?;
             chart.draw_series(LineSeries::new(mean, color(0).stroke_width(2))).map(drop)
         });
         drop(area);
@@ -146,14 +147,14 @@ pub fn panels(series: &[(Series, Beside)]) -> Result<RgbImage> {
     Ok(page)
 }
 
-/// Mean over the points at most `reach` places away, of those that are finite.
+/// Mean over the points at most `reach` places away, of those that can be drawn.
 fn running_mean(points: &[(f64, f64)], reach: usize) -> Vec<(f64, f64)> {
     let near = |i: usize| &points[i.saturating_sub(reach)..(i + reach + 1).min(points.len())];
     let mean = |i: usize| {
-        let (sum, n) = near(i).iter().filter(|p| p.1.is_finite()).fold((0.0, 0.0), |(s, n), p| (s + p.1, n + 1.0));
+        let (sum, n) = near(i).iter().filter(|p| finite(p)).fold((0.0, 0.0), |(s, n), p| (s + p.1, n + 1.0));
         (points[i].0, sum / n)
     };
-    (0..points.len()).map(mean).filter(|p| p.1.is_finite()).collect()
+    (0..points.len()).map(mean).filter(finite).collect()
 }
 
 type Chart<'a, B> = ChartContext<'a, B, Cartesian2d<Scale, Scale>>;

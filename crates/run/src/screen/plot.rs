@@ -21,6 +21,13 @@ pub struct Series {
     pub points: Vec<(f64, f64)>,
 }
 
+impl Series {
+    /// Whether any of its points can be drawn.
+    pub fn drawable(&self) -> bool {
+        self.points.iter().any(finite)
+    }
+}
+
 /// How series are drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Style {
@@ -98,6 +105,9 @@ impl Plot {
     /// A cell per value of rows of `columns`; the cells fill the ranges `x` and `y`, by default their counts.
     pub fn heatmap(values: Vec<f64>, columns: usize, [x, y]: [Option<[f64; 2]>; 2], labels: Labels) -> Result<Self> {
         let rows = values.len().checked_div(columns).unwrap_or(0);
+        if let Some(end) = [x, y].iter().flatten().flatten().find(|end| !drawable(end)) {
+            bail!(Value, "heatmap: expected ends of `x` and `y` of at most {LARGEST:e} in size, got {end:?}");
+        }
         let (x, y) = (x.unwrap_or([0.0, columns as f64]), y.unwrap_or([0.0, rows as f64]));
         Self::new("heatmap", Figure::Cells(Cells { values, columns, rows, x, y }), labels)
     }
@@ -202,6 +212,11 @@ mod tests {
         }
         assert!(drawn(&[5e-324, 1.0], true).is_err() && drawn(&[1e-99, 1e99], true).is_ok_and(|ticks| ticks < 300));
         assert!(Plot::histogram(&[0.0, 1.0], 1 << 40, Labels::default()).is_err());
+        for ends in [[-1e308, 1e308], [0.0, f64::INFINITY], [f64::NAN, 1.0]] {
+            for place in [[Some(ends), None], [None, Some(ends)]] {
+                assert!(Plot::heatmap(vec![0.0; 4], 2, place, Labels::default()).is_err(), "{ends:?}");
+            }
+        }
     }
 
     #[test]
