@@ -126,6 +126,8 @@ fn what_is_no_run_is_said() {
     let kept = refused(&["empty", "--out", "notes.txt"]);
     assert!(kept.contains("`notes.txt` exists and is no report") && kept.contains("hint: give another file"), "{kept}");
     assert_eq!(std::fs::read_to_string(folder.path().join("notes.txt")).unwrap(), "mine");
+    std::fs::File::create(folder.path().join("large.html")).unwrap().set_len(20 << 30).unwrap();
+    assert!(refused(&["empty", "--out", "large.html"]).contains("`large.html` exists and is no report"));
     let (page, notes) = report(folder.path(), &["empty", "absent"]);
     assert!(notes.contains("cannot read `absent`") && page.contains("no results and no log yet"), "{notes}");
 }

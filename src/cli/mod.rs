@@ -28,6 +28,7 @@ mod setting;
 mod verify;
 
 use amscript_base::error::Error;
+use amscript_base::memory;
 use amscript_base::permissions::{Allowed, Rights};
 use amscript_base::terminal;
 use amscript_base::text::visible;
@@ -317,6 +318,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCod
         arguments = run;
     }
     let cli = Cli::parse_from(arguments);
+    memory::free().into_iter().for_each(memory::set_bound);
     match cli.command {
         None => return repl::command(cli.prompt),
         Some(Command::Run(arguments)) => return run::run(arguments),

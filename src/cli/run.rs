@@ -172,7 +172,7 @@ pub fn prepare(arguments: &ScriptArgs, plan: bool, group: Option<&dyn Group>) ->
 
 /// What the command line decided, for a script that is run, planned or typed.
 pub fn request(arguments: &SessionArgs, plan: bool, group: Option<&dyn Group>) -> Result<Request> {
-    if let Some(bytes) = arguments.max_memory.or_else(memory::free) {
+    if let Some(bytes) = arguments.max_memory {
         memory::set_bound(bytes);
     }
     let out = arguments.out.as_deref().unwrap_or(Path::new("."));

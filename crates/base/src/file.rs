@@ -221,6 +221,13 @@ pub fn read_text(path: &Path) -> Result<String> {
         .map_err(|e| Error::new(ErrorKind::InvalidData, format!("it is not text in UTF-8 ({e})")))
 }
 
+/// Whether a regular file, of any size, begins with these bytes.
+pub fn begins_with(path: &Path, bytes: &[u8]) -> Result<bool> {
+    let mut start = Vec::new();
+    open(path)?.take(bytes.len() as u64).read_to_end(&mut start)?;
+    Ok(start == bytes)
+}
+
 /// What is there, behind links; none where nothing is, or nothing that may be read.
 pub fn kind(path: &Path) -> Option<FileType> {
     at(path, READ, |p| Ok(file_type!(fs::metadata(p)?.file_type())), |d, p| Ok(file_type!(d.metadata(p)?.file_type())))

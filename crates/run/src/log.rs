@@ -1,12 +1,13 @@
 //! `metrics.jsonl`: one JSON object per logged step, and the lines people see.
 
-use super::{panel, record::file_error};
+use super::{panel, record::file_error, report::reading::unread};
 use crate::screen::Series;
 use amscript_base::{
     bail,
     context::Context,
     error::Result,
     file::{self, File},
+    memory,
 };
 use amscript_tensor::show::number;
 use serde_json::{Map, Value, json};
@@ -146,12 +147,17 @@ impl Lines {
         let bytes = match file::read_within(path, MOST) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == ErrorKind::NotFound => return Self::default(),
-            Err(e) => return Self { notes: vec![file_error(path, "read", &e).message], ..Self::default() },
+            Err(e) => return Self { notes: vec![unread(path, &e)], ..Self::default() },
         };
         let (mut found, mut damaged, mut last) = (Self::default(), Vec::new(), 0);
         for (i, line) in
             bytes.split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.trim_ascii().is_empty())
         {
+            // what is read of it takes several times as much
+            if let Err(e) = memory::room(line.len().checked_mul(16), || path.display()) {
+                found.notes.push(format!("{}; what follows line {last} is left out", e.message));
+                return found;
+            }
             last = i + 1;
             let text = std::str::from_utf8(line).ok();
             match text.and_then(|text| Some((parse(serde_json::from_str(text).ok()?)?, text))) {

@@ -90,8 +90,8 @@ impl Report {
     /// Writes the page, whole or not at all; only an older report is replaced. Gives what was left out.
     pub fn write(&self, path: &Path) -> Result<Vec<String>> {
         if file::exists(path) {
-            let start = file::read_within(path, u64::MAX).map_err(|e| file_error(path, "read", &e).within("report"))?;
-            if !start.starts_with(MARK.as_bytes()) {
+            let ours = file::begins_with(path, MARK.as_bytes());
+            if !ours.map_err(|e| file_error(path, "read", &e).within("report"))? {
                 bail!(File, "report: `{}` exists and is no report", path.display(); hint: "give another file with `--out`");
             }
         }
