@@ -102,6 +102,8 @@ fn a_recipe_that_writes_for_ever_ends() {
     let text =
         refusal("for i in 0..100000 { save_tensors(#{ x: zeros([1000]) }, `f${i}`); }", &["--max-disk", "100KB"]);
     assert!(text.contains("save_tensors: ") && text.contains("`--max-disk` says how many"), "{text}");
+    let logs = "let r = start_run(#{}); let x = zeros([1000]); for i in r.steps(100000) { r.log(#{ x: x }); }";
+    assert!(refusal(logs, &["--max-disk", "100KB"]).contains("`--max-disk` says how many"));
     let (code, text) = run("for i in 0..1000 { save_tensors(#{ x: zeros([1000]) }, `f`); }", &["--max-disk", "100KB"]);
     assert_eq!(code, Some(0), "the same file again: {text}");
 }
@@ -169,6 +171,30 @@ fn a_script_may_have_any_name() {
     std::fs::write(folder.path().join(name), "print(1);").unwrap();
     let output = command(folder.path(), &[]).arg(name).output().unwrap();
     assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(0), &b"1\n"[..]));
+}
+
+#[test]
+fn a_script_may_begin_with_a_mark_and_is_utf8() {
+    let marked = |text: &str| format!("\u{feff}{text}").into_bytes();
+    let (recipe, module) = (marked("//! title: t\nimport \"m\" as m; print(m::f());"), marked("fn f() { 7 }"));
+    let latin = "import \"l\" as l;";
+    let files: [(&str, &[u8]); 5] = [
+        ("r.rhai", &recipe),
+        ("m.rhai", &module),
+        ("wide.rhai", b"\xff\xfep\0"),
+        ("l.rhai", b"// \xe9"),
+        ("i.rhai", latin.as_bytes()),
+    ];
+    let folder = folder(&files);
+    let said = |arguments: &[&str]| {
+        let Output { stdout, stderr, .. } = command(folder.path(), arguments).output().unwrap();
+        String::from_utf8_lossy(&stdout).to_string() + &String::from_utf8_lossy(&stderr)
+    };
+    assert_eq!(said(&["r.rhai"]), "7\n");
+    for name in ["wide.rhai", "l.rhai", "i.rhai"] {
+        let text = said(&[name]);
+        assert!(text.contains("it is not text in UTF-8") && text.contains("hint: save it as UTF-8"), "{name}: {text}");
+    }
 }
 
 #[test]

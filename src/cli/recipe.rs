@@ -6,12 +6,16 @@ use crate::script::header::Header;
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result, nearest};
 use amscript_base::file;
+use amscript_base::text::decoded;
 use include_dir::{Dir, include_dir};
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 static SCRIPTS: Dir = include_dir!("$CARGO_MANIFEST_DIR/scripts");
 static EXAMPLES: Dir = include_dir!("$CARGO_MANIFEST_DIR/examples");
+
+/// What to do with a script in another encoding.
+const AS_UTF8: &str = "save it as UTF-8";
 
 /// What `amscript new` starts from unless told.
 const TEMPLATE: &str = "examples/own_method";
@@ -73,21 +77,23 @@ pub struct Source {
 /// Reads a script: `-` is standard input, then a file, then a recipe in the binary.
 pub fn read(script: &Path) -> Result<Source> {
     if script == Path::new("-") {
-        let mut text = String::new();
-        let read = std::io::stdin().take(file::TEXT).read_to_string(&mut text);
-        read.map_err(|e| Error::new(Kind::File, format!("run: standard input must be text, got \"{e}\"")))?;
+        let mut bytes = Vec::new();
+        let read = std::io::stdin().take(file::TEXT).read_to_end(&mut bytes);
+        let refused =
+            |e| Error::new(Kind::File, format!("run: standard input must be text, got \"{e}\"")).hint(AS_UTF8);
+        let text = read.and_then(|_| decoded(bytes)).map_err(refused)?;
         return Ok(Source { path: None, name: "standard input".into(), text });
     }
     let name = script.display().to_string();
     match (file::read_text(script), named(&name)) {
         (Ok(text), _) => Ok(Source { path: Some(script.into()), name, text }),
         // its path says how the run's folder is called
-        (Err(e), Some(recipe)) if e.kind() == std::io::ErrorKind::NotFound => {
+        (Err(e), Some(recipe)) if e.kind() == ErrorKind::NotFound => {
             Ok(Source { path: Some(recipe.name.clone().into()), name: recipe.name, text: recipe.text.into() })
         }
         (Err(e), _) => {
             let error = Error::new(Kind::Missing, format!("run: cannot read the script \"{name}\": {e}"));
-            Err(error.hint(unknown(&name)))
+            Err(error.hint(if e.kind() == ErrorKind::InvalidData { AS_UTF8.into() } else { unknown(&name) }))
         }
     }
 }

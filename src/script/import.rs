@@ -15,6 +15,7 @@ use rhai::{
 };
 use std::any::TypeId;
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 static STDLIB: Dir = include_dir!("$CARGO_MANIFEST_DIR/stdlib");
@@ -144,6 +145,9 @@ pub fn find(session: &Session, source: Option<&str>, path: &str) -> Result<(Stri
             let message = format!("import: a module must lie in the recipe's folder, got \"{path}\"");
             Error::new(Kind::Permission, message)
                 .hint(format!("copy it beside the recipe, or allow it with `--allow-read={}`", named.display()))
+        }
+        false if e.kind() == ErrorKind::InvalidData => {
+            Error::new(Kind::File, format!("import: cannot read \"{path}\" ({e})")).hint("save it as UTF-8")
         }
         false => Error::new(Kind::Missing, format!("import: no file for \"{path}\" ({e})")),
     })

@@ -8,6 +8,7 @@
 use crate::context::Context;
 use crate::memory;
 use crate::permissions::{Place, Way, explained};
+use crate::text;
 use cap_std::fs::{self as below, Dir};
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
@@ -208,7 +209,8 @@ pub fn read_within(path: &Path, most: u64) -> Result<Vec<u8>> {
     if size > most {
         return Err(too_large(size));
     }
-    memory::room(usize::try_from(size).ok(), || "reading it").map_err(|e| Error::new(ErrorKind::OutOfMemory, e))?;
+    memory::room(usize::try_from(size).ok(), || "reading it")
+        .map_err(|e| Error::new(ErrorKind::OutOfMemory, e.message))?;
     let mut bytes = Vec::with_capacity(size as usize);
     // what /proc holds has no size, and files grow
     file.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
@@ -217,8 +219,7 @@ pub fn read_within(path: &Path, most: u64) -> Result<Vec<u8>> {
 
 /// Reads a regular file of text in UTF-8, as [`read`] does.
 pub fn read_text(path: &Path) -> Result<String> {
-    String::from_utf8(read(path)?)
-        .map_err(|e| Error::new(ErrorKind::InvalidData, format!("it is not text in UTF-8 ({e})")))
+    text::decoded(read(path)?)
 }
 
 /// Whether a regular file, of any size, begins with these bytes.
@@ -344,6 +345,14 @@ pub fn sync_folder(path: &Path) -> Result<()> {
 /// Opens a file that is there to write at its end.
 pub fn append(path: &Path) -> Result<File> {
     opened(path, WRITE, opening!(append))
+}
+
+/// Writes at the end of a file that [`append`] opened, and counts it.
+pub fn add(file: &mut File, path: &Path, bytes: &[u8]) -> Result<()> {
+    Context::current().disk.has_room(path)?;
+    file.write_all(bytes)?;
+    replaced(0, bytes.len() as u64);
+    Ok(())
 }
 
 /// Opens a file to read and write, as it is or new.

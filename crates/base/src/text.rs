@@ -1,6 +1,7 @@
 //! Text of others, made safe to show. Every text that leaves passes here once: lines, errors, warnings, bars, pages.
 
 use std::borrow::Cow;
+use std::io::{Error, ErrorKind, Result};
 
 /// Whether a character acts instead of being seen: control characters (but line feed and tab), directions of writing, invisible
 /// ones. The joiners of emoji and of Persian stay.
@@ -28,9 +29,23 @@ pub fn visible(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
+/// A text in UTF-8, without the mark that some editors begin it with.
+pub fn decoded(mut bytes: Vec<u8>) -> Result<String> {
+    if bytes.starts_with("\u{feff}".as_bytes()) {
+        bytes.drain(..3);
+    }
+    String::from_utf8(bytes).map_err(|e| Error::new(ErrorKind::InvalidData, format!("it is not text in UTF-8 ({e})")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn texts_are_utf8_with_or_without_a_mark() {
+        assert_eq!(decoded(b"\xef\xbb\xbfa\xef\xbb\xbf".to_vec()).unwrap(), "a\u{feff}");
+        assert_eq!(decoded(b"\xff\xfea\0".to_vec()).unwrap_err().kind(), ErrorKind::InvalidData);
+    }
 
     #[test]
     fn what_acts_is_written_out_and_what_is_read_stays() {

@@ -12,7 +12,7 @@ use amscript_base::{
 use amscript_tensor::show::number;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -93,7 +93,7 @@ impl Log {
             file::write_whole(&self.path, std::mem::take(&mut self.kept).as_bytes())?;
             self.file = Some(file::append(&self.path)?);
         }
-        self.file.iter_mut().try_for_each(|f| f.write_all(line.as_bytes()))
+        self.file.iter_mut().try_for_each(|f| file::add(f, &self.path, line.as_bytes()))
     }
 
     /// Makes what was written last through a power cut; what a checkpoint remembers of it.
