@@ -78,8 +78,6 @@ fn tensors_that_do_not_fit_the_model() {
     );
     let misshaped = changed(&|t| drop(t.insert(name.into(), good[name].t().unwrap().contiguous().unwrap())));
     assert!(misshaped.contains(&format!("tensor `{name}` must have shape [48, 144], got [144, 48]")), "{misshaped}");
-    let broken = changed(&|t| drop(t.insert(name.into(), (&good[name] * f64::NAN).unwrap())));
-    assert!(broken.contains(&format!("tensor `{name}` has numbers that are NaN")), "{broken}");
     let whole = changed(&|t| drop(t.insert(name.into(), good[name].to_dtype(DType::I64).unwrap())));
     assert!(whole.contains(&format!("tensor `{name}` must be of type f32, f64, bf16 or f16, got i64")), "{whole}");
 }

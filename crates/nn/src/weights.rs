@@ -554,6 +554,23 @@ mod tests {
     }
 
     #[test]
+    fn numbers_that_are_none_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        for dtype in [DType::F16, DType::BF16, DType::F32, DType::F64] {
+            for (value, fine) in [(f32::NAN, false), (-f32::NAN, false), (f32::INFINITY, true), (-1.0, true)] {
+                let tensor = Tensor::new(&[[1.0, 2.0], [3.0, value]], &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+                archive::write(&path, [("a", &tensor)], &BTreeMap::new()).unwrap();
+                let read = Weights::load(&path, DType::F32, &Device::Cpu).unwrap().get("a", &[2, 2], Init::Zeros);
+                match read {
+                    Ok(_) => assert!(fine, "{dtype:?} {value}"),
+                    Err(e) => assert!(!fine && e.message.ends_with("tensor `a` has numbers that are NaN"), "{e}"),
+                }
+            }
+        }
+    }
+
+    #[test]
     fn trainable_makes_variables_of_the_chosen() {
         let weights = two().trainable(|name| name.ends_with("norm.weight")).unwrap();
         let params = weights.params();

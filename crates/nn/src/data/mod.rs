@@ -5,6 +5,7 @@ pub mod class;
 pub mod distort;
 pub mod font;
 pub mod image;
+mod lines;
 pub mod oracle;
 pub mod prompts;
 pub mod shapes;

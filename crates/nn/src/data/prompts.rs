@@ -2,7 +2,7 @@
 
 use super::{
     caption::{Count, Part, Scene},
-    shapes,
+    lines, shapes,
 };
 use amscript_base::{
     bail,
@@ -69,20 +69,7 @@ impl Prompts {
             let message = format!("prompts: must be a file or a known set, got `{name}` ({e})");
             hint(Error::new(Kind::Missing, message))
         })?;
-        let found = match bytes.as_slice() {
-            [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Err("UTF-16"),
-            [0xef, 0xbb, 0xbf, text @ ..] | text => std::str::from_utf8(text).map_err(|_| "another encoding"),
-        };
-        let text = match found {
-            Ok(text) => text,
-            Err(encoding) => {
-                bail!(File, "prompts: `{name}` must be text in UTF-8, got {encoding}"; hint: "save it as UTF-8")
-            }
-        };
-        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty()).enumerate();
-        let prompts =
-            lines.map(|(i, line)| prompt_of(line).map_err(|e| e.within(format_args!("`{name}`, prompt {i}"))));
-        let all = prompts.collect::<Result<Vec<_>>>()?;
+        let all = lines::prompts(&bytes).map_err(|e| e.within(format_args!("prompts: `{name}`")))?;
         let mut seen = HashSet::new();
         let different: Vec<String> = all.iter().filter(|prompt| seen.insert(prompt.as_str())).cloned().collect();
         if different.len() < all.len() {
@@ -138,19 +125,6 @@ impl Prompts {
     }
 }
 
-/// The line itself, or the text of a JSON object.
-fn prompt_of(line: &str) -> Result<String> {
-    let Some(object) = line.starts_with('{').then(|| serde_json::from_str::<serde_json::Value>(line).ok()).flatten()
-    else {
-        return Ok(line.into());
-    };
-    let text = ["prompt", "caption", "text"].iter().find_map(|key| object[key].as_str());
-    match text {
-        Some(text) => Ok(text.trim().into()),
-        None => bail!(File, "prompts: a line of JSON must have `prompt`, `caption` or `text`, got {line}"),
-    }
-}
-
 /// Captions with two groups among which the parts are chosen: a fixed draw from the million there are.
 const PAIRS: usize = 16_384;
 
@@ -191,9 +165,11 @@ mod tests {
         assert_eq!(of(b"\xef\xbb\xbfa cat\r\n\n {b}\n").unwrap(), ["a cat", "{b}"]);
         assert_eq!(of(b"{\"prompt\": \" a \", \"id\": 1}\n{\"caption\": \"b\"}").unwrap(), ["a", "b"]);
         assert_eq!(of(b"a\nb\n a \n{\"prompt\": \"b\"}\nc").unwrap(), ["a", "b", "c"]); // each once
-        for (bytes, word) in
-            [(&b"\xff\xfea\0"[..], "UTF-16"), (b"caf\xe9", "another encoding"), (b"{\"id\": 1}", "must have `prompt`")]
-        {
+        for (bytes, word) in [
+            (&b"\xff\xfea\0"[..], "UTF-16"),
+            (b"caf\xe9", "another encoding"),
+            (b"{\"id\": 1}", "line 1: JSON must have `prompt`"),
+        ] {
             let error = of(bytes).unwrap_err();
             assert!(error.to_string().contains(word) && error.message.contains("prompts.txt"), "{error}");
         }
