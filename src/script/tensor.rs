@@ -39,7 +39,8 @@ pub mod tensor {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn tensor(context: NativeCallContext, values: Dynamic) -> RhaiResultOf<Tensor> {
-        let (shape, mut flat) = (shape_of(&values), vec![]);
+        let (shape, mut flat) = (shape_of(&values, 20), vec![]);
+        array::few(shape.len(), "tensor")?;
         gather(values, &shape, &mut flat)?;
         Ok(place(&context, Tensor::from_vec(flat, shape, &amscript_tensor::Device::Cpu))?)
     }
@@ -370,11 +371,14 @@ fn several(tensors: Array, function: &str) -> Result<Vec<tensor::Tensor>> {
     Ok(tensors)
 }
 
-/// The shape that a nested array has if its rows are of equal length.
-fn shape_of(values: &Dynamic) -> Vec<usize> {
+/// The shape that a nested array has if its rows are of equal length, so many dimensions deep.
+fn shape_of(values: &Dynamic, depth: usize) -> Vec<usize> {
     match values.read_lock::<Array>() {
-        Some(items) => [items.len()].into_iter().chain(items.first().map(shape_of).unwrap_or_default()).collect(),
-        None => vec![],
+        Some(items) if depth > 0 => {
+            let inner = items.first().map(|first| shape_of(first, depth - 1)).unwrap_or_default();
+            [items.len()].into_iter().chain(inner).collect()
+        }
+        _ => vec![],
     }
 }
 

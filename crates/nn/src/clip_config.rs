@@ -270,6 +270,7 @@ impl ClipConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use amscript_tensor::{Device, Tensor};
 
     #[test]
     fn what_a_config_leaves_out_is_the_default_of_its_library() {
@@ -290,6 +291,14 @@ mod tests {
             };
             assert_eq!(read, config);
         }
+    }
+
+    #[test]
+    fn tensors_of_another_rank_are_refused() {
+        let number = Tensor::new(1f32, &Device::Cpu).unwrap();
+        let tensors = [("visual.conv1.weight".to_string(), number)].into();
+        let error = ClipConfig::of_tensors(&Weights::from_tensors("F", tensors)).unwrap_err();
+        assert_eq!(error.message, "clip: F: tensor `visual.conv1.weight` must have 4 dimensions, got shape []");
     }
 
     #[test]
