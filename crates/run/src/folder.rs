@@ -3,6 +3,7 @@
 use super::{
     checkpoint,
     identity::{self, Difference},
+    lock,
     record::{file_error, read_json, write_json},
 };
 use amscript_base::{
@@ -88,6 +89,7 @@ pub fn claim(folder: &Path, record: Value, inner: bool, anyway: bool) -> Result<
         write_json(&path, &record)?;
         return Ok(Claim::new(record));
     }
+    remove_drafts_below(folder);
     let precious = checkpoint::last_step(folder).is_some()
         || inner && file::exists(&result)
         || has_any(folder, &WEIGHTS).is_some();
@@ -119,6 +121,17 @@ pub fn claim(folder: &Path, record: Value, inner: bool, anyway: bool) -> Result<
     Ok(claim)
 }
 
+/// Removes drafts in the folders of a run, but for those of other runs, which may be writing.
+fn remove_drafts_below(folder: &Path) {
+    for (name, _) in file::entries(folder).unwrap_or_default().iter().filter(|(_, kind)| *kind == FileType::Folder) {
+        let inner = folder.join(name);
+        if !lock::is_of_a_run(&inner) && !file::exists(&inner.join("run.json")) {
+            file::remove_drafts(&inner);
+            remove_drafts_below(&inner);
+        }
+    }
+}
+
 /// What a training leaves under these names, beside its checkpoints.
 const WEIGHTS: [&str; 2] = ["lora.safetensors", "model"];
 
@@ -127,7 +140,7 @@ fn foreign(folder: &Path) -> Result<Option<String>> {
     let obstacle =
         checkpoint::obstacle(folder)?.or_else(|| Some(folder.join(checkpoint::name(checkpoint::last_step(folder)?))));
     let named = obstacle.and_then(|path| Some(path.file_name()?.display().to_string()));
-    let others = [&WEIGHTS[..], &["metrics.jsonl", "result.json"]].concat();
+    let others = [&WEIGHTS[..], &["metrics.jsonl", "result.json", "result.csv", "curves.png"]].concat();
     Ok(named.or_else(|| has_any(folder, &others).map(String::from)))
 }
 

@@ -46,6 +46,11 @@ impl Locks {
     }
 }
 
+/// Whether a run was ever started in a folder.
+pub fn is_of_a_run(folder: &Path) -> bool {
+    file::exists(&folder.join(LOCK))
+}
+
 /// Writes who holds the directory, for the error of others; it is held without too.
 fn sign(file: &mut File) {
     file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).ok();
