@@ -198,6 +198,16 @@ fn a_script_may_begin_with_a_mark_and_is_utf8() {
 }
 
 #[test]
+fn a_seed_is_one_that_the_script_has_room_for() {
+    let (code, text) = run("", &["--seed", "-1"]);
+    assert!(code == Some(2) && text.contains("expected a whole number from 0 to 9223372036854775807"), "{text}");
+    assert!(
+        refusal("settings(#{ a: 1 });", &["--seed", "5"]).contains("--seed: the script must have a setting `seed`")
+    );
+    assert_eq!(run("settings(#{ seed: 1 });", &["--seed", "5"]).0, Some(0));
+}
+
+#[test]
 fn a_state_that_could_not_be_read_back_is_not_saved() {
     let recipe = |depth: usize| {
         format!(

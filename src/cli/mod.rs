@@ -31,7 +31,7 @@ use amscript_base::error::Error;
 use amscript_base::memory;
 use amscript_base::permissions::{Allowed, Rights};
 use amscript_base::terminal;
-use amscript_base::text::visible;
+use amscript_base::text::{is_hidden, visible};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -73,7 +73,7 @@ pub struct SessionArgs {
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
     pub set: Vec<(String, String)>,
     /// Replace the `seed` setting of scripts; adapters are drawn from it too.
-    #[arg(long, value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
+    #[arg(long, allow_negative_numbers = true, value_parser = seed)]
     pub seed: Option<u64>,
     /// Where tensors live: `cpu`, `cuda` or `cuda:N`; the default is AMSCRIPT_DEVICE or `cpu`.
     #[arg(long)]
@@ -295,6 +295,11 @@ pub struct ReportArgs {
     pub tensorboard: Option<PathBuf>,
 }
 
+fn seed(text: &str) -> Result<u64, String> {
+    let seed = text.parse().ok().filter(|seed| *seed <= i64::MAX as u64);
+    seed.ok_or_else(|| format!("expected a whole number from 0 to {}", i64::MAX))
+}
+
 fn key_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().into(), value.trim().into())),
@@ -317,7 +322,15 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCod
     if first.is_some_and(is_script) || first.is_some_and(options_first) && Cli::try_parse_from(&run).is_ok() {
         arguments = run;
     }
-    let cli = Cli::parse_from(arguments);
+    let hidden = arguments.iter().any(|argument| argument.to_string_lossy().contains(is_hidden));
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(e) if hidden && e.use_stderr() => {
+            terminal::note(&visible(&e.render().to_string()));
+            return Ok(ExitCode::from(2));
+        }
+        Err(e) => e.exit(),
+    };
     memory::free().into_iter().for_each(memory::set_bound);
     match cli.command {
         None => return repl::command(cli.prompt),

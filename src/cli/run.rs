@@ -199,11 +199,16 @@ pub fn request(arguments: &SessionArgs, plan: bool, group: Option<&dyn Group>) -
 pub fn heed_signals(session: &Arc<Session>, waiting: Arc<AtomicBool>) {
     let (context, user) = (session.context().clone(), Arc::new(AtomicBool::new(false)));
     let (asked, watching) = (user.clone(), session.clone());
+    let spent = Arc::new(AtomicBool::new(false));
+    let processor = spent.clone();
     std::thread::spawn(move || {
-        let mut heard = Instant::now();
+        let (mut heard, mut told) = (Instant::now(), false);
         while heard.elapsed() < PATIENCE {
             std::thread::sleep(PATIENCE / 10);
-            if asked.swap(false, Ordering::Relaxed) {
+            // the time of the processor is up anew each second
+            if asked.swap(false, Ordering::Relaxed)
+                || processor.load(Ordering::Relaxed) && !std::mem::replace(&mut told, true)
+            {
                 watching.interrupt();
             }
             if !context.interrupt.insisted() {
@@ -225,24 +230,28 @@ pub fn heed_signals(session: &Arc<Session>, waiting: Arc<AtomicBool>) {
     };
     let hangs_up = hangup_is_heeded();
     ctrlc::set_handler(handler).ok();
-    heed_schedulers(&requeue, &user);
+    heed_schedulers(&requeue, [&user, &spent]);
     if !hangs_up {
         ignore_hangup();
     }
 }
 
 /// Notes that a scheduler asked, which starts again what it ends: by SIGTERM, whose handler is called before, or by SIGUSR1, which SLURM
-/// sends ahead where it is told to.
+/// sends ahead where it is told to; or by SIGXCPU, when a limit on the processor's time is reached. A limit on the size of files is an
+/// error of the write.
 #[cfg(unix)]
-fn heed_schedulers(requeue: &Arc<AtomicBool>, user: &Arc<AtomicBool>) {
-    use signal_hook::consts::{SIGTERM, SIGUSR1};
-    for (signal, flag) in [(SIGTERM, requeue), (SIGUSR1, requeue), (SIGUSR1, user)] {
+fn heed_schedulers(requeue: &Arc<AtomicBool>, [user, spent]: [&Arc<AtomicBool>; 2]) {
+    use signal_hook::consts::{SIGTERM, SIGUSR1, SIGXCPU};
+    let of_each = [(SIGTERM, requeue), (SIGUSR1, requeue), (SIGUSR1, user), (SIGXCPU, requeue), (SIGXCPU, spent)];
+    for (signal, flag) in of_each {
         signal_hook::flag::register(signal, flag.clone()).ok();
     }
+    // SAFETY: sets the action of one signal to one that calls nothing.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
 #[cfg(not(unix))]
-fn heed_schedulers(_: &Arc<AtomicBool>, _: &Arc<AtomicBool>) {}
+fn heed_schedulers(_: &Arc<AtomicBool>, _: [&Arc<AtomicBool>; 2]) {}
 
 /// Whether a closed terminal is to end the process: not under `nohup`, which starts it with SIGHUP ignored.
 #[cfg(unix)]
@@ -303,8 +312,14 @@ fn device(argument: Option<&str>, group: Option<&dyn Group>) -> Result<Device> {
     }
 }
 
-/// `--set` on a script that never asks for settings would be lost without a word.
+/// `--set` on a script that never asks for settings would be lost without a word, and so would `--seed` where nothing is drawn from it.
 fn all_used(session: &Session) -> Result<()> {
+    if session.request().seed.is_some() && !session.is_seeded() {
+        bail!(
+            Option, "--seed: the script must have a setting `seed`, or adapters that are drawn from it, got neither";
+            hint: "leave it out, or write `settings(#{{ seed: 0, .. }})`"
+        );
+    }
     match session.request().overrides.first() {
         Some((key, _)) if session.settings().is_none() => {
             bail!(Option, "--set {key}: the script must declare its settings with `settings(..)`, got none")

@@ -104,7 +104,7 @@ pub mod adapter {
     #[rhai_fn(return_raw)]
     pub fn lora(context: NativeCallContext, flow: Flow, options: Map) -> RhaiResultOf<Flow> {
         let o = LoraOptions::parse("lora", options)?;
-        let seed = o.seed.or(Session::of(&context).request().seed).unwrap_or(0);
+        let seed = o.seed.or_else(|| Session::of(&context).seed()).unwrap_or(0);
         if let Some(alpha) = o.alpha.filter(|alpha| !alpha.is_finite()) {
             return Err(Error::new(Kind::Value, format!("lora: `alpha` must be finite, got {alpha}")).into());
         }

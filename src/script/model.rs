@@ -59,7 +59,7 @@ fn open_flow(context: &NativeCallContext, name: &str, options: Map) -> Result<Fl
     let families = session.registry().families.clone();
     let (common, own) = registry::split(options, &OpenOptions::fields(), &families, "flow", &session)?;
     let options = OpenOptions::parse("flow", common)?;
-    let seed = session.request().seed.unwrap_or(0);
+    let seed = session.seed().unwrap_or(0);
     let sizes = options.transformer.as_ref().map(|map| json(map, "flow: transformer")).transpose()?;
     let weights = options.weights.map(|path| readable(context, &path, "flow: option `weights`")).transpose()?;
     let choices = ModelOptions {

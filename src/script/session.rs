@@ -23,6 +23,7 @@ use std::collections::BTreeMap;
 #[cfg(unix)]
 use std::os::unix::prelude::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
@@ -114,6 +115,8 @@ pub struct Session {
     sources: Mutex<BTreeMap<String, Source>>,
     functions: Mutex<BTreeMap<String, String>>,
     settings: Mutex<Option<Map>>,
+    /// Whether anything was drawn from `--seed`.
+    seeded: AtomicBool,
     planner: Option<Planner>,
     registry: RwLock<Registry>,
     /// What is shown where there is no run's folder.
@@ -141,6 +144,7 @@ impl Session {
             sources: Mutex::default(),
             functions: Mutex::default(),
             settings: Mutex::default(),
+            seeded: AtomicBool::default(),
             registry: RwLock::default(),
             shown: Mutex::default(),
             locks: Locks::default(),
@@ -165,6 +169,17 @@ impl Session {
     /// What the command line decided, and a prompt has changed since.
     pub fn request(&self) -> RwLockReadGuard<'_, Request> {
         self.request.read()
+    }
+
+    /// `--seed`, for what is drawn from it.
+    pub fn seed(&self) -> Option<u64> {
+        self.seeded.store(true, Ordering::Relaxed);
+        self.request().seed
+    }
+
+    /// Whether [`Session::seed`] was ever asked.
+    pub fn is_seeded(&self) -> bool {
+        self.seeded.load(Ordering::Relaxed)
     }
 
     /// A prompt changes what the command line decided: settings, seed, the script that runs. The device stays.
@@ -368,7 +383,7 @@ impl Session {
     /// The recipe's settings: `defaults` with `--set` and `--seed` applied; an unknown key is an error.
     pub fn settle(&self, defaults: Map) -> Result<Map> {
         let mut settings = defaults;
-        let (overrides, seed) = (self.request().overrides.clone(), self.request().seed);
+        let overrides = self.request().overrides.clone();
         for (key, text) in &overrides {
             let renamed = rename::option(RENAMED, "--set", key, settings.keys().map(|k| k.as_str()));
             if let Some(new) = renamed {
@@ -378,10 +393,19 @@ impl Session {
             let Some(default) = settings.get(key) else {
                 return Err(option::unknown("--set", "setting", key, settings.keys().map(|k| k.as_str())));
             };
-            let value = self.parse(key, text, default)?;
+            let mut value = self.parse(key, text, default)?;
+            if let Some(whole) = value.as_float().ok().filter(|v| key == "seed" && default.is_int() && v.fract() == 0.0)
+            {
+                if whole.abs() >= i64::MAX as f64 {
+                    bail!(Option, "--set: `seed` must be at most {}, got {text}", i64::MAX);
+                }
+                value = Dynamic::from(whole as i64);
+            }
             settings.insert(key.into(), value);
         }
-        if let (Some(seed), true) = (seed, settings.contains_key("seed")) {
+        if settings.contains_key("seed")
+            && let Some(seed) = self.seed()
+        {
             settings.insert("seed".into(), Dynamic::from(seed as i64));
         }
         *self.settings.lock() = Some(settings.clone());
@@ -447,6 +471,20 @@ mod tests {
         assert_eq!((shown(&settings, "steps"), shown(&settings, "rate")), ("8".into(), "0.001".into()));
         assert_eq!((shown(&settings, "model"), shown(&settings, "seed")), ("\"other/model\"".into(), "7".into()));
         assert_eq!(shown(&settings, "grid"), "tensor[2] f32 cpu");
+        Ok(())
+    }
+
+    #[test]
+    fn whole_seeds_are_whole_numbers_up_to_the_largest() -> Result<()> {
+        let seed = |text| {
+            let overrides = vec![("seed".to_string(), text)];
+            let host = Host::new(Session::new(Request { overrides, ..Request::default() }, Box::new(|_| ())));
+            let defaults = host.run("test", "#{ seed: 0 }")?.cast::<Map>();
+            host.session().settle(defaults).map(|settings| shown(&settings, "seed"))
+        };
+        assert_eq!([seed("5.0".into())?, seed("1e3".into())?], ["5", "1000"]);
+        let error = seed("18446744073709551615".into()).unwrap_err();
+        assert_eq!(error.message, "--set: `seed` must be at most 9223372036854775807, got 18446744073709551615");
         Ok(())
     }
 
