@@ -210,7 +210,12 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_taken() {
 fn a_damaged_log_is_named_and_loses_no_other_line() {
     let desk = Desk::new(COUNTING);
     type Damage = fn(&mut Vec<u8>);
-    let damages: [(&str, Damage, usize); 3] = [
+    let damages: [(&str, Damage, usize); 4] = [
+        (
+            "metrics.jsonl was changed: not the 4 lines that the checkpoint knew; 8 are kept",
+            |bytes| bytes.extend_from_within(..),
+            10,
+        ),
         ("1 damaged and left out (line 1)", |bytes| bytes[5] = b')', 5),
         ("1 damaged and left out (line 1)", |bytes| bytes[5] = 0xff, 5),
         ("metrics.jsonl was changed", |bytes| bytes.iter_mut().filter(|b| **b == b'5').for_each(|b| *b = b'6'), 6),
@@ -321,7 +326,14 @@ fn folders_of_others_lose_nothing() {
     desk.good("o", &[]);
     assert!([1, 2, 50].iter().all(|step| desk.at(&format!("o/step-{step}/thesis.txt")).exists()));
     assert!(desk.at("o/step-000006/SHA256SUMS").exists());
-    for name in ["step-000003/thesis.txt", "metrics.jsonl", "lora.safetensors"] {
+    desk.write("o/.amscript-9-0.tmp", "");
+    std::fs::create_dir_all(desk.at("o/sub/other")).unwrap();
+    let drafts = [desk.at("o/sub/.amscript-9-0.tmp"), desk.at("o/sub/other/.amscript-9-0.tmp")];
+    drafts.iter().for_each(|draft| std::fs::write(draft, "").unwrap());
+    desk.write("o/sub/other/run.json", "{}");
+    desk.good("o", &[]);
+    assert!(!drafts[0].exists() && drafts[1].exists(), "those of another run stay");
+    for name in ["step-000003/thesis.txt", "metrics.jsonl", "lora.safetensors", "curves.png", "result.csv"] {
         let out = name.replace('/', "-");
         let file = desk.at(&out).join(name);
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();
@@ -378,7 +390,7 @@ fn signals_of_schedulers_and_terminals_save() {
         .replace("run.log", "if i == 1 { print(\"stopped\"); sleep(0.3); } run.log")
         .replace("every: 1", "every: 100");
     let desk = Desk::new(&script);
-    for (signal, ignored) in [("TERM", false), ("HUP", false), ("INT", false), ("HUP", true)] {
+    for (signal, ignored) in [("TERM", false), ("XCPU", false), ("HUP", false), ("INT", false), ("HUP", true)] {
         if signal == "HUP" && !ignored && crate::output::hangup_is_ignored() {
             continue;
         }
@@ -396,7 +408,7 @@ fn signals_of_schedulers_and_terminals_save() {
         assert!(lines.map_while(Result::ok).any(|line| line == "stopped"));
         Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status().unwrap();
         let code = child.wait().unwrap().code();
-        let ended = if signal == "TERM" { 75 } else { 130 };
+        let ended = if ["TERM", "XCPU"].contains(&signal) { 75 } else { 130 };
         assert_eq!(code, Some(if ignored { 0 } else { ended }), "{out}");
         assert!(desk.at(&out).join(if ignored { "step-000006" } else { "step-000002" }).exists(), "{out}");
     }

@@ -106,15 +106,18 @@ impl Log {
     /// What this session wrote before is written anew: a script that goes on repeats what comes before its steps.
     pub fn keep(&mut self, old: Lines, step: usize, remembered: &Value) -> Vec<String> {
         let (mut kept, mut written, mut same) = (String::new(), Written::default(), remembered["lines"] == 0);
+        let mut added = false;
         for ((at, _), line) in old.read.iter().zip(&old.texts) {
             if *at <= step {
+                // behind what the checkpoint knew stand lines of its own step alone
+                added |= same && *at < step;
                 kept.extend([line, "\n"]);
                 written.add(line);
                 same |= remembered["lines"] == written.lines && remembered["sha256"] == written.sha256();
             }
         }
         let mut notes = old.notes;
-        if !same && notes.is_empty() && !remembered.is_null() {
+        if (!same || added) && notes.is_empty() && !remembered.is_null() {
             let (n, left) = (&remembered["lines"], written.lines);
             notes.push(format!(
                 "metrics.jsonl was changed: not the {n} lines that the checkpoint knew; {left} are kept"
@@ -171,9 +174,8 @@ impl Lines {
         // a line that is being written, or was when the run was killed
         if !bytes.ends_with(b"\n") && damaged.last() == Some(&last) {
             damaged.pop();
-            found.notes.push(format!(
-                "metrics.jsonl: its last line, {last}, is cut and left out; the lines before it are all here"
-            ));
+            let others = if damaged.is_empty() { "; the lines before it are all here" } else { "" };
+            found.notes.push(format!("metrics.jsonl: its last line, {last}, is cut and left out{others}"));
         }
         if !damaged.is_empty() {
             let named: Vec<String> = damaged.iter().take(5).map(usize::to_string).collect();
