@@ -68,7 +68,11 @@ impl Folder {
 
     pub fn has(&self, name: &str) -> bool {
         match &self.place {
-            FolderRoot::Disk(path) => file::exists(&path.join(name)),
+            // a link to nothing is a download that has not ended, which whoever reads it is told
+            FolderRoot::Disk(path) => {
+                let path = path.join(name);
+                file::exists(&path) || file::itself(&path) == Some(FileType::Link)
+            }
             FolderRoot::Embedded(dir) => dir.contains(dir.path().join(name)),
         }
     }
@@ -249,9 +253,9 @@ impl Sources {
             folders: models
                 .map(PathBuf::from)
                 .into_iter()
-                .chain(variable("AMSCRIPT_MODELS").map(PathBuf::from))
+                .chain(variable("AMSCRIPT_MODELS").and_then(|folder| expanded(&folder, &variable)))
                 .collect(),
-            caches: hub_cache(variable).into_iter().collect(),
+            caches: hub_cache(&variable).into_iter().collect(),
             published: Vec::new(),
         }
     }
@@ -342,19 +346,32 @@ impl Sources {
 }
 
 /// Where huggingface_hub keeps what it fetches, by the variables that it reads, in its order.
-fn hub_cache(variable: impl Fn(&str) -> Option<String>) -> Option<PathBuf> {
-    let home = || variable("HOME").map(PathBuf::from);
-    let path = |name: &str| {
-        let value = variable(name)?;
-        match value.strip_prefix('~').filter(|rest| rest.is_empty() || rest.starts_with('/')) {
-            Some(rest) => Some(home()?.join(rest.trim_start_matches('/'))),
-            None => Some(PathBuf::from(value)),
-        }
-    };
+fn hub_cache(variable: &impl Fn(&str) -> Option<String>) -> Option<PathBuf> {
+    let path = |name: &str| expanded(&variable(name)?, variable);
     let own = path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE"));
     own.or_else(|| path("HF_HOME").map(|folder| folder.join("hub")))
         .or_else(|| path("XDG_CACHE_HOME").map(|folder| folder.join("huggingface/hub")))
-        .or_else(|| home().map(|home| home.join(".cache/huggingface/hub")))
+        .or_else(|| variable("HOME").map(|home| PathBuf::from(home).join(".cache/huggingface/hub")))
+}
+
+/// A folder as huggingface_hub reads it: `~` at its beginning is the home, `$NAME` and `${NAME}` are variables, where they are set.
+fn expanded(folder: &str, variable: &impl Fn(&str) -> Option<String>) -> Option<PathBuf> {
+    let folder = match folder.strip_prefix('~').filter(|rest| rest.is_empty() || rest.starts_with('/')) {
+        Some(rest) => format!("{}/{}", variable("HOME")?, rest.trim_start_matches('/')),
+        None => folder.into(),
+    };
+    let mut parts = folder.split('$');
+    let mut out = String::from(parts.next().unwrap_or_default());
+    for part in parts {
+        let end = part.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(part.len());
+        let braced = part.strip_prefix('{').and_then(|inner| inner.split_once('}'));
+        let (name, rest) = braced.unwrap_or_else(|| part.split_at(end));
+        match variable(name).filter(|_| !name.is_empty()) {
+            Some(value) => out.extend([value.as_str(), rest]),
+            None => out.extend(["$", part]),
+        }
+    }
+    Some(out.into())
 }
 
 /// Below `folder` by its name, its repository, or the repository's last part; a tiny model by its whole name only.
@@ -479,7 +496,8 @@ mod tests {
     #[test]
     fn the_cache_is_where_the_hub_puts_it() {
         let at = |variables: &[(&str, &str)]| {
-            let found = hub_cache(|name| variables.iter().find(|(key, _)| *key == name).map(|(_, v)| v.to_string()));
+            let found =
+                hub_cache(&|name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, v)| v.to_string()));
             found.map(|path| path.display().to_string())
         };
         let home = ("HOME", "/h");
@@ -488,6 +506,10 @@ mod tests {
         assert_eq!(at(&[home, ("XDG_CACHE_HOME", "/x")]).unwrap(), "/x/huggingface/hub");
         assert_eq!(at(&[home, ("HF_HOME", "~/f"), ("XDG_CACHE_HOME", "/x")]).unwrap(), "/h/f/hub");
         assert_eq!(at(&[home, ("HF_HOME", "/f"), ("HUGGINGFACE_HUB_CACHE", "~")]).unwrap(), "/h/");
+        for value in ["$HOME/f", "${HOME}/f"] {
+            assert_eq!(at(&[home, ("HF_HOME", value)]).unwrap(), "/h/f/hub");
+        }
+        assert_eq!(at(&[home, ("HF_HUB_CACHE", "$NONE/$")]).unwrap(), "$NONE/$");
         assert_eq!(at(&[("HUGGINGFACE_HUB_CACHE", "/old"), ("HF_HUB_CACHE", "/new")]).unwrap(), "/new");
     }
 
@@ -497,6 +519,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink("../../blobs/x", root.path().join("model.safetensors")).unwrap();
         let folder = Folder::disk(root.path());
+        assert!(folder.has("model.safetensors"));
         for error in [folder.archive("model.safetensors").err(), folder.bytes("model.safetensors").err()] {
             assert!(
                 error
