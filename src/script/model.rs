@@ -4,6 +4,7 @@ use super::*;
 use crate::options;
 use amscript_align::flow::{Condition, Velocity};
 use amscript_align::optim::Params;
+use amscript_base::bail;
 use amscript_model::Flow;
 use amscript_model::families::{ModelOptions, families, open_of};
 use amscript_nn::module::Module;
@@ -59,6 +60,12 @@ fn open_flow(context: &NativeCallContext, name: &str, options: Map) -> Result<Fl
     let families = session.registry().families.clone();
     let (common, own) = registry::split(options, &OpenOptions::fields(), &families, "flow", &session)?;
     let options = OpenOptions::parse("flow", common)?;
+    for (name, dtype) in [("dtype", options.dtype), ("compute", options.compute)] {
+        if let Some(dtype) = dtype.filter(|dtype| !dtype.is_float()) {
+            let dtype = dtype.as_str();
+            bail!(Dtype, "flow: option `{name}`: expected a type of floats such as `bf16()`, got {dtype}");
+        }
+    }
     let seed = session.seed().unwrap_or(0);
     let sizes = options.transformer.as_ref().map(|map| json(map, "flow: transformer")).transpose()?;
     let weights = options.weights.map(|path| readable(context, &path, "flow: option `weights`")).transpose()?;

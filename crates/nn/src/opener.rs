@@ -257,7 +257,8 @@ impl<F: Copy> Table<F> {
                 let names = found.folder.as_ref().map(Folder::names).unwrap_or_default();
                 let place = found.folder.as_ref().map_or_else(|| found.name.clone(), Folder::origin);
                 let files = names.into_iter().take(4).collect::<Vec<_>>().join(", ");
-                let index = found.folder.as_ref().and_then(|folder| folder.json::<Value>("model_index.json").ok());
+                let folder = found.folder.as_ref().filter(|_| !found.is_told());
+                let index = folder.and_then(|folder| folder.json::<Value>("model_index.json").ok());
                 let pipeline = index.as_ref().and_then(|index| index["_class_name"].as_str());
                 let got = match pipeline {
                     Some(pipeline) => format!("a {pipeline}"),

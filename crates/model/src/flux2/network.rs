@@ -100,6 +100,9 @@ impl Flux2Config {
                 self.axes_dims_rope
             );
         }
+        if !(self.rope_theta > 0.0 && self.rope_theta.is_finite()) {
+            bail!(Value, "flux2: rope_theta must be above 0 and finite, got {}", self.rope_theta);
+        }
         if self.guidance_embeds {
             bail!(Value, "flux2: guidance_embeds must be false (the Klein models), got true");
         }

@@ -123,7 +123,9 @@ fn stored(opening: &Opening) -> Result<(SitConfig, Weights)> {
     let dtype = choices.dtype.unwrap_or_else(|| Weights::usual_dtype(&archives));
     let weights = Weights::open(archives, dtype, opening.device)?.computing(choices.compute);
     let heads = opening.option("num_heads")?;
-    let config = if home.has("config.json") { home.json("config.json")? } else { SitConfig::of(&weights, heads)? };
+    let mut config: SitConfig =
+        if home.has("config.json") { home.json("config.json")? } else { SitConfig::of(&weights, heads)? };
+    config.num_heads = heads.unwrap_or(config.num_heads);
     weights.verify(|w| Transformer::new(&config, w, false))?;
     Ok((config, weights))
 }

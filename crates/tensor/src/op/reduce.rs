@@ -93,7 +93,19 @@ impl Tensor {
         self.flatten_all()?.min(0)
     }
 
+    /// Errs where a dimension has no place that could be the largest.
+    fn has_some(&self, name: &str, dim: usize) -> Result<()> {
+        if self.dims()[dim] == 0 {
+            bail!(Shape, "{name}: expected at least one value along dimension {dim}, got shape {:?}", self.dims());
+        }
+        Ok(())
+    }
+
     fn extreme(&self, name: &'static str, dim: usize, f: fn(&Array, usize) -> Candle<Array>) -> Result<Tensor> {
+        self.has_some(name, dim)?;
+        if self.elem_count() == 0 {
+            return Tensor::zeros(kept_shape(self, &[dim]), self.dtype(), self.device()); // candle reduces nothing empty
+        }
         let (kind, keeps) = ((kept_shape(self, &[dim]), self.dtype()), Keeps { output: true, ..Keeps::inputs([true]) });
         let share = move |kept: Kept<1, ()>, g: &Array| {
             let tops = read(kept.inputs[0])?.broadcast_eq(read(kept.output)?)?.to_dtype(g.dtype())?;
@@ -105,7 +117,11 @@ impl Tensor {
     /// The index (u32) of the largest number over `dim`; constant.
     pub fn argmax<D: Dim>(&self, dim: D) -> Result<Tensor> {
         let dim = dim.to_index(self.shape(), "argmax")?;
+        self.has_some("argmax", dim)?;
         let shape: Vec<usize> = (0..self.rank()).filter(|d| *d != dim).map(|d| self.dims()[d]).collect();
+        if self.elem_count() == 0 {
+            return Tensor::zeros(shape, DType::U32, self.device());
+        }
         let kind = (shape.into(), DType::U32);
         unary("argmax", &self.constant(), kind, Keeps::NOTHING, move |x| x.argmax(dim), |_, g| Ok(g.clone()))
     }
