@@ -2,7 +2,7 @@
 
 use super::graph::Node;
 use super::meta::Block;
-use super::{Array, DType, Device, interrupt};
+use super::{Array, DType, Device, interrupt, raw};
 use amscript_base::bail;
 use amscript_base::error::Result;
 use amscript_base::memory;
@@ -52,6 +52,9 @@ impl Tensor {
 
     pub fn zeros(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Self> {
         let shape = room("a tensor", shape, dtype, device)?;
+        if shape.elem_count() == 0 {
+            return Ok(Self::constant_of(raw::moved(&Array::zeros(shape, dtype, &Device::Cpu)?, device)?)); // a card has no memory of nothing
+        }
         Ok(Self::constant_of(Array::zeros(shape, dtype, device)?))
     }
 
