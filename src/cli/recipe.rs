@@ -6,16 +6,13 @@ use crate::script::header::Header;
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result, nearest};
 use amscript_base::file;
-use amscript_base::text::decoded;
+use amscript_base::text::{AS_UTF8, decoded};
 use include_dir::{Dir, include_dir};
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 static SCRIPTS: Dir = include_dir!("$CARGO_MANIFEST_DIR/scripts");
 static EXAMPLES: Dir = include_dir!("$CARGO_MANIFEST_DIR/examples");
-
-/// What to do with a script in another encoding.
-const AS_UTF8: &str = "save it as UTF-8";
 
 /// What `amscript new` starts from unless told.
 const TEMPLATE: &str = "examples/own_method";

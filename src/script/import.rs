@@ -5,6 +5,7 @@ use super::source::{self, Around, own_name};
 use super::{RhaiResultOf, Session};
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
+use amscript_base::text::AS_UTF8;
 use amscript_base::{file, input, permissions};
 use include_dir::{Dir, include_dir};
 use parking_lot::Mutex;
@@ -147,7 +148,7 @@ pub fn find(session: &Session, source: Option<&str>, path: &str) -> Result<(Stri
                 .hint(format!("copy it beside the recipe, or allow it with `--allow-read={}`", named.display()))
         }
         false if e.kind() == ErrorKind::InvalidData => {
-            Error::new(Kind::File, format!("import: cannot read \"{path}\" ({e})")).hint("save it as UTF-8")
+            Error::new(Kind::File, format!("import: cannot read \"{path}\" ({e})")).hint(AS_UTF8)
         }
         false => Error::new(Kind::Missing, format!("import: no file for \"{path}\" ({e})")),
     })

@@ -3,6 +3,7 @@
 use super::rename::{self, RENAMED};
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result, nearest};
+use amscript_nn::MOST_LAYERS;
 use amscript_tensor::{DType, Tensor};
 use rhai::{Array, Blob, Dynamic, FnPtr, ImmutableString, Map};
 
@@ -292,10 +293,10 @@ impl<'a> Given<'a> {
     }
 }
 
-/// A number of layers as it is, if a network may have so many: memory would be full long before a million were made.
+/// A number of layers as it is, if a network may have so many.
 pub fn layers(function: &str, key: &str, count: usize) -> Result<usize> {
-    if count > 1000 {
-        bail!(Option, "{function}: option `{key}`: expected at most 1000 layers, got {count}");
+    if count > MOST_LAYERS {
+        bail!(Option, "{function}: option `{key}`: expected at most {MOST_LAYERS} layers, got {count}");
     }
     Ok(count)
 }

@@ -1,8 +1,8 @@
-//! Chapter `reduction`: sums, extremes, norms, softmax, and the matrix product.
+//! Chapter `reduction`: sums, extremes, norms, softmax, the matrix product, and eigenvalues.
 
 use super::*;
 use amscript_tensor::array::{dimension, extreme};
-use amscript_tensor::{Tensor, array};
+use amscript_tensor::{Tensor, array, eigen};
 
 /// Over all numbers, over one dimension, or over an array of dimensions; a reduced dimension goes.
 #[export_module(manifest)]
@@ -43,10 +43,7 @@ pub mod reduction {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn mean(x: Tensor) -> RhaiResultOf<Tensor> {
-        match x.requires_grad() {
-            true => Ok(x.mean_all()?),
-            false => Ok(x.mean_all()?),
-        }
+        Ok(x.mean_all()?)
     }
 
     #[rhai_fn(name = "mean", return_raw)]
@@ -202,6 +199,21 @@ pub mod reduction {
     #[rhai_fn(return_raw)]
     pub fn matmul(a: Tensor, b: Tensor) -> RhaiResultOf<Tensor> {
         Ok(array::matmul(&a, &b)?)
+    }
+
+    /// The eigenvalues and eigenvectors of a symmetric matrix: `values` `[n]`, the smallest first, and `vectors` `[n, n]`, a column each, in f64. No gradient.
+    ///
+    /// ```rhai
+    /// let found = symmetric_eigen(tensor([[2, 1], [1, 2]]));
+    /// assert_close(found.values, tensor([1, 3]), 1e-12);
+    /// assert_close(found.vectors.abs(), full([2, 2], sqrt(0.5)), 1e-6);
+    /// symmetric_eigen(tensor([[2, 1], [0, 2]]))      //=> error: symmetric_eigen: expected a symmetric matrix
+    /// symmetric_eigen(zeros([2, 3]))                 //=> error: symmetric_eigen: expected a square matrix, got shape [2, 3]
+    /// ```
+    #[rhai_fn(return_raw)]
+    pub fn symmetric_eigen(x: Tensor) -> RhaiResultOf<Map> {
+        let (values, vectors) = eigen::symmetric_eigen(&x)?;
+        Ok(Map::from([("values".into(), Dynamic::from(values)), ("vectors".into(), Dynamic::from(vectors))]))
     }
 }
 

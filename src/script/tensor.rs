@@ -39,7 +39,7 @@ pub mod tensor {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn tensor(context: NativeCallContext, values: Dynamic) -> RhaiResultOf<Tensor> {
-        let (shape, mut flat) = (shape_of(&values, 20), vec![]);
+        let (shape, mut flat) = (shape_of(&values, array::MOST_RANK + 1), vec![]);
         array::few(shape.len(), "tensor")?;
         gather(values, &shape, &mut flat)?;
         Ok(place(&context, Tensor::from_vec(flat, shape, &amscript_tensor::Device::Cpu))?)

@@ -29,6 +29,9 @@ pub fn visible(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
+/// What to do with a text in another encoding.
+pub const AS_UTF8: &str = "save it as UTF-8";
+
 /// A text in UTF-8, without the mark that some editors begin it with.
 pub fn decoded(mut bytes: Vec<u8>) -> Result<String> {
     if bytes.starts_with("\u{feff}".as_bytes()) {

@@ -9,6 +9,7 @@ use amscript_base::error::{Error, Kind, Result};
 use amscript_base::file::{self, Draft};
 use amscript_base::progress::{self, Progress};
 use amscript_base::{input, memory};
+use amscript_tensor::array::MOST_RANK;
 use amscript_tensor::{Array, DType, Device, Tensor};
 use memmap2::Mmap;
 use serde::{Deserialize, de};
@@ -18,7 +19,6 @@ use std::path::Path;
 
 const MAX_HEADER: u64 = 16 << 20;
 const MAX_TENSORS: usize = 20_000;
-const MAX_RANK: usize = 16;
 
 /// Type, shape and place of a stored tensor.
 #[derive(Clone, Debug)]
@@ -215,6 +215,10 @@ fn header_length(start: &[u8], size: u64) -> Result<u64> {
     Ok(length)
 }
 
+/// How Git's pointer to a large file begins, what it is, and what to do.
+pub(super) const LFS_POINTER: (&[u8], &str, &str) =
+    (b"version https://git-lfs", "a Git LFS pointer", "fetch the file itself with `git lfs pull`");
+
 /// What a file is that begins like this and holds no tensors that are read here, and what to do.
 pub(super) fn other_kind(start: &[u8]) -> Option<(&'static str, &'static str)> {
     const KINDS: [(&[u8], &str, &str); 6] = [
@@ -223,7 +227,7 @@ pub(super) fn other_kind(start: &[u8]) -> Option<(&'static str, &'static str)> {
         (b"{", "JSON", "name the file of tensors itself"),
         (b"\x93NUMPY", "a NumPy file", "save it with `safetensors.numpy.save_file`"),
         (b"\x89HDF", "an HDF5 file", "convert it to safetensors where it came from"),
-        (b"version https://git-lfs", "a Git LFS pointer", "fetch the file itself with `git lfs pull`"),
+        LFS_POINTER,
     ];
     let start = start.trim_ascii_start();
     KINDS.iter().find(|(magic, ..)| start.starts_with(magic)).map(|(_, kind, hint)| (*kind, *hint))
@@ -331,8 +335,8 @@ pub(super) fn check_count(count: usize) -> Result<()> {
 }
 
 pub(super) fn check_rank(shape: &[usize]) -> Result<()> {
-    if shape.len() > MAX_RANK {
-        bail!(Limit, "expected at most {MAX_RANK} dimensions, got {}", shape.len());
+    if shape.len() > MOST_RANK {
+        bail!(Limit, "expected at most {MOST_RANK} dimensions, got {}", shape.len());
     }
     Ok(())
 }

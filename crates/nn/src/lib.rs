@@ -36,3 +36,6 @@ pub mod source;
 pub mod tokenizer;
 pub mod vit;
 pub mod weights;
+
+/// Layers of one kind that a network may have: memory would be full long before more were made.
+pub const MOST_LAYERS: usize = 1000;

@@ -74,11 +74,13 @@ pub fn affordable(shape: &[usize], function: &str) -> Result<usize> {
     }
 }
 
-/// Refuses more dimensions than anyone means: what walks through them would take all of the stack.
+/// Dimensions that a tensor may have: what walks through more than anyone means would take all of the stack.
+pub const MOST_RANK: usize = 16;
+
+/// Refuses more dimensions than [`MOST_RANK`].
 pub fn few(rank: usize, function: &str) -> Result<()> {
-    const MOST: usize = 16;
-    if rank > MOST {
-        bail!(Limit, "{function}: a tensor may have at most {MOST} dimensions, got {rank}");
+    if rank > MOST_RANK {
+        bail!(Limit, "{function}: a tensor may have at most {MOST_RANK} dimensions, got {rank}");
     }
     Ok(())
 }

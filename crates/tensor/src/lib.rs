@@ -20,6 +20,7 @@ pub mod array;
 pub mod bytes;
 pub mod check;
 mod cuda;
+pub mod eigen;
 pub mod file;
 pub mod grad;
 mod graph;

@@ -1,12 +1,13 @@
 //! How a tensor prints: its values when there are few, otherwise shape, place and statistics.
 
+use super::array::MOST_RANK;
 use super::{DType, Device, Tensor};
 use amscript_base::error::Result;
 
 /// `tensor([1.0, 2.0])` for at most eight numbers, else `tensor[4, 16] f32 cpu mean 0.1 std 1.0 min -2.0 max 2.0`.
 pub fn show(x: &Tensor) -> String {
     match (x.elem_count(), values(x)) {
-        (1..=8, Ok(values)) if x.rank() <= 16 => format!("tensor({})", nested(&values, x.dims(), x.dtype())),
+        (1..=8, Ok(values)) if x.rank() <= MOST_RANK => format!("tensor({})", nested(&values, x.dims(), x.dtype())),
         (1.., Ok(values)) if x.dtype() != DType::U8 => format!("{} {}", brief(x), statistics(&values)),
         _ => brief(x),
     }

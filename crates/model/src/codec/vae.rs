@@ -2,6 +2,7 @@
 
 use amscript_base::bail;
 use amscript_base::error::Result;
+use amscript_nn::MOST_LAYERS;
 use amscript_nn::layout::Piece;
 use amscript_nn::linear::Linear;
 use amscript_nn::weights::{Init, Weights};
@@ -163,10 +164,10 @@ impl Autoencoder {
             );
         }
         let (layers, halvings) = (config.layers_per_block, config.block_out_channels.len());
-        if layers > 1000 || halvings > 30 {
+        if layers > MOST_LAYERS || halvings > 30 {
             bail!(
                 Value,
-                "vae: expected layers_per_block of at most 1000 and at most 30 block_out_channels, got {layers} and {halvings}"
+                "vae: expected layers_per_block of at most {MOST_LAYERS} and at most 30 block_out_channels, got {layers} and {halvings}"
             );
         }
         if config.block_out_channels.iter().any(|c| c % config.norm_num_groups != 0) {

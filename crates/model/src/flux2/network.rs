@@ -5,6 +5,7 @@
 
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
+use amscript_nn::MOST_LAYERS;
 use amscript_nn::linear::Linear;
 use amscript_nn::weights::{Init, Weights};
 use amscript_tensor::grad::segment;
@@ -86,8 +87,8 @@ impl Flux2Config {
 
     fn check(&self) -> Result<()> {
         let layers = self.num_layers.max(self.num_single_layers);
-        if layers > 1000 {
-            bail!(Value, "flux2: num_layers and num_single_layers must be at most 1000, got {layers}");
+        if layers > MOST_LAYERS {
+            bail!(Value, "flux2: num_layers and num_single_layers must be at most {MOST_LAYERS}, got {layers}");
         }
         if self.axes_dims_rope.iter().sum::<usize>() != self.attention_head_dim
             || self.axes_dims_rope.iter().any(|d| d % 2 != 0)

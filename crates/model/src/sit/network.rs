@@ -5,6 +5,7 @@
 
 use amscript_base::bail;
 use amscript_base::error::Result;
+use amscript_nn::MOST_LAYERS;
 use amscript_nn::linear::Linear;
 use amscript_nn::weights::{Init, Weights};
 use amscript_tensor::grad::segment;
@@ -93,8 +94,8 @@ impl SitConfig {
     }
 
     fn check(&self) -> Result<()> {
-        if self.depth > 1000 {
-            bail!(Value, "sit: depth must be at most 1000, got {}", self.depth);
+        if self.depth > MOST_LAYERS {
+            bail!(Value, "sit: depth must be at most {MOST_LAYERS}, got {}", self.depth);
         }
         if self.num_heads == 0
             || !self.hidden_size.is_multiple_of(self.num_heads)

@@ -1,18 +1,22 @@
 //! The prompts of a text file: a line each, or a JSON object or text on each line. What is another kind of file is refused, not read
 //! as prompts.
 
-use amscript_base::{bail, error::Result};
+use crate::archive::LFS_POINTER;
+use amscript_base::{bail, error::Result, text::AS_UTF8};
 use serde_json::Value;
 
-/// How files begin that are no text of prompts.
-const OTHERS: [(&[u8], &str); 7] = [
-    (b"PK\x03\x04", "a zip file"),
-    (b"PAR1", "a Parquet file"),
-    (b"\x1f\x8b", "a gzip file"),
-    (b"%PDF", "a PDF file"),
-    (b"\xff\xfe", "UTF-16"),
-    (b"\xfe\xff", "UTF-16"),
-    (b"version https://git-lfs", "a Git LFS pointer"),
+/// What to do with a file that is no text.
+const OF_TEXT: &str = "write its prompts to a text file, one a line";
+
+/// How files begin that are no text of prompts, what they are, and what to do.
+const OTHERS: [(&[u8], &str, &str); 7] = [
+    (b"PK\x03\x04", "a zip file", OF_TEXT),
+    (b"PAR1", "a Parquet file", OF_TEXT),
+    (b"\x1f\x8b", "a gzip file", OF_TEXT),
+    (b"%PDF", "a PDF file", OF_TEXT),
+    (b"\xff\xfe", "UTF-16", AS_UTF8),
+    (b"\xfe\xff", "UTF-16", AS_UTF8),
+    LFS_POINTER,
 ];
 
 /// Where a JSON object has its prompt.
@@ -43,25 +47,19 @@ fn is_blank(c: char) -> bool {
 
 fn decoded(bytes: &[u8]) -> Result<&str> {
     let page = bytes.trim_ascii_start().get(..6).unwrap_or_default().to_ascii_lowercase();
-    let other = OTHERS.iter().find(|(magic, _)| bytes.starts_with(magic)).map(|(_, kind)| *kind);
-    let other = other.or(matches!(&page[..], b"<!doct" | b"<html>" | b"<html " | b"<?xml ").then_some("HTML or XML"));
-    match other {
-        Some("UTF-16") => bail!(File, "must be text in UTF-8, got UTF-16"; hint: "save it as UTF-8"),
-        Some("a Git LFS pointer") => {
-            bail!(File, "must be text in UTF-8, got a Git LFS pointer"; hint: "fetch the file itself with `git lfs pull`")
-        }
-        Some(kind) => {
-            bail!(File, "must be text in UTF-8, got {kind}"; hint: "write its prompts to a text file, one a line")
-        }
-        None => {}
+    if matches!(&page[..], b"<!doct" | b"<html>" | b"<html " | b"<?xml ") {
+        bail!(File, "must be text in UTF-8, got HTML or XML"; hint: "{OF_TEXT}");
+    }
+    if let Some((_, kind, hint)) = OTHERS.iter().find(|(magic, ..)| bytes.starts_with(magic)) {
+        bail!(File, "must be text in UTF-8, got {kind}"; hint: "{hint}");
     }
     if let Some(at) = bytes.iter().position(|b| *b == 0) {
         let line = bytes[..at].iter().filter(|b| **b == b'\n').count() + 1;
-        bail!(File, "must be text in UTF-8, got a NUL character in line {line}"; hint: "UTF-16 has such; save it as UTF-8");
+        bail!(File, "must be text in UTF-8, got a NUL character in line {line}"; hint: "UTF-16 has such; {AS_UTF8}");
     }
     match std::str::from_utf8(bytes) {
         Ok(text) => Ok(text),
-        Err(_) => bail!(File, "must be text in UTF-8, got another encoding"; hint: "save it as UTF-8"),
+        Err(_) => bail!(File, "must be text in UTF-8, got another encoding"; hint: "{AS_UTF8}"),
     }
 }
 
