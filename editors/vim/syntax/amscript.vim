@@ -31,10 +31,10 @@ syn keyword amscriptFunction rng rollout round rows running sample sample_norm s
 syn keyword amscriptFunction scatter score score_from_velocity scores scripted_reward sde select settings shapes share shifted shifted_times
 syn keyword amscriptFunction show sigmoid sign silu similarities sin sine_squared skip_updates sleep softmax softplus split
 syn keyword amscriptFunction sqrt square squared squeeze ssim ssp stack start_run state std steered step
-syn keyword amscriptFunction step_weights steps stop stop_run stratified strength sum sum_advantages sum_errors sum_rewards swap systematic
-syn keyword amscriptFunction tanh taps tensor terminal terminal_cost terminal_gradient time to to_array trainable transition transpose
-syn keyword amscriptFunction u32 uniform uniform_times unload_text_encoder unscaled_ratio unsqueeze up_to update value_and_grad velocity velocity_field velocity_from_data
-syn keyword amscriptFunction velocity_from_noise velocity_from_score velocity_kl velocity_units vgg_flow vjp window zeros zip
+syn keyword amscriptFunction step_weights steps stop stop_run stratified strength sum sum_advantages sum_errors sum_rewards swap symmetric_eigen
+syn keyword amscriptFunction systematic tanh taps tensor terminal terminal_cost terminal_gradient time to to_array trainable transition
+syn keyword amscriptFunction transpose u32 uniform uniform_times unload_text_encoder unscaled_ratio unsqueeze up_to update value_and_grad velocity velocity_field
+syn keyword amscriptFunction velocity_from_data velocity_from_noise velocity_from_score velocity_kl velocity_units vgg_flow vjp window zeros zip
 syn match amscriptNumber /\<\d[0-9_]*\(\.\d\+\)\?\([eE][-+]\?\d\+\)\?\>/
 syn region amscriptString start=/"/ skip=/\\./ end=/"/
 syn region amscriptString start=/`/ end=/`/
