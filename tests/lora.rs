@@ -320,12 +320,16 @@ fn folders_of_adapters() {
         "{none}"
     );
     let config = folder.path().join("adapter_config.json");
-    std::fs::write(config, "\u{feff}{\"r\": 4, \"lora_alpha\": 2, \"peft_type\": \"LORA\"}").unwrap();
+    std::fs::write(&config, "\u{feff}{\"r\": 4, \"lora_alpha\": 2, \"peft_type\": \"LORA\"}").unwrap();
     for name in ["other.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.safetensors"] {
         written(&folder.path().join(name), &tensors(&b));
         assert!(error(&load(folder.path()), &half) < 1e-6, "{name}");
         assert!(error(&load(&folder.path().join(name)), &half) < 1e-6, "{name}");
     }
+    std::fs::remove_file(&config).unwrap();
+    std::fs::create_dir(&config).unwrap();
+    let unread = case.base.load_lora(&folder.path().join("adapter_model.safetensors"), false).err().unwrap();
+    assert!(unread.message.ends_with("adapter_config.json: it is a folder, not a file"), "{unread}");
 }
 
 /// BFL's last layer has (shift, scale), diffusers' (scale, shift).

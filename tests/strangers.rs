@@ -95,6 +95,9 @@ fn a_recipe_that_goes_round_for_ever_ends() {
     }
     let (code, _) = run("let n = 0; while n < 100000 { n += 1; }", &[]);
     assert_eq!(code, Some(0));
+    // values that hold each other, as deep as a recipe gets before that
+    let chain = "let f = #{}; for i in 0..1000000 { let g = f; let h = || g; f = #{ h: h }; }";
+    assert_eq!(run(chain, &[]).0, Some(0));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use super::catalog::script_type;
 use super::source::own_name;
 use super::suggest;
 use amscript_base::error::{Error, Kind, Place};
-use rhai::{Dynamic, EvalAltResult, Position};
+use rhai::{Dynamic, EvalAltResult, Map, Position};
 
 /// What a fallible native returns; the definition writer knows this spelling.
 pub type RhaiResultOf<T> = Result<T, Box<EvalAltResult>>;
@@ -79,6 +79,28 @@ fn in_use(function: &str) -> Error {
         .hint(format!("write `{function}(x, || ..)` instead of `x.{function}(|| ..)`"))
 }
 
+/// What `catch` gives a script: a map that Rhai made of an error of its own becomes an error as natives throw it.
+pub(super) fn caught(value: Dynamic, session: &Session) -> Dynamic {
+    let told = |key: &str| value.read_lock::<Map>()?.get(key)?.clone().into_string().ok();
+    let (Some(name), Some(message)) = (told("error"), told("message")) else { return value };
+    if !name.starts_with("Error") {
+        return value;
+    }
+    // of an error in a function: "Function not found: f (i64) @ 'a.rhai' (line 2, position 19)\nin call to function 'g'"
+    let first = message.lines().next().unwrap_or_default();
+    let (text, at) = first.rsplit_once(" @ '").unwrap_or((first, ""));
+    let source = at.split_once("' (line ").map_or_else(|| told("source").unwrap_or_default(), |(name, _)| name.into());
+    let script = session.source(&source).unwrap_or_default();
+    Dynamic::from(match text.split_once(": ") {
+        Some(("Function not found", call)) => suggest::function(call, session),
+        Some(("Variable not found", name)) => suggest::word("variable", name, &script),
+        Some(("Property not found", name)) => suggest::word("property", name, &script),
+        Some(("Indexer unavailable", access)) => suggest::indexing(access),
+        _ if text.starts_with("Unknown property") => suggest::property(text),
+        _ => Error::new(Kind::Value, uncapitalised(text)),
+    })
+}
+
 /// What `throw` was given: one of our errors on its way on, or any value.
 fn thrown(value: Dynamic) -> Error {
     value.clone().try_cast::<Error>().unwrap_or_else(|| Error::new(Kind::Value, value.to_string()))
@@ -96,7 +118,10 @@ fn kind(error: &EvalAltResult) -> Kind {
 /// Rhai's own wording in our form: lower case, no place.
 fn without_position(mut error: EvalAltResult) -> String {
     error.clear_position();
-    let text = error.to_string();
+    uncapitalised(&error.to_string())
+}
+
+fn uncapitalised(text: &str) -> String {
     let mut letters = text.chars();
     letters.next().map_or(String::new(), |first| first.to_lowercase().chain(letters).collect())
 }

@@ -233,13 +233,40 @@ pub(super) fn texts(module: &mut Module) {
     replace().set_into_module(module, |text: &mut ImmutableString, find: char, with: &str| -> RhaiResultOf<()> {
         Ok(replaced(text, find.encode_utf8(&mut [0; 4]), with)?)
     });
-    let split = || FuncRegistration::new("split");
-    split().set_into_module(module, |text: &mut ImmutableString, at: &str| -> RhaiResultOf<Array> {
-        Ok(parts(text, at)?)
+    for name in ["split", "split_rev"] {
+        type Parts = RhaiResultOf<Array>;
+        let split = || FuncRegistration::new(name);
+        let by =
+            move |text: &ImmutableString, at: char, most: i64| parts(name, text, at.encode_utf8(&mut [0; 4]), most);
+        split().set_into_module(module, move |text: &mut ImmutableString, at: &str| -> Parts {
+            Ok(parts(name, text, at, i64::MAX)?)
+        });
+        split().set_into_module(module, move |text: &mut ImmutableString, at: &str, most: i64| -> Parts {
+            Ok(parts(name, text, at, most)?)
+        });
+        split().set_into_module(module, move |text: &mut ImmutableString, at: char| -> Parts {
+            Ok(by(text, at, i64::MAX)?)
+        });
+        split().set_into_module(module, move |text: &mut ImmutableString, at: char, most: i64| -> Parts {
+            Ok(by(text, at, most)?)
+        });
+    }
+    let new = |name| FuncRegistration::new(name).with_purity(true);
+    new("split").set_into_module(module, |text: &mut ImmutableString| -> RhaiResultOf<Array> {
+        few("split", text.split_whitespace().count())?;
+        Ok(if text.is_empty() { vec![text.clone().into()] } else { text.split_whitespace().map(Into::into).collect() })
     });
-    split().set_into_module(module, |text: &mut ImmutableString, at: char| -> RhaiResultOf<Array> {
-        Ok(parts(text, at.encode_utf8(&mut [0; 4]))?)
+    new("to_chars").set_into_module(module, |text: &mut ImmutableString| -> RhaiResultOf<Array> {
+        few("to_chars", text.chars().count())?;
+        Ok(text.chars().map(Into::into).collect())
     });
+}
+
+fn few(name: &str, count: usize) -> Result<()> {
+    if count > super::tensor::MOST_ITEMS {
+        bail!(Limit, "{name}: expected at most {} parts, got {count}", super::tensor::MOST_ITEMS);
+    }
+    Ok(())
 }
 
 fn replaced(text: &mut ImmutableString, find: &str, with: &str) -> Result<()> {
@@ -255,12 +282,15 @@ fn replaced(text: &mut ImmutableString, find: &str, with: &str) -> Result<()> {
     Ok(())
 }
 
-fn parts(text: &ImmutableString, at: &str) -> Result<Array> {
-    let count = if text.is_empty() { 1 } else { text.matches(at).count() + 1 };
-    if count > super::tensor::MOST_ITEMS {
-        bail!(Limit, "split: expected at most {} parts, got {count}", super::tensor::MOST_ITEMS);
-    }
-    Ok(if count == 1 { vec![text.clone().into()] } else { text.split(at).map(Into::into).collect() })
+fn parts(name: &str, text: &ImmutableString, at: &str, most: i64) -> Result<Array> {
+    let found = if text.is_empty() { 1 } else { text.matches(at).count() + 1 };
+    let count = found.min(usize::try_from(most).unwrap_or(0).max(1));
+    few(name, count)?;
+    Ok(match (count, name) {
+        (1, _) => vec![text.clone().into()],
+        (_, "split") => text.splitn(count, at).map(Into::into).collect(),
+        _ => text.rsplitn(count, at).map(Into::into).collect(),
+    })
 }
 
 /// Whether a comparison holds of a difference.
@@ -364,11 +394,23 @@ mod tests {
             run("[\"a,b\".split(\",\"), \"a,b\".split(','), \"ab\".split(\",\")]")?,
             "[[\"a\", \"b\"], [\"a\", \"b\"], [\"ab\"]]"
         );
+        assert_eq!(
+            run("[\"a,b,c\".split(\",\", 2), \"a,b,c\".split_rev(',', 2), \"a,b\".split(',', 0), \"a  b\".split()]")?,
+            "[[\"a\", \"b,c\"], [\"c\", \"a,b\"], [\"a,b\"], [\"a\", \"b\"]]"
+        );
         let long = "let s = \"x\"; s.pad(5000000, 'x');";
         let error = run(&format!("{long} s.replace(\"x\", \"yyyy\");")).err().unwrap();
         assert!(error.message.contains("replace: expected a text of at most 16777216 bytes, got 20000000"), "{error}");
-        let error = run(&format!("{long} s.split(\"x\");")).err().unwrap();
-        assert!(error.message.contains("split: expected at most 4194304 parts, got 5000001"), "{error}");
+        for call in
+            ["split(\"x\")", "split('x')", "split(\"x\", 5000001)", "split_rev('x', 5000001)", "split_rev(\"x\")"]
+        {
+            let error = run(&format!("{long} s.{call};")).err().unwrap();
+            assert!(error.message.contains("expected at most 4194304 parts, got 5000001"), "{call}: {error}");
+        }
+        let error = run(&format!("{long} s.to_chars();")).err().unwrap();
+        assert!(error.message.contains("to_chars: expected at most 4194304 parts, got 5000000"), "{error}");
+        let error = run("let s = \"x\"; s.pad(9000000, \" x\"); s.split();").err().unwrap();
+        assert!(error.message.contains("split: expected at most 4194304 parts, got 4500000"), "{error}");
         Ok(())
     }
 

@@ -1,13 +1,15 @@
-//! What Rhai reads in the place of what a script says. Two things are put in behind words:
+//! What Rhai reads in the place of what a script says. Three things are put in behind words:
 //! * A closure that a variable holds is called by the variable's name: `f(x)` is read as `f.call(x)`. Where a function has that name too,
 //!   what the variable holds when the script gets there decides.
 //! * Functions of a file get names that no other file has, and its own calls with them. Rhai looks a name up in all files that are running,
 //!   and remembers what it found; without this, functions of the same name in two files stand in for each other, and for natives.
+//! * `catch (e) {` is read as `catch (e) { let e = caught_error(e);`, for Rhai gives errors of its own as maps.
 
 use super::CHAPTERS;
 use super::scopes::Scopes;
 use super::suggest::standard;
 use super::word::Word;
+use super::{Session, fault};
 use rhai::plugin::*;
 use rhai::{FnPtr, FuncRegistration, Module, Token};
 use std::sync::Arc;
@@ -45,7 +47,7 @@ pub(super) fn inserts(words: &[Word], own: &[Function], around: &Around) -> Vec<
     for (i, word) in words.iter().enumerate() {
         scopes.pass(words, i);
         let Some(name) = word.name() else {
-            found.extend(named(words, i, own, around));
+            found.extend(named(words, i, own, around).or_else(|| caught(words, i, around)));
             continue;
         };
         let (before, after) = (i.checked_sub(1).map(|i| &words[i].token), words.get(i + 1));
@@ -84,8 +86,13 @@ pub(super) fn inserts(words: &[Word], own: &[Function], around: &Around) -> Vec<
 /// What a call by a name that is a variable's and a function's is read as: `f.called_by_name("f", x)`.
 const BY_NAME: &str = "called_by_name";
 
-/// Calls what a variable holds if that is a closure, else the function of its name.
+/// What a caught error goes through.
+const CAUGHT: &str = "caught_error";
+
+/// Calls what a variable holds if that is a closure, else the function of its name; and gives what was caught its form.
 pub(super) fn calls(module: &mut Module) {
+    let caught = |context: NativeCallContext, value: Dynamic| fault::caught(value, &Session::of(&context));
+    FuncRegistration::new(CAUGHT).set_into_module(module, caught);
     for parameters in 2..=12 {
         let call = |context: Option<NativeCallContext>, args: &mut [&mut Dynamic]| {
             let context = context.unwrap_or_else(|| unreachable!());
@@ -110,6 +117,14 @@ fn named(words: &[Word], i: usize, own: &[Function], around: &Around) -> Option<
     let known = own.iter().chain(&around.functions).any(|f| f.name == name.as_str());
     let suffix = around.suffix.clone().filter(|_| takes_names && begin.is(&Token::LeftParen) && known)?;
     Some(Insert::behind(word, 1 + name.chars().count(), suffix))
+}
+
+/// Behind the brace of a `catch (e) {`.
+fn caught(words: &[Word], i: usize, around: &Around) -> Option<Insert> {
+    let [.., catch, begin, variable, end, brace] = words.get(..=i)? else { return None };
+    let form = [(catch, Token::Catch), (begin, Token::LeftParen), (end, Token::RightParen), (brace, Token::LeftBrace)];
+    let name = variable.name().filter(|_| !around.check && form.iter().all(|(word, token)| word.is(token)))?;
+    Some(Insert::behind(brace, 1, format!(" let {name} = {CAUGHT}({name});")))
 }
 
 fn is_function(name: &str, around: &Around) -> bool {
@@ -242,7 +257,11 @@ mod tests {
                 "xs.map(|a, b| a.call(b.call(1)), a(2)); |a| { a.call(b()) }",
             ),
             ("for (a, i) in a(i) { a(i) } a(i)", "for (a, i) in a(i) { a.call(i) } a(i)"),
-            ("try { e(1) } catch (e) { e(2) } e(3)", "try { e(1) } catch (e) { e.call(2) } e(3)"),
+            (
+                "try { e(1) } catch (e) { e(2) } e(3)",
+                "try { e(1) } catch (e) { let e = caught_error(e); e.call(2) } e(3)",
+            ),
+            ("try { f } catch { 1 }", "try { f } catch { 1 }"),
             ("if x { let h = 1; h(2) } h(3)", "if x { let h = 1; h.call(2) } h(3)"),
             ("let h = 1; x.h(1) + m::h(2); fn h(x) { h(1) }", "let h = 1; x.h(1) + m::h(2); fn h(x) { h(1) }"),
             ("fn f() { g(1) } let k = 1; a | k(2)", "fn f() { g.call(1) } let k = 1; a | k.call(2)"),

@@ -5,8 +5,8 @@ use amscript_base::bail;
 use amscript_base::error::Result;
 use nalgebra::DMatrix;
 
-/// Eigenvalues `[n]`, the smallest first, and eigenvectors `[n, n]`, a column each, of a symmetric matrix, in f64 on the processor. They
-/// have no gradient.
+/// Eigenvalues `[n]`, the smallest first, and eigenvectors `[n, n]`, a column each, of a symmetric matrix, in f64 where the matrix is,
+/// found on the processor. They have no gradient.
 pub fn symmetric_eigen(x: &Tensor) -> Result<(Tensor, Tensor)> {
     let n = match x.dims() {
         [n, m] if n == m && *n > 0 => *n,
@@ -23,8 +23,8 @@ pub fn symmetric_eigen(x: &Tensor) -> Result<(Tensor, Tensor)> {
     order.sort_by(|i, j| found.eigenvalues[*i].total_cmp(&found.eigenvalues[*j]));
     let values: Vec<f64> = order.iter().map(|i| found.eigenvalues[*i]).collect();
     let vectors = found.eigenvectors.select_columns(&order).transpose();
-    let vectors = Tensor::from_vec(vectors.as_slice().to_vec(), (n, n), &Device::Cpu)?;
-    Ok((Tensor::from_vec(values, n, &Device::Cpu)?, vectors))
+    let vectors = Tensor::from_vec(vectors.as_slice().to_vec(), (n, n), x.device())?;
+    Ok((Tensor::from_vec(values, n, x.device())?, vectors))
 }
 
 #[cfg(test)]

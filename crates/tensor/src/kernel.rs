@@ -40,15 +40,19 @@ fn fused(a: f32, b: f32, c: f32) -> f32 {
     if cfg!(target_feature = "fma") { a.mul_add(b, c) } else { a * b + c }
 }
 
+/// Numbers near this are integers apart, and their lowest bits say which.
+const INTEGERS: f32 = 1.5 * (1 << 23) as f32;
+
 impl Real for f32 {
     /// Cephes' polynomial, within 2 units in the last place.
     fn exponential(self) -> f32 {
         let x = self.clamp(-87.3, 88.7);
-        let n = (x * std::f32::consts::LOG2_E).round_ties_even();
+        let rounded = fused(x, std::f32::consts::LOG2_E, INTEGERS);
+        let n = rounded - INTEGERS;
         let r = fused(n, 2.121_944_4e-4, fused(n, -0.693_359_4, x));
         let p = [8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
         let p = p.iter().fold(fused(1.987_569_1e-4, r, 1.398_199_9e-3), |p, c| fused(p, r, *c));
-        fused(p, r * r, r + 1.0) * f32::from_bits(((n as i32 + 127) << 23) as u32)
+        fused(p, r * r, r + 1.0) * f32::from_bits(rounded.to_bits().wrapping_add(127) << 23)
     }
 
     /// Abramowitz and Stegun 7.1.26, within 2e-7.
@@ -289,11 +293,12 @@ pub fn shares((m, k, n): (usize, usize, usize)) -> Vec<(Range<usize>, Range<usiz
     cuts.map(|cut| if m >= n { (cut, 0..n) } else { (0..m, cut) }).collect()
 }
 
-/// Numbers summed side by side, which the compiler keeps in registers.
+/// Numbers summed side by side, which the compiler keeps in registers; two such sets, for several additions begin while one is made.
 const LANES: usize = 32;
 
 /// The sum of all lanes, in pairs.
-fn gathered<T: Real>(mut lanes: [T; LANES]) -> T {
+fn gathered<T: Real>(mut lanes: [T; LANES], others: [T; LANES]) -> T {
+    lanes.iter_mut().zip(others).for_each(|(a, b)| *a += b);
     let mut half = LANES / 2;
     while half > 0 {
         for i in 0..half {
@@ -306,24 +311,36 @@ fn gathered<T: Real>(mut lanes: [T; LANES]) -> T {
 
 /// Sum of `f` over a row.
 pub fn sum<T: Real>(row: &[T], f: impl Fn(T) -> T) -> T {
-    let chunks = row.chunks_exact(LANES);
+    let add = |lanes: &mut [T; LANES], row: &[T]| lanes.iter_mut().zip(row).for_each(|(s, v)| *s += f(*v));
+    let (mut lanes, mut others) = ([T::zero(); LANES], [T::zero(); LANES]);
+    let pairs = row.chunks_exact(2 * LANES);
+    let chunks = pairs.remainder().chunks_exact(LANES);
     let rest = chunks.remainder().iter().fold(T::zero(), |s, v| s + f(*v));
-    let lanes = chunks.fold([T::zero(); LANES], |mut s, c| {
-        s.iter_mut().zip(c).for_each(|(s, v)| *s += f(*v));
-        s
-    });
-    rest + gathered(lanes)
+    for pair in pairs {
+        let (one, other) = pair.split_at(LANES);
+        add(&mut lanes, one);
+        add(&mut others, other);
+    }
+    chunks.for_each(|chunk| add(&mut lanes, chunk));
+    rest + gathered(lanes, others)
 }
 
 /// Inner product of `a` and `f(b)`.
 pub fn dot<T: Real>(a: &[T], b: &[T], f: impl Fn(T) -> T) -> T {
-    let (ca, cb) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let add = |lanes: &mut [T; LANES], a: &[T], b: &[T]| {
+        lanes.iter_mut().zip(a.iter().zip(b)).for_each(|(s, (a, b))| *s += *a * f(*b));
+    };
+    let (mut lanes, mut others) = ([T::zero(); LANES], [T::zero(); LANES]);
+    let (pairs_a, pairs_b) = (a.chunks_exact(2 * LANES), b.chunks_exact(2 * LANES));
+    let (ca, cb) = (pairs_a.remainder().chunks_exact(LANES), pairs_b.remainder().chunks_exact(LANES));
     let rest = ca.remainder().iter().zip(cb.remainder()).fold(T::zero(), |s, (a, b)| s + *a * f(*b));
-    let lanes = ca.zip(cb).fold([T::zero(); LANES], |mut s, (a, b)| {
-        s.iter_mut().zip(a.iter().zip(b)).for_each(|(s, (a, b))| *s += *a * f(*b));
-        s
-    });
-    rest + gathered(lanes)
+    for (a, b) in pairs_a.zip(pairs_b) {
+        let ((a, other_a), (b, other_b)) = (a.split_at(LANES), b.split_at(LANES));
+        add(&mut lanes, a, b);
+        add(&mut others, other_a, other_b);
+    }
+    ca.zip(cb).for_each(|(a, b)| add(&mut lanes, a, b));
+    rest + gathered(lanes, others)
 }
 
 /// The largest number of a row; minus infinity if it is empty.

@@ -52,8 +52,9 @@ impl Alphas {
         let config = path.with_file_name("adapter_config.json");
         let of_peft = path.file_stem().is_some_and(|stem| stem == "adapter_model")
             || archive.entries().keys().any(|name| name.starts_with("base_model."));
-        if let (true, Ok(bytes)) = (of_peft, file::read(&config)) {
-            let parsed = object(&bytes).and_then(|config| Self::parse(&config, ""));
+        if of_peft && file::exists(&config) {
+            let bytes = file::read(&config).map_err(|e| Error::new(Kind::File, e.to_string()));
+            let parsed = bytes.and_then(|bytes| Self::parse(&object(&bytes)?, ""));
             return parsed.map_err(|e| e.within("adapter_config.json"));
         }
         let speaks = |(key, text): &(&String, &String)| {

@@ -1,5 +1,6 @@
 //! 2-D convolution, as matrix products of patches unrolled a few lines of an image at a time or by Winograd's tiles, and nearest upsampling.
 
+mod direct;
 mod shape;
 mod upsample;
 mod winograd;
@@ -177,24 +178,31 @@ enum Begin<'a, T> {
     Kept,
 }
 
-/// By Winograd's tiles, where there are kernels for them and they are faster.
+/// By Winograd's tiles or without patches, where there are kernels for tiles of products.
 fn tiled<T: Real>(x: &[T], weight: &[T], begin: Begin<T>, z: ConvShape, out: &mut [T]) -> bool {
-    let bias = match begin {
-        Begin::Zero => Some(None),
-        Begin::Bias(bias) => T::single(bias).map(Some),
-        Begin::Kept => None,
+    let begin = match begin {
+        Begin::Zero => Some(Begin::Zero),
+        Begin::Bias(bias) => T::single(bias).map(Begin::Bias),
+        Begin::Kept => Some(Begin::Kept),
     };
-    let found =
-        (tiles::kind().filter(|_| winograd::fits(&z)), bias, T::single(x), T::single(weight), T::single_mut(out));
-    let (Some(kind), Some(bias), Some(x), Some(weight), Some(out)) = found else { return false };
-    winograd::convolve(kind, [x, weight], bias, z, out);
+    let found = (tiles::kind(), begin, T::single(x), T::single(weight), T::single_mut(out));
+    let (Some(kind), Some(begin), Some(x), Some(weight), Some(out)) = found else { return false };
+    match begin {
+        Begin::Zero if winograd::fits(&z) => winograd::convolve(kind, [x, weight], None, z, out),
+        Begin::Bias(bias) if winograd::fits(&z) => winograd::convolve(kind, [x, weight], Some(bias), z, out),
+        _ if direct::fits(&z) => direct::convolve(kind, [x, weight], begin, z, out),
+        _ => return false,
+    }
     true
 }
 
 fn convolve<T: Real>(x: &[T], weight: &[T], begin: Begin<T>, z: ConvShape, out: &mut [T]) {
-    if tiled(x, weight, begin, z, out) {
-        return;
+    if !tiled(x, weight, begin, z, out) {
+        by_patches(x, weight, begin, z, out);
     }
+}
+
+fn by_patches<T: Real>(x: &[T], weight: &[T], begin: Begin<T>, z: ConvShape, out: &mut [T]) {
     let x = split_by_stride(x, z);
     let (patch, pixels, image) = (z.patch(), z.pixels(), x.len() / z.batch.max(1));
     let (step, plain) = (z.lines(), z.plain());
@@ -304,8 +312,10 @@ pub(super) fn cases() -> Vec<super::cases::Case> {
         (2, 4, 2, 5, 6, 1, 1, 0),
         (2, 2, 2, 9, 10, 4, 4, 0),
         (2, 3, 2, 20, 21, 5, 1, 2),
-        (2, 32, 33, 17, 18, 3, 1, 1),
-        (3, 40, 32, 15, 14, 3, 1, 2),
+        (2, 16, 33, 17, 18, 3, 1, 1),
+        (3, 20, 3, 15, 14, 4, 1, 2),
+        (2, 64, 65, 33, 34, 3, 1, 1),
+        (3, 66, 64, 31, 30, 3, 1, 2),
     ];
     let mut all = upsample::cases();
     for (batch, inner, outer, h, w, k, stride, padding) in sizes {

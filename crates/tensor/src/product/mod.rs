@@ -281,7 +281,8 @@ impl Block<'_> {
             // SAFETY: panels are packed; C has these rows and columns.
             unsafe {
                 let (c, begin) = (c.add(rows.start * row + columns.start), begin.from(columns.start));
-                let tile = Tile { k, a: a.as_ptr(), b: packed.as_ptr(), c, c_row: row, begin };
+                let (a, b) = (a.as_ptr(), packed.as_ptr());
+                let tile = Tile { k, a, b, places: std::ptr::null(), c, c_row: row, begin };
                 match columns.len() == kind.columns {
                     true => (self.by.tile)(rows.len(), tile),
                     false => narrow(kind, self.by, (rows.len(), columns.len()), tile),
@@ -323,23 +324,34 @@ impl Left {
 
     /// `C [m, n]` of panels of `B [k, n]`: `[n / columns, k, columns]`.
     pub fn times(&self, b: &[f32], c: &mut [f32]) {
-        let (kind, n) = (self.kind, c.len() / self.m);
-        assert!(
-            b.len() == self.k * n && n.is_multiple_of(kind.columns),
-            "packed product: {} numbers for {n} columns",
-            b.len()
-        );
+        self.tiles(b, c, None);
+    }
+
+    /// `C [m, n]` of `B [k, n]`, whose lines begin at `places` and may overlap.
+    pub fn times_spread(&self, b: &[f32], places: &[usize], c: &mut [f32]) {
+        self.tiles(b, c, Some(places));
+    }
+
+    fn tiles(&self, b: &[f32], c: &mut [f32], places: Option<&[usize]>) {
+        let (kind, k, n) = (self.kind, self.k, c.len() / self.m);
+        let there = match places {
+            None => b.len() == k * n,
+            Some(places) => places.len() == k && places.iter().all(|at| at + n <= b.len()),
+        };
+        assert!(there && n.is_multiple_of(kind.columns), "packed product: {} numbers for {n} columns", b.len());
+        let (make, between, places) = match places {
+            None => (kind.tile, k * kind.columns, std::ptr::null()),
+            Some(places) => (kind.spread, kind.columns, places.as_ptr()),
+        };
         let (by, rows) = (kind.singly(), 0..self.m);
-        let block = Block { kind, by, pieces: &[], rows, panels: self.m.div_ceil(kind.rows), depth: self.k };
-        for (j, b) in b.chunks(self.k * kind.columns).enumerate() {
+        let block = Block { kind, by, pieces: &[], rows, panels: self.m.div_ceil(kind.rows), depth: k };
+        for j in 0..n / kind.columns {
             for p in 0..block.panels {
                 let rows = block.panel(p);
-                let c = &mut c[rows.start * n + j * kind.columns..];
-                let a = &self.packed[p * kind.row_step * self.k..];
-                let tile =
-                    Tile { k: self.k, a: a.as_ptr(), b: b.as_ptr(), c: c.as_mut_ptr(), c_row: n, begin: Begin::Zero };
-                // SAFETY: panels are packed; C has these rows and columns.
-                unsafe { (kind.tile)(rows.len(), tile) };
+                let (a, c) = (&self.packed[p * kind.row_step * k..], &mut c[rows.start * n + j * kind.columns..]);
+                let (a, b, c) = (a.as_ptr(), b[j * between..].as_ptr(), c.as_mut_ptr());
+                // SAFETY: panels are packed, or lines as long as was looked at; C has these rows and columns.
+                unsafe { make(rows.len(), Tile { k, a, b, places, c, c_row: n, begin: Begin::Zero }) };
             }
         }
     }

@@ -10,6 +10,8 @@ pub struct Kind {
     pub columns: usize,
     /// A tile of this many rows.
     pub tile: unsafe fn(rows: usize, Tile),
+    /// The same where B's lines lie at [`Tile::places`].
+    pub spread: unsafe fn(rows: usize, Tile),
     /// The same of pairs of bf16 in place of numbers, where the processor has it: each adds two products.
     pub pairs: Option<unsafe fn(rows: usize, Tile)>,
 }
@@ -43,6 +45,8 @@ pub struct Tile {
     pub k: usize,
     pub a: *const f32,
     pub b: *const f32,
+    /// Where behind `b` each of its lines begins, unless they are packed one behind the other.
+    pub places: *const usize,
     pub c: *mut f32,
     /// Numbers between rows of C.
     pub c_row: usize,
@@ -65,11 +69,14 @@ trait Vector: Copy {
 
 /// `M` rows of `N` registers.
 #[inline(always)]
-unsafe fn tile<V: Vector, const M: usize, const N: usize, const STEP: usize>(t: Tile) {
+unsafe fn tile<V: Vector, const M: usize, const N: usize, const STEP: usize, const SPREAD: bool>(t: Tile) {
     unsafe {
         let mut sums = [[V::splat(0.0); N]; M];
         let (mut a, mut b) = (t.a, t.b);
-        for _ in 0..t.k {
+        for step in 0..t.k {
+            if SPREAD {
+                b = t.b.add(*t.places.add(step));
+            }
             let columns: [V; N] = std::array::from_fn(|j| V::load(b.add(j * V::LANES)));
             for (i, row) in sums.iter_mut().enumerate() {
                 let factor = V::splat(*a.add(i));
@@ -77,7 +84,10 @@ unsafe fn tile<V: Vector, const M: usize, const N: usize, const STEP: usize>(t: 
                     *sum = factor.times(column, *sum);
                 }
             }
-            (a, b) = (a.add(STEP), b.add(N * V::LANES));
+            a = a.add(STEP);
+            if !SPREAD {
+                b = b.add(N * V::LANES);
+            }
         }
         for (i, row) in sums.into_iter().enumerate() {
             for (j, sum) in row.into_iter().enumerate() {
@@ -95,12 +105,12 @@ unsafe fn tile<V: Vector, const M: usize, const N: usize, const STEP: usize>(t: 
 
 /// [`tile`] for a number of rows that is known when the program runs.
 macro_rules! tiles {
-    ($name:ident, $features:literal, $vector:ty, $registers:literal, $step:literal, [$($rows:literal)*]) => {
+    ($name:ident, $features:literal, $vector:ty, $registers:literal, $step:literal, $spread:literal, [$($rows:literal)*]) => {
         #[target_feature(enable = $features)]
         unsafe fn $name(rows: usize, t: Tile) {
             unsafe {
                 match rows {
-                    $($rows => tile::<$vector, $rows, $registers, $step>(t),)*
+                    $($rows => tile::<$vector, $rows, $registers, $step, $spread>(t),)*
                     _ => unreachable!("a tile of {rows} rows"),
                 }
             }
@@ -190,13 +200,16 @@ mod x86 {
         }
     }
 
-    tiles!(avx512bf16, "avx512f,avx512bf16", Pairs, 2, 16, [1 2 3 4 5 6 7 8 9 10 11 12 13 14]);
-    tiles!(avx512, "avx512f", __m512, 2, 16, [1 2 3 4 5 6 7 8 9 10 11 12 13 14]);
-    tiles!(avx2, "avx2,fma", __m256, 2, 8, [1 2 3 4 5 6]);
+    tiles!(avx512bf16, "avx512f,avx512bf16", Pairs, 2, 16, false, [1 2 3 4 5 6 7 8 9 10 11 12 13 14]);
+    tiles!(avx512, "avx512f", __m512, 2, 16, false, [1 2 3 4 5 6 7 8 9 10 11 12 13 14]);
+    tiles!(avx512_spread, "avx512f", __m512, 2, 16, true, [1 2 3 4 5 6 7 8 9 10 11 12 13 14]);
+    tiles!(avx2, "avx2,fma", __m256, 2, 8, false, [1 2 3 4 5 6]);
+    tiles!(avx2_spread, "avx2,fma", __m256, 2, 8, true, [1 2 3 4 5 6]);
 
-    pub const AVX512: Kind = Kind { rows: 14, row_step: 16, columns: 32, tile: avx512, pairs: None };
+    pub const AVX512: Kind =
+        Kind { rows: 14, row_step: 16, columns: 32, tile: avx512, spread: avx512_spread, pairs: None };
     pub const AVX512_BF16: Kind = Kind { pairs: Some(avx512bf16), ..AVX512 };
-    pub const AVX2: Kind = Kind { rows: 6, row_step: 8, columns: 16, tile: avx2, pairs: None };
+    pub const AVX2: Kind = Kind { rows: 6, row_step: 8, columns: 16, tile: avx2, spread: avx2_spread, pairs: None };
 }
 
 #[cfg(target_arch = "aarch64")]
@@ -206,9 +219,10 @@ mod arm {
 
     vector!(float32x4_t, 4, vld1q_f32, vst1q_f32, vdupq_n_f32, vaddq_f32, |a, b, c| vfmaq_f32(c, a, b));
 
-    tiles!(neon, "neon", float32x4_t, 4, 8, [1 2 3 4 5 6]);
+    tiles!(neon, "neon", float32x4_t, 4, 8, false, [1 2 3 4 5 6]);
+    tiles!(neon_spread, "neon", float32x4_t, 4, 8, true, [1 2 3 4 5 6]);
 
-    pub const NEON: Kind = Kind { rows: 6, row_step: 8, columns: 16, tile: neon, pairs: None };
+    pub const NEON: Kind = Kind { rows: 6, row_step: 8, columns: 16, tile: neon, spread: neon_spread, pairs: None };
 }
 
 /// What this processor has, the fastest first.

@@ -13,8 +13,9 @@ const HELD: usize = 1 << 18;
 /// Whether the convolution is one that tiles make faster: with few channels moving numbers takes longer than multiplying them, with few
 /// pixels transforming kernels does.
 pub fn fits(z: &ConvShape) -> bool {
-    let channels = |n: usize| (32..=Left::DEPTH).contains(&n);
-    (z.kh, z.kw, z.stride) == (3, 3, 1) && channels(z.inner) && channels(z.outer) && z.batch * z.pixels() >= 512
+    let (few, many) = (z.inner.min(z.outer), z.inner.max(z.outer));
+    let enough = few >= 48 && many <= Left::DEPTH && z.batch * z.pixels() >= 512;
+    (z.kh, z.kw, z.stride) == (3, 3, 1) && enough && z.batch * z.pixels() * few > 1 << 17
 }
 
 /// Numbers of transformed kernels, as they are made and as they are packed; a thread's tiles are few.
