@@ -96,7 +96,9 @@ pub(super) fn caught(value: Dynamic, session: &Session) -> Dynamic {
         Some(("Variable not found", name)) => suggest::word("variable", name, &script),
         Some(("Property not found", name)) => suggest::word("property", name, &script),
         Some(("Indexer unavailable", access)) => suggest::indexing(access),
+        Some(("Module not found", _)) => Error::new(Kind::Missing, uncapitalised(text)),
         _ if text.starts_with("Unknown property") => suggest::property(text),
+        _ if text.ends_with("exceeds maximum limit") => Error::new(Kind::Limit, uncapitalised(text)),
         _ => Error::new(Kind::Value, uncapitalised(text)),
     })
 }

@@ -119,6 +119,11 @@ pub mod language {
         error.message.clone()
     }
 
+    #[rhai_fn(global, name = "to_string", name = "to_debug", pure)]
+    pub fn show_closure(f: &mut FnPtr) -> String {
+        if f.is_anonymous() { "closure".into() } else { format!("closure {}", source::own_name(f.fn_name())) }
+    }
+
     /// The options of a script's own function: its defaults with the given ones in their place.
     ///
     /// An unknown name, or a value of another kind than its default, is an error; where the default is `()` any value goes.

@@ -1,4 +1,5 @@
-//! 2-D convolution, as matrix products of patches unrolled a few lines of an image at a time or by Winograd's tiles, and nearest upsampling.
+//! 2-D convolution, as matrix products: of patches unrolled a few lines of an image at a time, of pieces of the image itself, or of
+//! Winograd's tiles; and nearest upsampling.
 
 mod direct;
 mod shape;
