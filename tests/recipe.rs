@@ -290,6 +290,26 @@ fn a_table_fills_in_from_runs_that_are_done_once() {
 }
 
 #[test]
+fn a_row_that_ends_in_an_error_leaves_the_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = folder.path().join("rows.rhai");
+    let text = r#"import "stdlib/experiment" as experiment;
+        import "stdlib/table" as table;
+        let s = experiment::settings(#{
+            iterations: 1, batch: 1, steps: 2, rank: 2, test_prompts: 1, images_per_prompt: 2, watch: [], seeds: [0], only: [],
+        });
+        let methods = map(["first", "second", "third"], |name| #{ name: name, method: draft(#{ grid: uniform(2) }) });
+        methods[1].method = |experiment, batch, run| { throw "it runs away" };
+        let run = start_run(s);
+        finish(run, table::fill(experiment::open(s), methods, ["reward"]), #{ columns: ["reward"] });"#;
+    std::fs::write(&script, text).unwrap();
+    let printed = run(script.to_str().unwrap(), &folder.path().join("out"), &[]);
+    assert!(printed.contains("warning: second, seed 0 is left out: it runs away"), "{printed}");
+    let table = printed.rsplit("reward ").next().unwrap();
+    assert!(table.contains("first") && table.contains("third") && !table.contains("second"), "{printed}");
+}
+
+#[test]
 fn every_table_runs() {
     let folder = tempfile::tempdir().unwrap();
     let tiny = [&TABLE[..], &["watch=[]", "seeds=[0]", "lpips=", "features="]].concat();

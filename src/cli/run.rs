@@ -22,8 +22,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Rhai walks a script by recursion, 64 calls of expressions 64 deep at most, and drops values that hold each other so, some 350 bytes a
-/// level: reserved are as many levels as a script makes before it is taken for one that goes round for ever, or else what walking takes.
-const STACKS: [usize; 2] = [1 << 30, 64 << 20];
+/// level: reserved are as many levels as a script makes before it is taken for one that goes round for ever, unless addresses are bounded.
+const STACK: usize = 1 << 30;
+const SMALL_STACK: usize = 64 << 20;
 
 /// Operations of a script without a call of a native, some seconds, before it is taken for one that goes round for ever.
 const MAX_ALONE: usize = 20_000_000;
@@ -109,8 +110,8 @@ pub fn on_large_stack(work: impl FnOnce() -> anyhow::Result<ExitCode> + Send + '
         work()
     };
     let on = |size| std::thread::Builder::new().stack_size(size);
-    let size = STACKS.into_iter().find(|size| on(*size).spawn(|| ()).is_ok()).unwrap_or_default();
-    match on(size).spawn(share_and_work).map(|w| w.join()) {
+    let large = memory::address_space().is_none() && on(STACK).spawn(|| ()).is_ok();
+    match on(if large { STACK } else { SMALL_STACK }).spawn(share_and_work).map(|w| w.join()) {
         Ok(Ok(code)) => code,
         Ok(Err(_)) => Ok(ExitCode::from(101)), // the panic has printed itself
         Err(e) => Err(Error::new(Kind::Internal, format!("run: no thread to run the script on: {e}")).into()),

@@ -60,8 +60,9 @@ fn number_of(file: &str, word: &str) -> Option<usize> {
     text.lines().find_map(|line| line.strip_prefix(word))?.split_whitespace().next()?.parse().ok()
 }
 
+/// Bytes of addresses that this process can still get, where they are bounded.
 #[cfg(unix)]
-fn address_space() -> Option<usize> {
+pub fn address_space() -> Option<usize> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: writes one `rlimit`.
     let answer = unsafe { libc::getrlimit(libc::RLIMIT_AS, &raw mut limit) };
@@ -69,8 +70,9 @@ fn address_space() -> Option<usize> {
     Some(limit.saturating_sub(number_of("/proc/self/status", "VmSize:")? * 1024))
 }
 
+/// Addresses are not bounded here.
 #[cfg(not(unix))]
-fn address_space() -> Option<usize> {
+pub fn address_space() -> Option<usize> {
     None
 }
 
