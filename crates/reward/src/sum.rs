@@ -10,12 +10,15 @@ use std::sync::Arc;
 pub struct Sum {
     terms: Vec<(f64, Arc<dyn Reward>)>,
     offset: f64,
+    /// Rewards as they were written, before equal ones were put together.
+    written: usize,
 }
 
 impl Sum {
     /// One reward, once; the terms of a sum.
     pub fn of(reward: Arc<dyn Reward>) -> Self {
-        reward.as_sum().cloned().unwrap_or_else(|| Self { terms: vec![(1.0, reward.clone())], offset: 0.0 })
+        let one = || Self { terms: vec![(1.0, reward.clone())], offset: 0.0, written: reward.extent().0 };
+        reward.as_sum().cloned().unwrap_or_else(one)
     }
 
     /// One reward stands once, however often it is added.
@@ -27,6 +30,7 @@ impl Sum {
             }
         }
         self.offset += other.offset;
+        self.written = self.written.saturating_add(other.written);
         self
     }
 
@@ -76,10 +80,8 @@ impl Reward for Sum {
     }
 
     fn extent(&self) -> (usize, usize) {
-        let each = self.terms.iter().map(|(_, reward)| reward.extent());
-        let together = |all: (usize, usize), one: (usize, usize)| (all.0.saturating_add(one.0), all.1.max(one.1));
-        let (terms, depth) = each.fold((0, 0), together);
-        (terms, depth.saturating_add(1))
+        let depth = self.terms.iter().map(|(_, reward)| reward.extent().1).max().unwrap_or(0);
+        (self.written, depth.saturating_add(1))
     }
 
     fn as_sum(&self) -> Option<&Sum> {
@@ -124,6 +126,12 @@ mod tests {
         }
         let message = twice(&doubled).err().unwrap().message;
         assert!(message.ends_with("got 16384 and 29"), "{message}");
+        let mut added = one();
+        for _ in 0..13 {
+            added = RewardModel::of_others(Sum::of(added.0.clone()).plus(&Sum::of(added.0))).unwrap();
+        }
+        let message = RewardModel::of_others(Sum::of(added.0.clone()).plus(&Sum::of(added.0))).err().unwrap().message;
+        assert!(message.ends_with("got 16384 and 2"), "{message}");
         let mut deep = one();
         for _ in 1..100 {
             deep = clamped(&deep, 1.0).unwrap();
