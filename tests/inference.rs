@@ -380,6 +380,7 @@ fn more_particles_than_memory_holds_are_refused_before_they_are_made() {
     std::fs::write(&script, text).unwrap();
     let run = |more: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_amscript"));
+        command.env("AMSCRIPT_DEVICE", "cpu"); // `--max-memory` bounds the processor's
         command.env("RAYON_NUM_THREADS", "1").arg("run").arg(&script).args(more).current_dir(&folder).output().unwrap()
     };
     let output = run(&["--max-memory", "1GB"]);
