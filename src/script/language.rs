@@ -267,6 +267,7 @@ pub(super) fn texts(module: &mut Module) {
     });
 }
 
+/// Refuses more parts than an array may have.
 fn few(name: &str, count: usize) -> Result<()> {
     if count > super::tensor::MOST_ITEMS {
         bail!(Limit, "{name}: expected at most {} parts, got {count}", super::tensor::MOST_ITEMS);

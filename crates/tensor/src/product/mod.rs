@@ -301,7 +301,7 @@ pub struct Left {
 }
 
 impl Left {
-    /// Steps of k at most.
+    /// Steps of k at which a panel of B still stays in the second cache.
     pub const DEPTH: usize = DEPTH;
 
     /// # Safety
