@@ -237,6 +237,28 @@ fn adaptive_truncation_stands_beside_fixed_ones() {
     assert!(folder.path().join("images/control.png").exists());
 }
 
+#[test]
+fn a_table_of_methods_compares_at_equal_reward() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = [
+        "budget=60",
+        "batch=2",
+        "per_prompt=2",
+        "steps=4",
+        "test_prompts=2",
+        "images_per_prompt=2",
+        "lpips=",
+        "features=",
+    ];
+    let some = ["watch=[]", "parts=[1.0]", "only=[\"ODE-AM-3 x 1.0\", \"MixGRPO\"]"];
+    let printed = run("scripts/tables/methods.rhai", folder.path(), &[&small[..], &some[..]].concat());
+    let table = printed.rsplit("reward ").next().unwrap();
+    for word in ["base", "MixGRPO", "ODE-AM-3 x 1.0", "oracle over"] {
+        assert!(table.contains(word), "{word}: {printed}");
+    }
+    assert!(folder.path().join("images/reward-oracle.png").exists());
+}
+
 /// Rhai 1.27 keeps functions that it found inside a module by their bare name for the script too.
 #[test]
 fn a_module_that_trains_leaves_the_runs_functions_alone() {
