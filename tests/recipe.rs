@@ -244,7 +244,7 @@ fn a_table_of_methods_compares_at_equal_reward() {
         "budget=60",
         "batch=2",
         "per_prompt=2",
-        "steps=4",
+        "steps=6",
         "test_prompts=2",
         "images_per_prompt=2",
         "lpips=",
