@@ -103,6 +103,34 @@ fn transformer_weight_gradients() {
     }
 }
 
+/// What a pipeline is sampled with where nothing records it: that of the published ones.
+#[test]
+fn steps_and_guidance_are_the_published_ones() {
+    let defaults = |folder: &std::path::Path| {
+        let flow = open(folder.to_str().unwrap(), &Sources::default(), &ModelOptions::default(), &Device::Cpu).unwrap();
+        (flow.defaults().steps, flow.defaults().guidance)
+    };
+    let copy = tempfile::tempdir().unwrap();
+    for part in ["transformer", "vae", "text_encoder", "tokenizer"] {
+        std::os::unix::fs::symlink(
+            std::fs::canonicalize(format!("tests/golden/flux2/{part}")).unwrap(),
+            copy.path().join(part),
+        )
+        .unwrap();
+    }
+    let read = |name: &str| std::fs::read_to_string(format!("tests/golden/flux2/{name}")).unwrap();
+    let recorded = r#"{ "max_sequence_length": 32, "text_encoder_out_layers": [1, 2, 3] }"#;
+    for (distilled, expected) in [("false", (50, 4.0)), ("true", (4, 1.0))] {
+        let index =
+            read("model_index.json").replace("\"is_distilled\": false", &format!("\"is_distilled\": {distilled}"));
+        std::fs::write(copy.path().join("model_index.json"), index).unwrap();
+        std::fs::write(copy.path().join("amscript.json"), recorded).unwrap();
+        assert_eq!(defaults(copy.path()), expected);
+    }
+    std::fs::write(copy.path().join("amscript.json"), recorded.replace(" }", ", \"steps\": 8 }")).unwrap();
+    assert_eq!(defaults(copy.path()), (8, 1.0));
+}
+
 #[test]
 fn autoencoder_both_ways() {
     let g = expected();

@@ -120,6 +120,31 @@ fn autoencoder_in_both_namings() {
     }
 }
 
+/// `shift_factor` of later ones: encoded are `(raw - shift) factor`, and back.
+#[test]
+fn a_shift_of_latents_is_applied() {
+    let g = expected();
+    let copy = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(format!("{FOLDER}/vae")).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+    }
+    let path = copy.path().join("config.json");
+    let mut config: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    let factor = config["scaling_factor"].as_f64().unwrap();
+    config["shift_factor"] = 0.1159.into();
+    std::fs::write(&path, config.to_string()).unwrap();
+    let [plain, shifted] = [format!("{FOLDER}/vae"), copy.path().to_str().unwrap().to_string()]
+        .map(|folder| Latents::open(&Component::Folder(Folder::disk(folder)), None, DType::F32, &Device::Cpu).unwrap());
+    let apart = |a: Tensor, b: Tensor| (a - b).unwrap().abs().unwrap().max_all().unwrap().to_vec0::<f32>().unwrap();
+    let image = g["in.image"].affine(0.5, 0.5).unwrap();
+    let expected = (plain.encode(&image).unwrap() - 0.1159 * factor).unwrap();
+    assert!(apart(shifted.encode(&image).unwrap(), expected) < 1e-6);
+    let z = &g["in.z"];
+    let expected = plain.decode(&(z + 0.1159 * factor).unwrap()).unwrap();
+    assert!(apart(shifted.decode(z).unwrap(), expected) < 1e-5);
+}
+
 #[test]
 fn sizes_of_published_weights_are_read_from_shapes() {
     let config = SitConfig {

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds what run.sh asks a card with, for any x86-64 processor of 2013 or later and any card since 8.0, small enough to send along.
 #   benches/gpu/pack.sh FOLDER        # with CUDA_HOME set, see docs/gpu.md
-# FOLDER gets amscript, gpu, tensor and main, each compressed; the checkout must be beside them at the same path when they run.
+# FOLDER gets all.tar.xz with amscript, gpu, tensor and main, and where this checkout lay. The same checkout must be where run.sh is started.
 set -euo pipefail
 folder=${1:?usage: pack.sh FOLDER}
 mkdir -p "$folder"
@@ -19,6 +19,8 @@ for line in sys.stdin:
     case $name in amscript_tensor) name=tensor ;; amscript | gpu | main) ;; *) continue ;; esac
     [ "$name" = amscript ] && [ "$(basename "$file")" != amscript ] && continue
     strip -o "$folder/$name" "$file"
-    xz -T0 -f "$folder/$name"
 done
-ls -l "$folder"
+pwd > "$folder/checkout"
+# One archive with a window as wide as all of them: what they have in common, the tiny family above all, counts once.
+(cd "$folder" && tar -cf - amscript gpu tensor main | xz -T1 -6 --lzma2=dict=192MiB > all.tar.xz && rm amscript gpu tensor main)
+du -h "$folder/all.tar.xz"

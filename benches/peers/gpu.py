@@ -1,9 +1,10 @@
 """`benches/gpu.rs` in PyTorch: the same network, decoder and updates with random weights, one line of JSON. Needs torch alone.
 
-    python benches/peers/gpu.py [--size tiny] [--device cpu] [--methods AM-1,AM-3] [--batch 16] [--steps 20] [--repeats 3] [--compile] [--own-loss]
+    python benches/peers/gpu.py [--size tiny] [--device cpu] [--methods AM-1,AM-3] [--batch 16] [--steps 20] [--repeats 3] [--compile] [--own-loss] [--tf32]
 
 Blocks are checkpointed as ours are, attention is `scaled_dot_product_attention`, weights are bf16 on a card, adapters f32. The update reuses base
 outputs and policy graphs as ours does; with `--own-loss` the loss runs base and policy again on the window, as published practice writes it.
+Convolutions of the decoder are f32, as ours are; with `--tf32` as PyTorch has them by default.
 """
 
 import argparse
@@ -320,7 +321,9 @@ def main():
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--own-loss", action="store_true")
+    parser.add_argument("--tf32", action="store_true")
     o = parser.parse_args()
+    torch.backends.cudnn.allow_tf32 = o.tf32
     rate, found = matmul_rate(o.device), {}
     bench = Bench(o, SIZES[o.size])
     weights = finished(o.device)
@@ -334,7 +337,7 @@ def main():
         peak = finished(o.device)
         found[method] = dict(seconds=(time.perf_counter() - begun) / repeats, peak_bytes=peak)
     print(json.dumps(dict(side="torch " + torch.__version__, device=o.device, size=o.size, batch=o.batch, steps=o.steps, compiled=o.compile,
-                          own_loss=o.own_loss, matmul_tflops=rate / 1e12, weights_bytes=weights, methods=found)))
+                          own_loss=o.own_loss, tf32=o.tf32, matmul_tflops=rate / 1e12, weights_bytes=weights, methods=found)))
 
 
 if __name__ == "__main__":

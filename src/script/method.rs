@@ -80,6 +80,11 @@ impl Method {
         self.core.clone()
     }
 
+    /// A method that has this one within, and draws from the same stream.
+    pub fn around(&self, core: Arc<dyn solver::Method>, text: String) -> Self {
+        Self { core, text, rng: self.rng.clone() }
+    }
+
     /// The same method with a random stream of its own.
     pub fn drawing_from(self, rng: Option<Stream>) -> Self {
         Self { rng, ..self }

@@ -18,7 +18,7 @@ use amscript_model::Flow;
 use amscript_reward::RewardModel;
 use amscript_tensor::check::{deferred_checks, read};
 use amscript_tensor::grad::pullback;
-use amscript_tensor::op::combine;
+use amscript_tensor::sample::spread;
 use amscript_tensor::{Stream, Tensor};
 
 fn noisy() -> Sampler {
@@ -132,7 +132,9 @@ options! {
         loss_steps: Selection = Selection::All,
         /// How much of the reward's gradient the velocity should have, as a closure of time; () means `t^2`.
         eta: Option<FnPtr> = None,
-        /// Scale of the policy's classifier-free guidance; 1 means none.
+        /// The largest norm of a sample's gradient of the scaled reward; () means no bound.
+        gradient_clip: Option<f64> = None,
+        /// Scale of classifier-free guidance, of policy and base; 1 means none.
         guidance: f64 = 1.0,
         /// The random stream of noise and steps; () means the batch's.
         rng: Option<Stream> = None,
@@ -245,6 +247,7 @@ impl VggOptions {
             rollout: rolling(context, self.grid, self.solver),
             steps: self.loss_steps,
             eta: Arc::new(eta),
+            gradient_clip: self.gradient_clip,
             guidance: self.guidance,
         };
         Method::new(Arc::new(core), text).drawing_from(rng)
@@ -260,10 +263,16 @@ struct Pulled {
 
 impl Velocity for Pulled {
     fn velocity(&self, x: &Tensor, t: &Tensor, condition: &Condition) -> Result<Tensor> {
-        let time = read(&t.narrow(0, 0, 1)?)?[0];
-        if time == 0.0 {
+        let times = read(t)?;
+        if times.iter().all(|t| *t == 0.0) {
             return self.flow.velocity(x, t, condition);
         }
+        let by_time = |f: fn(f64) -> f64| {
+            let factors: Vec<f64> = times.iter().map(|t| f(*t)).collect();
+            spread(&Tensor::new(factors, x.device())?.to_dtype(x.dtype())?, x)
+        };
+        let ahead = by_time(|t| 1.0 - t)?;
+        let push = by_time(|t| if t == 0.0 { 0.0 } else { (t - 1.0) / t })?;
         let x = x.leaf();
         let v = self.flow.velocity(&x, t, condition)?;
         let (flow, reward, text) = (self.flow.clone(), self.reward.clone(), condition.text.clone());
@@ -274,12 +283,12 @@ impl Velocity for Pulled {
         };
         let cost = RewardCost::new(score, self.weight)?;
         let value = v.constant().to_dtype(x.dtype())?;
-        let data = combine((&x.constant(), 1.0), (&value, 1.0 - time))?;
+        let data = (x.constant() + value.broadcast_mul(&ahead)?)?;
         let pull = deferred_checks(|| terminal_gradient(&cost, &data))?.gradient;
         // d x1_hat / dx = 1 + (1 - t) dv / dx: a Gaussian's posterior mean, and so exact for a reward that is linear
         let through = pullback(&v, &pull.to_dtype(v.dtype())?, &[x])?.remove(0).to_dtype(pull.dtype())?;
-        let pull = combine((&pull, 1.0), (&through, 1.0 - time))?;
-        combine((&value, 1.0), (&pull, -(1.0 - time) / time))
+        let pull = (pull + through.broadcast_mul(&ahead)?)?;
+        value + pull.broadcast_mul(&push)?
     }
 }
 
@@ -401,7 +410,7 @@ pub mod policy {
         let preview = rolling(&context, options.grid, options.solver);
         let core =
             methods::Explore { method: method.core(), preview, candidates: options.candidates, kept: options.kept };
-        Ok(Method::new(Arc::new(core), text))
+        Ok(method.around(Arc::new(core), text))
     }
 
     /// A flow that is sampled with guidance by a reward: `v + weight (1 - t) / t grad r(x + (1 - t) v)`, the gradient through the network, and nothing at `t = 0`.

@@ -56,8 +56,17 @@ fn step(noise: &Noise, t: f64, h: f64) -> Result<Dynamics> {
     }
 }
 
+/// Refuses a sampler whose step no numbers tell.
+fn one_stage(sampler: &Sampler) -> Result<()> {
+    if !sampler.0.one_stage() {
+        bail!(Value, "step: a step of {sampler} takes two velocities, so that no numbers tell what it does"; hint: "take `euler()`, or step with `rollout`");
+    }
+    Ok(())
+}
+
 /// Step `k` of a grid that the sampler fits.
 fn step_of(sampler: &Sampler, grid: &Grid, k: i64) -> Result<Dynamics> {
+    one_stage(sampler)?;
     sampler.0.check(grid)?;
     match usize::try_from(k) {
         Ok(k) if k < grid.steps() => sampler.0.dynamics(grid, k),
@@ -264,9 +273,11 @@ pub mod sampler {
     /// sde(linear_decay()).step(0.5, 0.1).w         //=> 0.5
     /// gddim(1).step(0.9, 0.1).w                    //=> 0.0
     /// sde(constant(1), #{ last: 3 }).step(0.5, 0.1)   //=> error: needs the grid
+    /// heun().step(0.5, 0.1)                        //=> error: takes two velocities
     /// ```
     #[rhai_fn(name = "step", return_raw)]
     pub fn sampler_step(sampler: Sampler, t: f64, h: f64) -> RhaiResultOf<Map> {
+        one_stage(&sampler)?;
         Ok(numbers(&sampler.0.dynamics_at(t, h)?))
     }
 

@@ -2,9 +2,10 @@
 
 use crate::analytic::toy::{Counted, adjoint_matching};
 use amscript::Result;
+use amscript::align::policy::VggFlow;
 use amscript::align::{
-    AdjointMatching, Guidance, Norm, RewardCost, Truncation, control_target, lean_adjoint, matching_loss,
-    terminal_gradient,
+    AdjointMatching, Batch, Guidance, Method, MethodState, Norm, RewardCost, Truncation, control_target, lean_adjoint,
+    matching_loss, terminal_gradient,
 };
 use amscript::flow::{Condition, RolloutOptions, Velocity, klein_grid, rollout};
 use amscript::model::adapter::Targets;
@@ -182,6 +183,37 @@ fn guidance_is_chosen_in_three_places() {
     }
     losses.sort_by(f32::total_cmp);
     assert!(losses.windows(2).all(|pair| pair[0] < pair[1]), "{losses:?}");
+
+    // fields in the place of policy and base are guided where those would be
+    let loss = |options| adjoint_matching(policy, base, x0, condition, &case.cost(300.0), &options).unwrap().losses;
+    let field = |flow: &Flow| Some(Arc::new(flow.clone()) as Arc<dyn Velocity>);
+    let guidance = Guidance { scale: 3.0, rollout: true, adjoint: true, control: false };
+    let given = |rollout_policy, adjoint_model| AdjointMatching { rollout_policy, adjoint_model, ..Case::options(2) };
+    let told = loss(AdjointMatching { guidance, ..given(field(policy), field(base)) });
+    assert_eq!(values(&told[0]), values(&loss(given(field(&guided_policy), field(&guided_base)))[0]));
+    assert_ne!(values(&told[0]), values(&loss(given(field(policy), field(base)))[0]));
+}
+
+/// A policy that is its base and a reward of nothing: nothing to learn, whatever the guidance.
+#[test]
+fn vgg_flow_guides_policy_and_base_alike() {
+    let Case { base, policy, condition, x0 } = &Case::new();
+    let nothing = |scale| RewardCost::new(|x| x.flatten_from(1)?.mean(1), scale).unwrap();
+    let update = |scale, method: VggFlow| {
+        let batch = Batch::new(x0, condition, nothing(scale));
+        values(method.update(policy, base, &batch, &mut MethodState::default()).unwrap().losses.last().unwrap())[0]
+    };
+    let method = |guidance| VggFlow { guidance, ..VggFlow::new(klein_grid(STEPS, 16).unwrap()) };
+    for guidance in [1.0, 4.0] {
+        assert_eq!(update(0.0, method(guidance)), 0.0);
+    }
+    // The mean has the gradient 1 / n in each of n numbers: a norm of 1 / sqrt(n), bounded by a hundredth of that.
+    let all = update(300.0, method(1.0));
+    let norm = 300.0 / (x0.elem_count() as f64 / 2.0).sqrt();
+    for (bound, left) in [(2.0 * norm, 1.0), (0.01 * norm, 1e-4)] {
+        let bounded = update(300.0, VggFlow { gradient_clip: Some(bound), ..method(1.0) });
+        assert!((f64::from(bounded / all) - left).abs() < 1e-3 * left, "{bounded} of {all}");
+    }
 }
 
 #[test]

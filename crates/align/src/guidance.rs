@@ -75,11 +75,24 @@ impl<'a> Fields<'a> {
         })
     }
 
-    /// With these fields rolled out and carrying the adjoint, where there are any.
-    pub fn with(mut self, rollout: &Option<Arc<dyn Velocity>>, adjoint: &Option<Arc<dyn Velocity>>) -> Self {
-        self.rollout = rollout.clone().map(Owned::Made).or(self.rollout);
-        self.adjoint = adjoint.clone().map(Owned::Made).or(self.adjoint);
-        self
+    /// With these fields rolled out and carrying the adjoint, where there are any, guided as the ones whose place they take.
+    pub fn with(
+        mut self,
+        rollout: &Option<Arc<dyn Velocity>>,
+        adjoint: &Option<Arc<dyn Velocity>>,
+        guidance: &Guidance,
+    ) -> Result<Self> {
+        let pick = |field: &Arc<dyn Velocity>, chosen: bool| -> Result<Owned<'a>> {
+            let made = if chosen { guided(&**field, guidance.scale)? } else { None };
+            Ok(Owned::Made(made.unwrap_or_else(|| field.clone())))
+        };
+        if let Some(field) = rollout {
+            self.rollout = Some(pick(field, guidance.rollout)?);
+        }
+        if let Some(field) = adjoint {
+            self.adjoint = Some(pick(field, guidance.adjoint)?);
+        }
+        Ok(self)
     }
 
     pub fn policy(&self) -> &dyn Velocity {

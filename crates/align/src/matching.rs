@@ -124,7 +124,8 @@ impl Method for AdjointMatching {
         batch: &Batch,
         state: &mut MethodState,
     ) -> Result<Update> {
-        let fields = Fields::new(policy, base, &self.guidance)?.with(&self.rollout_policy, &self.adjoint_model);
+        let fields = Fields::new(policy, base, &self.guidance)?;
+        let fields = fields.with(&self.rollout_policy, &self.adjoint_model, &self.guidance)?;
         let rerun = if self.checkpoint_steps { Some(Rerun::of(fields.policy(), self.name())?) } else { None };
         let steps = self.rollout.grid.steps();
         let window = self.truncate.window(steps, state)?;

@@ -1,7 +1,7 @@
 //! Control penalties `f(|u|)`: the optimal control is `u = -(f')^{-1}(|a|) a / |a|` (arXiv:2605.06583, Theorem 3.1).
 
 use amscript_base::bail;
-use amscript_base::error::Result;
+use amscript_base::error::{Error, Result};
 use amscript_tensor::check::read;
 use amscript_tensor::grad::value_and_grad;
 use amscript_tensor::sample::{norm_per_sample, spread};
@@ -64,11 +64,13 @@ impl Regularizer {
         }
     }
 
-    /// The convex conjugate `f*(y) = max_r (r y - f(r))` of each number.
+    /// `max_r (r y - f(r)) + f(0)` of each number: the convex conjugate of what a control costs beyond none, 0 at 0.
     pub fn conjugate(&self, slopes: &[f64]) -> Result<Vec<f64>> {
         let sizes = self.sizes(slopes)?;
-        let values = self.value(&Tensor::new(sizes.as_slice(), &Device::Cpu)?)?.constant().to_vec1::<f64>()?;
-        Ok(slopes.iter().zip(sizes).zip(values).map(|((y, r), f)| y * r - f).collect())
+        let costs =
+            |r: &[f64]| Ok::<_, Error>(self.value(&Tensor::new(r, &Device::Cpu)?)?.constant().to_vec1::<f64>()?);
+        let none = costs(&[0.0])?[0];
+        Ok(slopes.iter().zip(&sizes).zip(costs(&sizes)?).map(|((y, r), f)| y * r - f + none).collect())
     }
 
     /// [`controls`](Self::controls) with another size of the control.
@@ -107,7 +109,7 @@ impl Regularizer {
         let norms = adjoints.iter().map(|a| norm_per_sample(&a.to_dtype(DType::F64)?)).collect::<Result<Vec<_>>>()?;
         let norms = if norms.is_empty() { Vec::new() } else { read(&Tensor::cat(&norms, 0)?)? };
         // Zero adjoint, zero control: the direction is undefined and the size 0.
-        let factors = self.sizes(&norms)?.into_iter().zip(&norms).map(|(size, n)| -size / n.max(f64::MIN_POSITIVE));
+        let factors = self.sizes(&norms)?.into_iter().zip(&norms).map(|(size, n)| -size / n.max(TINY));
         let mut factors = factors.collect::<Vec<f64>>().into_iter();
         let controls = adjoints.iter().map(|a| {
             let own: Vec<f64> = factors.by_ref().take(a.dim(0)?).collect();
@@ -285,6 +287,17 @@ mod tests {
         }
         let kinked = penalty(|r| r + (r.sqr()? * 0.5)?).sizes(&[0.5, 3.0]).unwrap();
         assert!(kinked[0] == 0.0 && (kinked[1] - 2.0).abs() < 1e-12, "{kinked:?}");
+    }
+
+    #[test]
+    fn a_constant_does_not_change_what_control_gains() {
+        // f = cosh r: f* = y asinh y - sqrt(1 + y^2), from -1 on.
+        let ys = [0.0f64, 0.1, 0.5, 1.0];
+        let found = penalty(|r| (r.exp()? + r.neg()?.exp()?)? * 0.5).conjugate(&ys).unwrap();
+        let exact = ys.map(|y| y * y.asinh() - (1.0 + y * y).sqrt() + 1.0);
+        assert!(found.iter().zip(exact).all(|(a, b)| (a - b).abs() < 1e-11), "{found:?} {exact:?}");
+        let power = Regularizer::power(4.0).unwrap().conjugate(&ys).unwrap();
+        assert!(power.iter().zip(ys).all(|(a, y)| (a - y.powf(4.0 / 3.0) * 0.75).abs() < 1e-12), "{power:?}");
     }
 
     #[test]

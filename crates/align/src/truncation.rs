@@ -100,10 +100,14 @@ impl Truncation {
         })
     }
 
-    /// How many of `steps` steps are active; all where nothing was measured.
+    /// How many of `steps` steps are active, for what measures no control.
     pub fn active(&self, steps: usize) -> Result<usize> {
         match self {
-            Truncation::Full | Truncation::Adaptive(_) => Ok(steps),
+            Truncation::Full => Ok(steps),
+            Truncation::Adaptive(_) => bail!(
+                Value, "truncate: adaptive(..) measures the control of adjoint matching, which there is none of here";
+                hint: "take `last(k)` or `full()`"
+            ),
             Truncation::Last(k) if (1..=steps).contains(k) => Ok(*k),
             Truncation::Last(k) => bail!(Value, "last: k must lie in 1..={steps}, the steps of the grid, got {k}"),
         }
@@ -141,7 +145,7 @@ mod tests {
         let seen: Vec<_> = (0..7).map(|_| window()).collect();
         let (all, some) = ((4, true), (2, false));
         assert_eq!(seen, [all, some, some, all, some, some, all]);
-        assert_eq!(truncation.active(4).unwrap(), 4);
+        assert!(truncation.active(4).unwrap_err().message.starts_with("truncate: adaptive(..) measures the control"));
         assert!(Adaptive::new(0.0, 3).is_err() && Adaptive::new(1.1, 3).is_err() && Adaptive::new(0.5, 0).is_err());
     }
 }

@@ -217,7 +217,8 @@ impl TextEncoder {
             config.extend(sizes);
         }
         write(&encoder.join("config.json"), &format!("{config:#}"))?;
-        let call = json!({"max_sequence_length": self.tokens, "text_encoder_out_layers": self.states});
+        // A pipeline that begins here has dropped no prompts in training, so that there is nothing to guide away from.
+        let call = json!({"max_sequence_length": self.tokens, "text_encoder_out_layers": self.states, "steps": 20, "guidance": 1.0});
         write(&pipeline.join("amscript.json"), &format!("{call:#}\n"))?;
         self.tokenizer.save(&tokenizer)?;
         let settings = json!({"tokenizer_class": "Qwen2Tokenizer", "pad_token": "<|endoftext|>",

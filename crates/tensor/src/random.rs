@@ -1,6 +1,7 @@
 //! Seeded random streams on the host: the same numbers on every device, and a resume needs only key and counter.
 
 use super::normal::box_muller;
+use super::place::send;
 use super::value::room;
 use super::{DType, Device, Tensor, interrupt};
 use amscript_base::bail;
@@ -130,13 +131,13 @@ impl Rng {
     pub fn normal(&mut self, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
         room("random numbers", shape, DType::F64, &Device::Cpu)?;
         let values = self.numbers(shape, 2, Self::normals)?;
-        Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
+        send(&Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?, dtype, device)
     }
 
     pub fn uniform(&mut self, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
         room("random numbers", shape, DType::F64, &Device::Cpu)?;
         let values = self.numbers(shape, 1, Self::uniforms)?;
-        Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
+        send(&Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?, dtype, device)
     }
 }
 

@@ -92,6 +92,23 @@ fn sum_all(x: &Array) -> Result<Array> {
     Ok(if whole == n { rows } else { (rows + x.narrow(0, whole, n - whole)?.sum_all()?)? })
 }
 
+/// The largest, or the smallest, numbers over `dim` by candle's `f`, which gives all of a vector to one block of a card; here there are as many as rows.
+pub fn extremes(
+    x: &Array,
+    dim: usize,
+    f: fn(&Array, usize) -> candle_core::Result<Array>,
+) -> candle_core::Result<Array> {
+    const ROW: usize = 1 << 12;
+    let n = x.elem_count();
+    if !x.device().is_cuda() || x.rank() != 1 || n < 2 * ROW {
+        return f(x, dim);
+    }
+    let whole = n - n % ROW;
+    let rows = f(&x.narrow(0, 0, whole)?.reshape((n / ROW, ROW))?, 1)?.flatten_all()?;
+    let all = if whole == n { rows } else { Array::cat(&[rows, x.narrow(0, whole, n - whole)?], 0)? };
+    extremes(&all, 0, f)
+}
+
 /// `a += b` on the processor, `a` contiguous.
 pub fn add_to(a: &Array, b: &Array) -> Result<()> {
     Ok(a.inplace_op2(&packed(b)?, &Add)?)
@@ -125,6 +142,7 @@ impl InplaceOp2 for Add {
 pub fn cut(x: &Array, dim: usize, start: usize, len: usize) -> Result<Array> {
     match has_kernel(x) {
         true => on_cpu!(x, cut_cpu(x, dim, start, len)),
+        false if cuda::parts::takes(x, dim) => cuda::parts::cut(x, dim, start, len),
         false => Ok(x.narrow(dim, start, len)?.force_contiguous()?),
     }
 }
@@ -148,6 +166,9 @@ pub fn joined(parts: &[&Array], dim: usize) -> Result<Array> {
     match (parts, has_kernel(parts[0])) {
         (_, true) => on_cpu!(parts[0], joined_cpu(parts, dim)),
         ([one], _) => Ok(one.force_contiguous()?),
+        _ if parts.iter().all(|x| cuda::parts::takes(x, dim) && x.dtype() == parts[0].dtype()) => {
+            cuda::parts::joined(parts, dim)
+        }
         _ => Ok(Array::cat(parts, dim)?.contiguous()?),
     }
 }

@@ -221,6 +221,16 @@ fn what_cannot_serve_is_refused_by_name() {
     assert!(message(&Grpo { trust: Trust::Clip(0.0), ..flow() }, &batch(4, 2, 0)).contains("must be above 0, got 0"));
     let gated = Grpo { gate: Some(0.5), kl: 1.0, ..flow() };
     assert!(message(&gated, &batch(4, 2, 0)).contains("a gate needs further judges"));
+    let idle = Grpo { kl: 0.0, ..gated };
+    assert!(message(&idle, &batch(4, 2, 0)).contains("go with a pull to it, got kl: 0.0"));
+    let five = |divided| {
+        let weight = RowWeight::Advantage(Advantage { scale: Scale::Rms, clip: Some(5.0) }, divided);
+        Forward::new(uniform(4).unwrap(), weight, Regression::Nft { beta: 1.0 })
+    };
+    assert!(message(&five(1.0), &batch(4, 2, 0)).contains("weights of nft_loss must lie in [-1, 1], got up to 5"));
+    update(&five(5.0), &Moved::new(0.0), &batch(4, 2, 0));
+    let idle = Forward { reference: Reference::Copy(Follow::Every(9)), ..five(5.0) };
+    assert!(message(&idle, &batch(4, 2, 0)).contains("got anchor: 0.0"));
     let weight = RowWeight::Advantage(Advantage { scale: Scale::Rms, clip: Some(1.0) }, 1.0);
     let low = Forward::new(uniform(4).unwrap(), weight, Regression::Quadratic(Gamma::Number(0.9)));
     assert!(message(&low, &batch(4, 2, 0)).contains("weights + gamma + anchor must be above 0, got -1 + 0.9"));

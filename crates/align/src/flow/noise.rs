@@ -109,24 +109,23 @@ impl Noise {
         }
     }
 
-    /// Refuses noise that is negative or infinite at a time of the grid, or with which a step of Euler-Maruyama overshoots.
-    pub fn check(&self, grid: &Grid) -> Result<()> {
-        for (k, t) in grid.times().iter().take(grid.steps()).enumerate() {
-            let step = self.dynamics(*t, grid.width(k))?;
-            let w = step.w.unwrap_or_default();
-            if !(w.is_finite() && w >= 0.0 && step.mean_reversion.is_finite()) {
-                bail!(
-                    Value, "sde: the noise w(t) must be finite and not negative on the grid, got {w} at t = {t:.4} (step {k})";
-                    hint: "memoryless() clips the noise that diverges at t = 0; bound a schedule of your own"
-                );
-            }
-            if step.h * step.mean_reversion > 2.0 {
-                let (h, most) = (step.h, w * 2.0 / (step.h * step.mean_reversion));
-                bail!(
-                    Value, "sde: the noise must be at most {most:.4} at t = {t:.4}, where a step is {h:.4} wide, got {w:.4}";
-                    hint: "a stronger one makes the step overshoot and states grow: use less noise or a finer grid"
-                );
-            }
+    /// Refuses noise that is negative or infinite at step `k` of a grid, or with which a step of Euler-Maruyama overshoots.
+    pub fn check_step(&self, grid: &Grid, k: usize) -> Result<()> {
+        let t = grid.times()[k];
+        let step = self.dynamics(t, grid.width(k))?;
+        let w = step.w.unwrap_or_default();
+        if !(w.is_finite() && w >= 0.0 && step.mean_reversion.is_finite()) {
+            bail!(
+                Value, "sde: the noise w(t) must be finite and not negative on the grid, got {w} at t = {t:.4} (step {k})";
+                hint: "memoryless() clips the noise that diverges at t = 0; bound a schedule of your own"
+            );
+        }
+        if step.h * step.mean_reversion > 2.0 {
+            let (h, most) = (step.h, w * 2.0 / (step.h * step.mean_reversion));
+            bail!(
+                Value, "sde: the noise must be at most {most:.4} at t = {t:.4}, where a step is {h:.4} wide, got {w:.4}";
+                hint: "a stronger one makes the step overshoot and states grow: use less noise or a finer grid"
+            );
         }
         Ok(())
     }
@@ -160,7 +159,8 @@ mod tests {
     #[test]
     fn noise_that_diverges_on_the_grid_is_refused() {
         let grid = uniform(20).unwrap();
-        let message = |noise: Noise| noise.check(&grid).unwrap_err().message;
+        let check = |noise: Noise| (0..20).try_for_each(|k| noise.check_step(&grid, k));
+        let message = |noise: Noise| check(noise).unwrap_err().message;
         assert_eq!(
             message(Noise::Memoryless { offset: Some(0.0) }),
             "sde: the noise w(t) must be finite and not negative on the grid, got inf at t = 0.0000 (step 0)"
@@ -171,7 +171,7 @@ mod tests {
             "sde: the noise must be at most 4.0000 at t = 0.9500, where a step is 0.0500 wide, got 5.0000"
         );
         for noise in [Noise::Memoryless { offset: None }, Noise::Constant(1.0), Noise::SineSquared(2.0)] {
-            noise.check(&grid).unwrap();
+            check(noise).unwrap();
         }
     }
 }

@@ -34,9 +34,19 @@ pub trait Solver: Send + Sync {
         false
     }
 
-    /// Refuses a grid that the method does not fit.
-    fn check(&self, _grid: &Grid) -> Result<()> {
+    /// Whether a step asks for the velocity at its beginning alone, and so is what [`dynamics`](Self::dynamics) says.
+    fn one_stage(&self) -> bool {
+        true
+    }
+
+    /// Refuses a grid whose step `k` the method does not fit.
+    fn check_step(&self, _grid: &Grid, _k: usize) -> Result<()> {
         Ok(())
+    }
+
+    /// Refuses a grid that the method does not fit.
+    fn check(&self, grid: &Grid) -> Result<()> {
+        (0..grid.steps()).try_for_each(|k| self.check_step(grid, k))
     }
 }
 
@@ -130,6 +140,10 @@ impl Solver for Heun {
         let ahead = field(&combine((x, 1.0), (v, h))?, grid.times()[k + 1])?;
         combine((&combine((x, 1.0), (v, 0.5 * h))?, 1.0), (&ahead, 0.5 * h))
     }
+
+    fn one_stage(&self) -> bool {
+        false
+    }
 }
 
 impl Solver for Sde {
@@ -153,12 +167,13 @@ impl Solver for Sde {
         true
     }
 
-    fn check(&self, grid: &Grid) -> Result<()> {
+    fn check_step(&self, grid: &Grid, k: usize) -> Result<()> {
         match self.last {
-            Some(k) if !(1..=grid.steps()).contains(&k) => {
-                bail!(Value, "sde: `last` must lie in 1..={}, the steps of the grid, got {k}", grid.steps())
+            Some(last) if !(1..=grid.steps()).contains(&last) => {
+                bail!(Value, "sde: `last` must lie in 1..={}, the steps of the grid, got {last}", grid.steps())
             }
-            _ => self.noise.check(grid),
+            Some(last) if k + last < grid.steps() => Ok(()),
+            _ => self.noise.check_step(grid, k),
         }
     }
 }
@@ -211,11 +226,15 @@ impl Solver for AtSteps {
         self.solver.stochastic() && !self.steps.is_empty()
     }
 
-    fn check(&self, grid: &Grid) -> Result<()> {
+    fn one_stage(&self) -> bool {
+        self.solver.one_stage()
+    }
+
+    fn check_step(&self, grid: &Grid, k: usize) -> Result<()> {
         if let Some(k) = self.steps.iter().find(|k| **k >= grid.steps()) {
             bail!(Value, "at_steps: steps must be below {}, the steps of the grid, got {k}", grid.steps());
         }
-        self.solver.check(grid)
+        self.at(k).check_step(grid, k)
     }
 }
 
@@ -266,6 +285,17 @@ mod tests {
         let step = Gddim::new(1.0).unwrap().dynamics_at(0.4, 0.2).unwrap();
         let exact = 0.4f64.powi(2) * (1.0 - (0.4 * 0.4 / (0.6 * 0.6f64)).powi(2));
         assert!((step.noise_std().powi(2) - exact).abs() < 1e-12);
+    }
+
+    #[test]
+    fn noise_is_checked_where_there_is_some() {
+        let grid = uniform(20).unwrap();
+        let steep = |last| Sde { noise: Noise::Schedule(Arc::new(|t| Ok(2.0 * (1.0 - t) / t))), last };
+        assert!(steep(None).check(&grid).unwrap_err().message.contains("got inf at t = 0.0000 (step 0)"));
+        steep(Some(3)).check(&grid).unwrap();
+        AtSteps { solver: Arc::new(steep(None)), steps: vec![8, 9] }.check(&grid).unwrap();
+        assert!(AtSteps { solver: Arc::new(steep(None)), steps: vec![0] }.check(&grid).is_err());
+        assert!(steep(Some(21)).check(&grid).unwrap_err().message.contains("must lie in 1..=20"));
     }
 
     #[test]

@@ -86,11 +86,24 @@ impl Forward {
                 self.passes
             );
         }
-        let least = match self.weight {
-            RowWeight::Advantage(advantage, divided) => -advantage.clip.unwrap_or(f64::INFINITY) / divided,
-            RowWeight::Tilt | RowWeight::Reward => f64::MIN_POSITIVE,
+        // Rewards as weights are checked when they are known.
+        let range = match self.weight {
+            _ if matches!(self.loss, Regression::Pairs { .. }) => [1.0, 1.0],
+            RowWeight::Advantage(advantage, divided) => {
+                let most = advantage.clip.unwrap_or(f64::INFINITY) / divided;
+                [-most, most]
+            }
+            RowWeight::Tilt => [f64::MIN_POSITIVE, f64::INFINITY],
+            RowWeight::Reward => [f64::MIN_POSITIVE; 2],
         };
-        self.loss.check(least, self.anchor)
+        self.loss.check(range, self.anchor)?;
+        if !self.needs_reference() && !matches!(self.reference, Reference::Base) {
+            bail!(
+                Value, "forward_process: a `reference` goes with an anchor or a loss that is held against it, got anchor: 0.0";
+                hint: "give an `anchor` above 0, or leave it out"
+            );
+        }
+        Ok(())
     }
 
     fn needs_old(&self) -> bool {
@@ -142,7 +155,8 @@ impl Forward {
             }
             RowWeight::Reward => {
                 let weights: Vec<f64> = reward.iter().map(|r| scale * r).collect();
-                self.loss.check(weights.iter().copied().fold(f64::INFINITY, f64::min), self.anchor)?;
+                let range = [f64::min, f64::max].map(|pick| weights.iter().copied().reduce(pick).unwrap_or_default());
+                self.loss.check(range, self.anchor)?;
                 weights
             }
         };

@@ -103,6 +103,12 @@ impl Grpo {
                 self.minibatches
             );
         }
+        if self.kl == 0.0 && (self.gate.is_some() || !matches!(self.reference, Reference::Base)) {
+            bail!(
+                Value, "grpo: a `gate` and a `reference` go with a pull to it, got kl: 0.0";
+                hint: "give a `kl` above 0, or leave them out"
+            );
+        }
         Ok(())
     }
 
@@ -223,7 +229,7 @@ impl Method for Grpo {
             })?,
         };
         let dynamics = trained.iter().map(|k| paths[0].dynamics(*k)).collect::<Result<Vec<_>>>()?;
-        let weights = self.weight.of(&trained, &dynamics)?;
+        let weights = self.weight.of(&trained, &*self.rollout.solver, &self.rollout.grid)?;
         let rolled = Arc::new(Rolled {
             method: self.clone(),
             paths,

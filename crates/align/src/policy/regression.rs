@@ -65,8 +65,9 @@ impl Regression {
         }
     }
 
-    /// Refuses weights that leave a row's error without a least value: `a + gamma + anchor` must be above 0 for the least weight `a`.
-    pub fn check(&self, least: f64, anchor: f64) -> Result<()> {
+    /// Refuses weights that leave a row's error without a least value: `a + gamma + anchor` must be above 0 for the least weight `a`, and both
+    /// policies of NFT count.
+    pub fn check(&self, [least, most]: [f64; 2], anchor: f64) -> Result<()> {
         let (Regression::Nft { beta }
         | Regression::Crd { beta }
         | Regression::Dgpo { beta }
@@ -88,6 +89,12 @@ impl Regression {
         };
         if !(beta > 0.0 && beta.is_finite()) {
             bail!(Value, "forward_process: beta must be above 0, got {beta}");
+        }
+        if matches!(self, Regression::Nft { .. }) && !(least >= -1.0 && most <= 1.0) {
+            bail!(
+                Value, "forward_process: weights of nft_loss must lie in [-1, 1], got up to {:.4}", most.max(-least);
+                hint: "divide advantages by their clip: `by_advantage(#{{ clip: 5.0, divide: 5.0 }})`"
+            );
         }
         Ok(())
     }

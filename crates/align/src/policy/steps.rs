@@ -1,6 +1,6 @@
 //! Which steps of a path have noise, and which of them are trained.
 
-use crate::flow::Dynamics;
+use crate::flow::{Grid, Solver};
 use amscript_base::bail;
 use amscript_base::error::Result;
 use amscript_tensor::Stream;
@@ -76,21 +76,27 @@ pub enum StepWeight {
     Equal,
     /// `1 / h` (GRPO-Guard).
     PerWidth,
-    /// In proportion to the noise, `sqrt(h w)`, 1 on average (TempFlow-GRPO, arXiv:2508.04324).
+    /// In proportion to the noise, `sqrt(h w)`, 1 on average over the grid's steps where the sampler draws some (TempFlow-GRPO, arXiv:2508.04324).
     Noise,
     /// One number for each step of the grid.
     Given(Vec<f64>),
 }
 
 impl StepWeight {
-    /// The weights of trained steps `at`, given what each does.
-    pub fn of(&self, at: &[usize], dynamics: &[Dynamics]) -> Result<Vec<f64>> {
+    /// The weights of trained steps `at` of a grid.
+    pub fn of(&self, at: &[usize], solver: &dyn Solver, grid: &Grid) -> Result<Vec<f64>> {
         match self {
             StepWeight::Equal => Ok(vec![1.0; at.len()]),
-            StepWeight::PerWidth => Ok(dynamics.iter().map(|step| 1.0 / step.h).collect()),
+            StepWeight::PerWidth => Ok(at.iter().map(|k| 1.0 / grid.width(*k)).collect()),
             StepWeight::Noise => {
-                let mean = dynamics.iter().map(Dynamics::noise_std).sum::<f64>() / at.len().max(1) as f64;
-                Ok(dynamics.iter().map(|step| step.noise_std() / mean).collect())
+                let size = |k: usize| Ok(solver.dynamics(grid, k)?.noise_std());
+                // A noise that diverges does so at a step that nobody trains: it is refused where it is drawn.
+                let all = (0..grid.steps())
+                    .map(size)
+                    .filter(|size| !matches!(size, Ok(size) if *size == 0.0 || !size.is_finite()));
+                let all = all.collect::<Result<Vec<_>>>()?;
+                let mean = all.iter().sum::<f64>() / all.len().max(1) as f64;
+                at.iter().map(|k| Ok(size(*k)? / mean)).collect()
             }
             StepWeight::Given(weights) => match at.iter().map(|k| weights.get(*k).copied()).collect() {
                 Some(weights) => Ok(weights),
@@ -103,7 +109,9 @@ impl StepWeight {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::flow::{Noise, Sde};
     use amscript_tensor::Rng;
+    use std::sync::Arc;
 
     #[test]
     fn windows_move_and_return() {
@@ -130,12 +138,23 @@ mod tests {
     }
 
     #[test]
-    fn weights_by_noise_are_one_on_average() {
-        let step = |w: f64| Dynamics { h: 0.25, rho: 0.0, mean_reversion: 0.0, w: Some(w) };
-        let steps = [step(1.0), step(9.0)];
-        assert_eq!(StepWeight::Noise.of(&[0, 1], &steps).unwrap(), [0.5, 1.5]);
-        assert_eq!(StepWeight::PerWidth.of(&[0, 1], &steps).unwrap(), [4.0, 4.0]);
-        assert_eq!(StepWeight::Given(vec![1.0, 2.0, 3.0]).of(&[0, 2], &steps).unwrap(), [1.0, 3.0]);
-        assert!(StepWeight::Given(vec![1.0]).of(&[0, 2], &steps).is_err());
+    fn weights_by_noise_are_one_on_average_over_the_grid() {
+        // No noise in the first step; deviations 1, 2 and 3 halves in the others.
+        let level = |t: f64| Ok((4.0 * t * t).round());
+        let solver = Sde { noise: Noise::Schedule(Arc::new(level)), last: Some(3) };
+        let grid = Grid::new(vec![0.0, 0.5, 1.0 / 2f64.sqrt(), 0.9, 1.0]).unwrap();
+        let weights = |at: &[usize], weight: StepWeight| weight.of(at, &solver, &grid).unwrap();
+        let of_all = weights(&[1, 2, 3], StepWeight::Noise);
+        assert!((of_all.iter().sum::<f64>() - 3.0).abs() < 1e-12, "{of_all:?}");
+        // An update of one step, as TempFlow-GRPO has them, weighs it as one of all does.
+        for (i, k) in [1, 2, 3].into_iter().enumerate() {
+            assert_eq!(weights(&[k], StepWeight::Noise), [of_all[i]]);
+            let size = (grid.width(k) * (4.0 * grid.times()[k].powi(2)).round()).sqrt();
+            let first = (grid.width(1) * 1.0).sqrt();
+            assert!((of_all[i] / of_all[0] - size / first).abs() < 1e-12, "{of_all:?}");
+        }
+        assert_eq!(weights(&[0, 1], StepWeight::PerWidth)[0], 2.0);
+        assert_eq!(weights(&[0, 2], StepWeight::Given(vec![1.0, 2.0, 3.0])), [1.0, 3.0]);
+        assert!(StepWeight::Given(vec![1.0]).of(&[0, 2], &solver, &grid).is_err());
     }
 }

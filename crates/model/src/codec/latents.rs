@@ -22,8 +22,8 @@ pub struct Latents {
 enum Scaling {
     /// Patches of 2 x 2 become channels, each brought to zero mean and unit deviation by stored statistics (FLUX.2).
     Patches { mean: Tensor, variance: Tensor },
-    /// All are multiplied by `scaling_factor` (Stable Diffusion).
-    Factor(f64),
+    /// All about `shift_factor`, times `scaling_factor` (Stable Diffusion).
+    Factor { shift: f64, factor: f64 },
 }
 
 impl Latents {
@@ -38,7 +38,9 @@ impl Latents {
                     variance: bn.get("running_var", &[channels], Init::Ones)?,
                 }
             }
-            "AutoencoderKL" => Scaling::Factor(config.scaling_factor),
+            "AutoencoderKL" => {
+                Scaling::Factor { shift: config.shift_factor.unwrap_or_default(), factor: config.scaling_factor }
+            }
             other => {
                 bail!(Value, "vae: _class_name must be AutoencoderKLFlux2 or AutoencoderKL, got {other}")
             }
@@ -107,7 +109,7 @@ impl Latents {
         }
         let raw = self.moments(images)?.0;
         match &self.scaling {
-            Scaling::Factor(factor) => Ok((raw * *factor)?),
+            Scaling::Factor { shift, factor } => (raw - *shift)? * *factor,
             Scaling::Patches { mean, variance } => {
                 let (mean, deviation) = self.statistics(mean, variance)?;
                 Ok(patchify(&raw)?.broadcast_sub(&mean)?.broadcast_div(&deviation)?)
@@ -119,7 +121,7 @@ impl Latents {
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
         let latents = &op::cast(latents, DType::F32)?; // of states in f64 too
         match &self.scaling {
-            Scaling::Factor(factor) => self.reconstruct(&(latents / *factor)?),
+            Scaling::Factor { shift, factor } => self.reconstruct(&((latents / *factor)? + *shift)?),
             Scaling::Patches { mean, variance } => {
                 let (mean, deviation) = self.statistics(mean, variance)?;
                 let raw = latents.broadcast_mul(&deviation)?.broadcast_add(&mean)?;
@@ -144,7 +146,7 @@ impl Latents {
     pub fn channels(&self) -> usize {
         match self.scaling {
             Scaling::Patches { .. } => 4 * self.config.latent_channels,
-            Scaling::Factor(_) => self.config.latent_channels,
+            Scaling::Factor { .. } => self.config.latent_channels,
         }
     }
 
@@ -153,7 +155,7 @@ impl Latents {
         let raw = 1 << (self.config.block_out_channels.len() - 1);
         match self.scaling {
             Scaling::Patches { .. } => 2 * raw,
-            Scaling::Factor(_) => raw,
+            Scaling::Factor { .. } => raw,
         }
     }
 

@@ -28,6 +28,9 @@ pub struct AutoencoderConfig {
     /// What latents of `AutoencoderKL` are multiplied by.
     #[serde(default = "scaling_factor")]
     pub scaling_factor: f64,
+    /// What is taken off them before (Stable Diffusion 3, FLUX.1).
+    #[serde(default)]
+    pub shift_factor: Option<f64>,
     /// Side of the images it was made for, in pixels.
     #[serde(default = "sample_size")]
     pub sample_size: usize,
@@ -75,6 +78,7 @@ impl AutoencoderConfig {
             norm_num_groups: groups(),
             batch_norm_eps: batch_norm_eps(),
             scaling_factor: scaling_factor(),
+            shift_factor: None,
             sample_size: sample_size(),
         })
     }

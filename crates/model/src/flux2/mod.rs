@@ -103,8 +103,8 @@ impl Default for Defaults {
             max_sequence_length: 512,
             text_encoder_out_layers: vec![9, 18, 27],
             size: None,
-            steps: 20,
-            guidance: 1.0,
+            steps: 50,
+            guidance: 4.0,
         }
     }
 }
@@ -112,8 +112,13 @@ impl Default for Defaults {
 /// Parts come from where options say, else from the model's own folder, else from the published one.
 fn open(opening: &Opening) -> Result<(Parts, Weights)> {
     let (name, home, device) = (opening.name, opening.found.home()?, opening.device);
-    let mut recorded: Map<String, Value> =
-        if home.has("amscript.json") { home.json("amscript.json")? } else { Default::default() };
+    let mut recorded = Map::new();
+    if home.has("model_index.json") && home.json::<Value>("model_index.json")?["is_distilled"] == true {
+        recorded.extend([("steps".into(), 4.into()), ("guidance".into(), 1.0.into())]);
+    }
+    if home.has("amscript.json") {
+        recorded.extend(home.json::<Map<String, Value>>("amscript.json")?);
+    }
     recorded.extend(opening.choices.options.0.clone());
     let defaults: Defaults = serde_json::from_value(Value::Object(recorded))
         .map_err(|e| Error::new(Kind::Option, format!("{name}: amscript.json or options: {e}")))?;

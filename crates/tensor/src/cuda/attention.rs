@@ -2,7 +2,7 @@
 //! blocks of queries by cuBLAS.
 
 use super::norm::{softmax, softmax_back};
-use super::{Arg, File, Grid, Unit, aligned, fresh, launch, like, pack};
+use super::{Arg, File, Grid, Unit, aligned, fresh, launch, like, pack, piece};
 use crate::Array;
 use crate::op::AttentionShape;
 use crate::op::call::{Inputs, Kept, given};
@@ -101,7 +101,7 @@ impl Problem {
         ];
         let unit = Unit::new(File::Rows, gradient, pack);
         launch(gradient.device(), &unit, "inner", Grid::rows(rows, z.d, pack), &args)?;
-        let shared = (2 * 64 + 2 * 32) * (self.unit().head + 8) * 2;
+        let shared = 4 * 64 * (self.unit().head + 8) * 2;
         let mut gradients = [const { None }; 4];
         if wanted[0] {
             let (gq, blocks) = (like(&self.q)?, [z.s.div_ceil(64), z.heads, z.batch]);
@@ -118,12 +118,9 @@ impl Problem {
     }
 }
 
-/// Numbers of scores at a time.
-pub const SCORES: usize = if cfg!(test) { 1 << 11 } else { 1 << 26 };
-
 /// Queries at a time.
 fn block(z: AttentionShape) -> usize {
-    (SCORES / (z.batch * z.heads * z.t).max(1)).clamp(1, z.s.max(1))
+    (piece(1 << 26) / (z.batch * z.heads * z.t).max(1)).clamp(1, z.s.max(1))
 }
 
 /// In blocks of queries.

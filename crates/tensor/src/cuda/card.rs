@@ -137,7 +137,7 @@ fn keep_freed(device: &CudaDevice) -> std::result::Result<(), DriverError> {
 /// `f`; where the card has no room for it, once more after what was freed has been given back to the driver.
 pub(super) fn with_room<T>(device: &CudaDevice, f: impl Fn() -> Result<T>) -> Result<T> {
     match f() {
-        Err(e) if e.message.contains("OUT_OF_MEMORY") => {
+        Err(e) if ["OUT_OF_MEMORY", "ALLOC_FAILED"].iter().any(|name| e.message.contains(name)) => {
             device.cuda_stream().synchronize().map_err(|e| fault("memory", e))?;
             // SAFETY: only memory that nobody holds is given back.
             let trimmed = pool(device).map(|pool| unsafe { sys::cuMemPoolTrimTo(pool, 0) });

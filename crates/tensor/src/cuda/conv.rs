@@ -1,7 +1,7 @@
 //! 2-D convolution as products of patches, unrolled as many at a time as scratch memory allows.
 
 use super::linear::{Part, multiply};
-use super::{Arg, File, Grid, Unit, fresh, launch, plain};
+use super::{Arg, File, Grid, Unit, fresh, launch, piece, plain};
 use crate::Array;
 use crate::op::ConvShape;
 use amscript_base::error::Result;
@@ -9,7 +9,9 @@ use candle_core::DType;
 use std::ops::Range;
 
 /// Numbers of unrolled patches at a time.
-const SCRATCH: usize = if cfg!(test) { 1 << 11 } else { 1 << 27 };
+fn most() -> usize {
+    piece(1 << 27)
+}
 
 /// The kernels' padding is that of both axes.
 fn numbers(z: ConvShape) -> [Arg<'static>; 7] {
@@ -23,8 +25,8 @@ fn image(z: ConvShape) -> usize {
 /// Images, and of each the output lines, whose patches are unrolled at once.
 fn step(z: ConvShape) -> (usize, usize) {
     let whole = z.patch() * z.pixels();
-    match SCRATCH / whole.max(1) {
-        0 => (1, (SCRATCH / (z.patch() * z.ow)).clamp(1, z.oh)),
+    match most() / whole.max(1) {
+        0 => (1, (most() / (z.patch() * z.ow)).clamp(1, z.oh)),
         images => (images.min(z.batch), z.oh),
     }
 }
@@ -43,11 +45,11 @@ pub fn scratch(z: ConvShape) -> usize {
 fn unroll(x: &Array, z: ConvShape, images: Range<usize>, lines: Range<usize>) -> Result<Array> {
     let part = x.narrow(0, images.start, images.len())?;
     let columns = fresh((images.len(), z.patch(), lines.len() * z.ow), x.dtype(), x.device())?;
-    let n = columns.elem_count();
+    let rows = images.len() * z.patch();
     let ends = [Arg::Int(lines.start), Arg::Int(lines.len()), Arg::Int(z.ow)];
-    let tensors = [Arg::Tensor(&part), Arg::Tensor(&columns), Arg::Long(n)];
+    let tensors = [Arg::Tensor(&part), Arg::Tensor(&columns), Arg::Int(rows)];
     let args: Vec<Arg> = tensors.into_iter().chain(numbers(z)).chain(ends).collect();
-    launch(x.device(), &Unit::new(File::Planes, x, 1), "unroll", Grid::each(n), &args)?;
+    launch(x.device(), &Unit::new(File::Planes, x, 1), "unroll", Grid::lines(rows, lines.len() * z.ow), &args)?;
     Ok(columns)
 }
 
@@ -57,9 +59,9 @@ pub fn conv2d(x: &Array, weight: &Array, bias: Option<&Array>, z: ConvShape) -> 
     let (patch, pixels) = (z.patch(), z.pixels());
     let out = fresh((z.batch, z.outer, z.oh, z.ow), x.dtype(), x.device())?;
     if let Some(bias) = bias {
-        let (bias, n) = (plain(bias, x.dtype())?, out.elem_count());
-        let args = [Arg::Tensor(&bias), Arg::Tensor(&out), Arg::Long(n), Arg::Int(z.outer), Arg::Long(pixels)];
-        launch(x.device(), &Unit::new(File::Planes, x, 1), "lines", Grid::each(n), &args)?;
+        let (bias, rows) = (plain(bias, x.dtype())?, z.batch * z.outer);
+        let args = [Arg::Tensor(&bias), Arg::Tensor(&out), Arg::Int(rows), Arg::Int(z.outer), Arg::Int(pixels)];
+        launch(x.device(), &Unit::new(File::Planes, x, 1), "lines", Grid::lines(rows, pixels), &args)?;
     }
     let factors = [1.0, if bias.is_some() { 1.0 } else { 0.0 }];
     let (kernel, results) = (Part::rows(weight, patch), Part::rows(&out, pixels).every(z.outer * pixels));
@@ -99,10 +101,10 @@ pub fn input_gradient(gradient: &Array, weight: &Array, z: ConvShape) -> Result<
         let results = Part::rows(&columns, pixels).every(patch * pixels);
         multiply((patch, z.outer, pixels), kernel, part, results, count, [1.0, 0.0])?;
         let part = out.narrow(0, image, count)?;
-        let n = part.elem_count();
-        let tensors = [Arg::Tensor(&columns), Arg::Tensor(&part), Arg::Long(n)];
+        let rows = count * z.inner * z.h;
+        let tensors = [Arg::Tensor(&columns), Arg::Tensor(&part), Arg::Int(rows)];
         let args: Vec<Arg> = tensors.into_iter().chain(numbers(z)).chain([Arg::Int(z.oh), Arg::Int(z.ow)]).collect();
-        launch(g.device(), &Unit::new(File::Planes, g, 1), "roll", Grid::each(n), &args)?;
+        launch(g.device(), &Unit::new(File::Planes, g, 1), "roll", Grid::lines(rows, z.w), &args)?;
     }
     Ok(out)
 }

@@ -54,7 +54,8 @@ pub fn multiply(
     }
     #[cfg(feature = "cuda")]
     if let candle_core::Device::Cuda(card) = c.of.device() {
-        return super::driver::multiply(card, size, [a, b, c], batch, [factor, keep]);
+        let product = || super::driver::multiply(card, size, [a, b, c], batch, [factor, keep]);
+        return super::card::with_room(card, product); // cuBLAS takes memory of its own when it first needs it
     }
     let distances = (size, batch, factor, keep, [a, b, c].map(|p| (p.start, p.matrix)));
     bail!(Internal, "multiply: expected a CUDA device, got {:?}", c.of.device(); hint: "{distances:?}")

@@ -17,6 +17,7 @@ pub mod conv;
 pub(crate) mod driver;
 pub mod linear;
 pub mod norm;
+pub mod parts;
 pub mod pool;
 pub mod rope;
 #[cfg(test)]
@@ -100,6 +101,21 @@ fn pack(width: usize, tensors: &[&Array]) -> usize {
     if width.is_multiple_of(most) && tensors.iter().all(fits) { most } else { 1 }
 }
 
+#[cfg(test)]
+thread_local! {
+    /// Whether pieces are as large as they are elsewhere.
+    static WHOLE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Numbers of a piece of work at a time; in tests so few that small cases take several pieces.
+fn piece(numbers: usize) -> usize {
+    #[cfg(test)]
+    if !WHOLE.get() {
+        return 1 << 11;
+    }
+    numbers
+}
+
 /// Blocks and threads of a launch, and bytes of shared memory asked for at launch.
 struct Grid {
     blocks: [usize; 3],
@@ -111,6 +127,12 @@ impl Grid {
     /// For kernels that loop over `n` items.
     fn each(n: usize) -> Self {
         Self { blocks: [n.div_ceil(256).clamp(1, 1 << 16), 1, 1], threads: [256, 1], shared: 0 }
+    }
+
+    /// For kernels that loop over rows and over the numbers of each, so that a thread has some of every row that its block takes.
+    fn lines(rows: usize, width: usize) -> Self {
+        let threads = width.next_multiple_of(32).clamp(32, 256);
+        Self { blocks: [width.div_ceil(8 * threads), rows.min(65535), 1], threads: [threads, 1], shared: 0 }
     }
 
     /// For kernels that take a row with a warp where it is short, else with a block.

@@ -6,12 +6,13 @@ use crate::op::PoolShape;
 use amscript_base::error::Result;
 use candle_core::DType;
 
-/// A kernel with one thread per number of `out`; the first of `tensors` and `out` are of one type.
+/// A kernel of the rows of `out`; the first of `tensors` and `out` are of one type.
 fn planes(kernel: &'static str, out: &Array, tensors: &[&Array], numbers: &[usize]) -> Result<()> {
-    let n = out.elem_count();
-    let numbers = numbers.iter().map(|n| Arg::Int(*n));
-    let args: Vec<Arg> = tensors.iter().map(|x| Arg::Tensor(x)).chain([Arg::Long(n)]).chain(numbers).collect();
-    launch(out.device(), &Unit::new(File::Planes, out, 1), kernel, Grid::each(n), &args)
+    let (batch, channels, height, width) = out.dims4()?;
+    let rows = batch * channels * height;
+    let numbers = std::iter::once(&rows).chain(numbers).map(|n| Arg::Int(*n));
+    let args: Vec<Arg> = tensors.iter().map(|x| Arg::Tensor(x)).chain(numbers).collect();
+    launch(out.device(), &Unit::new(File::Planes, out, 1), kernel, Grid::lines(rows, width), &args)
 }
 
 fn windows(z: PoolShape) -> [usize; 6] {

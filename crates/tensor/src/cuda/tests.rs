@@ -1,8 +1,8 @@
 //! What the cases of `op` do not say of a card: types that differ, masks that hide, nothing at all, more than one of them.
 
 use crate::grad::pullback;
-use crate::op::{attention, layer_norm, linear};
-use crate::{DType, Device, Rng, Tensor, place};
+use crate::op::{attention, conv2d, group_norm_silu, layer_norm, linear, upsample_nearest2x};
+use crate::{Array, DType, Device, Rng, Tensor, place};
 use amscript_base::error::Result;
 
 fn normal(shape: &[usize], seed: u64) -> Tensor {
@@ -175,4 +175,84 @@ fn integers_and_half_precision_are_cast_into_each_other() {
             assert_eq!(numbers(&there.to_dtype(half).unwrap()), numbers(&x), "{half:?} {whole:?}");
         }
     }
+}
+
+/// Parts along a dimension that is not the first, of widths that do and do not suit wide accesses.
+#[test]
+fn parts_are_cut_and_joined() {
+    let device = card().unwrap_or(Device::Cpu);
+    for (dtype, width) in [(DType::F32, 8), (DType::BF16, 16), (DType::F16, 8), (DType::BF16, 5)] {
+        let x = normal(&[3, 4, width], 1).to_dtype(dtype).unwrap();
+        let there = x.to_device(&device).unwrap();
+        let [first, rest] =
+            [(0, 1), (1, 3)].map(|(start, len)| there.narrow(1, start, len).unwrap().contiguous().unwrap());
+        assert_eq!(numbers(&rest), numbers(&x.narrow(1, 1, 3).unwrap()), "{dtype:?} {width}");
+        assert_eq!(numbers(&Tensor::cat(&[&first, &rest], 1).unwrap()), numbers(&x), "{dtype:?} {width}");
+        let odd = there.narrow(2, 1, width - 2).unwrap().contiguous().unwrap();
+        assert_eq!(numbers(&odd), numbers(&x.narrow(2, 1, width - 2).unwrap()));
+        let ends = [there.narrow(2, 0, 1).unwrap(), odd, there.narrow(2, width - 1, 1).unwrap()];
+        assert_eq!(numbers(&Tensor::cat(&ends, 2).unwrap()), numbers(&x));
+    }
+}
+
+#[test]
+fn extremes_of_many_numbers_are_those_of_the_processor() {
+    let device = card().unwrap_or(Device::Cpu);
+    for n in [100, 8192, 100_003] {
+        let x = normal(&[n], n as u64).to_dtype(DType::F32).unwrap();
+        let there = x.to_device(&device).unwrap().leaf();
+        let found = [there.min_all().unwrap(), there.max_all().unwrap()];
+        let all = numbers(&x);
+        assert_eq!(numbers(&found[0]), [all.iter().copied().fold(f32::INFINITY, f32::min)]);
+        assert_eq!(numbers(&found[1]), [all.iter().copied().fold(f32::NEG_INFINITY, f32::max)]);
+        let gradient = pullback(&found[1], &found[1].ones_like().unwrap(), &[there]).unwrap().remove(0);
+        assert_eq!(numbers(&gradient).iter().sum::<f32>(), 1.0);
+    }
+}
+
+/// Sizes of published models, which the cases do not come near: many blocks, numbers beyond one piece of scratch, large products. Value and gradients,
+/// against f64 on the same card. `SIZE=tiny` tries the test itself.
+#[test]
+#[ignore = "needs the memory of a card"]
+fn sizes_of_published_models() {
+    let Some(card) = card() else { return };
+    let tiny = std::env::var("SIZE").is_ok_and(|size| size == "tiny");
+    super::WHOLE.set(true);
+    let agrees = |name: &str, shapes: &[&[usize]], dtype: DType, tolerance: f64, f: fn(&[Tensor]) -> Result<Tensor>| {
+        let small =
+            |shape: &&[usize]| -> Vec<usize> { shape.iter().map(|n| if tiny { (*n).min(40) } else { *n }).collect() };
+        let made = |shape: &&[usize]| {
+            let shape = small(shape);
+            let deviation = if shape.len() == 4 { 1.0 } else { (shape[shape.len() - 1] as f64).powf(-0.25) };
+            Tensor::from(Array::randn(0f32, deviation as f32, shape, &card).unwrap()).to_dtype(dtype).unwrap()
+        };
+        let inputs: Vec<Tensor> = shapes.iter().map(made).collect();
+        let run = |dtype: DType| {
+            let inputs: Vec<Tensor> = inputs.iter().map(|x| x.to_dtype(dtype).unwrap().leaf()).collect();
+            let value = f(&inputs).unwrap();
+            let back = pullback(&value, &value.constant(), &inputs).unwrap();
+            std::iter::once(value.constant()).chain(back).collect::<Vec<_>>()
+        };
+        let top = |x: &Tensor| numbers(&x.to_dtype(DType::F32).unwrap().abs().unwrap().max_all().unwrap())[0];
+        for (i, (got, expected)) in run(dtype).iter().zip(run(DType::F64)).enumerate() {
+            let error = f64::from(top(&(got.to_dtype(DType::F64).unwrap() - &expected).unwrap()) / top(&expected));
+            assert!(error < tolerance, "{name}, {}: {error:e}", if i == 0 { "value" } else { "gradient" });
+        }
+        println!("{name}: agrees");
+    };
+    let heads: &[&[usize]] = &[&[1, 4608, 24, 128]; 3];
+    agrees("attention", heads, DType::BF16, 2e-2, |i| attention(&i[0], &i[1], &i[2], 0.0884, None));
+    let heads: &[&[usize]] = &[&[2, 1024, 16, 72]; 3];
+    agrees("attention of 72", heads, DType::BF16, 2e-2, |i| attention(&i[0], &i[1], &i[2], 0.118, None));
+    let heads: &[&[usize]] = &[&[2, 4096, 1, 512]; 3];
+    agrees("attention of 512", heads, DType::F32, 1e-4, |i| attention(&i[0], &i[1], &i[2], 0.0442, None));
+    let wide: &[&[usize]] = &[&[12288, 3072], &[18432, 3072]];
+    agrees("linear", wide, DType::BF16, 2e-2, |i| linear(&i[0], &i[1], None, None));
+    let image: &[&[usize]] = &[&[1, 256, 512, 512], &[256, 256, 3, 3], &[256]];
+    agrees("convolution", image, DType::F32, 1e-4, |i| conv2d(&i[0], &i[1], Some(&i[2]), 1, 1));
+    let images: &[&[usize]] = &[&[3, 256, 128, 128], &[512, 256, 3, 3], &[512]];
+    agrees("convolution of several", images, DType::F32, 1e-4, |i| conv2d(&i[0], &i[1], Some(&i[2]), 2, 1));
+    let large: &[&[usize]] = &[&[1, 32, 1024, 1024], &[32], &[32]];
+    agrees("group norm", large, DType::F32, 1e-4, |i| group_norm_silu(&i[0], 8, &i[1], &i[2], 1e-6));
+    agrees("doubling", &[&[2, 128, 512, 512]], DType::F32, 1e-6, |i| upsample_nearest2x(&i[0]));
 }

@@ -62,6 +62,11 @@ pub trait Op<const N: usize>: Send + Sync + Sized + 'static {
         let _ = (on, inputs);
         0
     }
+
+    /// Bytes that pass through such memory: what is larger than it goes through a piece at a time.
+    fn through_scratch(&self, on: Backend, inputs: Inputs<N>) -> usize {
+        self.scratch(on, inputs)
+    }
 }
 
 pub type Inputs<'a, const N: usize> = [Option<&'a Array>; N];
@@ -337,7 +342,7 @@ impl<const N: usize> Call<N> {
             if !op.kernels().view {
                 let result = shape.elem_count() * self.result.size_in_bytes();
                 let read: usize = arrays.iter().flatten().map(|x| size(x)).sum();
-                trace.compute(op.name(), self.result, work, read + result + 2 * scratch);
+                trace.compute(op.name(), self.result, work, read + result + 2 * op.through_scratch(self.on, arrays));
             }
             match inputs[0].filter(|_| op.kernels().view) {
                 Some(x) => Tensor::with(super::super::meta::shapely(shape.clone(), self.result)?, None, x.meta.clone()),
@@ -368,7 +373,7 @@ impl<const N: usize> Call<N> {
                     op.name(),
                     call.result,
                     op.work_back(arrays, &shape, wanted),
-                    moved + gradient + 2 * scratch,
+                    moved + gradient + 2 * op.through_scratch(call.on, arrays),
                 );
             }
             let gradient = |i: usize| match call.types[i].filter(|_| wanted[i]) {

@@ -131,6 +131,14 @@ impl Op<3> for Conv2d {
         };
         numbers * x.dtype().size_in_bytes()
     }
+
+    /// All patches on a card, those of the input for the forward as for the gradient.
+    fn through_scratch(&self, on: Backend, inputs: Inputs<3>) -> usize {
+        let ([Some(x), Some(weight), _], Backend::Card) = (inputs, on) else { return self.scratch(on, inputs) };
+        let Ok(z) = self.sizes(x.dims(), weight.dims()) else { return 0 };
+        let numbers = if z.plain() { 0 } else { z.batch * z.patch() * z.pixels() };
+        numbers * x.dtype().size_in_bytes()
+    }
 }
 
 fn convolved<T: Real>(x: &Array, weight: &Array, bias: Option<&Array>, z: ConvShape) -> Result<Array> {

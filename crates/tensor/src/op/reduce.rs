@@ -111,7 +111,7 @@ impl Tensor {
             let tops = read(kept.inputs[0])?.broadcast_eq(read(kept.output)?)?.to_dtype(g.dtype())?;
             tops.broadcast_mul(&(g / tops.sum_keepdim(dim)?)?)
         };
-        unary(name, self, kind, keeps, move |x| f(x, dim), share)
+        unary(name, self, kind, keeps, move |x| crate::raw::extremes(x, dim, f), share)
     }
 
     /// The index (u32) of the largest number over `dim`; constant.

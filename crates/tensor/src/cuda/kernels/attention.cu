@@ -3,6 +3,7 @@
 //
 // q, o [batch, s, heads, d], k, v [batch, t, kv, d]; d is a multiple of 8 and at most HEAD, a define, a multiple of 16. Four warps a block,
 // each with 16 rows of the block's 64. Fragments are those of mma.m16n8k16: a thread holds rows lane / 4 and + 8, columns 2 (lane % 4) and + 1.
+// Tiles are copied while others are computed with: what a thread asked for is there for it after `landed`, for all after a barrier behind that.
 
 #define ROW (HEAD + 8) // of a tile in shared memory; the rest keeps banks apart
 #define STEPS (HEAD / 16)
@@ -31,6 +32,12 @@ __device__ inline void transposed(u32 r[4], const T *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(p) : "memory");
 }
+// 16 bytes of global memory, or zeros.
+__device__ inline void copy(T *to, const T *from, bool there) {
+    u32 p = (u32)__cvta_generic_to_shared(to);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" : : "r"(p), "l"(from), "r"(there ? 16 : 0) : "memory");
+}
+__device__ inline void landed() { asm volatile("cp.async.wait_all;" : : : "memory"); }
 #else
 #include "mma.h"
 #endif
@@ -45,9 +52,8 @@ __device__ inline u32 pack(float a, float b) {
 __device__ inline void tile(T *to, const T *from, int first, int rows, i64 stride, int d, int count) {
     for (int i = threadIdx.x; i < count * (HEAD / 8); i += 128) {
         int row = i / (HEAD / 8), column = i % (HEAD / 8) * 8;
-        uint4 value = make_uint4(0, 0, 0, 0);
-        if (first + row < rows && column < d) value = *(const uint4 *)(from + (i64)(first + row) * stride + column);
-        *(uint4 *)(to + row * ROW + column) = value;
+        bool there = first + row < rows && column < d;
+        copy(to + row * ROW + column, there ? from + (i64)(first + row) * stride + column : from, there);
     }
 }
 
@@ -107,7 +113,7 @@ __device__ inline Head head(int b, int h, int s, int t, int heads, int kv, int d
 }
 
 // o and lse, the log of the sum of exponentials of every score row. grid = (queries / 64, heads, batch).
-extern "C" __global__ void forward(const T *q, const T *k, const T *v, const f32 *mask, T *o, f32 *lse, int s, int t, int heads, int kv, int d,
+extern "C" __global__ __launch_bounds__(128) void forward(const T *q, const T *k, const T *v, const f32 *mask, T *o, f32 *lse, int s, int t, int heads, int kv, int d,
                                    float scale, i64 per_batch, i64 per_head) {
     __shared__ __align__(16) T keys[64 * ROW];
     __shared__ __align__(16) T values[64 * ROW];
@@ -116,15 +122,17 @@ extern "C" __global__ void forward(const T *q, const T *k, const T *v, const f32
     i64 wide_row = (i64)heads * d, narrow_row = (i64)kv * d;
     u32 a[STEPS][4];
     tile(keys, q + z.query, first, s, wide_row, d, 64);
+    landed();
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < STEPS; i++) matrices(a[i], keys + ((threadIdx.x >> 5) * 16 + (lane & 15)) * ROW + (lane >> 4) * 8 + i * 16);
     float sum[HEAD / 8][4] = {}, top[2] = {-INF, -INF}, total[2] = {0.0f, 0.0f};
+    __syncthreads();
+    tile(keys, k + z.key, 0, t, narrow_row, d, 64);
     for (int start = 0; start < t; start += 64) {
-        __syncthreads();
-        tile(keys, k + z.key, start, t, narrow_row, d, 64);
+        landed();
+        __syncthreads(); // the keys are there, and nobody reads the values before
         tile(values, v + z.key, start, t, narrow_row, d, 64);
-        __syncthreads();
         float c[8][4] = {};
         const T *brow = keys + ((lane & 7) + (lane >> 4) * 8) * ROW + (lane >> 3 & 1) * 8;
 #pragma unroll
@@ -137,6 +145,9 @@ extern "C" __global__ void forward(const T *q, const T *k, const T *v, const f32
                 mma(c[n + 1], a[i], y[2], y[3]);
             }
         }
+        landed();
+        __syncthreads(); // the values are there, and nobody reads the keys
+        if (start + 64 < t) tile(keys, k + z.key, start + 64, t, narrow_row, d, 64);
         float reached[2] = {top[0], top[1]};
 #pragma unroll
         for (int n = 0; n < 8; n++)
@@ -179,13 +190,14 @@ extern "C" __global__ void forward(const T *q, const T *k, const T *v, const f32
 // exp(x - lse), 0 in a row without any score.
 __device__ inline float probability(float x, float lse) { return lse == -INF ? 0.0f : exp2f((x - lse) * LOG2E); }
 
-// Shared memory of both backwards: two tiles of 64 rows and two of 32.
+// Shared memory of both backwards: two tiles of 64 rows that stay, and two of 32 rows twice, to compute with and for what comes next.
 #define BACKWARD_TILES(a, b, c, e) \
     DYNAMIC(T, a); \
-    T *b = a + 64 * ROW, *c = b + 64 * ROW, *e = c + 32 * ROW
+    T *b = a + 64 * ROW, *c = b + 64 * ROW, *e = c + 64 * ROW
+#define NEXT(x, i) ((x) + ((i) & 1) * 32 * ROW)
 
 // Gradients of k and v. grid = (keys / 64, kv, batch). Rows of a warp are keys: S^T = K Q^T, dP^T = V dO^T, dS = P (dP - delta).
-extern "C" __global__ void backward_keys(const T *q, const T *k, const T *v, const f32 *mask, const T *g, const f32 *lse, const f32 *delta, T *gk,
+extern "C" __global__ __launch_bounds__(128) void backward_keys(const T *q, const T *k, const T *v, const f32 *mask, const T *g, const f32 *lse, const f32 *delta, T *gk,
                                          T *gv, int s, int t, int heads, int kv, int d, float scale, i64 per_batch, i64 per_head) {
     BACKWARD_TILES(keys, values, queries, grads);
     int lane = threadIdx.x & 31, first = blockIdx.x * 64, own = (threadIdx.x >> 5) * 16, row = first + own + (lane >> 2);
@@ -193,37 +205,42 @@ extern "C" __global__ void backward_keys(const T *q, const T *k, const T *v, con
     tile(keys, k + key_head, first, t, narrow_row, d, 64);
     tile(values, v + key_head, first, t, narrow_row, d, 64);
     float sum_k[HEAD / 8][4] = {}, sum_v[HEAD / 8][4] = {};
-    for (int h = blockIdx.y * (heads / kv); h < (int)(blockIdx.y + 1) * (heads / kv); h++) {
-        Head z = head(blockIdx.z, h, s, t, heads, kv, d, mask, per_batch, per_head);
-        for (int start = 0; start < s; start += 32) {
-            __syncthreads();
-            tile(queries, q + z.query, start, s, wide_row, d, 32);
-            tile(grads, g + z.query, start, s, wide_row, d, 32);
-            __syncthreads();
-            float p[4][4] = {}, ds[4][4] = {};
-            scores<4>(p, keys + own * ROW, queries);
-            scores<4>(ds, values + own * ROW, grads);
-#pragma unroll
-            for (int n = 0; n < 4; n++)
-#pragma unroll
-                for (int j = 0; j < 4; j++) {
-                    int query = start + n * 8 + (lane & 3) * 2 + (j & 1), key = row + (j >> 1) * 8;
-                    bool inside = query < s && key < t;
-                    float x = p[n][j] * scale;
-                    if (z.mask && inside) x += z.mask[(i64)query * t + key];
-                    p[n][j] = inside ? probability(x, lse[z.line + query]) : 0.0f;
-                    ds[n][j] = inside ? p[n][j] * (ds[n][j] - delta[z.line + query]) : 0.0f;
-                }
-            add_product<4>(sum_v, p, grads);
-            add_product<4>(sum_k, ds, queries);
+    int tiles = (s + 31) / 32, steps = tiles * (heads / kv); // the query heads of this key head, one behind the other
+    for (int i = -1; i < steps; i++) {
+        landed();
+        __syncthreads(); // tile i is there, and nobody reads the one before
+        if (i + 1 < steps) {
+            Head z = head(blockIdx.z, blockIdx.y * (heads / kv) + (i + 1) / tiles, s, t, heads, kv, d, mask, per_batch, per_head);
+            int start = (i + 1) % tiles * 32;
+            tile(NEXT(queries, i + 1), q + z.query, start, s, wide_row, d, 32);
+            tile(NEXT(grads, i + 1), g + z.query, start, s, wide_row, d, 32);
         }
+        if (i < 0) continue;
+        Head z = head(blockIdx.z, blockIdx.y * (heads / kv) + i / tiles, s, t, heads, kv, d, mask, per_batch, per_head);
+        int start = i % tiles * 32;
+        float p[4][4] = {}, ds[4][4] = {};
+        scores<4>(p, keys + own * ROW, NEXT(queries, i));
+        scores<4>(ds, values + own * ROW, NEXT(grads, i));
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                int query = start + n * 8 + (lane & 3) * 2 + (j & 1), key = row + (j >> 1) * 8;
+                bool inside = query < s && key < t;
+                float x = p[n][j] * scale;
+                if (z.mask && inside) x += z.mask[(i64)query * t + key];
+                p[n][j] = inside ? probability(x, lse[z.line + query]) : 0.0f;
+                ds[n][j] = inside ? p[n][j] * (ds[n][j] - delta[z.line + query]) : 0.0f;
+            }
+        add_product<4>(sum_v, p, NEXT(grads, i));
+        add_product<4>(sum_k, ds, NEXT(queries, i));
     }
     give(gk + key_head, sum_k, scale, scale, first + own, t, narrow_row, d);
     give(gv + key_head, sum_v, 1.0f, 1.0f, first + own, t, narrow_row, d);
 }
 
 // Gradient of q. grid = (queries / 64, heads, batch). Rows of a warp are queries.
-extern "C" __global__ void backward_queries(const T *q, const T *k, const T *v, const f32 *mask, const T *g, const f32 *lse, const f32 *delta,
+extern "C" __global__ __launch_bounds__(128) void backward_queries(const T *q, const T *k, const T *v, const f32 *mask, const T *g, const f32 *lse, const f32 *delta,
                                             T *gq, int s, int t, int heads, int kv, int d, float scale, i64 per_batch, i64 per_head) {
     BACKWARD_TILES(queries, grads, keys, values);
     Head z = head(blockIdx.z, blockIdx.y, s, t, heads, kv, d, mask, per_batch, per_head);
@@ -238,14 +255,18 @@ extern "C" __global__ void backward_queries(const T *q, const T *k, const T *v, 
         level[r] = inside ? lse[z.line + row + r * 8] : -INF;
         change[r] = inside ? delta[z.line + row + r * 8] : 0.0f;
     }
-    for (int start = 0; start < t; start += 32) {
-        __syncthreads();
-        tile(keys, k + z.key, start, t, narrow_row, d, 32);
-        tile(values, v + z.key, start, t, narrow_row, d, 32);
-        __syncthreads();
+    for (int i = -1; i * 32 < t; i++) {
+        landed();
+        __syncthreads(); // tile i is there, and nobody reads the one before
+        if ((i + 1) * 32 < t) {
+            tile(NEXT(keys, i + 1), k + z.key, (i + 1) * 32, t, narrow_row, d, 32);
+            tile(NEXT(values, i + 1), v + z.key, (i + 1) * 32, t, narrow_row, d, 32);
+        }
+        if (i < 0) continue;
+        int start = i * 32;
         float p[4][4] = {}, ds[4][4] = {};
-        scores<4>(p, queries + own * ROW, keys);
-        scores<4>(ds, grads + own * ROW, values);
+        scores<4>(p, queries + own * ROW, NEXT(keys, i));
+        scores<4>(ds, grads + own * ROW, NEXT(values, i));
 #pragma unroll
         for (int n = 0; n < 4; n++)
 #pragma unroll
@@ -256,7 +277,7 @@ extern "C" __global__ void backward_queries(const T *q, const T *k, const T *v, 
                 if (z.mask && inside) x += z.mask[(i64)query * t + key];
                 ds[n][j] = inside ? probability(x, level[j >> 1]) * (ds[n][j] - change[j >> 1]) : 0.0f;
             }
-        add_product<4>(sum, ds, keys);
+        add_product<4>(sum, ds, NEXT(keys, i));
     }
     give(gq + z.query, sum, scale, scale, first + own, s, wide_row, d);
 }

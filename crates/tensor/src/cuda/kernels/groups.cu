@@ -18,7 +18,7 @@ __device__ inline Moments moments_of(const T *x, i64 width, float eps) {
     return Moments{mean + shift, 1.0f / sqrtf(fmaxf(square - mean * mean, 0.0f) + eps)};
 }
 
-extern "C" __global__ void group(const T *x, const W *w, const W *b, T *y, int groups, int share, i64 pixels, int gated, float eps) {
+extern "C" __global__ __launch_bounds__(1024) void group(const T *x, const W *w, const W *b, T *y, int groups, int share, i64 pixels, int gated, float eps) {
     i64 width = share * pixels;
     x += blockIdx.x * width, y += blockIdx.x * width;
     Moments m = moments_of(x, width, eps);
@@ -38,7 +38,7 @@ extern "C" __global__ void group(const T *x, const W *w, const W *b, T *y, int g
 }
 
 // Gradient of x, and where `sums [2, batch * channels]` is given what weight and bias get of each image's channel.
-extern "C" __global__ void group_back(const T *g, const T *x, const W *w, const W *b, T *out, f32 *sums, int groups, int share, i64 pixels, int gated, float eps) {
+extern "C" __global__ __launch_bounds__(1024) void group_back(const T *g, const T *x, const W *w, const W *b, T *out, f32 *sums, int groups, int share, i64 pixels, int gated, float eps) {
     i64 width = share * pixels;
     g += blockIdx.x * width, x += blockIdx.x * width, out += blockIdx.x * width;
     Moments m = moments_of(x, width, eps);

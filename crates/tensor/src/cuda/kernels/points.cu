@@ -35,6 +35,13 @@ __device__ inline float slope_of(int kind, float x) {
     }
 }
 
+// Parts of rows: `width` packs of each, which begin `from` numbers apart in x and `to` in y.
+extern "C" __global__ void parts(const T *x, T *y, int rows, int width, i64 from, i64 to) {
+    for (int row = blockIdx.y; row < rows; row += gridDim.y)
+        for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < width; i += gridDim.x * blockDim.x)
+            ((Pack<T> *)(y + row * to))[i] = ((const Pack<T> *)(x + row * from))[i];
+}
+
 extern "C" __global__ void value(const T *x, T *y, i64 n, int kind) {
     EACH(i) {
         float v[V];

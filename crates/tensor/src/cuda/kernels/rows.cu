@@ -34,7 +34,7 @@ __device__ inline void turn(float v[V], const f32 *cos, const f32 *sin, float wa
 
 // y = (x - mean) size (more + w) + b; each `block` of rows has a w and a b of its own. w and b may be missing. Where there are angles
 // cos, sin [tokens, width / 2], rows are [batch, tokens, heads], packs hold pairs (2 i, 2 i + 1), and y is turned by those of its token.
-extern "C" __global__ void normalise(const T *x, const W *w, const W *b, T *y, const f32 *cos, const f32 *sin, i64 rows, int width, int tokens, int heads,
+extern "C" __global__ __launch_bounds__(1024) void normalise(const T *x, const W *w, const W *b, T *y, const f32 *cos, const f32 *sin, i64 rows, int width, int tokens, int heads,
                                      i64 block, int centre, float more, float eps) {
     i64 row = (i64)blockIdx.x * blockDim.y + threadIdx.y;
     if (row >= rows) return;
@@ -75,7 +75,7 @@ __device__ inline void scaled(float h[V], const T *g, const W *w, const f32 *cos
 }
 
 // Gradient of x: (h - mean(h) - n mean(h n)) size, with h as above and n = (x - mean) size.
-extern "C" __global__ void normalise_back(const T *g, const T *x, const W *w, T *out, const f32 *cos, const f32 *sin, i64 rows, int width, int tokens,
+extern "C" __global__ __launch_bounds__(1024) void normalise_back(const T *g, const T *x, const W *w, T *out, const f32 *cos, const f32 *sin, i64 rows, int width, int tokens,
                                           int heads, i64 block, int centre, float more, float eps) {
     i64 row = (i64)blockIdx.x * blockDim.y + threadIdx.y;
     if (row >= rows) return;
@@ -100,7 +100,7 @@ extern "C" __global__ void normalise_back(const T *g, const T *x, const W *w, T 
 }
 
 // Mean and 1 / deviation of every row, `[rows, 2]`.
-extern "C" __global__ void moments(const T *x, f32 *out, i64 rows, int width, int centre, float eps) {
+extern "C" __global__ __launch_bounds__(1024) void moments(const T *x, f32 *out, i64 rows, int width, int centre, float eps) {
     i64 row = (i64)blockIdx.x * blockDim.y + threadIdx.y;
     if (row >= rows) return;
     Moments m = moments_of(x + row * width, width, centre, eps);
@@ -109,7 +109,7 @@ extern "C" __global__ void moments(const T *x, f32 *out, i64 rows, int width, in
 
 // Sums over rows: `out [blocks, chunks, width]` of g, or of g x, or of g (x - mean) size where there are moments; 256 rows a chunk.
 // blockDim = (32, 8); grid = (columns, chunks, blocks).
-extern "C" __global__ void columns(const T *g, const T *x, const f32 *moments, f32 *out, i64 rows, int width) {
+extern "C" __global__ __launch_bounds__(256) void columns(const T *g, const T *x, const f32 *moments, f32 *out, i64 rows, int width) {
     __shared__ float parts[8][33];
     int column = blockIdx.x * 32 + threadIdx.x;
     i64 first = (i64)blockIdx.y * 256, last = first + 256 < rows ? first + 256 : rows, base = (i64)blockIdx.z * rows;
@@ -131,7 +131,7 @@ extern "C" __global__ void columns(const T *g, const T *x, const f32 *moments, f
 }
 
 // y = softmax(x), rows.
-extern "C" __global__ void softmax(const T *x, T *y, i64 rows, int width) {
+extern "C" __global__ __launch_bounds__(1024) void softmax(const T *x, T *y, i64 rows, int width) {
     i64 row = (i64)blockIdx.x * blockDim.y + threadIdx.y;
     if (row >= rows) return;
     x += row * width, y += row * width;
@@ -157,7 +157,7 @@ extern "C" __global__ void softmax(const T *x, T *y, i64 rows, int width) {
 }
 
 // out = y (g - sum(g y)), rows.
-extern "C" __global__ void softmax_back(const T *g, const T *y, T *out, i64 rows, int width) {
+extern "C" __global__ __launch_bounds__(1024) void softmax_back(const T *g, const T *y, T *out, i64 rows, int width) {
     i64 row = (i64)blockIdx.x * blockDim.y + threadIdx.y;
     if (row >= rows) return;
     g += row * width, y += row * width, out += row * width;
@@ -177,7 +177,7 @@ extern "C" __global__ void softmax_back(const T *g, const T *y, T *out, i64 rows
 }
 
 // out[row] = sum of a b along the row, f32; row `r` of `[batch, tokens, heads]` goes to `[batch, heads, tokens]`.
-extern "C" __global__ void inner(const T *a, const T *b, f32 *out, i64 rows, int width, int tokens, int heads) {
+extern "C" __global__ __launch_bounds__(1024) void inner(const T *a, const T *b, f32 *out, i64 rows, int width, int tokens, int heads) {
     i64 row = (i64)blockIdx.x * blockDim.y + threadIdx.y;
     if (row >= rows) return;
     a += row * width, b += row * width;
