@@ -7,6 +7,7 @@ use amscript_base::bail;
 use amscript_model::Flow;
 use amscript_nn::lora::Form;
 use amscript_nn::module::Module as _;
+use amscript_reward::RewardModel;
 use amscript_run::checkpoint::DEEPEST;
 use amscript_run::lock::Locks;
 use amscript_run::progress::Counter;
@@ -232,11 +233,15 @@ pub mod run {
     /// ```rhai
     /// settings(#{ steps: 20, seed: 0 }, #{ steps: 4, order: 2 })   //=> #{"order": 2, "seed": 0, "steps": 4}
     /// settings(#{ steps: 20 }, #{ steps: "many" })                 //=> error: settings: `steps` must be a value such as 20, got "many"
+    /// let warm = scripted_reward(|images, prompts| images.mean([1, 2, 3]));
+    /// type_of(settings(#{ reward: "tiny/hpsv2" }, #{ reward: warm }).reward)   //=> "RewardModel"
     /// ```
     #[rhai_fn(name = "settings", return_raw, volatile)]
     pub fn shared_settings(context: NativeCallContext, shared: Map, own: Map) -> RhaiResultOf<Map> {
         for (key, value) in &own {
-            if let Some(default) = shared.get(key) {
+            // a reward may stand for the name of one
+            let reward = |default: &&Dynamic| default.is_string() && value.is::<RewardModel>();
+            if let Some(default) = shared.get(key).filter(|default| !reward(default)) {
                 option::alike(&format!("settings: `{key}`"), default, value)?;
             }
         }

@@ -103,6 +103,12 @@ impl Results {
     }
 }
 
+/// What the measure `reward` of a run is of: the setting, else all rewards that it opened.
+fn reward_of(run: &Reading) -> &Value {
+    let told = &run.record["settings"]["reward"];
+    if told.is_null() { &run.record["rewards"] } else { told }
+}
+
 /// Runs beside one another by what each came to: a row per run, a column per measure. `None` where fewer than two compare.
 fn across(tables: &[(&Reading, Results)]) -> Option<Html> {
     let compared: Vec<_> = tables.iter().filter(|(_, r)| r.compared && r.columns.len() > 1).collect();
@@ -122,15 +128,13 @@ fn across(tables: &[(&Reading, Results)]) -> Option<Html> {
     let column = |measure: &str, last: bool| -> Vec<Option<Value>> {
         compared.iter().map(|(_, results)| cell(results, measure, last)).collect()
     };
-    let bests: Vec<Option<usize>> = measures
-        .iter()
-        .map(|m| {
-            best(
-                m,
-                &column(m, true).iter().map(|c| c.as_ref().map_or(f64::NAN, |c| estimate(c).mean)).collect::<Vec<_>>(),
-            )
-        })
-        .collect();
+    let one_reward = compared.iter().all(|(run, _)| reward_of(run) == reward_of(compared[0].0));
+    let best_of = |measure: &&String| {
+        let cells = column(measure, true);
+        let means: Vec<f64> = cells.iter().map(|c| c.as_ref().map_or(f64::NAN, |c| estimate(c).mean)).collect();
+        best(measure, &means).filter(|_| one_reward || *measure != "reward")
+    };
+    let bests: Vec<Option<usize>> = measures.iter().map(best_of).collect();
     let rows = compared.iter().enumerate().map(|(i, (run, results))| {
         let cells = measures.iter().zip(&bests).map(|(measure, best)| match cell(results, measure, true) {
             Some(found) => {
@@ -151,7 +155,11 @@ fn across(tables: &[(&Reading, Results)]) -> Option<Html> {
     let heads: Vec<String> =
         std::iter::once("run".to_string()).chain(measures.iter().map(ToString::to_string)).collect();
     let note = "Means with standard errors, and below them the change from the base in its standard errors. Marked: the best of each column.";
-    Some([table("results of all runs", &heads, first.into_iter().chain(rows)), legend(note)].into_iter().collect())
+    let own = (!one_reward && measures.iter().any(|m| *m == "reward")).then(|| {
+        word("p", "These runs have different rewards: the column `reward` is each run's own, and not compared.")
+    });
+    let table = table("results of all runs", &heads, first.into_iter().chain(rows));
+    Some([table, legend(note)].into_iter().chain(own).collect())
 }
 
 fn legend(note: &str) -> Html {
@@ -201,5 +209,39 @@ mod tests {
         assert_eq!(best("reward", &[0.1, f64::NAN, 0.3]), Some(2));
         assert_eq!(best("seconds", &[0.1, f64::NAN, 0.3]), Some(0));
         assert_eq!((best("reward", &[0.3, 0.3]), best("reward", &[f64::NAN])), (None, None));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn run(name: &str, settings: Value, rewards: Value, tuned: f64) -> Reading {
+        let cell = |mean: f64| json!({ "mean": mean, "error": 0.01, "count": 9, "change": { "mean": 0.1, "error": 0.01, "count": 9 } });
+        let both = |tuned: f64| json!({ "base": cell(0.1), "tuned": cell(tuned) });
+        Reading {
+            folder: Default::default(),
+            name: name.into(),
+            record: json!({ "settings": settings, "rewards": rewards }),
+            lines: Vec::new(),
+            result: Some(json!({ "measures": { "reward": both(tuned), "oracle": both(tuned) } })),
+            state: String::new(),
+            notes: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn different_rewards_are_not_compared() {
+        let page = |runs: [Reading; 2]| format!("{:?}", section(&runs));
+        let beside =
+            |page: &str| page.split("results of all runs").nth(1).unwrap_or_default().matches("title=").count();
+        let named = |reward: &str| json!({ "reward": reward });
+        let same = page([run("a", named("x"), json!([]), 0.3), run("b", named("x"), json!(["w"]), 0.7)]);
+        let other = page([run("a", named("x"), json!([]), 0.3), run("b", named("y"), json!([]), 0.7)]);
+        assert!(!same.contains("different rewards") && other.contains("different rewards"), "{other}");
+        assert_eq!(beside(&same), beside(&other) + 1);
+        let closure = page([run("a", named("x"), json!(["x"]), 0.3), run("b", json!({}), json!([]), 0.7)]);
+        assert!(closure.contains("different rewards"));
     }
 }

@@ -240,12 +240,12 @@ fn sizes_of_published_models() {
         }
         println!("{name}: agrees");
     };
-    let heads: &[&[usize]] = &[&[1, 4608, 24, 128]; 3];
-    agrees("attention", heads, DType::BF16, 2e-2, |i| attention(&i[0], &i[1], &i[2], 0.0884, None));
-    let heads: &[&[usize]] = &[&[2, 1024, 16, 72]; 3];
-    agrees("attention of 72", heads, DType::BF16, 2e-2, |i| attention(&i[0], &i[1], &i[2], 0.118, None));
-    let heads: &[&[usize]] = &[&[2, 4096, 1, 512]; 3];
-    agrees("attention of 512", heads, DType::F32, 1e-4, |i| attention(&i[0], &i[1], &i[2], 0.0442, None));
+    let heads = [&[1, 4608, 24, 128][..]; 3];
+    agrees("attention", &heads, DType::BF16, 2e-2, |i| attention(&i[0], &i[1], &i[2], 0.0884, None));
+    let heads = [&[2, 1024, 16, 72][..]; 3];
+    agrees("attention of 72", &heads, DType::BF16, 2e-2, |i| attention(&i[0], &i[1], &i[2], 0.118, None));
+    let heads = [&[2, 4096, 1, 512][..]; 3];
+    agrees("attention of 512", &heads, DType::F32, 1e-4, |i| attention(&i[0], &i[1], &i[2], 0.0442, None));
     let wide: &[&[usize]] = &[&[12288, 3072], &[18432, 3072]];
     agrees("linear", wide, DType::BF16, 2e-2, |i| linear(&i[0], &i[1], None, None));
     let image: &[&[usize]] = &[&[1, 256, 512, 512], &[256, 256, 3, 3], &[256]];
