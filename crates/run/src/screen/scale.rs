@@ -32,8 +32,15 @@ impl Scale {
             let all = decades.clone().flat_map(|d| digits.iter().map(move |digit| digit * 10_f64.powi(d)));
             all.filter(|v| self.range.contains(v)).collect()
         };
-        let (fine, coarse) = (ticks(&[1.0, 2.0, 5.0]), ticks(&[1.0]));
-        if fine.len() <= most.max(3) || coarse.len() < 2 { fine } else { coarse }
+        let (finest, fine, coarse) =
+            (ticks(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]), ticks(&[1.0, 2.0, 5.0]), ticks(&[1.0]));
+        match fine.len() {
+            // a short piece of the axis has few round numbers, and is nearly linear
+            0..3 if finest.len() < 3 => RangedCoordf64::from(self.range.clone()).key_points(BoldPoints(most)),
+            0..3 => finest,
+            n if n <= most.max(3) || coarse.len() < 2 => fine,
+            _ => coarse,
+        }
     }
 
     /// The text of a tick: enough digits to tell it from its neighbours.
@@ -105,6 +112,8 @@ mod tests {
         assert_eq!([1.0, 10.0, 100.0].map(|v| scale.map(&v, (0, 200))), [0, 100, 200]);
         assert_eq!(Scale::new(0.9..60.0, true, 0.0).ticks(7), [1.0, 2.0, 5.0, 10.0, 20.0, 50.0]);
         assert_eq!(Scale::new(0.9..2e4, true, 0.0).ticks(7), [1.0, 10.0, 100.0, 1000.0, 10000.0]);
+        assert_eq!(Scale::new(0.55..0.85, true, 0.0).ticks(7), [0.6, 0.7, 0.8]);
+        assert!(Scale::new(0.051..0.055, true, 0.0).ticks(7).len() >= 3);
         assert_eq!([0.05, 200.0, 1e6].map(|v| scale.text(v)), ["0.05", "200", "1e6"]);
     }
 }
