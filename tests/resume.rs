@@ -437,13 +437,18 @@ fn every_recipe_can_begin_from_a_lora() {
         }
         let output = command.output().unwrap();
         assert!(output.status.success(), "{recipe}: {}", text(&output.stderr));
-        std::fs::read(desk.at(out).join("lora.safetensors")).unwrap()
+        (std::fs::read(desk.at(out).join("lora.safetensors")).unwrap(), text(&output.stdout))
     };
-    let first = run("flux_ode_am", "first", &["iterations=1", "rank=2"]);
+    let first = run("flux_ode_am", "first", &["iterations=1", "rank=2"]).0;
+    // the same command has nothing left to do
+    let result = || std::fs::read(desk.at("first/result.json")).unwrap();
+    let before = result();
+    let said = run("flux_ode_am", "first", &["iterations=1", "rank=2"]).1;
+    assert!(said.contains("came to its end before") && result() == before, "{said}");
     // at a rate of zero the LoRA comes out as it went in, of its own rank
     let still = ["iterations=1", "rate=constant_rate(0)", "start=first/lora.safetensors"];
-    assert!(run("flux_ode_am", "same", &still) == first);
+    assert!(run("flux_ode_am", "same", &still).0 == first);
     for recipe in ["draft", "flux_sde_am"] {
-        assert!(run(recipe, recipe, &["iterations=1", "start=first/lora.safetensors"]) != first, "{recipe}");
+        assert!(run(recipe, recipe, &["iterations=1", "start=first/lora.safetensors"]).0 != first, "{recipe}");
     }
 }

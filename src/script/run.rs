@@ -234,7 +234,7 @@ pub mod run {
     /// settings(#{ steps: 20, seed: 0 }, #{ steps: 4, order: 2 })   //=> #{"order": 2, "seed": 0, "steps": 4}
     /// settings(#{ steps: 20 }, #{ steps: "many" })                 //=> error: settings: `steps` must be a value such as 20, got "many"
     /// let warm = scripted_reward(|images, prompts| images.mean([1, 2, 3]));
-    /// type_of(settings(#{ reward: "tiny/hpsv2" }, #{ reward: warm }).reward)   //=> "RewardModel"
+    /// settings(#{ reward: "tiny/hpsv2" }, #{ reward: warm }).reward == "tiny/hpsv2"   //=> false
     /// ```
     #[rhai_fn(name = "settings", return_raw, volatile)]
     pub fn shared_settings(context: NativeCallContext, shared: Map, own: Map) -> RhaiResultOf<Map> {

@@ -408,7 +408,7 @@ impl Run {
         state.spent().as_secs_f64() / state.step as f64
     }
 
-    /// Row, column, estimate: what `result.json` holds if a run with these settings came to its end, also before this session.
+    /// Row, column, estimate: what `result.json` holds if a run with these settings came to its end, also before this session, and made no step since.
     pub fn result(&self) -> Option<Value> {
         self.state().result.clone()
     }

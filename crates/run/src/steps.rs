@@ -109,7 +109,10 @@ impl Iterator for Steps {
         }
         self.run.0.console.begin_step(Some(self.next));
         self.next += 1;
-        self.run.state().step = self.next;
+        let mut state = self.run.state();
+        state.step = self.next;
+        state.result = None; // of fewer steps
+        drop(state);
         Some(Ok(self.next - 1))
     }
 }
