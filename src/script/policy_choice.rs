@@ -150,7 +150,7 @@ choices! {
         equal_weights = StepWeight::Equal,
         /// A step counts by one over its width (GRPO-Guard).
         per_width = StepWeight::PerWidth,
-        /// A step counts in proportion to its noise, 1 on average (TempFlow-GRPO, arXiv:2508.04324).
+        /// A step counts in proportion to its noise, 1 on average over the grid (TempFlow-GRPO, arXiv:2508.04324).
         by_noise = StepWeight::Noise,
         .. {
             StepWeight::Given(weights) => "step_weights({weights:?})";
