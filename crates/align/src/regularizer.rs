@@ -1,7 +1,7 @@
 //! Control penalties `f(|u|)`: the optimal control is `u = -(f')^{-1}(|a|) a / |a|` (arXiv:2605.06583, Theorem 3.1).
 
 use amscript_base::bail;
-use amscript_base::error::{Error, Result};
+use amscript_base::error::Result;
 use amscript_tensor::check::read;
 use amscript_tensor::grad::value_and_grad;
 use amscript_tensor::sample::{norm_per_sample, spread};
@@ -68,7 +68,7 @@ impl Regularizer {
     pub fn conjugate(&self, slopes: &[f64]) -> Result<Vec<f64>> {
         let sizes = self.sizes(slopes)?;
         let costs =
-            |r: &[f64]| Ok::<_, Error>(self.value(&Tensor::new(r, &Device::Cpu)?)?.constant().to_vec1::<f64>()?);
+            |r: &[f64]| self.value(&Tensor::new(r, &Device::Cpu)?)?.constant().to_vec1::<f64>();
         let none = costs(&[0.0])?[0];
         Ok(slopes.iter().zip(&sizes).zip(costs(&sizes)?).map(|((y, r), f)| y * r - f + none).collect())
     }

@@ -88,6 +88,7 @@ fn head_width() -> usize {
 /// `config.json` of transformers' `CLIPModel`, which may leave out what is its default.
 #[derive(Deserialize)]
 struct TransformersFile {
+    model_type: Option<String>,
     projection_dim: Option<usize>,
     #[serde(default)]
     text_config: TransformersTower,
@@ -178,6 +179,9 @@ impl ClipConfig {
     pub fn transformers(value: Value) -> Result<Self> {
         let file: TransformersFile = serde_json::from_value(value).map_err(refused)?;
         let (vision, text) = (&file.vision_config, &file.text_config);
+        if let Some(other) = file.model_type.filter(|model| model != "clip") {
+            bail!(Value, "clip config: expected a model_type `clip`, got `{other}`"; hint: "give the folder of a CLIP");
+        }
         Ok(Self {
             layout: Layout::Transformers,
             embed: file.projection_dim.unwrap_or(512),
@@ -305,6 +309,9 @@ mod tests {
     fn unknown_choices_are_refused() {
         let act = json!({ "text_config": { "hidden_act": "relu" } });
         assert!(ClipConfig::transformers(act).unwrap_err().message.contains("got `relu`"));
+        assert!(
+            ClipConfig::transformers(json!({ "model_type": "siglip" })).unwrap_err().message.contains("got `siglip`")
+        );
         let tower = json!({ "width": 8, "layers": 1 });
         let file = json!({ "model_cfg": { "embed_dim": 4, "vision_cfg": tower, "text_cfg": tower },
             "preprocess_cfg": { "resize_mode": "longest" } });

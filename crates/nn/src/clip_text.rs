@@ -73,7 +73,7 @@ fn build(ends: [&str; 2]) -> Result<Tokenizer> {
 /// transformers does none of this but white space and lower case, which the tokenizer does itself.
 pub fn clean(text: &str) -> String {
     // ftfy takes text without `<` for text out of a web page
-    let text = if text.contains('<') { text.into() } else { unescape(text) };
+    let text = if text.contains('<') { text.into() } else { unescape(&capitals(text)) };
     let text: String = without_escapes(&repair(&text)).chars().flat_map(plain).collect();
     unescape(&unescape(&text)).split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase()
 }
@@ -96,8 +96,32 @@ fn unescape(text: &str) -> String {
     htmlize::unescape(text).into_owned()
 }
 
+/// Names of HTML's entities in capitals where HTML has them in small letters only, as ftfy reads them: `&EACUTE;` is `É`.
+fn capitals(text: &str) -> String {
+    let mut parts = text.split('&');
+    let mut out = parts.next().unwrap_or_default().to_string();
+    for part in parts {
+        match part.split_once(';').and_then(|(name, rest)| Some((capital(name)?, rest))) {
+            Some((capital, rest)) => out.extend([&capital, rest]),
+            None => out.extend(["&", part]),
+        }
+    }
+    out
+}
+
+fn capital(name: &str) -> Option<String> {
+    let is_capital = name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit());
+    let whole = format!("&{name};");
+    let small = (is_capital && unescape(&whole) == whole).then(|| unescape(&whole.to_lowercase()))?;
+    // what is no entity ends as before
+    (!small.ends_with(';') || small == ";").then(|| small.to_uppercase())
+}
+
 /// ftfy's normal form of one character; none of a control character.
 fn plain(c: char) -> Vec<char> {
+    if c == 'ﬅ' {
+        return vec!['ſ', 't'];
+    }
     let is_form =
         matches!(c, 'Ĳ' | 'ĳ' | 'ŉ' | 'Ǆ'..='ǌ' | 'Ǳ'..='ǳ' | 'ﬀ'..='ﬆ' | '\u{3000}' | '\u{ff01}'..='\u{ffef}');
     let mut text = NormalizedString::from(c.to_string());
@@ -177,6 +201,8 @@ mod tests {
         assert_eq!(clean("<b>it&rsquo;s</b>"), "<b>it\u{2019}s</b>"); // as the reference: quotes come before entities here
         assert_eq!(clean("ＬＯＵＤ　ＮＯＩＳＥＳ\u{feff} ｶﾞ\n"), "loud noises カ\u{3099}");
         assert_eq!(clean("\u{0} \n"), "");
+        assert_eq!(clean("&EACUTE;T&EACUTE; &SZLIG; &LTIMES; &AMP; &nTILDE; &NO;"), "été ss <imes; & &ntilde; &no;"); // as ftfy 6.3.1
+        assert_eq!(clean("ﬅ ﬆ Ã\u{a0} la carte, voilÃ  un chat"), "ſt st à la carte, voilà un chat");
         assert_eq!(clean("\u{1b}[1;31mred\u{1b}[0m cafÃ© \u{1b}[!"), "red café [!"); // as ftfy 6.3.1
     }
 }

@@ -62,6 +62,10 @@ pub struct Tensors {
 }
 
 impl File {
+    fn named(component: &str, name: String) -> Self {
+        Self { component: component.into(), name, bytes: 0, sha256: None, fault: None, tensors: None }
+    }
+
     /// The name with its folder.
     pub fn path(&self) -> String {
         if self.component.is_empty() { self.name.clone() } else { format!("{}/{}", self.component, self.name) }
@@ -93,6 +97,12 @@ impl Model {
     fn of_folder(name: &str, repository: Option<String>, place: Availability, folder: &Folder) -> Self {
         let mut files = Vec::new();
         collect(folder, "", DEPTH, &mut files);
+        files.extend(
+            folder
+                .unfinished()
+                .into_iter()
+                .map(|name| File { fault: Some("its download has not ended".into()), ..File::named("", name) }),
+        );
         let path = folder.path().map(|path| path.display().to_string());
         Self { name: name.to_string(), repository, place, path, files }
     }
@@ -168,8 +178,7 @@ fn collect(folder: &Folder, component: &str, depth: usize, files: &mut Vec<File>
 
 fn file(folder: &Folder, component: &str, name: String) -> File {
     let size = size(folder, &name);
-    let bytes = *size.as_ref().unwrap_or(&0);
-    let mut file = File { component: component.into(), name, bytes, sha256: None, fault: None, tensors: None };
+    let mut file = File { bytes: *size.as_ref().unwrap_or(&0), ..File::named(component, name) };
     match size.and_then(|_| examine(folder, &file)) {
         Ok(tensors) => file.tensors = tensors,
         Err(error) => file.fault = Some(plain(&error, folder)),
@@ -229,6 +238,17 @@ fn plain(error: &Error, folder: &Folder) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn downloads_that_have_not_ended_are_listed() {
+        let root = tempfile::tempdir().unwrap();
+        let (blobs, snapshot) = (root.path().join("blobs"), root.path().join("snapshots/a"));
+        [&blobs, &snapshot].into_iter().for_each(|folder| std::fs::create_dir_all(folder).unwrap());
+        std::fs::write(blobs.join("abc.incomplete"), "").unwrap();
+        let model = Model::of_folder("x", None, Availability::Cache, &Folder::disk(snapshot));
+        let faults: Vec<_> = model.files.iter().map(|file| (file.name.as_str(), file.fault.as_deref())).collect();
+        assert_eq!(faults, [("abc.incomplete", Some("its download has not ended"))]);
+    }
 
     #[test]
     fn what_differs_from_its_name_in_the_cache_is_damaged() {

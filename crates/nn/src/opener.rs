@@ -253,26 +253,42 @@ impl<F: Copy> Table<F> {
         let those: Vec<&Opener<F>> = self.openers.iter().filter(|opener| (opener.recognises)(found)).collect();
         match those.as_slice() {
             [opener] => Ok(opener),
-            [] => {
-                let names = found.folder.as_ref().map(Folder::names).unwrap_or_default();
-                let place = found.folder.as_ref().map_or_else(|| found.name.clone(), Folder::origin);
-                let files = names.into_iter().take(4).collect::<Vec<_>>().join(", ");
-                let folder = found.folder.as_ref().filter(|_| !found.is_told());
-                let index = folder.and_then(|folder| folder.json::<Value>("model_index.json").ok());
-                let pipeline = index.as_ref().and_then(|index| index["_class_name"].as_str());
-                let got = match pipeline {
-                    Some(pipeline) => format!("a {pipeline}"),
-                    None if files.is_empty() => "nothing".into(),
-                    None => files,
-                };
-                bail!(Missing, "{}: expected one of {} in {place}, got {got}", self.function, self.names().join(", ");
-                    hint: "say which it is with `{}: name`", self.option)
-            }
+            [] => Err(self.unknown(found)),
             several => {
                 let names = several.iter().map(|opener| opener.name).collect::<Vec<_>>().join(" and ");
                 bail!(Value, "{}: `{}` may be {names}", self.function, found.name; hint: "say which with `{}: name`", self.option)
             }
         }
+    }
+
+    /// Why what was found is of no kind.
+    fn unknown(&self, found: &Found) -> Error {
+        let folder = found.folder.as_ref().filter(|_| !found.is_told());
+        let read =
+            |name: &str| folder.filter(|folder| folder.has(name)).map(|folder| folder.json::<Value>(name)).transpose();
+        let (index, config) = match read("model_index.json").and_then(|index| Ok((index, read("config.json")?))) {
+            Ok(read) => read,
+            Err(error) => return error.within(self.function),
+        };
+        let said = |file: &Option<Value>, key: &str| Some(format!("a {}", file.as_ref()?[key].as_str()?));
+        let model = said(&index, "_class_name").or_else(|| said(&config, "model_type"));
+        let names = found.folder.as_ref().map(Folder::names).unwrap_or_default();
+        let place = found.folder.as_ref().map_or_else(|| found.name.clone(), Folder::origin);
+        let files = names.into_iter().take(4).collect::<Vec<_>>().join(", ");
+        let got = match &model {
+            Some(model) => model.clone(),
+            None if files.is_empty() => "nothing".into(),
+            None => files,
+        };
+        let kinds = self.names().join(", ");
+        let message = format!("{}: expected one of {kinds} in {place}, got {got}", self.function);
+        let published: Vec<&str> = self.published().map(|(_, repository)| repository).collect();
+        let hint = match model {
+            Some(_) => format!("take a model like one of {}", published.join(", ")),
+            None => format!("say which it is with `{}: name`", self.option),
+        };
+        let error = Error::new(Kind::Missing, message).hint(hint);
+        found.folder.iter().fold(error, |error, folder| folder.with_download(error))
     }
 }
 
@@ -352,6 +368,14 @@ mod tests {
             nothing.starts_with("open: expected one of first, second in ") && nothing.contains("got nothing"),
             "{nothing}"
         );
+        let index = folder.path().join("model_index.json");
+        std::fs::write(&index, r#"{"_class_name": "FluxPipeline"}"#).unwrap();
+        let pipeline = refused(table.choose(None, &found(), &none));
+        assert!(pipeline.ends_with("got a FluxPipeline\nhint: take a model like one of org/name"), "{pipeline}");
+        std::fs::write(&index, "").unwrap();
+        let empty = refused(table.choose(None, &found(), &none));
+        assert!(empty.contains("model_index.json: expected a text, got 0 bytes"), "{empty}");
+        std::fs::remove_file(index).unwrap();
         std::fs::write(folder.path().join("a.pt"), "").unwrap();
         let several = refused(table.choose(None, &found(), &none));
         assert_eq!(several, "open: `here` may be first and second\nhint: say which with `kind: name`");

@@ -1,9 +1,10 @@
 //! How images become an image tower's pixels: resize, centre crop, mean and deviation; with a gradient.
 
 use amscript_base::bail;
-use amscript_base::error::Result;
+use amscript_base::error::{Error, Kind, Result};
 use amscript_tensor::op::{self, Filter};
 use amscript_tensor::{DType, Device, Tensor};
+use serde_json::{Value, json};
 
 /// OpenAI's, which every CLIP and BLIP here was trained with.
 pub const CLIP_MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
@@ -48,6 +49,45 @@ impl Preprocess {
             Some(other) => bail!(Value, "option `crop`: expected `center` or `squash`, got `{other}`"),
         };
         Ok(self)
+    }
+
+    /// From the `preprocessor_config.json` of transformers: mean, deviation, filter, and whether the image is squashed; and what else it
+    /// says that differs from what is done.
+    pub fn transformers(size: usize, file: &Value) -> Result<(Self, Vec<String>)> {
+        let three = |name: &str, usual: [f64; 3]| match &file[name] {
+            Value::Null => Ok(usual),
+            given => serde_json::from_value(given.clone())
+                .map_err(|e| Error::new(Kind::Value, format!("preprocessor_config.json: `{name}`: {e}"))),
+        };
+        let resize = if file["resample"] == 2 { "bilinear" } else { "bicubic" };
+        let crop = if file["size"]["height"].is_null() { "center" } else { "squash" };
+        let usual =
+            Self { mean: three("image_mean", CLIP_MEAN)?, std: three("image_std", CLIP_STD)?, ..Self::clip(size) };
+        let pixels = usual.with(Some(resize), None, Some(crop))?;
+        let is_size = |given: &Value| match given {
+            Value::Object(sides) => sides.values().all(|side| *side == size),
+            side => *side == size,
+        };
+        let is_followed = |name: &str, given: &Value| match name {
+            "resample" => *given == 2 || *given == 3,
+            "size" | "crop_size" => is_size(given),
+            "do_center_crop" => pixels.squash || *given == true,
+            "do_resize" | "do_rescale" | "do_normalize" => *given == true,
+            "rescale_factor" => given.as_f64().is_some_and(|factor| (255.0 * factor - 1.0).abs() < 1e-3),
+            _ => true,
+        };
+        let departs = |(name, given): &(&String, &Value)| !given.is_null() && !is_followed(name, given);
+        let fields = file.as_object().into_iter().flatten();
+        Ok((pixels, fields.filter(departs).map(|(name, given)| format!("{name} {given}")).collect()))
+    }
+
+    /// What [`Preprocess::transformers`] reads.
+    pub fn transformers_file(&self) -> Value {
+        let bilinear = matches!(self.filter, Filter::Bilinear { .. });
+        let sides = json!({ "height": self.size, "width": self.size });
+        let size = if self.squash { sides.clone() } else { json!({ "shortest_edge": self.size }) };
+        json!({ "image_processor_type": "CLIPImageProcessor", "image_mean": self.mean, "image_std": self.std,
+            "resample": if bilinear { 2 } else { 3 }, "size": size, "crop_size": sides, "do_center_crop": !self.squash })
     }
 
     /// Images `[b, 3, h, w]` in `[0, 1]`, f32 or f64, to pixels `[b, 3, size, size]`. Bicubic overshoot is not clamped.
@@ -139,6 +179,29 @@ mod tests {
         let wrong = error(p.with(Some("lanczos"), None, None));
         assert_eq!(wrong, "option `resize`: expected `bicubic` or `bilinear`, got `lanczos`");
         assert_eq!(error(p.with(None, None, Some("top"))), "option `crop`: expected `center` or `squash`, got `top`");
+    }
+
+    #[test]
+    fn files_of_transformers_are_followed_or_told() {
+        let read = |file: Value| Preprocess::transformers(224, &file).unwrap();
+        assert_eq!(read(json!({})), (Preprocess::clip(224), vec![]));
+        let usual = json!({ "size": 224, "crop_size": { "height": 224, "width": 224 }, "resample": 3, "do_resize": true,
+            "do_center_crop": true, "do_normalize": true, "rescale_factor": 0.00392156862745098, "image_mean": CLIP_MEAN });
+        assert_eq!(read(usual), (Preprocess::clip(224), vec![]));
+        let half = [0.5; 3];
+        let other = json!({ "image_mean": half, "image_std": half, "resample": 2, "do_center_crop": false, "do_rescale": false,
+            "size": { "height": 28, "width": 224 } });
+        let (pixels, told) = read(other);
+        assert_eq!(
+            (pixels.mean, pixels.std, pixels.describe().as_str()),
+            (half, half, "bilinear, antialias, squashed to 224 x 224")
+        );
+        assert_eq!(told, ["do_rescale false", r#"size {"height":28,"width":224}"#]);
+        for pixels in [pixels, Preprocess::clip(224)] {
+            assert_eq!(read(pixels.transformers_file()), (pixels, vec![]));
+        }
+        let wrong = Preprocess::transformers(4, &json!({ "image_mean": [1] })).unwrap_err().message;
+        assert!(wrong.starts_with("preprocessor_config.json: `image_mean`"), "{wrong}");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Where models are: a name or path becomes a `Folder` on disk, in the Hugging Face cache, or embedded in the binary.
 
+mod download;
+
 use crate::archive::Archive;
 use crate::digest;
 use crate::weights::Weights;
@@ -7,7 +9,7 @@ use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result, nearest, warn_once};
 use amscript_base::file::{self, FileType};
 use amscript_base::progress::Progress;
-use amscript_base::{input, permissions};
+use amscript_base::{input, permissions, text};
 use amscript_tensor::{DType, Device};
 use include_dir::{Dir, include_dir};
 use serde::de::DeserializeOwned;
@@ -101,9 +103,18 @@ impl Folder {
         }
     }
 
+    /// A file of text in UTF-8, with or without a mark at its beginning.
+    pub fn text(&self, name: &str) -> Result<String> {
+        let bytes = self.bytes(name)?;
+        if bytes.is_empty() {
+            bail!(File, "{}/{name}: expected a text, got 0 bytes", self.origin(); hint: "fetch it again");
+        }
+        text::decoded(bytes.into_owned()).map_err(|e| self.unread(name, e).hint(text::AS_UTF8))
+    }
+
     /// A JSON file as a typed config; fields it does not know are ignored.
     pub fn json<T: DeserializeOwned>(&self, name: &str) -> Result<T> {
-        serde_json::from_slice(&self.bytes(name)?)
+        serde_json::from_str(&self.text(name)?)
             .map_err(|e| Error::new(Kind::File, format!("{}/{name}: {e}", self.origin())))
     }
 
@@ -189,10 +200,22 @@ impl Folder {
             let message = format!("{}: what `{name}` links to is not there; its download has not ended", self.origin());
             return Error::new(Kind::Missing, message).hint("fetch it again with `hf download`");
         }
-        match nearest(name, names.iter().map(String::as_str)) {
-            Some(near) if near != name => error.hint(format!("the nearest name there is `{near}`")),
+        let error = match (self.index_of(name), nearest(name, names.iter().map(String::as_str))) {
+            (Some(index), _) => error.hint(format!("`{index}` lists it; fetch it again with `hf download`")),
+            (None, Some(near)) if near != name => error.hint(format!("the nearest name there is `{near}`")),
             _ => error,
-        }
+        };
+        self.with_download(error)
+    }
+
+    /// The index that lists a shard.
+    fn index_of(&self, shard: &str) -> Option<String> {
+        let folder = self.path().filter(|_| shard.ends_with(".safetensors"))?;
+        let lists = |index: &String| {
+            index.ends_with(".safetensors.index.json")
+                && file::read_text(&folder.join(index)).is_ok_and(|text| text.contains(&format!("\"{shard}\"")))
+        };
+        self.names().into_iter().find(lists)
     }
 }
 
@@ -380,7 +403,7 @@ fn in_folder(folder: &Path, name: &str, repository: &str) -> Option<PathBuf> {
     [name, repository, last].into_iter().map(|name| folder.join(name)).find(|path| file::is_folder(path))
 }
 
-/// The snapshot of a revision; without one, that which `refs/main` names, else the only or last one.
+/// The snapshot of a revision; without one, that which `refs/main` names, else the only or last one, which is told.
 fn snapshot(cache: &Path, repository: &str, revision: Option<&str>) -> Option<PathBuf> {
     let root = cache.join(format!("models--{}", repository.replace('/', "--")));
     let wanted = revision.unwrap_or("main");
@@ -393,20 +416,28 @@ fn snapshot(cache: &Path, repository: &str, revision: Option<&str>) -> Option<Pa
     if plain(commit) && file::is_folder(&named) {
         return Some(named);
     }
-    let mut there = below(&root.join("snapshots")).into_iter();
+    let there = below(&root.join("snapshots"));
     match revision {
         // as Git does: a beginning that only one has
         Some(start) => {
-            let mut such = there.filter(|(name, _)| start.len() >= 4 && name.starts_with(start)).map(|(_, path)| path);
+            let of_start =
+                |(name, path): (String, PathBuf)| (start.len() >= 4 && name.starts_with(start)).then_some(path);
+            let mut such = there.into_iter().filter_map(of_start);
             such.next().filter(|_| such.next().is_none())
         }
         None => {
-            let (name, path) = there.next_back()?;
-            if plain(commit) {
-                let key = format!("{repository}: revision {commit} is not downloaded; {name} is taken");
-                warn_once(&key, &key);
-            }
-            Some(path)
+            let (name, path) = there.last_key_value()?;
+            let names = there.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+            let told = match there.len() {
+                _ if plain(commit) => format!("revision {commit} is not downloaded; {name} is taken"),
+                1 => return Some(path.clone()),
+                _ => format!(
+                    "no `refs/main` says which of {names} is its newest; {name} is taken; `{repository}@{name}` names it"
+                ),
+            };
+            let message = format!("{repository}: {told}");
+            warn_once(&message, &message);
+            Some(path.clone())
         }
     }
 }
@@ -531,6 +562,22 @@ mod tests {
     }
 
     #[test]
+    fn texts_have_a_mark_or_none_and_are_not_empty() {
+        let root = tempfile::tempdir().unwrap();
+        let read = |bytes: &[u8]| {
+            std::fs::write(root.path().join("config.json"), bytes).unwrap();
+            Folder::disk(root.path()).json::<serde_json::Value>("config.json")
+        };
+        assert_eq!(read(b"\xef\xbb\xbf{\"a\": 1}").unwrap()["a"], 1);
+        let error = read(b"").unwrap_err();
+        assert!(
+            error.message.ends_with("config.json: expected a text, got 0 bytes") && error.hint.is_some(),
+            "{error}"
+        );
+        assert!(read(b"\"caf\xe9\"").unwrap_err().message.contains("it is not text in UTF-8"));
+    }
+
+    #[test]
     fn a_name_not_found_says_where_it_was_sought() {
         let root = tempfile::tempdir().unwrap();
         let error = sources(root.path()).find("hpsv2").unwrap_err();
@@ -560,6 +607,9 @@ mod tests {
         assert!(
             load().err().unwrap().message.ends_with("b.safetensors: tensor `c` is missing, though the index lists it")
         );
+        write(r#"{"weight_map": {"a": "a.safetensors", "c": "c.safetensors"}}"#);
+        let error = load().err().unwrap();
+        assert_eq!(error.hint.unwrap(), "`model.safetensors.index.json` lists it; fetch it again with `hf download`");
         write(r#"{"weight_map": {"a": "../a.safetensors"}}"#);
         assert!(load().err().unwrap().message.contains("must be a file beside it"));
     }

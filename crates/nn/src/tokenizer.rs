@@ -40,7 +40,7 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// `tokenizer.json` in a folder.
     pub fn open(folder: &Folder) -> Result<Self> {
-        Self::parse(&folder.bytes("tokenizer.json")?)
+        Self::parse(folder.text("tokenizer.json")?.as_bytes())
             .map_err(|e| e.within(format!("{}/tokenizer.json", folder.origin())))
     }
 
@@ -49,9 +49,7 @@ impl Tokenizer {
         if folder.has("tokenizer.json") {
             return Self::open(folder);
         }
-        let vocabulary = folder.bytes("vocab.txt")?;
-        let lines = String::from_utf8_lossy(&vocabulary);
-        Self::bert(lines.lines()).map_err(|e| e.within(format!("{}/vocab.txt", folder.origin())))
+        Self::bert(folder.text("vocab.txt")?.lines()).map_err(|e| e.within(format!("{}/vocab.txt", folder.origin())))
     }
 
     /// BERT's WordPiece, uncased, over this vocabulary: a token's place is its id.

@@ -2,7 +2,7 @@
 
 use crate::{Batch, Reward};
 use amscript_base::bail;
-use amscript_base::error::{Error, Kind, Result};
+use amscript_base::error::{Error, Kind, Result, warn_once};
 use amscript_base::file;
 use amscript_base::progress::Progress;
 use amscript_nn::clip::{Clip, unit};
@@ -78,7 +78,7 @@ impl ClipEncoder {
         let (config, pixels) = match (transformers, folder.has("open_clip_config.json")) {
             (true, _) => {
                 let config = ClipConfig::transformers(folder.json("config.json")?)?;
-                (config, Preprocess::clip(config.image_size))
+                (config, transformers_pixels(folder, config.image_size)?)
             }
             (_, true) => ClipConfig::open_clip(folder.json("open_clip_config.json")?)?,
             _ => {
@@ -215,10 +215,31 @@ impl ClipEncoder {
         self.weights.save(&file, dtype.or(Some(DType::F16)))?;
         let (name, config) = self.clip.config.file(&self.preprocess);
         file::write_whole(&folder.join(name), format!("{config:#}\n").as_bytes()).map_err(refused)?;
+        if !open_clip {
+            let pixels = self.preprocess.transformers_file();
+            file::write_whole(&folder.join(PIXELS), format!("{pixels:#}\n").as_bytes()).map_err(refused)?;
+        }
         let own = serde_json::json!({ "reward": kind });
         file::write_whole(&folder.join("amscript.json"), format!("{own:#}\n").as_bytes()).map_err(refused)?;
         self.tokenizer.save(folder)
     }
+}
+
+/// What transformers' folders say of their images beside the config.
+const PIXELS: &str = "preprocessor_config.json";
+
+/// By that file where there is one; what it says and is not done is told.
+fn transformers_pixels(folder: &Folder, size: usize) -> Result<Preprocess> {
+    if !folder.has(PIXELS) {
+        return Ok(Preprocess::clip(size));
+    }
+    let (pixels, departures) = Preprocess::transformers(size, &folder.json(PIXELS)?)?;
+    if !departures.is_empty() {
+        let place = format!("{}/{PIXELS}", folder.origin());
+        let message = format!("{place}: {} not followed; it is {}", departures.join(", "), pixels.describe());
+        warn_once(&place, &message);
+    }
+    Ok(pixels)
 }
 
 fn transformers_file(folder: &Folder) -> Result<String> {
@@ -227,7 +248,10 @@ fn transformers_file(folder: &Folder) -> Result<String> {
     match files.iter().find(|file| names.contains(**file)) {
         Some(file) => Ok(file.to_string()),
         None if folder.has("model.safetensors.index.json") => Ok("model.safetensors.index.json".into()),
-        None => bail!(Missing, "reward: expected one of {} in {}, got none", files.join(", "), folder.origin()),
+        None => {
+            let message = format!("reward: expected one of {} in {}, got none", files.join(", "), folder.origin());
+            Err(folder.with_download(Error::new(Kind::Missing, message)))
+        }
     }
 }
 
@@ -241,8 +265,10 @@ fn open_clip_file(folder: &Folder) -> Result<String> {
     match others.as_slice() {
         [file] => Ok(file.to_string()),
         _ => {
-            bail!(Missing, "reward: expected one of {} in {}, got {} other weight files", OPEN_CLIP.join(", "), folder.origin(),
-            others.len(); hint: "say which with `weights: file`")
+            let (known, place, others) = (OPEN_CLIP.join(", "), folder.origin(), others.len());
+            let message = format!("reward: expected one of {known} in {place}, got {others} other weight files");
+            let error = Error::new(Kind::Missing, message).hint("say which with `weights: file`");
+            Err(folder.with_download(error))
         }
     }
 }

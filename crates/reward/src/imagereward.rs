@@ -41,7 +41,7 @@ pub const OPENER: Opener = Opener {
 };
 
 pub(super) fn recognises(found: &Found) -> bool {
-    found.any(|name| name.starts_with("ImageReward"))
+    found.any(|name| name.starts_with("ImageReward") || name == "med_config.json")
 }
 
 fn open(opening: &Opening) -> Result<RewardModel> {
@@ -124,8 +124,11 @@ impl ImageReward {
         let file = match (&choices.weights, FILES.iter().find(|file| folder.has(file))) {
             (Some(file), _) => file.clone(),
             (_, Some(file)) => file.to_string(),
-            _ => bail!(Missing, "reward: expected one of {} in {}, got none", FILES.join(", "), folder.origin();
-                hint: "say which file with `weights: file`"),
+            _ => {
+                let message = format!("reward: expected one of {} in {}, got none", FILES.join(", "), folder.origin());
+                let error = Error::new(Kind::Missing, message).hint("say which file with `weights: file`");
+                return Err(folder.with_download(error));
+            }
         };
         let weights = Weights::open(vec![folder.archive(&file)?], DType::F32, device)?;
         let weights = choices.trace.as_ref().map_or_else(|| weights.clone(), |trace| weights.traced(trace));
@@ -397,6 +400,10 @@ mod tests {
         std::fs::remove_file(folder.path().join("tokenizer.json")).unwrap();
         let error = opened(folder.path()).err().unwrap();
         assert!(error.message.starts_with("reward: BERT's `vocab.txt` beside the weights is needed"), "{error}");
+        std::fs::rename(folder.path().join(FILES[0]), folder.path().join("IR.safetensors")).unwrap();
+        assert!(recognises(&Found::in_folder("x", Folder::disk(folder.path()))));
+        let error = opened(folder.path()).err().unwrap();
+        assert!(error.message.starts_with("reward: expected one of ImageReward.safetensors, "), "{error}");
     }
 
     #[test]

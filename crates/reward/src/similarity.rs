@@ -80,7 +80,8 @@ fn is_clip(found: &Found) -> bool {
 
 /// Whether it was named by the published name, or repository, of one of these.
 fn is_published(found: &Found, repositories: &[(&str, &str)]) -> bool {
-    repositories.iter().any(|(short, repository)| found.name == *short || found.name == *repository)
+    let name = found.name.split_once('@').map_or(found.name.as_str(), |(name, _)| name);
+    repositories.iter().any(|(short, repository)| name == *short || name == *repository)
 }
 
 /// By its published name or by what its own README says. Its tensors and config are those of any CLIP, so that without either it may be
@@ -313,7 +314,25 @@ mod tests {
             assert!(pairs.iter().all(|(a, b)| (a - b).abs() < 2e-3 * reward_model.scale as f32), "{pairs:?}");
             assert_eq!(scores(&*read), scores(&*read)); // from the cache
             assert!(opened(&folder.path().join("nowhere")).is_err());
+            if layout == Layout::Transformers {
+                std::fs::write(folder.path().join("preprocessor_config.json"), r#"{"image_mean": [0.5, 0.5, 0.2]}"#)
+                    .unwrap();
+                assert_ne!(scores(&*opened(folder.path()).unwrap()), scores(&*read));
+            }
         }
+    }
+
+    #[test]
+    fn what_is_no_clip_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let refused = |config: &str| {
+            std::fs::write(folder.path().join("config.json"), config).unwrap();
+            opened(folder.path()).err().unwrap().message
+        };
+        assert!(refused("").ends_with("config.json: expected a text, got 0 bytes"));
+        assert!(refused(r#"{"model_type": "siglip"}"#).ends_with("got a siglip"));
+        let revision = Found { name: "pickscore@abcd".into(), ..Found::default() };
+        assert!(is_pickscore(&revision) && !is_published(&revision, CLIPS));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::codec::{self, ImageCodec};
 use super::families::{Opener, Opening};
 use super::parts::{self, Conditioner, Defaults, Names, Parts};
 use amscript_align::flow::{Condition, Velocity};
-use amscript_base::error::{Result, nearest};
+use amscript_base::error::{Error, Kind, Result, nearest};
 use amscript_base::{bail, memory};
 use amscript_nn::archive::Archive;
 use amscript_nn::data::class::{class_names, prompts_of};
@@ -116,7 +116,10 @@ fn stored(opening: &Opening) -> Result<(SitConfig, Weights)> {
         Some(file) => Archive::open(file)?,
         None => match weights_file(home)? {
             Some(file) => home.archive(&file)?,
-            None => bail!(Missing, "{}: expected the weights of a SiT, got none", home.origin()),
+            None => {
+                let message = format!("{}: expected the weights of a SiT, got none", home.origin());
+                return Err(home.with_download(Error::new(Kind::Missing, message)));
+            }
         },
     };
     let archives = vec![archive];
@@ -138,8 +141,7 @@ pub fn sentences(folder: &Folder, classes: usize) -> Result<Vec<String>> {
         false if classes == class_names().len() => return prompts_of(&labels),
         false => return Ok(labels.iter().map(|label| format!("class {label}")).collect()),
     }
-    let bytes = folder.bytes("classes.txt")?;
-    Ok(String::from_utf8_lossy(&bytes).lines().map(|line| line.trim().to_string()).collect())
+    Ok(folder.text("classes.txt")?.lines().map(|line| line.trim().to_string()).collect())
 }
 
 struct Network(Transformer);
@@ -212,4 +214,23 @@ fn weights_file(folder: &Folder) -> Result<Option<String>> {
             hint: "give the path of the file itself");
     }
     Ok(names.into_iter().next())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sentences_are_utf8_with_or_without_a_mark() {
+        let folder = tempfile::tempdir().unwrap();
+        let read = |text: &[u8]| {
+            std::fs::write(folder.path().join("classes.txt"), text).unwrap();
+            sentences(&Folder::disk(folder.path()), 2)
+        };
+        assert_eq!(read(b"\xef\xbb\xbfa cat\r\na dog\n").unwrap(), ["a cat", "a dog"]);
+        for text in [&b"caf\xe9\n"[..], b"\xff\xfea\0"] {
+            let error = read(text).unwrap_err();
+            assert!(error.message.contains("classes.txt: it is not text in UTF-8"), "{error}");
+        }
+    }
 }

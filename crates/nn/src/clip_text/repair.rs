@@ -34,7 +34,34 @@ fn byte(c: char) -> Option<u8> {
 /// All of a text.
 fn decoded(text: &str) -> Option<String> {
     let bytes: Vec<u8> = text.chars().map(byte).collect::<Option<_>>()?;
-    String::from_utf8(bytes).ok().filter(|out| out != text)
+    String::from_utf8(with_blanks(&bytes)).ok().filter(|out| out != text)
+}
+
+/// With the byte 0xa0 where it was read as a blank that does not break, and a plain one was put in its place (`voilÃ  un chat`).
+fn with_blanks(bytes: &[u8]) -> Vec<u8> {
+    // mostly the word `à`, behind which the blank stays, unless more of a word follows
+    const JOINED: [&[u8]; 5] = [b" ", b"quele", b"quela", b"quilo", b"s "];
+    let mut out = Vec::with_capacity(bytes.len());
+    for (at, byte) in bytes.iter().enumerate() {
+        out.push(*byte);
+        let rest = bytes[at + 1..].strip_prefix(b" ").filter(|_| *byte == 0xc3);
+        out.extend(rest.filter(|rest| !JOINED.iter().any(|word| rest.starts_with(word))).map(|_| 0xa0));
+    }
+    let follows = |b: u8| matches!(b, 0x80..=0x84 | 0x86..=0x9f | 0xa1..=0xbf);
+    let mut at = 0;
+    while at < out.len() {
+        let width = match out[at..] {
+            [0xc2 | 0xc3 | 0xc5 | 0xce | 0xd0 | 0xd9, b' ', ..] => 2,
+            [0xe2 | 0xe3, b' ', b, ..] | [0xe0..=0xe3, b, b' ', ..] if follows(b) => 3,
+            [0xf0, b' ', 0x80..=0xbf, 0x80..=0xbf, ..]
+            | [0xf0, 0x80..=0xbf, b' ', 0x80..=0xbf, ..]
+            | [0xf0, 0x80..=0xbf, 0x80..=0xbf, b' ', ..] => 4,
+            _ => 1,
+        };
+        out[at..at + width].iter_mut().filter(|b| **b == b' ' && width > 1).for_each(|b| *b = 0xa0);
+        at += width;
+    }
+    out
 }
 
 /// The suspicious parts of a text of which the rest is as it should be.
@@ -117,7 +144,19 @@ fn is_suspicious(text: &str) -> bool {
         }
         before = Some(a);
     }
-    false
+    has_blank_within(text)
+}
+
+/// Whether a blank stands where it is what is left of a character.
+fn has_blank_within(text: &str) -> bool {
+    let is_lower = |text: &str| text.ends_with(|c: char| c.is_ascii_lowercase());
+    text.match_indices(['Ã', 'Â']).any(|(at, letter)| {
+        let before = &text[..at];
+        let word =
+            before.is_empty() || is_lower(before) || before.strip_suffix(char::is_whitespace).is_some_and(is_lower);
+        let sentence = letter == "Â" && before.ends_with(|c| ".,?!".contains(c) || class(c) == Class::End);
+        text[at + letter.len()..].starts_with(' ') && (word || sentence)
+    })
 }
 
 fn are_suspicious(before: Option<char>, a: char, b: char, c: Option<char>) -> bool {
@@ -152,7 +191,7 @@ fn are_suspicious(before: Option<char>, a: char, b: char, c: Option<char>) -> bo
 mod tests {
     use super::*;
 
-    const REPAIRED: [(&str, &str); 28] = [
+    const REPAIRED: [(&str, &str); 36] = [
         ("cafÃ© table", "café table"),
         ("naÃ¯ve faÃ§ade ☃", "naïve façade ☃"),
         ("a â\u{80}\u{9c}quotedâ\u{80}\u{9d} â\u{80}\u{94} text", "a “quoted” — text"),
@@ -181,8 +220,16 @@ mod tests {
         ("â\u{80}¢item", "•item"),
         ("â€¢item ☃", "•item ☃"),
         ("cafÃ\u{83}Â©", "café"),
+        ("voilÃ  un chat", "voilà un chat"),
+        ("Ã la carte", "à la carte"),
+        ("Ã la ☃", "à la ☃"),
+        ("dÃ©jÃ  vu ☃", "déjà  vu ☃"),
+        ("vÃ s", "và s"),
+        ("Ã quela", "àquela"),
+        ("a.Â b", "a.\u{a0}b"),
+        ("â€ x Ã©", "†x é"),
     ];
-    const KEPT: [&str; 26] = [
+    const KEPT: [&str; 29] = [
         "café",
         "CAFÉ—BAR",
         "voilà”…",
@@ -209,6 +256,9 @@ mod tests {
         "Île–de–France",
         "ÉTÉ»",
         "HÉ€",
+        "A Ã B",
+        "É la",
+        "voilà un",
     ];
 
     /// What `ftfy.fix_encoding` of ftfy 6.3.1 makes of them.

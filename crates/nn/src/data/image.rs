@@ -37,6 +37,9 @@ pub fn load(path: &Path) -> Result<Tensor> {
 
 /// A PNG or JPEG as it is to be seen: turned as it says, what is transparent on white.
 pub fn decode(bytes: &[u8]) -> Result<RgbImage> {
+    if bytes.is_empty() {
+        bail!(File, "expected a PNG or JPEG, got 0 bytes"; hint: "fetch or save it again");
+    }
     let format = match image::guess_format(bytes) {
         Ok(format @ (ImageFormat::Png | ImageFormat::Jpeg)) => format,
         Ok(other) => bail!(File, "expected a PNG or JPEG, got {other:?}"; hint: "convert it to PNG"),
@@ -45,7 +48,9 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage> {
     if format == ImageFormat::Jpeg && !ends(bytes) {
         bail!(File, "the JPEG is cut off"; hint: "fetch it again");
     }
-    let damaged = |e: image::ImageError| Error::new(Kind::File, e.to_string());
+    let damaged = |e: image::ImageError| {
+        Error::new(Kind::File, e.to_string()).hint("it is damaged or cut off: fetch or save it again")
+    };
     let mut decoder = ImageReader::with_format(Cursor::new(bytes), format).into_decoder().map_err(damaged)?;
     let (width, height) = decoder.dimensions();
     if u64::from(width) * u64::from(height) > MAX_PIXELS {
@@ -73,10 +78,23 @@ fn on_white(image: &RgbaImage) -> RgbImage {
     out
 }
 
-/// Whether a JPEG has its end behind where its pixels begin: without, its reader fills what is missing with grey.
+/// Whether a JPEG has the end of its first image: without, its reader fills what is missing with grey. Other images may lie in its
+/// segments and behind it.
 fn ends(jpeg: &[u8]) -> bool {
-    let last = |marker: u8| jpeg.windows(2).rposition(|pair| pair == [0xff, marker]);
-    last(0xd9) > last(0xda)
+    let mut rest = jpeg;
+    loop {
+        rest = match rest {
+            [0xff, 0xd9, ..] => return true,
+            // pixels, and marks without a length
+            [0xff, 0x00 | 0x01 | 0xd0..=0xd8, rest @ ..] => rest,
+            [0xff, 0x02..=0xfe, high, low, ..] => {
+                let length = 2 + usize::from(u16::from_be_bytes([*high, *low]));
+                rest.get(length..).unwrap_or_default()
+            }
+            [_, rest @ ..] => rest,
+            [] => return false,
+        }
+    }
 }
 
 /// Writes one image, `[3, height, width]` or `[1, 3, height, width]`, as PNG or JPEG by the ending of `path`.
@@ -265,8 +283,16 @@ mod tests {
             std::fs::write(&path, &bytes[..bytes.len() * share / 100]).unwrap();
             assert!(load(&path).unwrap_err().message.contains("cut off"));
         }
-        std::fs::write(&path, [&bytes[..], b"\0\0"].concat()).unwrap();
+        let motion = b"\0\0ftypmp42\xff\xd9\x12\xff\xda\x34";
+        std::fs::write(&path, [&bytes[..], motion].concat()).unwrap();
         assert!(load(&path).is_ok());
+        // with another image in a segment, which ends
+        let thumbnail =
+            [&bytes[..2], &[0xff, 0xe1], &(bytes.len() as u16 + 2).to_be_bytes(), &bytes[..], &bytes[2..]].concat();
+        std::fs::write(&path, &thumbnail).unwrap();
+        assert!(load(&path).is_ok());
+        std::fs::write(&path, &thumbnail[..thumbnail.len() - 10]).unwrap();
+        assert!(load(&path).unwrap_err().message.contains("cut off"));
     }
 
     /// The bytes of an image, changed.
@@ -303,12 +329,18 @@ mod tests {
         let see_through = RgbaImage::from_fn(3, 1, |x, _| image::Rgba([200, 0, 0, [0, 128, 255][x as usize]]));
         let seen = decode(&encoded(see_through.into(), ImageFormat::Png)).unwrap();
         assert_eq!(seen.pixels().map(|p| p.0).collect::<Vec<_>>(), [[255; 3], [227, 127, 127], [200, 0, 0]]);
-        for (bytes, name) in
-            [(&b"RIFF\x10\0\0\0WEBPVP8 "[..], "WebP"), (b"GIF89a", "Gif"), (b"BM", "Bmp"), (b"text", "neither")]
-        {
+        for (bytes, name) in [
+            (&b""[..], "0 bytes"),
+            (b"RIFF\x10\0\0\0WEBPVP8 ", "WebP"),
+            (b"GIF89a", "Gif"),
+            (b"BM", "Bmp"),
+            (b"text", "neither"),
+        ] {
             let error = decode(bytes).unwrap_err();
             assert!(error.message == format!("expected a PNG or JPEG, got {name}") && error.hint.is_some(), "{error}");
         }
+        let png = encoded(RgbImage::new(9, 9).into(), ImageFormat::Png);
+        assert!(decode(&png[..png.len() / 2]).unwrap_err().hint.unwrap().starts_with("it is damaged or cut off"));
     }
 
     #[test]

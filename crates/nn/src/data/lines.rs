@@ -9,11 +9,12 @@ use serde_json::Value;
 const OF_TEXT: &str = "write its prompts to a text file, one a line";
 
 /// How files begin that are no text of prompts, what they are, and what to do.
-const OTHERS: [(&[u8], &str, &str); 7] = [
+const OTHERS: [(&[u8], &str, &str); 8] = [
     (b"PK\x03\x04", "a zip file", OF_TEXT),
     (b"PAR1", "a Parquet file", OF_TEXT),
     (b"\x1f\x8b", "a gzip file", OF_TEXT),
     (b"%PDF", "a PDF file", OF_TEXT),
+    (b"{\\rtf", "RTF", OF_TEXT),
     (b"\xff\xfe", "UTF-16", AS_UTF8),
     (b"\xfe\xff", "UTF-16", AS_UTF8),
     LFS_POINTER,
@@ -31,12 +32,9 @@ pub(super) fn prompts(bytes: &[u8]) -> Result<Vec<String>> {
     if let Some(kind) = structure(&text, &lines) {
         bail!(File, "expected one prompt a line, got {kind}"; hint: "write a line of text, or a JSON object with `prompt`, for each prompt");
     }
-    let object = |line: &str| serde_json::from_str(line).ok().filter(Value::is_object);
-    let all_json = lines.first().is_some_and(|(_, line)| object(line).is_some());
-    let quoted: Option<Vec<String>> = lines.iter().map(|(_, line)| serde_json::from_str(line).ok()).collect();
-    if let Some(texts) = quoted {
-        return Ok(texts.iter().map(|text| text.trim().to_string()).collect());
-    }
+    let json = |line: &str| serde_json::from_str::<Value>(line).ok();
+    let all_json = lines.first().and_then(|(_, line)| json(line)).is_some_and(|value| value.is_object())
+        || lines.iter().all(|(_, line)| json(line).is_some_and(|value| value.is_string()));
     lines.iter().map(|(i, line)| prompt(line, all_json).map_err(|e| e.within(format_args!("line {i}")))).collect()
 }
 
@@ -66,22 +64,84 @@ fn decoded(bytes: &[u8]) -> Result<&str> {
 /// What the text is as a whole, where that is no list of lines.
 fn structure(text: &str, lines: &[(usize, &str)]) -> Option<&'static str> {
     let (_, first) = lines.first()?;
+    let whole = text.trim_matches(is_blank);
+    let json = |text: &str| serde_json::from_str::<Value>(text).ok();
     if first.starts_with(['[', '{']) {
-        match serde_json::from_str(text.trim_matches(is_blank)) {
-            Ok(Value::Array(_)) => return Some("a JSON array"),
-            Ok(Value::Object(_)) if lines.len() > 1 => return Some("a JSON object over several lines"),
+        match json(whole) {
+            Some(Value::Array(_)) => return Some("a JSON array"),
+            Some(Value::Object(_)) if lines.len() > 1 => return Some("a JSON object over several lines"),
             _ => {}
         }
     }
-    let columns: Vec<String> = first.split([',', '\t']).map(|c| c.trim_matches('"').to_lowercase()).collect();
-    let is_word = |c: &String| !c.is_empty() && c.chars().all(|c| c.is_alphanumeric() || c == '_');
-    let named = columns.iter().any(|c| KEYS.contains(&c.as_str()) || c == "prompts");
-    if lines.len() > 1 && named && columns.iter().all(is_word) && columns != ["text"] {
+    if lines.iter().all(|(_, line)| line.starts_with('[') && json(line).is_some()) {
+        return Some("JSON arrays");
+    }
+    let is_python = |open, close| first.starts_with(open) && first.ends_with(close);
+    if is_python("['", ']') || is_python("{'", '}') && first.contains("':") {
+        return Some("lists or dictionaries of Python");
+    }
+    if is_table(lines) {
         return Some("a table with a line of names");
     }
-    let list = lines.len() > 1 && lines.iter().all(|(_, line)| line.starts_with("- "));
-    let is_yaml = list || *first == "---" || matches!(*first, "prompts:" | "prompt:" | "captions:");
+    if let Some((name, value)) = first.split_once(" = ")
+        && KEYS.contains(&name.trim_end_matches('s'))
+        && value.starts_with(['[', '"', '\''])
+    {
+        return Some("TOML");
+    }
+    if is_xml(whole, lines.len()) {
+        return Some("XML");
+    }
+    let is_item = |(_, line): &(usize, &str)| line.starts_with("- ");
+    let is_list = lines.len() > 1 && lines[1..].iter().all(is_item);
+    let is_key = matches!(*first, "---" | "prompts:" | "prompt:" | "captions:");
+    let is_yaml = is_key || is_list && (first.starts_with("- ") || first.strip_suffix(':').is_some_and(is_word));
     is_yaml.then_some("YAML")
+}
+
+fn is_word(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || c == '_')
+}
+
+/// Whether the first line names columns, one of which has the prompts.
+fn is_table(lines: &[(usize, &str)]) -> bool {
+    let [(_, first), rest @ ..] = lines else { return false };
+    let is_key = |word: &str| KEYS.contains(&word.trim_end_matches('s'));
+    let like_key = |name: &String| name.split([' ', '_']).any(is_key) && name.split(' ').count() <= 2;
+    let names_columns = |separator: char| {
+        let names: Vec<String> =
+            fields(first, separator).into_iter().map(|name| name.trim_matches('"').to_lowercase()).collect();
+        // a list of words may begin with this one
+        if names == ["text"] && rest.iter().all(|(_, line)| is_word(line)) {
+            return false;
+        }
+        let known = names.iter().all(|name| is_word(name)) && names.iter().any(|name| is_key(name));
+        // prompts have blanks behind their commas, and not all the same number of them
+        let like = names.len() > 1
+            && names.iter().any(like_key)
+            && names.iter().all(|name| name.trim() == name)
+            && rest.iter().all(|(_, line)| fields(line, separator).len() == names.len());
+        known || like
+    };
+    !rest.is_empty() && [',', '\t', ';'].into_iter().any(names_columns)
+}
+
+/// What stands between the separators, those in quotes left out.
+fn fields(line: &str, separator: char) -> Vec<&str> {
+    let mut quoted = false;
+    let between = |c: char| {
+        quoted ^= c == '"';
+        c == separator && !quoted
+    };
+    line.split(between).collect()
+}
+
+/// Whether the text is one element of several lines or with others in it.
+fn is_xml(text: &str, lines: usize) -> bool {
+    let name = text.strip_prefix('<').and_then(|text| text.split_once(['>', ' '])).map(|(name, _)| name);
+    let close = name.filter(|name| is_word(name)).map(|name| format!("</{name}>"));
+    let inner = close.as_ref().and_then(|close| text.strip_suffix(close)).zip(close.as_ref());
+    inner.is_some_and(|(inner, close)| !inner.contains(close) && (lines > 1 || inner[1..].contains('<')))
 }
 
 /// The line itself, or the text of a JSON object; where all lines are JSON, of a JSON text as well.
@@ -90,14 +150,23 @@ fn prompt(line: &str, all_json: bool) -> Result<String> {
     let value = match serde_json::from_str::<Value>(line) {
         Ok(value) if all_json || line.starts_with('{') => value,
         Err(e) if all_json || looks => {
-            bail!(File, "expected a JSON object with `prompt`, got {line} ({e})"; hint: "mend the line")
+            bail!(File, "expected a JSON object with `prompt`, got {} ({e})", beginning(line); hint: "mend the line")
         }
         _ => return Ok(line.into()),
     };
     let text = value.as_str().or_else(|| KEYS.iter().find_map(|key| value[key].as_str()));
-    match text {
-        Some(text) => Ok(text.trim().into()),
-        None => bail!(File, "JSON must have `prompt`, `caption` or `text`, got {line}"),
+    match text.map(|text| text.trim_matches(is_blank)) {
+        Some("") => bail!(File, "expected a prompt, got an empty one"; hint: "leave the line out"),
+        Some(text) => Ok(text.into()),
+        None => bail!(File, "JSON must have `prompt`, `caption` or `text`, got {}", beginning(line)),
+    }
+}
+
+/// As much of a line as an error shows.
+fn beginning(line: &str) -> String {
+    match line.char_indices().nth(80) {
+        Some((end, _)) => format!("{}..", &line[..end]),
+        None => line.into(),
     }
 }
 
@@ -117,6 +186,21 @@ mod tests {
             read("{red|blue} cat\n[photo] a dog\na cat, a dog\n- x"),
             ["{red|blue} cat", "[photo] a dog", "a cat, a dog", "- x"]
         );
+        for lines in [
+            "a cat, a prompt, and text\na dog",
+            "a cat, a prompt\na dog, a text",
+            "best quality,1girl,text\na dog",
+            "text\nlogo",
+            "1girl,solo,english_text\n1boy,hat",
+            "a sign; a text; a dog\na cat; b; c",
+            "['90s style] a cat\n{'a'|'b'} dog",
+            "<b>a</b> cat\n<b>red</b>",
+            "<b>cat</b>",
+            "[1] a cat\n[2]",
+            "x = [y]\na cat",
+        ] {
+            assert_eq!(read(lines), lines.split('\n').collect::<Vec<_>>());
+        }
     }
 
     #[test]
@@ -130,12 +214,31 @@ mod tests {
             (b"PAR1..", "got a Parquet file"),
             (b"[\"a\",\n\"b\"]", "got a JSON array"),
             (b"prompt,seed\na,1\n", "got a table with a line of names"),
+            (b",caption,image_0_uid\n0,a red cat,a1\n", "got a table with a line of names"),
+            (b"id;prompt;category\n1;a red cat;x\n", "got a table with a line of names"),
+            (b"Prompt ID,Prompt text,Category\n1,\"a dog, blue\",x\n", "got a table with a line of names"),
+            (b"\"prompt\",\"negative prompt\"\n\"a\",\"blurry\"\n", "got a table with a line of names"),
+            (b"index,prompt_en,seed\n1,a red cat,3\n", "got a table with a line of names"),
+            (b"text\na red cat\n", "got a table with a line of names"),
             (b"prompts:\n- a\n", "got YAML"),
+            (b"train:\n  - a cat\n  - b\n", "got YAML"),
+            (b"prompts = [\"a cat\"]\n", "got TOML"),
+            (b"{\\rtf1\\ansi a cat}", "got RTF"),
+            (b"[\"a cat\", 1]\n[\"b\", 2]\n", "got JSON arrays"),
+            (b"{'prompt': 'a cat'}\n", "got lists or dictionaries of Python"),
+            (b"['a', 'b']\n", "got lists or dictionaries of Python"),
+            (b"<prompts>\na cat\n</prompts>\n", "got XML"),
+            (b"<prompts><p>a</p></prompts>", "got XML"),
+            (b"{\"prompt\": \"a\"}\n{\"prompt\": \" \"}\n", "line 2: expected a prompt, got an empty one"),
+            (b"\"a\"\n\"\"\n", "line 2: expected a prompt, got an empty one"),
             (b"{\"prompt\": \"a\"}\n{\"prompt\": \"b\n", "line 2: expected a JSON object"),
             (b"{\"prompt\": \"a\"}\nb\n", "line 2: expected a JSON object"),
         ] {
             let error = prompts(bytes).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
         }
+        let long = format!("{{\"id\": \"{}\"}}", "x".repeat(90_000));
+        let error = prompts(long.as_bytes()).unwrap_err().message;
+        assert!(error.len() < 200 && error.ends_with("xx.."), "{error}");
     }
 }
