@@ -106,6 +106,18 @@ const MISTAKES: &[(&str, &[&str])] = &[
     ),
     ("let fs = [];\nfor i in 0..3 { let mine = i; fs.push(|| mine); print([1].map(|x| x + i)); }", &[]),
     ("let m = #{ f: |x| x };\nm.f(1);\nm.g = |x| x;\nm.g(2);", &[]),
+    ("def f(x):\n  x", &["1:1 syntax no variable `def`"]),
+    ("let a = 1;\nlet b = not a;", &["2:9 syntax no variable `not`"]),
+    ("if true { let z = 1; }\nprint(z);", &["2:7 variable no variable `z` here"]),
+    ("let x = zeros([2]);\nx.shape();", &["2:3 function `shape` is a property, no function"]),
+    ("let x = zeros([2]);\nx.size();", &["2:3 function no function `size`"]),
+    ("let x = zeros([2]);\nlen(x);", &["2:1 arguments `len`: no form of it takes (Tensor)"]),
+    ("let x = zeros([2]);\nx.cuda();", &["2:3 arguments `cuda`: expected (integer), got (Tensor)"]),
+    ("let a = 1;\nprint(\"a\", a);", &["2:1 arguments `print`: no form of it takes 2 arguments"]),
+    ("print(zeros([2]).sum() == 0);", &["1:24 arguments `==` compares whole tensors, got a tensor and a number"]),
+    ("print(2 ^ 3);", &["?1:9 arguments `^` compares the bits of integers, it is no power"]),
+    ("open(\"x\");", &["1:1 function no function `open`"]),
+    ("let a = [zeros([1])];\nprint(zeros([1]));\na.push(zeros([2]));\nprint(a.contains(zeros([2])));", &[]),
     ("try { throw 1; } catch (e) { print(e); }\nswitch 3 { 1 => print(1), _ => print(2) }", &[]),
 ];
 

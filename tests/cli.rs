@@ -356,3 +356,39 @@ fn sizes_that_no_autoencoder_has_are_refused() {
         assert!(complaint.contains("must be above 0 and at most 65536"), "{option}: {complaint}");
     }
 }
+
+#[test]
+fn a_loop_without_steps_is_told_that_it_logs_one_step() {
+    let folder = folder("let run = start_run(#{}); for i in 0..3 { run.log(#{ loss: 1.0 * i }) }");
+    let output = amscript(folder.path(), &["recipe.rhai"]);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(error.matches("warning: log: `loss` is logged at step 0 again").count(), 1, "{error}");
+    let folder =
+        self::folder("let run = start_run(#{}); run.log(#{ a: 1 }); for i in run.steps(2) { run.log(#{ a: 1 }) }");
+    assert!(amscript(folder.path(), &["recipe.rhai"]).stderr.is_empty());
+}
+
+#[test]
+fn a_picture_in_a_folder_that_nobody_named_is_told_of() {
+    let folder = folder("for i in 0..2 { save_image(zeros([3, 8, 8]), `${i}.png`) }");
+    let output = amscript(folder.path(), &["recipe.rhai"]);
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "wrote runs/recipe/0.png\n");
+    assert!(amscript(folder.path(), &["recipe.rhai", "--out", "here"]).stdout.is_empty());
+}
+
+#[test]
+fn a_new_script_makes_its_folder_and_a_recipe_has_no_lock() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(amscript(folder.path(), &["new", "sub/mine"]).status.success());
+    assert!(folder.path().join("sub/mine.rhai").exists());
+    let error = String::from_utf8(amscript(folder.path(), &["lock", "flux_ode_am"]).stderr).unwrap();
+    assert!(error.contains("`amscript new mine --from flux_ode_am`"), "{error}");
+}
+
+#[test]
+fn flags_of_a_run_do_not_stand_among_its_permissions() {
+    let output = amscript(Path::new("."), &["run", "--help"]);
+    let help = String::from_utf8(output.stdout).unwrap();
+    let permissions = help.split("Permissions:").nth(1).unwrap();
+    assert!(!permissions.contains("--plan") && help.contains("--plan"), "{help}");
+}

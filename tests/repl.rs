@@ -302,7 +302,7 @@ fn code_comes_from_a_pipe_or_an_option() {
     assert_eq!(said(&output), (Some(0), "3\n".into(), String::new()));
     let (code, out, error) = said(&piped(folder.path(), &["-e", "1;", "-e", "2 + nowhere", "-e", "3"], ""));
     assert_eq!((code, out.as_str()), (Some(1), ""));
-    assert!(error.contains("no variable `nowhere`") && error.contains("session:3:5"), "{error}");
+    assert!(error.contains("no variable `nowhere`") && error.contains("session:2:5"), "{error}");
 }
 
 #[test]
@@ -337,6 +337,15 @@ fn questions_and_commands_answer() {
     assert!(answer(":seed 4\nlet s = settings(#{ seed: 0 }); s.seed").contains("seed 4\n4\n"));
     assert!(answer(":set steps=7\nlet s = settings(#{ steps: 0 }); s.steps").contains("steps = 7\n7\n"));
     assert!(answer("let x = 1;\n:forget x\n:vars").contains("no variables yet"));
+    assert_eq!(answer("1\nexit\n2"), "1\n");
+    assert_eq!(answer("1 +\n2\nquit()\n3"), "3\n");
+    assert!(answer("help").contains(":load"));
+    let (code, _, error) = said(&piped(folder.path(), &[], ":load x.rhai --set a=1\n"));
+    assert!(code == Some(1) && error.contains("write `:set NAME=VALUE`"), "{error}");
+    let (code, _, error) = said(&piped(folder.path(), &[], "print(\"a\n1\n"));
+    assert!(code == Some(1) && error.contains("session:1:7"), "{error}");
+    let (code, _, error) = said(&piped(folder.path(), &["-e", "foo(1)"], ""));
+    assert!(code == Some(1) && error.contains("session:1:1"), "{error}");
     let (code, _, error) = said(&piped(folder.path(), &[], ":var\n"));
     assert!(code == Some(1) && error.contains("did you mean `:vars`?"), "{error}");
 }

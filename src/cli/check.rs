@@ -77,7 +77,7 @@ fn item(finding: &Finding, report: &Report) -> Value {
 fn summary(scripts: usize, errors: usize, warnings: usize) -> String {
     let count = |n: usize, word: &str| format!("{n} {word}{}", if n == 1 { "" } else { "s" });
     match (errors, warnings) {
-        (0, 0) => format!("{}: nothing found", count(scripts, "script")),
+        (0, 0) => format!("{}: no mistakes found", count(scripts, "script")),
         _ => format!("{}, {}", count(errors, "error"), count(warnings, "warning")),
     }
 }

@@ -54,7 +54,15 @@ fn place(source: &Source) -> Result<PathBuf> {
     match source.path.as_ref().filter(|path| file::is_file(path)) {
         Some(path) => Ok(path.with_extension("lock")),
         None => {
-            bail!(Value, "lock: expected a script in a file, got {}", source.name; hint: "`amscript new` makes one")
+            let name = &source.name;
+            let hint = match super::recipe::named(name) {
+                Some(recipe) => format!(
+                    "a lock stands beside its script: `amscript new mine --from {}` makes a file of it",
+                    recipe.name
+                ),
+                None => "`amscript new` makes one".into(),
+            };
+            bail!(Value, "lock: expected a script in a file, got {name}"; hint: "{hint}")
         }
     }
 }

@@ -152,8 +152,6 @@ pub struct ScriptArgs {
 /// What to run.
 #[derive(Args)]
 pub struct RunArgs {
-    #[command(flatten)]
-    pub script: ScriptArgs,
     /// Print what the run would take in weights, work and memory, from the headers of the weights alone, and end.
     #[arg(long)]
     pub plan: bool,
@@ -169,6 +167,9 @@ pub struct RunArgs {
     /// Be one of these processes.
     #[arg(long, hide = true)]
     pub job: Option<usize>,
+    // last, for the heading of its permissions goes on
+    #[command(flatten)]
+    pub script: ScriptArgs,
 }
 
 /// What to lock.

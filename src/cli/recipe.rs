@@ -160,8 +160,9 @@ fn begin(arguments: &NewArgs) -> Result<String> {
     };
     let file = arguments.name.with_extension("rhai");
     let shown = file.display().to_string();
+    let folder = file.parent().map_or(Ok(()), std::fs::create_dir_all);
     let mut open = std::fs::OpenOptions::new();
-    let written = open.write(true).create_new(true).open(&file);
+    let written = folder.and_then(|()| open.write(true).create_new(true).open(&file));
     let written = written.and_then(|mut file| std::io::Write::write_all(&mut file, mine(&recipe, &shown).as_bytes()));
     match written {
         Ok(()) => Ok(shown),

@@ -229,6 +229,7 @@ pub fn script_type(name: &str) -> String {
         "Map" | "map" => "map",
         "FnPtr" | "Fn" => "closure",
         "Dynamic" | "?" => "any",
+        "RewardModel" => "Reward",
         "" | "()" => "",
         other => other,
     }

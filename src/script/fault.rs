@@ -2,6 +2,7 @@
 
 use super::Session;
 use super::catalog::script_type;
+use super::foreign;
 use super::source::own_name;
 use super::suggest;
 use amscript_base::error::{Error, Kind, Place};
@@ -40,8 +41,9 @@ fn unwind(
         }
         other => {
             let position = other.position();
-            let mut error = plain(other, &session.source(&source).unwrap_or_default(), session);
-            error.trace.push(place(position));
+            let (text, place) = (session.source(&source).unwrap_or_default(), place(position));
+            let mut error = plain(other, &text, &place, session);
+            error.trace.push(place);
             error
         }
     }
@@ -54,19 +56,23 @@ pub(super) fn place(position: Position, function: Option<String>, source: &str, 
 }
 
 /// An error without its place, in our form; `text` is the script it happened in.
-fn plain(error: EvalAltResult, text: &str, session: &Session) -> Error {
+fn plain(error: EvalAltResult, text: &str, place: &Place, session: &Session) -> Error {
     use EvalAltResult as E;
     match error {
         E::ErrorRuntime(value, _) | E::ErrorTerminated(value, _) => thrown(value),
         E::ErrorFunctionNotFound(call, _) => suggest::function(&call, session),
-        E::ErrorVariableNotFound(name, _) => suggest::word("variable", &name, text),
-        E::ErrorPropertyNotFound(name, _) => suggest::word("property", &name, text),
-        E::ErrorParsing(rhai::ParseErrorType::VariableUndefined(name), _) => suggest::word("variable", &name, text),
+        E::ErrorVariableNotFound(name, _) => suggest::variable(&name, text, place),
+        E::ErrorPropertyNotFound(name, _) => suggest::key(&name, text),
+        E::ErrorParsing(rhai::ParseErrorType::VariableUndefined(name), _) => suggest::variable(&name, text, place),
+        error @ E::ErrorParsing(..) => {
+            let hint = foreign::syntax(text, place.line, place.column);
+            suggest::hinted(Error::new(Kind::Value, without_position(error)), hint)
+        }
         E::ErrorDotExpr(message, _) => suggest::property(&message),
         E::ErrorIndexingType(access, _) => suggest::indexing(&access),
         E::ErrorMismatchDataType(wanted, came, _) | E::ErrorMismatchOutputType(wanted, came, _) => {
             let [wanted, came] = [wanted, came].map(|name| script_type(&name));
-            Error::new(Kind::Type, format!("expected {wanted}, got {came}"))
+            suggest::mismatch(&wanted, &came)
         }
         E::ErrorDataRace(place, _) => in_use(place.split('\'').nth(1).unwrap_or("f")),
         other => Error::new(kind(&other), without_position(other)),
@@ -93,8 +99,10 @@ pub(super) fn caught(value: Dynamic, session: &Session) -> Dynamic {
     let script = session.source(&source).unwrap_or_default();
     Dynamic::from(match text.split_once(": ") {
         Some(("Function not found", call)) => suggest::function(call, session),
-        Some(("Variable not found", name)) => suggest::word("variable", name, &script),
-        Some(("Property not found", name)) => suggest::word("property", name, &script),
+        Some(("Variable not found", name)) => {
+            suggest::variable(name, &script, &place(Position::NONE, None, "", session))
+        }
+        Some(("Property not found", name)) => suggest::key(name, &script),
         Some(("Indexer unavailable", access)) => suggest::indexing(access),
         Some(("Module not found", _)) => Error::new(Kind::Missing, uncapitalised(text)),
         _ if text.starts_with("Unknown property") => suggest::property(text),

@@ -7,6 +7,7 @@ use amscript_base::error::{Error, Kind, Result};
 use amscript_base::file;
 use amscript_base::permissions::{Permissions, Rights, Root, is_name, refused};
 use amscript_nn::source::Sources;
+use amscript_run::lock::is_of_a_run;
 use std::ffi::OsStr;
 use std::path::{Component, Path, PathBuf};
 
@@ -94,6 +95,15 @@ impl Session {
             false => Error::new(Kind::File, format!("cannot write \"{path}\": {e}")),
         })?;
         Ok(file)
+    }
+
+    /// Says once where a file lies, where neither `--out` nor a run has named the folder.
+    pub(super) fn tell_written(&self, file: &Path) {
+        let folder = self.run_folder();
+        let named = self.request().out.is_some() || is_of_a_run(&folder);
+        if !named && file.starts_with(&folder) && self.context().first("written") {
+            self.print(&format!("wrote {}", file.display()));
+        }
     }
 
     /// Where the run writes.

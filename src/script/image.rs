@@ -52,8 +52,11 @@ pub mod image {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn save_image(context: NativeCallContext, image: Tensor, path: &str) -> RhaiResultOf<()> {
-        let file = Session::of(&context).writable(path).map_err(|e| e.within("save_image"))?;
-        Ok(pictures::save(&image, &file)?)
+        let session = Session::of(&context);
+        let file = session.writable(path).map_err(|e| e.within("save_image"))?;
+        pictures::save(&image, &file)?;
+        session.tell_written(&file);
+        Ok(())
     }
 
     /// Lays out a batch row by row as one image; small ones are enlarged by whole factors.

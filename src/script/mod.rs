@@ -43,6 +43,7 @@ pub mod example;
 pub mod fault;
 mod files;
 pub mod flow;
+mod foreign;
 pub mod grad;
 mod guard;
 pub mod header;

@@ -42,15 +42,27 @@ macro_rules! operators {
                 Ok(x.neg()?)
             }
 
-            /// Whether two tensors have the same shape and the same numbers.
+            /// Whether two tensors have the same shape and the same numbers; beside a number it is an error.
             ///
             /// ```rhai
             /// tensor([1, 2]) == tensor([1, 2])   //=> true
             /// zeros([2]) == zeros([2, 1])        //=> false
+            /// tensor([3]).item() == 3            //=> true
+            /// tensor([3]) == 3                   //=> error: `==` compares whole tensors, got a tensor and a number
             /// ```
             #[rhai_fn(name = "==", return_raw)]
             pub fn same(a: Tensor, b: Tensor) -> RhaiResultOf<bool> {
                 Ok(equal(&a, &b)?)
+            }
+
+            #[rhai_fn(name = "==", return_raw)]
+            pub fn same_number(_a: Tensor, _b: f64) -> RhaiResultOf<bool> {
+                Err(whole("==").into())
+            }
+
+            #[rhai_fn(name = "==", return_raw)]
+            pub fn number_same(_a: f64, _b: Tensor) -> RhaiResultOf<bool> {
+                Err(whole("==").into())
             }
 
             /// Whether two tensors differ in shape or in a number.
@@ -61,6 +73,16 @@ macro_rules! operators {
             #[rhai_fn(name = "!=", return_raw)]
             pub fn different(a: Tensor, b: Tensor) -> RhaiResultOf<bool> {
                 Ok(!equal(&a, &b)?)
+            }
+
+            #[rhai_fn(name = "!=", return_raw)]
+            pub fn different_number(_a: Tensor, _b: f64) -> RhaiResultOf<bool> {
+                Err(whole("!=").into())
+            }
+
+            #[rhai_fn(name = "!=", return_raw)]
+            pub fn number_different(_a: f64, _b: Tensor) -> RhaiResultOf<bool> {
+                Err(whole("!=").into())
             }
         }
     };
@@ -156,6 +178,13 @@ operators! {
         |a, b| mask(a, b, Tensor::broadcast_ge),
         |a, b| compare(a, &scalar_like(b, a)?, Tensor::broadcast_ge),
         |a, b| compare(b, &scalar_like(a, b)?, Tensor::broadcast_le);
+}
+
+/// A tensor beside a number is neither the same nor different: Rhai would say so without a word.
+pub(super) fn whole(symbol: &str) -> Error {
+    let hint =
+        format!("write `x.item() {symbol} 0` of one number, `x.min().item()` and `x.max().item()` to ask for all");
+    Error::new(Kind::Type, format!("`{symbol}` compares whole tensors, got a tensor and a number")).hint(hint)
 }
 
 // These give the closures in the table their types.

@@ -1,5 +1,6 @@
 //! Script values as Rust values: single ones by [`FromScript`], object maps of options by [`crate::options!`].
 
+use super::foreign;
 use super::rename::{self, RENAMED};
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result, nearest};
@@ -251,7 +252,8 @@ pub fn unknown<'a>(place: &str, what: &str, key: &str, known: impl Iterator<Item
     if let Some(new) = rename::option(RENAMED, place, key, known.iter().copied()) {
         return rename::moved(&format!("{place}: the {what} "), key, new);
     }
-    let suggestion = nearest(key, known.iter().copied()).map_or(String::new(), |n| format!("; did you mean `{n}`?"));
+    let near = foreign::option(key, &known).or_else(|| nearest(key, known.iter().copied()));
+    let suggestion = near.map_or(String::new(), |n| format!("; did you mean `{n}`?"));
     let hint =
         if known.is_empty() { format!("there is no {what} here") } else { format!("known: {}", known.join(", ")) };
     Error::new(Kind::Option, format!("{place}: unknown {what} `{key}`{suggestion}")).hint(hint)

@@ -241,8 +241,11 @@ pub mod plot {
     /// ```
     #[rhai_fn(name = "save_image", return_raw)]
     pub fn save_plot(context: NativeCallContext, plot: Plot, path: &str) -> RhaiResultOf<()> {
-        let file = Session::of(&context).writable(path).map_err(|e| e.within("save_image"))?;
-        Ok(super::save(&plot, &file)?)
+        let session = Session::of(&context);
+        let file = session.writable(path).map_err(|e| e.within("save_image"))?;
+        super::save(&plot, &file)?;
+        session.tell_written(&file);
+        Ok(())
     }
 
     /// Writes a plot into the run: `images/<name>-<step>.png`, without the step outside a loop.

@@ -114,6 +114,8 @@ pub struct Session {
     engine: OnceLock<Weak<Engine>>,
     sources: Mutex<BTreeMap<String, Source>>,
     functions: Mutex<BTreeMap<String, String>>,
+    /// How many parameters closures have, with the variables that they use.
+    closures: Mutex<BTreeMap<String, usize>>,
     settings: Mutex<Option<Map>>,
     /// Whether anything was drawn from `--seed`.
     seeded: AtomicBool,
@@ -143,6 +145,7 @@ impl Session {
             engine: OnceLock::new(),
             sources: Mutex::default(),
             functions: Mutex::default(),
+            closures: Mutex::default(),
             settings: Mutex::default(),
             seeded: AtomicBool::default(),
             registry: RwLock::default(),
@@ -365,6 +368,13 @@ impl Session {
         let named = ast.iter_functions().filter(|f| !f.name.starts_with("anon$"));
         let one = |f: rhai::ScriptFnMetadata| (source::own_name(f.name).into(), format!("({})", f.params.join(", ")));
         self.functions.lock().extend(named.map(one));
+        let closures = ast.iter_functions().filter(|f| f.name.starts_with("anon$"));
+        self.closures.lock().extend(closures.map(|f| (f.name.into(), f.params.len())));
+    }
+
+    /// The number of parameters of a closure, with the variables that it uses.
+    pub(super) fn closure(&self, name: &str) -> Option<usize> {
+        self.closures.lock().get(name).copied()
     }
 
     /// The functions of the scripts that were compiled: names and parameters.

@@ -149,9 +149,16 @@ pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) ->
     candidates
         .into_iter()
         .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
-        .filter(|(likeness, _)| *likeness > 0.8)
+        .filter(|(likeness, candidate)| *likeness > 0.8 && is_slip(name, candidate))
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, candidate)| candidate)
+}
+
+/// Whether a few letters, or words at the end, are all that a name has wrong: one in three letters, so that names that only begin alike
+/// are not taken for each other.
+fn is_slip(name: &str, candidate: &str) -> bool {
+    let short = name.len() > 2 && candidate.strip_prefix(name).is_some_and(|rest| rest.starts_with('_'));
+    short || strsim::osa_distance(name, candidate) <= name.chars().count().max(3) / 3
 }
 
 /// Returns early with an [`Error`]: `bail!(Shape, "linear: ...")`, optionally `; hint: "..."`.

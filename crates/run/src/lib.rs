@@ -37,7 +37,7 @@ pub use steps::Steps;
 use crate::screen::drawing;
 use amscript_base::bail;
 use amscript_base::context::Context;
-use amscript_base::error::{Error, Result};
+use amscript_base::error::{Error, Result, warn_once};
 use amscript_base::file;
 use amscript_base::permissions::is_name;
 use amscript_nn::data::image;
@@ -48,7 +48,7 @@ use log::{Lines, Log};
 use parking_lot::{Mutex, MutexGuard};
 use progress::Progress;
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -132,6 +132,8 @@ struct RunState {
     step: usize,
     /// Steps of the loop that is running.
     total: usize,
+    /// Names that were logged before there was a loop.
+    ahead: BTreeSet<String>,
     /// Set by [`Run::restore`]: the loop starts behind these steps.
     resumed: usize,
     /// The last step in which a checkpoint was found not to be due.
@@ -190,6 +192,7 @@ impl Run {
             log: Log::new(folder.join("metrics.jsonl")),
             step: 0,
             total: 0,
+            ahead: BTreeSet::new(),
             resumed: 0,
             unsaved: None,
             progress: None,
@@ -246,7 +249,14 @@ impl Run {
 
     /// Adds a line to `metrics.jsonl`; about twenty of a loop, and one every half minute, are printed too.
     pub fn log(&self, values: Values) -> Result<()> {
-        let step = self.state().step;
+        let mut state = self.state();
+        let (step, ahead) = (state.step, state.step == 0 && state.total == 0);
+        let again = values.iter().find(|(name, _)| ahead && !state.ahead.insert(name.clone()));
+        if let Some((name, _)) = again {
+            let hint = "write `for i in run.steps(n)`, or give the step, `run.log(values, i)`";
+            warn_once("logged again", &format!("log: `{name}` is logged at step 0 again: {hint}"));
+        }
+        drop(state);
         self.log_at(step, values)
     }
 

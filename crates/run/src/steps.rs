@@ -80,7 +80,8 @@ impl Steps {
             if done > 0 && (self.next == self.total || stopped) {
                 let time = self.started.elapsed();
                 let each = span(time / done as u32);
-                self.run.print(&format!("{done} steps in {}, {each} a step", span(time)));
+                let s = if done == 1 { "" } else { "s" };
+                self.run.print(&format!("{done} step{s} in {}, {each} a step", span(time)));
             }
         }
     }

@@ -171,7 +171,12 @@ fn set(prompt: &mut Prompt, rest: &str) -> Result<()> {
 }
 
 fn load(prompt: &mut Prompt, file: &str) -> Result<()> {
-    prompt.workspace.load(recipe::read(Path::new(needed("load", "a script", file)?))?)
+    let file = needed("load", "a script", file)?;
+    if let Some((script, option)) = file.split_once(" --").filter(|_| !Path::new(file).exists()) {
+        bail!(Value, ":load takes a script alone, got --{option} behind it";
+            hint: "write `:set NAME=VALUE` or `:seed N`, then `:load {}`", script.trim());
+    }
+    prompt.workspace.load(recipe::read(Path::new(file))?)
 }
 
 fn save(prompt: &mut Prompt, file: &str) -> Result<()> {

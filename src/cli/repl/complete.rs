@@ -13,7 +13,8 @@ pub struct Names {
     pub variables: BTreeMap<String, Variable>,
     /// Functions that were typed: name and parameters.
     pub functions: BTreeMap<String, String>,
-    /// Models and rewards that `flow` and `reward` take.
+    /// Flow models, which `flow` takes, and the folders that others take.
+    pub flows: Vec<String>,
     pub models: Vec<String>,
     pub commands: Vec<(&'static str, &'static str)>,
 }
@@ -267,8 +268,9 @@ fn options(function: &str, given: &[&str], typed: &str) -> Vec<Candidate> {
 
 fn models(function: Option<&str>, typed: &str, names: &Names) -> Vec<Candidate> {
     match function {
-        Some("flow" | "reward" | "lpips") => {
-            names.models.iter().filter(|m| m.starts_with(typed)).map(|m| plain(m)).collect()
+        Some(taker @ ("flow" | "reward" | "lpips")) => {
+            let known = if taker == "flow" { &names.flows } else { &names.models };
+            known.iter().filter(|m| m.starts_with(typed)).map(|m| plain(m)).collect()
         }
         Some("help") => {
             let entries = Catalog::get().entries.iter();
@@ -339,7 +341,8 @@ mod tests {
         Names {
             variables: variables.into_iter().map(|(name, v)| (name.to_string(), v)).collect(),
             functions: [("mine".to_string(), "(a, b)".to_string())].into(),
-            models: vec!["tiny/flux2".into(), "tiny/sit".into()],
+            flows: vec!["tiny/flux2".into(), "tiny/sit".into()],
+            models: vec!["tiny/hpsv2".into()],
             commands: vec![("vars", "variables")],
         }
     }
@@ -377,7 +380,8 @@ mod tests {
                 .collect::<Vec<_>>()
         );
         assert_eq!(texts("intensity::si"), ["sizes("]);
-        assert_eq!(texts("flow(\"tiny/s"), ["tiny/sit"]);
+        assert_eq!(texts("flow(\"tiny/"), ["tiny/flux2", "tiny/sit"]);
+        assert_eq!(texts("reward(\"tiny/"), ["tiny/hpsv2"]);
         assert_eq!(texts(":va"), ["vars"]);
         assert!(texts("?roll").contains(&"rollout(".to_string()));
         assert!(texts("1").is_empty() && texts("// roll").is_empty());

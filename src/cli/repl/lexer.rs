@@ -167,18 +167,32 @@ fn raw(text: &str) -> Option<(usize, bool)> {
     Some(text[body..].find(&end).map_or((text.len(), false), |at| (body + at + end.len(), true)))
 }
 
-/// Whether more must follow: a bracket, text or comment is open, or a doc comment waits for its function.
+/// Whether more must follow: a bracket, text or comment is open, an operator waits for its right side, or a doc comment for its function.
 pub fn unfinished(text: &str) -> bool {
     let tokens = tokens(text);
+    if tokens.iter().any(is_cut) {
+        return false;
+    }
     if tokens.iter().rev().find(|t| t.kind != TokenKind::Space).is_some_and(|t| t.text.starts_with("///")) {
         return true;
     }
-    !tokens.iter().all(|t| t.closed || t.text.starts_with('\'') || ends_in_its_line(t)) || !open(&tokens).is_empty()
+    let closed = tokens.iter().all(|t| t.closed || t.text.starts_with('\''));
+    !closed || !open(&tokens).is_empty() || ends_in_operator(&tokens)
 }
 
-/// Plain strings cannot run over lines, so an open one with a line break is a mistake that the parser explains.
-fn ends_in_its_line(token: &Token) -> bool {
-    token.text.starts_with('"') && token.text.contains('\n') && !token.text.contains("\\\n")
+/// Plain strings cannot run over lines unless a backslash stands at the end: an open one is a mistake that the parser explains.
+fn is_cut(token: &Token) -> bool {
+    !token.closed && token.text.starts_with('"') && !token.text.ends_with('\\')
+}
+
+fn ends_in_operator(tokens: &[Token]) -> bool {
+    let meant: Vec<&Token> = tokens.iter().filter(|t| t.counts()).collect();
+    match meant.as_slice() {
+        // of other languages: the parser explains them
+        [.., a, b] if a.end() == b.start && a.text == b.text && ["+", "-"].iter().any(|sign| a.is(sign)) => false,
+        [_, .., last] => ["+", "-", "*", "/", "%", "=", "<", ">", "&", "|"].iter().any(|sign| last.is(sign)),
+        _ => false,
+    }
 }
 
 /// The brackets that are open at the end, outermost first.
@@ -248,10 +262,23 @@ mod tests {
 
     #[test]
     fn open_brackets_texts_and_comments_ask_for_more() {
-        for text in ["f(", "#{ a: [1,", "`two\nlines", "if x {", "/* remark", "\"text", "f(\"(\"", "/// About f."] {
+        for text in [
+            "f(",
+            "#{ a: [1,",
+            "`two\nlines",
+            "if x {",
+            "/* remark",
+            "\"a\\",
+            "f(\"(\"",
+            "1 +",
+            "let f = |x|",
+            "x ==",
+            "/// About f.",
+        ] {
             assert!(unfinished(text), "{text}");
         }
-        for text in ["f()", "f(\"(\")", "x }", "// (", "`${f(\"}\")}`", "\"one\nline\"", "1 +", "'"] {
+        for text in ["f()", "f(\"(\")", "x }", "// (", "`${f(\"}\")}`", "\"one\nline\"", "\"text", "f(\"x)", "i++", "'"]
+        {
             assert!(!unfinished(text), "{text}");
         }
     }

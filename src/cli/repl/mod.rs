@@ -14,10 +14,12 @@ pub mod workspace;
 
 use super::output::Lines;
 use super::{PromptArgs, fault, run};
+use crate::script::registry::Registry;
 use crate::script::{Host, Session};
 use amscript_base::error::{Error, Kind, Result};
 use amscript_base::permissions::Rights;
-use amscript_base::terminal::note;
+use amscript_base::terminal::{self, StdStream, is_terminal, note};
+use amscript_nn::opener::Given;
 use amscript_nn::source::Sources;
 use amscript_run::screen::{Colours, Plot, Screen};
 use amscript_tensor::place;
@@ -141,10 +143,16 @@ impl Prompt {
         if line.starts_with(':') {
             return command::run(self, line);
         }
+        let word = line.trim_end_matches(';');
+        match word.trim_end_matches("()") {
+            "exit" | "quit" if self.workspace.variable("quit").is_none() => return Ok(false),
+            "help" if word == "help" => return command::run(self, ":help"),
+            _ => {}
+        }
         match (line.strip_prefix("??"), line.strip_prefix('?'), self.asked(line)) {
             (Some(name), ..) => self.say(&command::source(self, name.trim())?),
-            (_, Some(name), _) => self.say(&command::explain(self, name.trim())?),
-            (_, _, Some(name)) => self.say(&command::explain(self, &name)?),
+            (_, Some(name), _) => self.say(&fitted(&command::explain(self, name.trim())?)),
+            (_, _, Some(name)) => self.say(&fitted(&command::explain(self, &name)?)),
             _ => self.evaluate(input)?,
         }
         Ok(true)
@@ -171,8 +179,7 @@ impl Prompt {
         if let Some(plot) = value.read_lock::<Plot>() {
             return self.workspace.session().show_plot(&plot);
         }
-        let shown = self.workspace.show(&value)?;
-        self.say(&shown);
+        self.say(&fitted(&self.workspace.show(&value)?));
         Ok(())
     }
 
@@ -198,11 +205,50 @@ impl Prompt {
     fn know_models(&self) {
         let (names, folder) = (self.names.clone(), self.workspace.session().request().models.clone());
         std::thread::spawn(move || {
-            let known = Sources::new(folder.as_deref()).known().into_keys().collect();
-            names.lock().models = known;
+            let (sources, families) = (Sources::new(folder.as_deref()), Registry::default().families);
+            let is_flow = |name: &String| {
+                let found = sources.lead(name, None);
+                found.is_ok_and(|(found, _)| families.choose(None, &found, &Given::default()).is_ok())
+            };
+            let (flows, models) = sources.known().into_keys().partition(is_flow);
+            let mut names = names.lock();
+            (names.flows, names.models) = (flows, models);
+            drop(names);
             complete::complete("x", &Names::default());
         });
     }
+}
+
+/// A text of several lines as the terminal's width allows.
+fn fitted(text: &str) -> String {
+    match text.contains('\n') && is_terminal(StdStream::Output) {
+        true => wrapped(text, terminal::size(StdStream::Output).columns),
+        false => text.into(),
+    }
+}
+
+/// Prose broken at words; what goes on stands below its beginning, behind the name in a list. Code, indented by four, stays as it is.
+fn wrapped(text: &str, columns: usize) -> String {
+    let mut out = vec![];
+    for line in text.lines() {
+        let start = line.len() - line.trim_start().len();
+        let column = line[start..].find("  ").map_or(start, |gap| {
+            let rest = &line[start + gap..];
+            line[..start + gap].chars().count() + rest.len() - rest.trim_start().len()
+        });
+        let (mut left, indent) = (line, " ".repeat(if column < columns / 2 { column } else { start }));
+        let mut part = String::new();
+        while start != 4 && part.chars().count() + left.chars().count() > columns {
+            let room = columns.saturating_sub(part.chars().count());
+            let end = left.char_indices().nth(room).map_or(left.len(), |(byte, _)| byte);
+            let begun = left.len() - left.trim_start().len();
+            let Some(cut) = left[..end].rfind(' ').filter(|cut| *cut > begun) else { break };
+            out.push(part + left[..cut].trim_end());
+            (part, left) = (indent.clone(), left[cut..].trim_start());
+        }
+        out.push(part + left);
+    }
+    out.join("\n")
 }
 
 /// Lines put together until nothing is open.
@@ -222,4 +268,18 @@ fn inputs(lines: impl Iterator<Item = std::io::Result<String>>) -> impl Iterator
             input.push('\n');
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prose_is_broken_at_words_and_code_is_not() {
+        let text =
+            "one two three four\n  five six seven eight nine\na    what it is in short\n    let x = 1 + 2 + 3 + 4;";
+        let wanted = "one two three\nfour\n  five six seven\n  eight nine\na    what it is\n     in short\n    let x = 1 + 2 + 3 + 4;";
+        assert_eq!(wrapped(text, 17), wanted);
+        assert_eq!(wrapped("unbreakable", 4), "unbreakable");
+    }
 }

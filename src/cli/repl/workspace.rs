@@ -40,7 +40,7 @@ pub struct Workspace {
     library: AST,
     /// `import` statements, by the name they give.
     imports: BTreeMap<String, String>,
-    /// All inputs, also those that failed: what the lines in errors count. The first line stands for the imports.
+    /// All inputs, also those that failed: what the lines in errors count. The imports of the first stand in its line.
     text: String,
     pub record: Record,
 }
@@ -49,7 +49,7 @@ impl Workspace {
     pub fn new(host: Host) -> Self {
         let library = AST::empty();
         let (imports, record) = (BTreeMap::new(), Record::default());
-        Self { host, scope: Scope::new(), library, imports, text: "\n".into(), record }
+        Self { host, scope: Scope::new(), library, imports, text: String::new(), record }
     }
 
     pub fn session(&self) -> &Arc<Session> {
@@ -62,8 +62,9 @@ impl Workspace {
         self.import_used(code);
         let line = self.text.matches('\n').count();
         let prelude: Vec<&str> = self.imports.values().map(String::as_str).collect();
-        let program = format!("{}{}{code}", prelude.join(" "), "\n".repeat(line));
-        self.text += &format!("{code}\n");
+        let prelude = prelude.join(" ");
+        let program = format!("{prelude}{}{code}", "\n".repeat(line));
+        self.text += &if line == 0 { format!("{program}\n") } else { format!("{code}\n") };
         self.session().add_source(SOURCE, &self.text);
         let value = self.run(SOURCE, &program)?;
         self.record.add(code, !value.is_unit());
@@ -268,8 +269,8 @@ mod tests {
             &mut w,
             &["let x = 2", "fn f(a) {\n  a.nothing()\n}", "x + nowhere", "f(x)", "let x = 3; throw \"no\"", "x"],
         );
-        assert!(said[2].starts_with("no variable `nowhere`") && said[2].ends_with("[(6, 5)]"), "{}", said[2]);
-        assert!(said[3].contains("no function `nothing`") && said[3].ends_with("[(4, 5), (7, 1)]"), "{}", said[3]);
+        assert!(said[2].starts_with("no variable `nowhere`") && said[2].ends_with("[(5, 5)]"), "{}", said[2]);
+        assert!(said[3].contains("no function `nothing`") && said[3].ends_with("[(3, 5), (6, 1)]"), "{}", said[3]);
         assert_eq!(said[5], "3");
         assert_eq!(w.variables().filter(|(name, _)| *name == "x").count(), 1);
     }

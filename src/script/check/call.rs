@@ -4,8 +4,8 @@ use super::fact::accepts;
 use super::walk::{Kind, Walker};
 use crate::script::catalog::{Catalog, Entry, Overload};
 use crate::script::option::{self, Field};
-use crate::script::rename;
 use crate::script::suggest::{self, did_you_mean};
+use crate::script::{foreign, operator, rename};
 use amscript_base::error::{Error, Kind as ErrorKind, nearest};
 use rhai::{Expr, FnCallExpr, FnPtr, Position};
 
@@ -26,6 +26,7 @@ impl<'a> Walker<'a> {
         self.stored = stored;
         let kinds: Vec<Kind> = receiver.into_iter().chain(own).collect();
         if x.is_operator_call() {
+            self.operator(&x.name, at, &kinds);
             return None;
         }
         if x.is_qualified() {
@@ -44,6 +45,22 @@ impl<'a> Walker<'a> {
         self.known.natives.get(name).is_some_and(|all| all.iter().any(|o| holds(&o)))
     }
 
+    /// Operators that do another thing than what was meant.
+    fn operator(&mut self, symbol: &str, at: Position, kinds: &[Kind]) {
+        let number = |kind: &Kind| matches!(kind, Some("integer" | "number"));
+        let &[a, b] = kinds else { return };
+        match symbol {
+            "==" | "!=" if (a == Some("Tensor") && number(&b)) || (number(&a) && b == Some("Tensor")) => {
+                self.error("arguments", at, operator::whole(symbol));
+            }
+            "^" if a == Some("integer") && b == Some("integer") => {
+                let error = Error::new(ErrorKind::Value, "`^` compares the bits of integers, it is no power");
+                self.warning("arguments", at, error.hint("write `2 ** 3` for a power"));
+            }
+            _ => {}
+        }
+    }
+
     fn function(&mut self, x: &'a FnCallExpr, at: Position, kinds: &[Kind], method: bool) -> Kind {
         let (name, known) = (x.name.as_str(), self.known);
         let variable = self.place_of(name).map(|i| self.scope[i].kind).filter(|_| !method);
@@ -57,19 +74,22 @@ impl<'a> Walker<'a> {
             return None;
         }
         if !known.is_function(name) && own.is_empty() {
-            self.no_function(name, at, method);
+            self.no_function(name, at, kinds, method);
             return None;
         }
         if !known.takes(name, kinds.len()) {
-            self.wrong_number(name, at, kinds.len(), &own);
+            self.wrong_number(name, at, kinds, &own);
             return None;
         }
         let natives: Vec<&'static Overload> =
             known.natives.get(name).into_iter().flatten().copied().filter(|o| accepts(o, kinds.len())).collect();
         if !known.standard.contains_key(name) && !natives.is_empty() && !natives.iter().any(|o| fits(o, kinds)) {
-            let came: Vec<String> = kinds.iter().map(|kind| shown(*kind)).collect();
             let all: Vec<&Overload> = known.natives[name].clone();
-            self.error("arguments", at, suggest::misfit(name, &all, &came));
+            self.error("arguments", at, suggest::misfit(name, &all, &shown(kinds)));
+            return None;
+        }
+        if own.is_empty() && !natives.iter().any(|o| fits(o, kinds)) && !known.standard_takes(name, kinds) {
+            self.error("arguments", at, suggest::misused(name, &shown(kinds)));
             return None;
         }
         let natives: Vec<&'static Overload> = natives.into_iter().filter(|o| fits(o, kinds)).collect();
@@ -83,22 +103,27 @@ impl<'a> Walker<'a> {
         same(gives).filter(|_| !known.standard.contains_key(name))
     }
 
-    fn no_function(&mut self, name: &str, at: Position, method: bool) {
-        if method && (self.mentioned(name) || self.known.words.contains(name)) {
+    fn no_function(&mut self, name: &str, at: Position, kinds: &[Kind], method: bool) {
+        let owner = kinds.first().copied().flatten().filter(|owner| method && *owner != "map");
+        if method && owner.is_none() && (self.mentioned(name) || self.known.words.contains(name)) {
             return; // a closure in an object map
+        }
+        if let Some(error) = owner.and_then(|owner| suggest::called_property(name, owner)) {
+            return self.error("function", at, error);
         }
         if let Some(new) = rename::function(self.renamed, name) {
             return self.moved("function", at, "", (name, new));
         }
         let own = self.own().functions.iter().map(|f| f.name.as_str());
         let others: Vec<&str> = own.chain(self.known.standard.keys().map(String::as_str)).collect();
-        self.error("function", at, suggest::no_function(name, others.into_iter()));
+        self.error("function", at, suggest::no_function(name, &shown(kinds), others.into_iter()));
     }
 
-    fn wrong_number(&mut self, name: &str, at: Position, n: usize, own: &[&Vec<String>]) {
+    fn wrong_number(&mut self, name: &str, at: Position, kinds: &[Kind], own: &[&Vec<String>]) {
         let natives = self.known.natives.get(name).into_iter().flatten().map(|o| o.signature.clone());
         let forms: Vec<String> = own.iter().map(|p| format!("{name}({})", p.join(", "))).chain(natives).collect();
-        self.error("arguments", at, wrong_number(name, n, &forms));
+        let error = wrong_number(name, kinds.len(), &forms);
+        self.error("arguments", at, suggest::hinted(error, foreign::function(name, &shown(kinds))));
     }
 
     fn module_call(&mut self, x: &FnCallExpr, at: Position, n: usize) {
@@ -176,12 +201,13 @@ fn same<'a>(mut types: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     types.all(|t| t == first).then_some(first).filter(|t| *t != "any")
 }
 
-fn shown(kind: Kind) -> String {
-    match kind {
+fn shown(kinds: &[Kind]) -> Vec<String> {
+    let one = |kind: &Kind| match kind {
         None => "any".into(),
         Some("") => "()".into(),
-        Some(kind) => kind.into(),
-    }
+        Some(kind) => kind.to_string(),
+    };
+    kinds.iter().map(one).collect()
 }
 
 /// A literal as errors show it: text, a number, a truth value.

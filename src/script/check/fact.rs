@@ -1,6 +1,6 @@
 //! What a file says about its own names, and what functions and properties there are apart from it.
 
-use crate::script::catalog::{Catalog, Overload};
+use crate::script::catalog::{Catalog, Overload, script_type};
 use rhai::{AST, ASTNode, Engine, Expr, Stmt};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
@@ -64,8 +64,8 @@ impl Facts {
 pub struct Known {
     /// Natives by name, with all their overloads.
     pub natives: BTreeMap<&'static str, Vec<&'static Overload>>,
-    /// Rhai's own functions with the numbers of arguments that they take.
-    pub standard: BTreeMap<String, BTreeSet<usize>>,
+    /// Rhai's own functions with the types of arguments that they take.
+    pub standard: BTreeMap<String, Vec<Vec<String>>>,
     /// Properties that values of Rhai have.
     pub properties: BTreeSet<String>,
     /// Words that the manual writes as code: keys of the maps that natives give are among them.
@@ -93,14 +93,14 @@ impl Known {
                 let prose = [&entry.summary, &entry.details].into_iter().flat_map(|text| words(text, true));
                 known.words.extend(prose.chain(entry.examples.iter().flat_map(|x| words(&x.code, false))));
             }
-            for (name, n) in Engine::new().collect_fn_metadata(
+            for (name, types) in Engine::new().collect_fn_metadata(
                 None,
-                |f| Some((f.metadata.name.to_string(), f.metadata.num_params)),
+                |f| Some((f.metadata.name.to_string(), parameters(f.metadata))),
                 true,
             ) {
                 match name.split_once('$') {
                     Some((_, property)) => drop(known.properties.insert(property.into())),
-                    None => drop(known.standard.entry(name).or_default().insert(n)),
+                    None => known.standard.entry(name).or_default().push(types),
                 }
             }
             known
@@ -115,9 +115,19 @@ impl Known {
     /// Whether some function of that name takes `n` arguments.
     pub fn takes(&self, name: &str, n: usize) -> bool {
         let natives = self.natives.get(name).into_iter().flatten();
-        KEYWORDS.contains(&name)
-            || self.standard.get(name).is_some_and(|all| all.contains(&n))
+        let printed = ["print", "debug"].contains(&name);
+        (KEYWORDS.contains(&name) && !(printed && n > 1))
+            || self.standard.get(name).is_some_and(|all| all.iter().any(|types| types.len() == n))
             || natives.into_iter().any(|o| accepts(o, n))
+    }
+
+    /// Whether Rhai's own functions may take arguments of these kinds: those of our types only where any goes.
+    pub fn standard_takes(&self, name: &str, kinds: &[Option<&str>]) -> bool {
+        let ours = |kind: &Option<&str>| kind.is_some_and(|kind| kind.starts_with(char::is_uppercase));
+        let takes = |types: &Vec<String>| {
+            types.len() == kinds.len() && types.iter().zip(kinds).all(|(t, kind)| t == "any" || !ours(kind))
+        };
+        KEYWORDS.contains(&name) || self.standard.get(name).is_none_or(|all| all.iter().any(takes))
     }
 
     /// Whether a value of some kind has that property, or a map that a native gives has that key.
@@ -125,6 +135,12 @@ impl Known {
         let native = |prefix: &str| self.natives.contains_key(format!("{prefix}${name}").as_str());
         self.properties.contains(name) || self.words.contains(name) || native("get") || native("set")
     }
+}
+
+/// The types of a function's parameters, any where they are not told.
+fn parameters(f: &rhai::FuncMetadata) -> Vec<String> {
+    let types = f.params_info.iter().map(|p| p.split_once(':').map_or("?", |(_, kind)| kind));
+    types.map(script_type).chain(std::iter::repeat("any".into())).take(f.num_params).collect()
 }
 
 /// Whether an overload takes `n` arguments; a last object map may be left out.

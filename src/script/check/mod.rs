@@ -17,7 +17,7 @@ use super::{Request, Session, fault, import, limit};
 use amscript_base::error::{Error, Kind, Place};
 use amscript_base::text::is_hidden;
 use fact::Facts;
-use rhai::{AST, Engine, Expr, Position, Stmt};
+use rhai::{AST, Engine, Expr, ParseError, Position, Stmt};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -149,7 +149,11 @@ impl Checker {
         let read = self.session.read(name, text, &Around { check: true, ..Around::default() });
         let ast = match self.engine.compile(&read) {
             Ok(ast) => ast,
-            Err(e) => return self.unreadable(e, name),
+            Err(e) => {
+                // a run ends at an unknown variable before it
+                let first = self.strictly(&read).filter(|strict| before(strict.1, e.1));
+                return self.unreadable(first.unwrap_or(e), name);
+            }
         };
         self.modules.insert(name.into(), Module::new(&ast));
         let imports = self.imports(name, &ast);
@@ -158,18 +162,20 @@ impl Checker {
         }
         let before = self.findings.len();
         let bodies = body::Body::all(&ast);
-        let mut found = walk::Walker::new(self, name, text, (&ast, &bodies), imports).run();
-        for place in found.iter_mut().flat_map(|finding| &mut finding.error.trace) {
-            place.column = self.session.column(&place.source, place.line, place.column);
-        }
+        let found = walk::Walker::new(self, name, text, (&ast, &bodies), imports).run();
         self.findings.extend(found);
         if self.findings[before..].iter().all(|f| f.severity == Severity::Warning) {
             // what the walk does not know of
-            self.engine.set_strict_variables(true);
-            let strict = self.engine.compile(&read);
-            self.engine.set_strict_variables(false);
-            strict.err().into_iter().for_each(|e| self.unreadable(e, name));
+            self.strictly(&read).into_iter().for_each(|e| self.unreadable(e, name));
         }
+    }
+
+    /// What stops a parser that must know all variables.
+    fn strictly(&mut self, read: &str) -> Option<ParseError> {
+        self.engine.set_strict_variables(true);
+        let strict = self.engine.compile(read);
+        self.engine.set_strict_variables(false);
+        strict.err()
     }
 
     /// Characters that a reader does not see, the first of each line: with them a script does not do what it seems to (CVE-2021-42574).
@@ -184,7 +190,7 @@ impl Checker {
         }
     }
 
-    fn unreadable(&mut self, error: rhai::ParseError, name: &str) {
+    fn unreadable(&mut self, error: ParseError, name: &str) {
         let error = fault::from_script(error.into(), name, &self.session);
         self.findings.push(Finding { severity: Severity::Error, code: "syntax", error, fix: None });
     }
@@ -227,9 +233,8 @@ impl Checker {
     }
 }
 
-fn place(source: &str, position: Position) -> Place {
-    let (line, column) = (position.line().unwrap_or(0), position.position().unwrap_or(0));
-    Place { function: None, source: source.into(), line, column }
+fn before(a: Position, b: Position) -> bool {
+    (a.line(), a.position()) < (b.line(), b.position())
 }
 
 #[cfg(test)]

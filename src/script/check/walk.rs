@@ -4,10 +4,10 @@
 use super::body::Body;
 use super::fact::{Facts, Known};
 use super::setting::Settings;
-use super::{Checker, Finding, Module, Severity, place};
+use super::{Checker, Finding, Module, Severity};
 use crate::script::rename::{self, Table};
-use crate::script::suggest;
-use amscript_base::error::{Error, Kind as ErrorKind, nearest};
+use crate::script::{Session, fault, suggest};
+use amscript_base::error::{Error, Kind as ErrorKind, Place, nearest};
 use rhai::{AST, ASTFlags, Expr, FnCallExpr, FnPtr, Position, Stmt, StmtBlock};
 use std::collections::BTreeMap;
 
@@ -35,6 +35,7 @@ impl Binding<'_> {
 pub(super) struct Walker<'a> {
     pub known: &'static Known,
     pub renamed: Table,
+    session: &'a Session,
     source: &'a str,
     pub text: &'a str,
     ast: &'a AST,
@@ -60,6 +61,7 @@ impl<'a> Walker<'a> {
         Self {
             known: Known::get(),
             renamed: checker.renamed,
+            session: &checker.session,
             source,
             text,
             ast,
@@ -109,8 +111,12 @@ impl<'a> Walker<'a> {
     }
 
     fn report(&mut self, severity: Severity, code: &'static str, at: Position, mut error: Error) {
-        error.trace = vec![place(self.source, at)];
+        error.trace = vec![self.place(at)];
         self.findings.push(Finding { severity, code, error, fix: None });
+    }
+
+    fn place(&self, at: Position) -> Place {
+        fault::place(at, None, self.source, self.session)
     }
 
     fn block(&mut self, block: &'a StmtBlock) {
@@ -322,8 +328,8 @@ impl<'a> Walker<'a> {
         if self.own().functions.iter().any(|own| own.name == name) {
             return Some("closure");
         }
-        let mut error = suggest::word("variable", name, self.text);
-        if let Some(near) = nearest(name, self.scope.iter().map(|b| b.name.as_str())) {
+        let mut error = suggest::variable(name, self.text, &self.place(at));
+        if let Some(near) = nearest(name, self.scope.iter().map(|b| b.name.as_str())).filter(|_| error.hint.is_none()) {
             error = Error::new(ErrorKind::Name, format!("no variable `{name}`; did you mean `{near}`?"));
         }
         self.error("variable", at, error);
