@@ -62,6 +62,12 @@ fn plain(error: EvalAltResult, text: &str, session: &Session) -> Error {
         E::ErrorVariableNotFound(name, _) => suggest::word("variable", &name, text),
         E::ErrorPropertyNotFound(name, _) => suggest::word("property", &name, text),
         E::ErrorParsing(rhai::ParseErrorType::VariableUndefined(name), _) => suggest::word("variable", &name, text),
+        E::ErrorParsing(rhai::ParseErrorType::BadInput(rhai::LexError::ImproperSymbol(word, _)), _)
+            if word == "curry" =>
+        {
+            Error::new(Kind::Name, "`curry` is no function of scripts")
+                .hint("a closure captures what it names: `|x| f(a, x)`")
+        }
         E::ErrorDotExpr(message, _) => suggest::property(&message),
         E::ErrorIndexingType(access, _) => suggest::indexing(&access),
         E::ErrorMismatchDataType(wanted, came, _) | E::ErrorMismatchOutputType(wanted, came, _) => {
