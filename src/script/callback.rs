@@ -5,8 +5,8 @@ use super::option::{FromScript, convert};
 use super::session::Session;
 use amscript_base::bail;
 use amscript_base::error::Result;
-use rhai::{FnPtr, FuncArgs, NativeCallContext};
-use std::cell::Cell;
+use rhai::{Dynamic, FnPtr, FuncArgs, NativeCallContext};
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 /// Closures that may run inside one another on a thread: recipes nest five or so.
@@ -18,6 +18,8 @@ const MOST_STACK: usize = 1 << 20;
 thread_local! {
     /// How many closures run on this thread inside one another, and where its stack was when the outermost began.
     static NESTED: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
+    /// What closures held that are being dropped on this thread.
+    static LEFT: RefCell<Option<Vec<Dynamic>>> = const { RefCell::new(None) };
 }
 
 /// A closure that runs on this thread until this is dropped.
@@ -84,6 +86,25 @@ impl Callback {
     }
 }
 
+/// What a closure held is dropped when it is dropped itself, not inside: it may hold a native that keeps a closure, and so on.
+impl Drop for Callback {
+    fn drop(&mut self) {
+        let held: Vec<Dynamic> = self.closure.iter_curry_mut().map(std::mem::take).collect();
+        let begins = |left: &RefCell<Option<Vec<Dynamic>>>| {
+            let mut left = left.borrow_mut();
+            let begins = left.is_none();
+            left.get_or_insert_default().extend(held);
+            begins
+        };
+        if LEFT.try_with(begins).is_ok_and(|begins| begins) {
+            while let Some(value) = LEFT.with_borrow_mut(|left| left.as_mut().and_then(Vec::pop)) {
+                drop(value);
+            }
+            LEFT.take();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::{Host, Request};
@@ -127,6 +148,13 @@ mod tests {
         let (_host, f) = kept("|x| \"text\"");
         let error = f.call::<f64>((1.0,)).unwrap_err();
         assert_eq!(error.message, "keep: the closure's result: expected a number, got \"text\"");
+    }
+
+    #[test]
+    fn what_closures_hold_is_dropped_one_after_the_other() {
+        let script = "let p = quadratic(); for i in 0..30000 { let q = p; p = penalty(|s| q.of(s)); } || p";
+        let drops = move || drop(kept(script));
+        std::thread::Builder::new().stack_size(2 << 20).spawn(drops).unwrap().join().unwrap();
     }
 
     #[test]

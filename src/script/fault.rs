@@ -64,6 +64,12 @@ fn plain(error: EvalAltResult, text: &str, place: &Place, session: &Session) -> 
         E::ErrorVariableNotFound(name, _) => suggest::variable(&name, text, place),
         E::ErrorPropertyNotFound(name, _) => suggest::key(&name, text),
         E::ErrorParsing(rhai::ParseErrorType::VariableUndefined(name), _) => suggest::variable(&name, text, place),
+        E::ErrorParsing(rhai::ParseErrorType::BadInput(rhai::LexError::ImproperSymbol(word, _)), _)
+            if word == "curry" =>
+        {
+            Error::new(Kind::Name, "`curry` is no function of scripts")
+                .hint("a closure captures what it names: `|x| f(a, x)`")
+        }
         error @ E::ErrorParsing(..) => {
             let hint = foreign::syntax(text, place.line, place.column);
             suggest::hinted(Error::new(Kind::Value, without_position(error)), hint)

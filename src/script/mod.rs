@@ -55,6 +55,7 @@ pub mod language;
 pub mod method;
 pub mod metric;
 pub mod model;
+mod nesting;
 pub mod operator;
 pub mod optim;
 pub mod option;
@@ -410,6 +411,7 @@ fn limit(engine: &mut Engine) {
     engine.set_max_array_size(tensor::MOST_ITEMS);
     engine.set_max_map_size(1 << 14); // its check walks the map each time it grows
     engine.disable_symbol("eval");
+    engine.disable_symbol("curry"); // what it holds is counted nowhere, and copied with the closure
 }
 
 /// An engine that reads scripts as deep as they may be, without running them.
@@ -428,6 +430,8 @@ fn connect(engine: &mut Engine, session: &Arc<Session>) {
     let watched = session.clone();
     let alone = move || watched.check().and_then(|()| watched.context().interrupt.work_alone());
     engine.on_progress(move |_| alone().err().map(Dynamic::from));
+    #[allow(deprecated)] // not deprecated but marked volatile; rhai is pinned
+    engine.on_var(|name, index, context| nesting::check(name, index, context.scope()).map(|()| None));
 }
 
 /// `amscript::flow::Grid` as `Grid`.

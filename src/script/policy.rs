@@ -423,8 +423,9 @@ pub mod policy {
     /// let pulled = reward_guided(velocity_field(|x, t, c| -x), judge, 2);
     /// rollout(pulled, ones([1, 3, 1, 1]), (), #{ grid: uniform(2) }).last.mean().item()    //=> 0.75
     /// ```
-    pub fn reward_guided(flow: Flow, reward: RewardModel, weight: f64) -> Flow {
-        flow.with_velocity("guided by a reward", Arc::new(Pulled { flow: flow.clone(), reward, weight }))
+    #[rhai_fn(return_raw)]
+    pub fn reward_guided(flow: Flow, reward: RewardModel, weight: f64) -> RhaiResultOf<Flow> {
+        Ok(flow.with_velocity("guided by a reward", Arc::new(Pulled { flow: flow.clone(), reward, weight }))?)
     }
 
     /// Advantages `[n]` of rewards `[n]`, or of an array of them: how much better each sample is than the others of its prompt, of which `per_prompt` follow

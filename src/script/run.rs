@@ -169,7 +169,14 @@ fn restored(saved: Saved, session: &Session) -> Result<Dynamic> {
         Saved::Number(number) => number.into(),
         Saved::Plain(Value::Bool(b)) => b.into(),
         Saved::Plain(Value::String(text)) => text.into(),
-        Saved::Plain(value) => value.as_i64().map_or(Dynamic::UNIT, Dynamic::from),
+        Saved::Plain(Value::Null) => Dynamic::UNIT,
+        Saved::Plain(value) => match value.as_i64() {
+            Some(i) => i.into(),
+            None => bail!(
+                File,
+                "restore: the state of a checkpoint is damaged: expected a whole number of 64 bits, got {value}"
+            ),
+        },
         Saved::List(items) => items.into_iter().map(|v| restored(v, session)).collect::<Result<Array>>()?.into(),
         Saved::Map(entries) => {
             let values = entries.into_iter().map(|(key, v)| Ok((key.into(), restored(v, session)?)));

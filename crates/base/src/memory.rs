@@ -96,6 +96,22 @@ pub fn room<D: Display>(bytes: Option<usize>, what: impl FnOnce() -> D) -> Resul
     )
 }
 
+/// Errs where JSON, read as values, would be more than may be held.
+pub fn room_for_json<D: Display>(text: &[u8], what: impl FnOnce() -> D) -> Result<()> {
+    room(Some(json_bytes(text)), what)
+}
+
+/// Bytes of JSON that is read as values and copied once, at most: a map of one entry has room for eleven, a list for four.
+fn json_bytes(text: &[u8]) -> usize {
+    let each = |letter: &u8| match letter {
+        b'{' => 1500,
+        b'[' => 300,
+        b',' => 200,
+        _ => 2,
+    };
+    text.iter().map(each).sum()
+}
+
 /// Bytes of `dims` numbers of `size` bytes each, where they can be counted.
 pub fn bytes(dims: &[usize], size: usize) -> Option<usize> {
     dims.iter().try_fold(size, |all, n| all.checked_mul(*n)).filter(|bytes| isize::try_from(*bytes).is_ok())
@@ -104,6 +120,14 @@ pub fn bytes(dims: &[usize], size: usize) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn json_takes_more_than_its_text() {
+        let maps = format!("[{}]", vec!["{\"a\":0}"; 1000].join(","));
+        assert!(json_bytes(maps.as_bytes()) > 150 * maps.len());
+        let texts = format!("[{}]", vec!["\"a text of thirty letters or so\""; 1000].join(","));
+        assert!(json_bytes(texts.as_bytes()) < 10 * texts.len());
+    }
 
     #[test]
     fn what_cannot_be_counted_is_refused_with_its_name() {

@@ -91,7 +91,7 @@ impl Flow {
             Some(before) => Arc::new(move |t| Ok(before(t)? * strength(t)?)),
             None => strength,
         };
-        Self::of_model(Model { strength: Some(strength), ..model })
+        Self::of_model(Model { strength: Some(strength), ..model })?.around(self)
     }
 
     /// The same model with the adapters added into the weights, constant.

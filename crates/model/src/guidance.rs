@@ -21,7 +21,7 @@ impl Flow {
         if scale == 1.0 {
             return Ok(self.clone());
         }
-        Self::of_model(Model { guidance: Some(scale), ..model.clone() })
+        Self::of_model(Model { guidance: Some(scale), ..model.clone() })?.around(self)
     }
 }
 

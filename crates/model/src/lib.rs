@@ -43,7 +43,12 @@ pub struct Flow {
     name: String,
     velocity: Arc<dyn Velocity>,
     model: Option<Model>,
+    /// How many others it is around.
+    layers: usize,
 }
+
+/// Most flows around one another, each of which takes stack when it is asked.
+const MOST_LAYERS: usize = 1000;
 
 /// A velocity that is a network of some family.
 #[derive(Clone)]
@@ -62,7 +67,7 @@ struct Model {
 impl Flow {
     /// A flow in data space: its end states are what rewards see.
     pub fn new(name: impl Into<String>, velocity: Arc<dyn Velocity>) -> Self {
-        Self { name: name.into(), velocity, model: None }
+        Self { name: name.into(), velocity, model: None, layers: 0 }
     }
 
     /// A network with these weights, and what surrounds it.
@@ -72,7 +77,7 @@ impl Flow {
     }
 
     fn of_model(model: Model) -> Result<Self> {
-        Ok(Self { name: model.name.clone(), velocity: model.network()?, model: Some(model) })
+        Ok(Self { name: model.name.clone(), velocity: model.network()?, model: Some(model), layers: 0 })
     }
 
     /// The same flow, `steer` of state, time, condition and velocity added to its velocity; all around it stays.
@@ -80,13 +85,26 @@ impl Flow {
         match &self.model {
             Some(model) => {
                 let steering = model.steering.iter().cloned().chain([steer]).collect();
-                Self::of_model(Model { steering, ..model.clone() })
+                Self::of_model(Model { steering, ..model.clone() })?.around(self)
             }
             None => {
                 let velocity = Arc::new(Steered { field: self.velocity.clone(), steer });
-                Ok(Self { velocity, ..self.clone() })
+                Self { velocity, ..self.clone() }.around(self)
             }
         }
+    }
+
+    /// This flow, which is around another.
+    fn around(self, inner: &Self) -> Result<Self> {
+        let layers = inner.layers + 1;
+        if layers > MOST_LAYERS {
+            bail!(
+                Limit,
+                "a flow made of others: expected at most {MOST_LAYERS} around one another, got {layers}";
+                hint: "make it from the first one"
+            );
+        }
+        Ok(Self { layers, ..self })
     }
 
     fn model(&self, verb: &str) -> Result<&Model> {
@@ -139,7 +157,8 @@ impl Flow {
     }
 
     fn with_weights(&self, weights: Weights) -> Result<Self> {
-        Self::of_model(Model { weights, ..self.model("flow")?.clone() })
+        let flow = Self::of_model(Model { weights, ..self.model("flow")?.clone() })?;
+        Ok(Self { layers: self.layers, ..flow })
     }
 
     pub fn device(&self) -> Device {
@@ -147,8 +166,8 @@ impl Flow {
     }
 
     /// The same model with another velocity, such as one around its own.
-    pub fn with_velocity(&self, name: impl Into<String>, velocity: Arc<dyn Velocity>) -> Self {
-        Self { name: name.into(), velocity, model: self.model.clone() }
+    pub fn with_velocity(&self, name: impl Into<String>, velocity: Arc<dyn Velocity>) -> Result<Self> {
+        Self { name: name.into(), velocity, ..self.clone() }.around(self)
     }
 
     /// Whether both are clones of one flow.

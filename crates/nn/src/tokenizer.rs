@@ -1,11 +1,14 @@
 //! Text to token ids through published `tokenizer.json` or `vocab.txt` files, and small tokenizers made for captions.
 
+mod bounds;
+
 use crate::source::Folder;
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result, warn_once};
-use amscript_base::file;
+use amscript_base::{file, memory};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder, Merges, Vocab};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -22,6 +25,18 @@ const CLIP_WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{
 pub const CLIP_ENDS: [&str; 2] = ["<|startoftext|>", "<|endoftext|>"];
 /// BERT's special tokens; padding is id 0.
 const BERT_SPECIAL: [&str; 5] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"];
+
+/// Most bytes of a prompt: all of it is read, of which a model sees some hundred tokens.
+const MOST_PROMPT: usize = 100_000;
+
+/// Refuses a prompt that would take long to read.
+pub fn check_prompt(text: &str) -> Result<()> {
+    if text.len() > MOST_PROMPT {
+        let (most, got) = (MOST_PROMPT / 1000, text.len() / 1000);
+        bail!(Limit, "a prompt may have at most {most} kB, got {got} kB"; hint: "models read its first few hundred words");
+    }
+    Ok(())
+}
 
 /// Warns once of prompts that have more tokens than are read.
 pub fn warn_of_cut(prompt: &str, tokens: usize, most: usize) {
@@ -80,6 +95,7 @@ impl Tokenizer {
     pub fn train_bert(texts: &[String]) -> Result<Self> {
         let mut words = BTreeSet::new();
         for text in texts {
+            check_prompt(text)?;
             let mut text = text.as_str().into();
             BertNormalizer::default().normalize(&mut text).map_err(refused)?;
             let mut text = PreTokenizedString::from(text);
@@ -94,9 +110,12 @@ impl Tokenizer {
 
     /// The text of a `tokenizer.json`.
     pub fn parse(json: &[u8]) -> Result<Self> {
+        memory::room_for_json(json, || "tokenizer")?;
         // also because text that is no JSON makes tokenizers 0.23 panic in a decoder
-        check_normalizer(json)?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(refused)?;
+        let file: Value = serde_json::from_slice(json).map_err(|e| refused(e.into()))?;
+        bounds::check(&file)?;
+        // written anew, for tokenizers reads a key as often as it is there
+        let mut inner = whole(|| tokenizers::Tokenizer::from_bytes(file.to_string()))?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(refused)?;
         Ok(Self { inner })
@@ -104,7 +123,8 @@ impl Tokenizer {
 
     /// Ids of a text; `wrap` adds what the tokenizer puts around a text (CLIP: start and end).
     pub fn ids(&self, text: &str, wrap: bool) -> Result<Vec<u32>> {
-        Ok(self.inner.encode_fast(text, wrap).map_err(refused)?.get_ids().to_vec())
+        check_prompt(text)?;
+        Ok(whole(|| self.inner.encode_fast(text, wrap))?.get_ids().to_vec())
     }
 
     /// The id of one token such as `<|endoftext|>`.
@@ -185,6 +205,7 @@ fn untrained(normalizer: Value, split: Value) -> Result<tokenizers::Tokenizer> {
 
 /// Trains until every word that occurs twice is one token; the alphabet is all bytes.
 fn train(texts: &[&str], normalizer: Value, split: Value) -> Result<tokenizers::Tokenizer> {
+    texts.iter().try_for_each(|text| check_prompt(text))?;
     let mut inner = untrained(normalizer, split)?;
     let trainer = BpeTrainerBuilder::new()
         .show_progress(false)
@@ -197,43 +218,12 @@ fn train(texts: &[&str], normalizer: Value, split: Value) -> Result<tokenizers::
     Ok(inner)
 }
 
-/// What a normalizer may be made of; others read tables of their own, whose sizes nobody checks.
-const NORMALIZERS: [&str; 12] = [
-    "Sequence",
-    "NFC",
-    "NFD",
-    "NFKC",
-    "NFKD",
-    "Lowercase",
-    "Strip",
-    "StripAccents",
-    "BertNormalizer",
-    "Replace",
-    "Prepend",
-    "Nmt",
-];
-
-/// A text may become this many times as long, in all steps of a normalizer together.
-const MOST_GROWTH: usize = 64;
-
-/// Refuses a normalizer that could make a short text fill the memory.
-fn check_normalizer(json: &[u8]) -> Result<()> {
-    fn growth(normalizer: &Value) -> Result<usize> {
-        let kind = normalizer["type"].as_str().unwrap_or_default();
-        if !NORMALIZERS.contains(&kind) {
-            bail!(File, "tokenizer: expected a normalizer of {}, got `{kind}`", NORMALIZERS.join(", "));
-        }
-        let steps = normalizer["normalizers"].as_array();
-        let steps = steps.into_iter().flatten().map(growth).collect::<Result<Vec<_>>>()?;
-        let own = normalizer["content"].as_str().or(normalizer["prepend"].as_str()).map_or(1, |text| text.len().max(1));
-        let all = steps.into_iter().chain([own]).fold(1usize, usize::saturating_mul);
-        if all > MOST_GROWTH {
-            bail!(Limit, "tokenizer: a normalizer may make texts {MOST_GROWTH} times as long, got {all}");
-        }
-        Ok(all)
+/// What tokenizers does by a file whose parts may not fit one another, which makes it panic.
+fn whole<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(result) => result.map_err(refused),
+        Err(_) => bail!(File, "tokenizer: expected parts that fit one another, got a file that is not valid"),
     }
-    let file: Value = serde_json::from_slice(json).map_err(|e| refused(e.into()))?;
-    if file["normalizer"].is_object() { growth(&file["normalizer"]).map(drop) } else { Ok(()) }
 }
 
 fn refused(error: tokenizers::Error) -> Error {
@@ -304,18 +294,66 @@ mod tests {
     }
 
     #[test]
-    fn normalizers_that_would_fill_the_memory_are_refused() {
+    fn what_would_fill_the_memory_or_panic_is_refused() {
         let plain = Tokenizer::train_clip(&captions()).unwrap().inner.to_string(false).unwrap();
-        let with = |normalizer: Value| {
+        let read =
+            |text: &str| Tokenizer::parse(text.as_bytes()).and_then(|t| t.ids("a ring", true)).err().map(|e| e.kind);
+        let part = |name: &str, part: Value| {
             let mut file: Value = serde_json::from_str(&plain).unwrap();
-            file["normalizer"] = normalizer;
-            Tokenizer::parse(file.to_string().as_bytes()).err().map(|e| e.kind)
+            file[name] = part;
+            read(&file.to_string())
         };
+        let with = |normalizer: Value| part("normalizer", normalizer);
         let replace = |by: &str| json!({"type": "Replace", "pattern": {"String": "a"}, "content": by});
         assert_eq!(with(Value::Null), None);
         assert_eq!(with(json!({"type": "Sequence", "normalizers": [{"type": "NFC"}, replace("aa")]})), None);
         assert_eq!(with(json!({"type": "Precompiled", "precompiled_charsmap": "/////w=="})), Some(Kind::File));
         assert_eq!(with(json!({"type": "Sequence", "normalizers": vec![replace("aa"); 7]})), Some(Kind::Limit));
+        let regex = |pattern: &str, by: &str| json!({"type": "Replace", "pattern": {"Regex": pattern}, "content": by});
+        assert_eq!(with(regex(r"\s+", " ")), None);
+        assert_eq!(with(regex("", "")), Some(Kind::File));
+        assert_eq!(with(json!({"type": "Replace", "pattern": {"String": ""}, "content": "x"})), Some(Kind::File));
+        assert_eq!(with(json!({"type": "Sequence", "normalizers": vec![regex("x*", "y"); 7]})), Some(Kind::Limit));
+        assert!(matches!(with(regex("x*", "y")), None | Some(Kind::File)));
+
+        let words = |steps: Vec<Value>| part("pre_tokenizer", json!({"type": "Sequence", "pretokenizers": steps}));
+        let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+        assert_eq!((words(vec![bytes.clone()]), words(vec![bytes; 2])), (None, Some(Kind::Limit)));
+        assert_eq!(words(vec![json!({"type": "FixedLength", "length": 0})]), Some(Kind::File));
+        assert_eq!(words(vec![json!({"type": "Whitespace"}); 65]), Some(Kind::Limit));
+
+        let template = |pieces: Vec<Value>, ids: usize| {
+            let special = json!({"[X]": {"id": "[X]", "ids": vec![0; ids], "tokens": vec!["[X]"; ids]}});
+            part(
+                "post_processor",
+                json!({"type": "TemplateProcessing", "single": pieces, "pair": [], "special_tokens": special}),
+            )
+        };
+        let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+        let special = json!({"SpecialToken": {"id": "[X]", "type_id": 0}});
+        assert_eq!(template(vec![special.clone(), text.clone(), special.clone()], 1), None);
+        assert_eq!(template(vec![special.clone(); 17], 1), Some(Kind::Limit));
+        assert_eq!(template(vec![special], 17), Some(Kind::Limit));
+        assert_eq!(template(vec![text; 2], 1), Some(Kind::Limit));
+
+        let twice = plain.replacen(
+            "\"normalizer\":",
+            "\"normalizer\":{\"type\":\"Precompiled\",\"precompiled_charsmap\":\"/////w==\"},\"normalizer\":",
+            1,
+        );
+        assert!(twice != plain && read(&twice).is_none());
+        let mut prefixed: Value = serde_json::from_str(&plain).unwrap();
+        prefixed["model"]["continuing_subword_prefix"] = json!("a prefix that is longer than any token");
+        assert_eq!(read(&prefixed.to_string()), Some(Kind::File));
+    }
+
+    #[test]
+    fn long_prompts_are_refused() {
+        let clip = Tokenizer::train_clip(&captions()).unwrap();
+        assert!(clip.ids(&"a ".repeat(50_000), true).is_ok());
+        let error = clip.ids(&"a ".repeat(60_000), true).unwrap_err();
+        assert_eq!(error.message, "a prompt may have at most 100 kB, got 120 kB");
+        assert!(Tokenizer::train_bert(&["a ".repeat(60_000)]).is_err());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use amscript_nn::clip_text::clean;
 use amscript_nn::cost::Part;
 use amscript_nn::preprocess::Preprocess;
 use amscript_nn::source::Folder;
-use amscript_nn::tokenizer::Tokenizer;
+use amscript_nn::tokenizer::{Tokenizer, check_prompt};
 use amscript_nn::weights::Weights;
 use amscript_tensor::meta::Trace;
 use amscript_tensor::{DType, Device, Rng, Tensor, op};
@@ -188,8 +188,11 @@ impl ClipEncoder {
     fn encode(&self, texts: &[&String]) -> Result<Tensor> {
         let config = &self.clip.config;
         // open_clip cleans and fills with 0; transformers does neither, and fills with the end token, which changes nothing
-        let cleaned = |text: &&String| if config.layout == Layout::OpenClip { clean(text) } else { text.to_string() };
-        let texts: Vec<String> = texts.iter().map(cleaned).collect();
+        let cleaned = |text: &&String| {
+            check_prompt(text)?;
+            Ok(if config.layout == Layout::OpenClip { clean(text) } else { text.to_string() })
+        };
+        let texts = texts.iter().map(cleaned).collect::<Result<Vec<String>>>()?;
         let (ids, ends) = self.tokenizer.clip_rows(&texts, config.context, 0)?;
         let ids = Tensor::from_vec(ids, (texts.len(), config.context), self.clip.device())?;
         unit(&self.clip.text_features(&ids, &ends)?)

@@ -1,7 +1,7 @@
 //! What a run was made from, as JSON: versions, recipe, settings, seed, and hashes of what it wrote.
 
 use amscript_base::error::{Error, Kind, Result};
-use amscript_base::file;
+use amscript_base::{file, memory};
 use amscript_nn::digest;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -65,6 +65,7 @@ pub fn write_text(path: &Path, text: &str) -> Result<()> {
 
 pub fn read_json(path: &Path) -> Result<Value> {
     let text = file::read_text(path).map_err(|e| file_error(path, "read", &e))?;
+    memory::room_for_json(text.as_bytes(), || format!("the JSON of {}", path.display()))?;
     let refused = |what: String| Error::new(Kind::File, format!("{}: must hold JSON, got {what}", path.display()));
     let value: Value = serde_json::from_str(&text).map_err(|e| refused(format!("an error ({e})")))?;
     if value.is_object() { Ok(value) } else { Err(refused("no object".into())) }

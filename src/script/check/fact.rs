@@ -73,7 +73,7 @@ pub struct Known {
 }
 
 /// Functions of any number of arguments that are part of the language.
-const KEYWORDS: [&str; 8] = ["call", "curry", "Fn", "print", "debug", "type_of", "is_def_fn", "is_shared"];
+const KEYWORDS: [&str; 7] = ["call", "Fn", "print", "debug", "type_of", "is_def_fn", "is_shared"];
 
 impl Known {
     pub fn get() -> &'static Known {
