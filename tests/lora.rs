@@ -246,6 +246,10 @@ fn names_of_other_programs() {
         ("_forward_module.module.transformer_blocks.1.attn.to_out.0", "lora_A", "lora_B"),
         ("pipe.dit.transformer_blocks.1.attn.to_out.0", "lora_A.default", "lora_B.default"),
         ("lora_unet__orig_mod_transformer_blocks_1_attn_to_out_0", "lora_down", "lora_up"),
+        ("lycoris_transformer_blocks_1_attn_to_out_0", "lora_down", "lora_up"),
+        ("ema.transformer.transformer_blocks.1.attn.to_out.0", "lora_A", "lora_B"),
+        ("pipeline.transformer.base_model.model.transformer_blocks.1.attn.to_out.0", "lora_A", "lora_B"),
+        ("denoise_fn.double_blocks.1.img_attn.proj", "lora_A", "lora_B"),
     ] {
         let velocity = load(pair(stem, down, up), &[]);
         assert_eq!(error(&velocity, &whole), 0.0, "{stem}");
@@ -276,6 +280,7 @@ fn names_of_other_programs() {
         ("alpha", "2"),
         ("network.alpha", "2"),
         ("lora_config", "{\"lora_alpha\": 2}"),
+        ("training_config", "{\"lora_alpha\": 2}"),
     ] {
         let velocity = load(pair(module, "lora_A", "lora_B"), &[("ss_network_alpha", "None"), header]);
         assert!(error(&velocity, &half) < 1e-6, "{header:?}");
@@ -326,10 +331,41 @@ fn folders_of_adapters() {
         assert!(error(&load(folder.path()), &half) < 1e-6, "{name}");
         assert!(error(&load(&folder.path().join(name)), &half) < 1e-6, "{name}");
     }
+    written(&folder.path().join("adapter_model.safetensors"), &tensors(&(&b * 0.25).unwrap()));
+    std::fs::write(&config, "{\"r\": 4}").unwrap();
+    assert!(error(&load(folder.path()), &half) < 1e-6, "PEFT's own alpha is 8");
+    for init in ["pissa", "pissa_niter_16", "olora", "corda", "loftq"] {
+        std::fs::write(&config, format!("{{\"r\": 4, \"init_lora_weights\": \"{init}\"}}")).unwrap();
+        let refusal = case.base.load_lora(folder.path(), false).err().unwrap();
+        let told = format!("adapter_config.json: the adapters were begun by {init}, which changes the base");
+        assert!(refusal.message.contains(&told), "{refusal}");
+        assert!(refusal.hint.unwrap().contains("path_initial_model_for_weight_conversion"));
+    }
+    for init in ["\"gaussian\"", "\"eva\"", "true"] {
+        std::fs::write(&config, format!("{{\"r\": 4, \"init_lora_weights\": {init}}}")).unwrap();
+        assert!(error(&load(folder.path()), &half) < 1e-6, "{init}");
+    }
     std::fs::remove_file(&config).unwrap();
     std::fs::create_dir(&config).unwrap();
     let unread = case.base.load_lora(&folder.path().join("adapter_model.safetensors"), false).err().unwrap();
     assert!(unread.message.ends_with("adapter_config.json: it is a folder, not a file"), "{unread}");
+}
+
+/// One of several files would change some modules and be silent of the others.
+#[test]
+fn adapters_in_several_files_are_refused() {
+    let (case, folder) = (Case::new(), tempfile::tempdir().unwrap());
+    let part = folder.path().join("adapter_model-00001-of-00002.safetensors");
+    std::fs::copy(golden(FILES[0].0), &part).unwrap();
+    for path in [folder.path(), &part] {
+        let refusal = case.base.load_lora(path, false).err().unwrap().message;
+        assert!(refusal.ends_with("expected all adapters in one file, got them in 2 files"), "{refusal}");
+    }
+    let only = folder.path().join("adapter_model-00001-of-00001.safetensors");
+    std::fs::rename(&part, &only).unwrap();
+    for path in [folder.path(), &only] {
+        case.base.load_lora(path, false).unwrap();
+    }
 }
 
 /// BFL's last layer has (shift, scale), diffusers' (scale, shift).

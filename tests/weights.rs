@@ -78,6 +78,8 @@ fn tensors_that_do_not_fit_the_model() {
     );
     let misshaped = changed(&|t| drop(t.insert(name.into(), good[name].t().unwrap().contiguous().unwrap())));
     assert!(misshaped.contains(&format!("tensor `{name}` must have shape [48, 144], got [144, 48]")), "{misshaped}");
+    let infinite = changed(&|t| drop(t.insert(name.into(), (&good[name] * f64::INFINITY).unwrap())));
+    assert!(infinite.contains(&format!("tensor `{name}` has numbers that are")), "{infinite}");
     let whole = changed(&|t| drop(t.insert(name.into(), good[name].to_dtype(DType::I64).unwrap())));
     assert!(whole.contains(&format!("tensor `{name}` must be of type f32, f64, bf16 or f16, got i64")), "{whole}");
 }
@@ -87,7 +89,15 @@ fn wrapped_networks_are_read_and_scaled_ones_refused() {
     let copy = Copy::new();
     let good = copy.tensors();
     let under = |wrapper: &str| good.iter().map(|(name, x)| (format!("{wrapper}{name}"), x.clone())).collect();
-    for wrapper in ["_orig_mod.", "module.", "module._orig_mod.", "_fsdp_wrapped_module.", "_forward_module.module."] {
+    for wrapper in [
+        "_orig_mod.",
+        "module.",
+        "module._orig_mod.",
+        "_fsdp_wrapped_module.",
+        "_forward_module.module.",
+        "transformer.",
+        "module.policy.transformer.",
+    ] {
         copy.write(FILE, &under(wrapper));
         assert!(copy.open().is_ok(), "{wrapper}");
     }

@@ -4,6 +4,7 @@ use super::*;
 use crate::{options, script_value};
 use amscript_model::Flow;
 use amscript_model::adapter::Targets;
+use amscript_nn::archive;
 use amscript_nn::lora::Form;
 use amscript_tensor::{DType, Rng};
 use option::FromScript;
@@ -77,7 +78,17 @@ impl FromScript for Targets {
 const SAME_TIME: f64 = 1e-6;
 
 fn readable(context: &NativeCallContext, path: &str) -> Result<PathBuf> {
-    Session::of(context).readable(path).map_err(|e| e.within("load_lora"))
+    let found = Session::of(context).readable(path).map_err(|e| e.within("load_lora"));
+    found.map_err(|e| if e.kind == Kind::Missing && is_elsewhere(path) { e.hint(ELSEWHERE) } else { e })
+}
+
+const ELSEWHERE: &str =
+    "fetch it with `hf download` first, and give the path of the file or folder; nothing is fetched here";
+
+/// Whether a path looks like an address, or like the name of a repository on the Hugging Face hub.
+fn is_elsewhere(path: &str) -> bool {
+    let names = || path.split('/').all(|name| !name.is_empty() && !name.starts_with('.'));
+    path.contains("://") || path.matches('/').count() == 1 && names() && !path.ends_with(".safetensors")
 }
 
 /// Low-rank adapters (LoRA): made, loaded, saved, made weaker or stronger, merged.
@@ -137,6 +148,7 @@ pub mod adapter {
     /// base.load_lora("lora.safetensors").params().len                            //=> 0
     /// base.load_lora("lora.safetensors", #{ trainable: true }).params().len > 0   //=> true
     /// base.load_lora("nowhere.safetensors")                                      //=> error: nowhere.safetensors
+    /// base.load_lora("somebody/lora")                                            //=> error: fetch it with `hf download` first
     /// ```
     #[rhai_fn(return_raw)]
     pub fn load_lora(context: NativeCallContext, flow: Flow, path: &str, options: Map) -> RhaiResultOf<Flow> {
@@ -154,11 +166,13 @@ pub mod adapter {
     /// load_tensors("lora.safetensors").keys()[0]   //=> "transformer.transformer_blocks.0.attn.to_q.lora_A.weight"
     /// policy.save_lora("kohya.safetensors", #{ kohya: true, dtype: bf16() });
     /// load_tensors("kohya.safetensors").keys()[0]  //=> "lora_unet_double_blocks_0_img_attn_qkv.alpha"
+    /// policy.save_lora("lora.pt")                  //=> error: save_lora: file must end in .safetensors
     /// ```
     #[rhai_fn(return_raw, volatile)]
     pub fn save_lora(context: NativeCallContext, flow: Flow, path: &str, options: Map) -> RhaiResultOf<()> {
         let o = SaveLoraOptions::parse("save_lora", options)?;
         let path = Session::of(&context).writable(path).map_err(|e| e.within("save_lora"))?;
+        archive::check_ending(&path).map_err(|e| e.within("save_lora"))?;
         Ok(flow.save_lora(&path, if o.kohya { Form::Kohya } else { Form::Diffusers }, o.dtype)?)
     }
 

@@ -111,10 +111,12 @@ pub mod storage {
     /// load_tensors("few.safetensors").keys()        //=> ["a", "b"]
     /// save_tensors(#{ a: 1 }, "few.safetensors")    //=> error: save_tensors: `a`: expected a tensor, got 1
     /// save_tensors(#{}, "/few.safetensors")         //=> error: may only write in
+    /// save_tensors(#{}, "few.pt")                   //=> error: save_tensors: file must end in .safetensors
     /// ```
     #[rhai_fn(return_raw, volatile)]
     pub fn save_tensors(context: NativeCallContext, tensors: Map, path: &str) -> RhaiResultOf<()> {
         let file = Session::of(&context).writable(path).map_err(|e| e.within("save_tensors"))?;
+        archive::check_ending(&file).map_err(|e| e.within("save_tensors"))?;
         let tensors = tensors.iter().map(|(name, x)| named(name, x)).collect::<Result<Vec<_>>>()?;
         let tensors = tensors.iter().map(|(name, x)| (name.as_str(), x));
         Ok(archive::write(&file, tensors, &BTreeMap::new()).map_err(|e| e.within("save_tensors"))?)

@@ -71,7 +71,7 @@ impl Archive {
         let map = unsafe { Mmap::map(&file) }.map_err(refused)?;
         let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
         let parsed = match extension {
-            "pt" | "pth" | "bin" | "ckpt" => pickle::entries(&map).map(|entries| (entries, BTreeMap::new())),
+            "pt" | "pth" | "bin" | "ckpt" => pickle::entries(&map, &origin),
             _ => safetensors_entries(&map),
         };
         let (entries, metadata) = parsed.map_err(|e| e.within(&origin))?;
@@ -93,7 +93,7 @@ impl Archive {
         &self.entries
     }
 
-    /// The texts a safetensors header carries beside its tensors.
+    /// The texts that a header carries beside its tensors, and numbers that a PyTorch file does.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
@@ -132,14 +132,14 @@ impl Archive {
         tensor(&bytes[rows.start * row..rows.end * row], &shape)
     }
 
-    /// As [`Archive::read_rows`], of what a model computes with: NaN is refused.
+    /// As [`Archive::read_rows`], of what a model computes with: NaN and infinities are refused.
     pub fn read_numbers(&self, name: &str, rows: Range<usize>) -> Result<Tensor> {
         let entry = self.entry(name)?;
         let bytes = self.bytes(entry);
         let row = bytes.len() / entry.shape.first().copied().unwrap_or(1).max(1);
         let wanted = if entry.reversed { Some(bytes) } else { bytes.get(rows.start * row..rows.end * row) };
-        if wanted.is_some_and(|bytes| any_nan(bytes, entry.dtype)) {
-            bail!(Numeric, "{}: tensor `{name}` has numbers that are NaN", self.origin;
+        if let Some(what) = wanted.and_then(|bytes| not_finite(bytes, entry.dtype)) {
+            bail!(Numeric, "{}: tensor `{name}` has numbers that are {what}", self.origin;
                 hint: "the training that wrote the file broke, or the file is damaged");
         }
         self.read_rows(name, rows)
@@ -159,19 +159,21 @@ impl Archive {
     }
 }
 
-/// Whether one of these floats is NaN, in blocks that the compiler turns into wide instructions.
-fn any_nan(bytes: &[u8], dtype: DType) -> bool {
-    fn any<const N: usize>(bytes: &[u8], is_nan: impl Fn([u8; N]) -> bool) -> bool {
+/// What one of these floats is that is not finite, sought in blocks that the compiler turns into wide instructions.
+fn not_finite(bytes: &[u8], dtype: DType) -> Option<&'static str> {
+    fn any<const N: usize>(bytes: &[u8], is_such: impl Fn([u8; N]) -> bool) -> bool {
         let (numbers, _) = bytes.as_chunks::<N>();
-        numbers.chunks(4096).any(|block| block.iter().fold(false, |found, number| found | is_nan(*number)))
+        numbers.chunks(4096).any(|block| block.iter().fold(false, |found, number| found | is_such(*number)))
     }
-    match dtype {
-        DType::F64 => any(bytes, |b| u64::from_le_bytes(b) & (u64::MAX >> 1) > 0x7ff << 52),
-        DType::F32 => any(bytes, |b| u32::from_le_bytes(b) & (u32::MAX >> 1) > 0xff << 23),
-        DType::BF16 => any(bytes, |b| u16::from_le_bytes(b) & (u16::MAX >> 1) > 0xff << 7),
-        DType::F16 => any(bytes, |b| u16::from_le_bytes(b) & (u16::MAX >> 1) > 0x1f << 10),
+    // 1 beyond an infinity, without the sign, NaN begins
+    let reaches = |beyond: u16| match dtype {
+        DType::F64 => any(bytes, |b| u64::from_le_bytes(b) & (u64::MAX >> 1) >= (0x7ff << 52) + u64::from(beyond)),
+        DType::F32 => any(bytes, |b| u32::from_le_bytes(b) & (u32::MAX >> 1) >= (0xff << 23) + u32::from(beyond)),
+        DType::BF16 => any(bytes, |b| u16::from_le_bytes(b) & (u16::MAX >> 1) >= (0xff << 7) + beyond),
+        DType::F16 => any(bytes, |b| u16::from_le_bytes(b) & (u16::MAX >> 1) >= (0x1f << 10) + beyond),
         _ => false,
-    }
+    };
+    reaches(0).then(|| if reaches(1) { "NaN" } else { "infinite" })
 }
 
 /// A number of four bits of exponent and three of mantissa (F8_E4M3 without infinities, arXiv:2209.05433).
@@ -185,7 +187,8 @@ fn e4m3(bits: u8) -> f32 {
     if bits < 128 { size } else { -size }
 }
 
-type Header = (BTreeMap<String, TensorEntry>, BTreeMap<String, String>);
+/// Tensors, and texts beside them.
+pub(super) type Header = (BTreeMap<String, TensorEntry>, BTreeMap<String, String>);
 
 fn safetensors_entries(bytes: &[u8]) -> Result<Header> {
     let length = header_length(bytes, bytes.len() as u64)?;
@@ -345,7 +348,7 @@ pub(super) fn byte_size(shape: &[usize], dtype: DType) -> Option<u64> {
     shape.iter().try_fold(dtype.size_in_bytes() as u64, |bytes, &n| bytes.checked_mul(n as u64))
 }
 
-const DTYPES: [(&str, DType); 10] = [
+const DTYPES: [(&str, DType); 11] = [
     ("F32", DType::F32),
     ("F16", DType::F16),
     ("BF16", DType::BF16),
@@ -356,6 +359,7 @@ const DTYPES: [(&str, DType); 10] = [
     ("I16", DType::I16),
     ("U32", DType::U32),
     ("U8", DType::U8),
+    ("BOOL", DType::U8),
 ];
 
 fn dtype_of(name: &str) -> Result<DType> {
@@ -364,6 +368,16 @@ fn dtype_of(name: &str) -> Result<DType> {
         None => {
             bail!(Dtype, "type {name} is not supported"; hint: "convert the file to bf16 or f32 where it came from")
         }
+    }
+}
+
+/// Refuses a name whose ending says that a file holds something else.
+pub fn check_ending(path: &Path) -> Result<()> {
+    match path.extension() {
+        Some(ending) if !ending.eq_ignore_ascii_case("safetensors") => {
+            bail!(Value, "file must end in .safetensors, got `{}`", path.display())
+        }
+        _ => Ok(()),
     }
 }
 

@@ -53,8 +53,8 @@ pub fn plain(name: &str) -> String {
     INNER.iter().fold(name.to_string(), |name, wrapper| name.replace(wrapper, ""))
 }
 
-/// Length of the wrappers that all names, made plain, begin with.
-pub fn wrapped<'a>(names: impl Iterator<Item = &'a str>) -> usize {
+/// Length of the wrappers that all names, made plain, begin with: known ones, then whatever stands before one of these tensors.
+pub fn wrapped<'a>(names: impl Iterator<Item = &'a str>, known: &[&str]) -> usize {
     let (names, mut length) = (names.map(plain).collect::<Vec<_>>(), 0);
     if names.is_empty() {
         return length;
@@ -63,7 +63,11 @@ pub fn wrapped<'a>(names: impl Iterator<Item = &'a str>) -> usize {
     while let Some(wrapper) = WRAPPERS.iter().find(|wrapper| all(length, wrapper)) {
         length += wrapper.len();
     }
-    length
+    let before = |known: &&str| {
+        let outer = names.iter().find_map(|name| name[length..].strip_suffix(*known).filter(|o| o.ends_with('.')));
+        outer.filter(|outer| all(length, outer))
+    };
+    length + known.iter().find_map(before).map_or(0, str::len)
 }
 
 /// The pieces a stored tensor `(name, shape)` holds.
@@ -80,10 +84,13 @@ mod tests {
 
     #[test]
     fn wrappers_are_those_of_all_names() {
-        let length = |names: &[&'static str]| wrapped(names.iter().copied());
+        let length = |names: &[&'static str]| wrapped(names.iter().copied(), &["in.weight"]);
         assert_eq!(length(&["module._orig_mod.a", "module._orig_mod.b.c"]), 7);
         assert_eq!(plain("_fsdp_wrapped_module.a._checkpoint_wrapped_module._orig_mod.b"), "a.b");
         assert_eq!(length(&["module.a", "b"]) + length(&["a.module.b"]), 0);
         assert_eq!(length(&["model.diffusion_model.a"]), 22);
+        assert_eq!(length(&["module.policy.net.a", "module.policy.net.in.weight"]), 18);
+        assert_eq!(length(&["policy.net.a", "policy.in.weight"]) + length(&["in.weight", "a.in.weight"]), 7);
+        assert_eq!(length(&["other.a", "policy.in.weight"]) + length(&["a.a", "a.in.weight_scale"]), 0);
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! A pair `A [rank, in]`, `B [out, rank]` changes a weight by `alpha / rank B A`. Read are the names of diffusers and PEFT
 //! (`lora_A`, `lora_B`, with the adapter's name behind or not), of kohya (`lora_down`, `lora_up`), with the module named as in the
-//! model or in its other published layout, below any of the usual prefixes or none. Alpha comes from a tensor `<module>.alpha`, else
-//! from the header (diffusers' `lora_adapter_metadata`, a number of its own, a config), else from PEFT's `adapter_config.json` beside the
-//! file, else it is the rank.
+//! model or in its other published layout, below any of the usual prefixes, one that all names share, or none. Alpha comes from a tensor
+//! `<module>.alpha`, else from the header or what stands beside the tensors of a PyTorch file (diffusers' `lora_adapter_metadata`, a
+//! number of its own, a config), else from PEFT's `adapter_config.json` beside the file, else it is the rank.
 
 mod alpha;
 
@@ -14,7 +14,7 @@ use crate::source::Folder;
 use alpha::Alphas;
 use amscript_base::bail;
 use amscript_base::context::Context;
-use amscript_base::error::{Error, Kind, Result, nearest};
+use amscript_base::error::{Error, Kind, Result, nearest, warn_once};
 use amscript_base::file;
 use amscript_tensor::op::Lora;
 use amscript_tensor::{DType, Device, Tensor};
@@ -27,7 +27,7 @@ const PREFIXES: [&str; 9] =
     ["base_model.", "diffusion_model.", "model.", "module.", "_orig_mod.", "transformer.", "unet.", "pipe.", "dit."];
 
 /// Prefixes of module names written with underscores.
-const FLAT_PREFIXES: [&str; 2] = ["lora_unet_", "lora_transformer_"];
+const FLAT_PREFIXES: [&str; 3] = ["lora_unet_", "lora_transformer_", "lycoris_"];
 
 /// The file of adapters in a folder, by PEFT and by diffusers.
 const FILES: [&str; 3] = ["adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.bin"];
@@ -163,6 +163,21 @@ impl Names<'_> {
     }
 }
 
+/// A module's name in a file without the modules that training wraps around others.
+fn plain(stem: &str) -> String {
+    layout::INNER.iter().fold(layout::plain(stem), |stem, wrapper| stem.replace(&flat(wrapper), ""))
+}
+
+/// Length of a prefix that all stems share and below which the first is a module of the model. A number in it would say which block.
+fn outer(names: &Names, known: &BTreeMap<String, Vec<Slot>>, stems: &[String]) -> usize {
+    let Some(first) = stems.first() else { return 0 };
+    let is_known = |name: &str| known.contains_key(names.bare(name).0);
+    let mut ends = std::iter::once(0).chain(first.match_indices('.').map(|(at, _)| at + 1));
+    let numbers = |prefix: &str| prefix.split('.').any(|part| part.parse::<usize>().is_ok());
+    let shared = |prefix: &str| !numbers(prefix) && stems.iter().all(|stem| stem.starts_with(prefix));
+    ends.find(|end| is_known(&first[*end..])).filter(|end| shared(&first[..*end])).unwrap_or(0)
+}
+
 fn flat(name: &str) -> String {
     name.replace('.', "_")
 }
@@ -175,10 +190,11 @@ pub fn read(path: &Path, names: &Names, dtype: DType, device: &Device) -> Result
     let alphas = Alphas::of(&archive, path, names.component).map_err(|e| e.within(origin))?;
     let known = names.known();
     let flattened: BTreeMap<String, &Vec<Slot>> = known.iter().map(|(name, slots)| (flat(name), slots)).collect();
-    let mut adapters = BTreeMap::new();
-    for (stem, pair) in pairs(&archive)? {
-        let plain = layout::INNER.iter().fold(layout::plain(&stem), |stem, wrapper| stem.replace(&flat(wrapper), ""));
-        let (bare, is_flat) = names.bare(&plain);
+    let (mut adapters, pairs) = (BTreeMap::new(), pairs(&archive)?);
+    let outer = outer(names, &known, &pairs.keys().map(|stem| plain(stem)).collect::<Vec<_>>());
+    for (stem, pair) in pairs {
+        let plain = plain(&stem);
+        let (bare, is_flat) = names.bare(&plain[outer..]);
         let slots = if is_flat { flattened.get(bare).copied() } else { known.get(bare) };
         let Some(slots) = slots else {
             let any = pair.a.or(pair.b).or(pair.alpha).unwrap_or_default();
@@ -221,15 +237,46 @@ pub fn read(path: &Path, names: &Names, dtype: DType, device: &Device) -> Result
     if adapters.is_empty() {
         bail!(File, "{origin}: expected LoRA tensors such as `{}.<module>.lora_A.weight`, got none", names.component);
     }
+    warn_of_idle(origin, &adapters);
     Ok(adapters)
+}
+
+/// Says that adapters change nothing, which they are not made for.
+fn warn_of_idle(origin: &str, adapters: &BTreeMap<String, Lora>) {
+    let idle = adapters.values().filter(|lora| lora.scale == 0.0).count();
+    if idle > 0 {
+        let all = adapters.len();
+        let message =
+            format!("{origin}: alpha is 0 for {idle} of {all} modules, so that their adapters change nothing");
+        warn_once(&message, &message);
+    }
+}
+
+/// How many files a set has that a file of this name is one of: `<stem>-00001-of-00002.safetensors`.
+fn parts(name: &str) -> Option<usize> {
+    let (part, parts) = name.split_once('.')?.0.rsplit_once("-of-")?;
+    part.rsplit_once('-')?.1.parse::<usize>().ok()?;
+    parts.parse().ok().filter(|parts| *parts > 1)
 }
 
 /// The file, or the one of adapters in a folder.
 fn file_of(path: &Path) -> Result<PathBuf> {
+    let in_parts = |parts: usize| -> Result<PathBuf> {
+        bail!(File, "{}: expected all adapters in one file, got them in {parts} files", path.display();
+            hint: "write them as one file where they came from")
+    };
     if !file::is_folder(path) {
-        return Ok(path.into());
+        return match path.file_name().and_then(|name| parts(name.to_str()?)) {
+            Some(parts) => in_parts(parts),
+            None => Ok(path.into()),
+        };
     }
     let names = Folder::disk(path).names();
+    if let Some(parts) = names.iter().find_map(|name| parts(name))
+        && !FILES.iter().any(|file| names.contains(*file))
+    {
+        return in_parts(parts);
+    }
     let others: Vec<&str> = names.iter().map(String::as_str).filter(|name| name.ends_with(".safetensors")).collect();
     match (FILES.iter().find(|name| names.contains(**name)), others.as_slice()) {
         (Some(name), _) | (None, [name]) => Ok(path.join(name)),

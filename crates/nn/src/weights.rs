@@ -122,14 +122,15 @@ impl Weights {
 
     /// Tensors of open files, read when first asked for and converted to `dtype` on `device`.
     pub fn open(archives: Vec<Archive>, dtype: DType, device: &Device) -> Result<Self> {
-        Self::open_as(archives, &layout::same, dtype, device)
+        Self::open_as(archives, &layout::same, &[], dtype, device)
     }
 
-    /// Like [`Weights::open`], under the names that `layout` gives to what is stored, without what wraps all of them.
-    pub fn open_as(archives: Vec<Archive>, layout: &Layout, dtype: DType, device: &Device) -> Result<Self> {
+    /// Like [`Weights::open`], under the names that `layout` gives to what is stored, without what wraps all of them; `known` are
+    /// tensors by which the network is found below any prefix.
+    pub fn open_as(archives: Vec<Archive>, layout: &Layout, known: &[&str], dtype: DType, to: &Device) -> Result<Self> {
         let origin = archives.first().map_or("no file", Archive::origin).to_string();
         let names = archives.iter().flat_map(|archive| archive.entries().keys());
-        let wrapped = layout::wrapped(names.clone().map(String::as_str));
+        let wrapped = layout::wrapped(names.clone().map(String::as_str), known);
         if let Some(scale) = names.clone().find(|name| SCALES.iter().any(|end| name.ends_with(end))) {
             bail!(File, "{origin}: tensor `{scale}` scales weights that are stored in fewer bits, which is not done here";
                 hint: "take the model in bf16 or f32");
@@ -146,7 +147,7 @@ impl Weights {
             }
         }
         let stored = Stored { archives, pieces };
-        Ok(Self::new(&origin, Source::Files(Arc::new(stored)), dtype, device))
+        Ok(Self::new(&origin, Source::Files(Arc::new(stored)), dtype, to))
     }
 
     /// A safetensors or PyTorch file.
@@ -424,14 +425,14 @@ impl Weights {
         }
     }
 
-    /// Stored tensors that no model asked for.
+    /// Stored floats that no model asked for.
     pub fn unused(&self) -> Vec<String> {
         let names = self.names();
         let state = self.state();
-        names.into_iter().filter(|name| !state.used.contains(name)).collect()
+        names.into_iter().filter(|name| !state.used.contains(name) && self.is_float(name)).collect()
     }
 
-    /// Refuses stored tensors that no model asked for.
+    /// Refuses stored floats that no model asked for.
     pub fn finish(&self) -> Result<()> {
         let unused = self.unused();
         let Some(first) = unused.first() else { return Ok(()) };
@@ -440,11 +441,15 @@ impl Weights {
             hint: "check that the config beside the weights belongs to them")
     }
 
-    /// Every float tensor by full name, read if it was not yet; counters and the like are left out.
+    /// Whether a tensor is one of floats; counters, masks and the like are not.
+    fn is_float(&self, name: &str) -> bool {
+        self.shared.source.stored().and_then(|stored| stored.dtype(name)).is_none_or(|dtype| dtype.is_float())
+    }
+
+    /// Every float tensor by full name, read if it was not yet.
     pub fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
-        let stored = self.shared.source.stored();
-        let float = |name: &String| stored.and_then(|s| s.dtype(name)).is_none_or(|dtype| dtype.is_float());
-        self.names().into_iter().filter(float).map(|name| Ok((name.clone(), self.fetch(&name)?))).collect()
+        let floats = self.names().into_iter().filter(|name| self.is_float(name));
+        floats.map(|name| Ok((name.clone(), self.fetch(&name)?))).collect()
     }
 
     /// The same names with other tensors: `change(name, tensor)`.
@@ -558,13 +563,22 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.safetensors");
         for dtype in [DType::F16, DType::BF16, DType::F32, DType::F64] {
-            for (value, fine) in [(f32::NAN, false), (-f32::NAN, false), (f32::INFINITY, true), (-1.0, true)] {
+            for (value, what) in [
+                (f32::NAN, "NaN"),
+                (-f32::NAN, "NaN"),
+                (f32::INFINITY, "infinite"),
+                (-f32::INFINITY, "infinite"),
+                (-1.0, ""),
+            ] {
                 let tensor = Tensor::new(&[[1.0, 2.0], [3.0, value]], &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
                 archive::write(&path, [("a", &tensor)], &BTreeMap::new()).unwrap();
                 let read = Weights::load(&path, DType::F32, &Device::Cpu).unwrap().get("a", &[2, 2], Init::Zeros);
                 match read {
-                    Ok(_) => assert!(fine, "{dtype:?} {value}"),
-                    Err(e) => assert!(!fine && e.message.ends_with("tensor `a` has numbers that are NaN"), "{e}"),
+                    Ok(_) => assert!(what.is_empty(), "{dtype:?} {value}"),
+                    Err(e) => {
+                        let told = e.message.ends_with(&format!("tensor `a` has numbers that are {what}"));
+                        assert!(told && !what.is_empty(), "{e}");
+                    }
                 }
             }
         }

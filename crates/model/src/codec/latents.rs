@@ -69,7 +69,7 @@ impl Latents {
     ) -> Result<(vae::AutoencoderConfig, Weights)> {
         let archives = part.archives()?;
         let layout = vae::layout(vae::levels(archives.iter().flat_map(|archive| archive.entries().keys())));
-        let weights = Weights::open_as(archives, &layout, dtype, device)?;
+        let weights = Weights::open_as(archives, &layout, &[], dtype, device)?;
         let mut config = part.config()?.map_or_else(|| vae::AutoencoderConfig::of(&weights), Ok)?;
         config.norm_num_groups = groups.unwrap_or(config.norm_num_groups);
         weights.verify(|w| Self::new(&config, w))?;

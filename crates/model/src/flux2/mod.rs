@@ -212,7 +212,8 @@ fn network(opening: &Opening) -> Result<(Flux2Config, Weights)> {
     };
     let archives = stored.archives()?;
     let dtype = choices.dtype.unwrap_or_else(|| Weights::usual_dtype(&archives));
-    let weights = Weights::open_as(archives, &names::layout, dtype, opening.device)?.computing(choices.compute);
+    let weights =
+        Weights::open_as(archives, &names::layout, &names::FIRST, dtype, opening.device)?.computing(choices.compute);
     let mut config: Flux2Config = stored.config()?.map_or_else(|| Flux2Config::of(&weights), Ok)?;
     if let Some(heads) = opening.option::<usize>("num_heads")? {
         (config.num_attention_heads, config.attention_head_dim) = (heads, config.width() / heads.max(1));

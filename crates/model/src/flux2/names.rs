@@ -14,6 +14,9 @@ pub fn block_linear(module: &str) -> bool {
     module.starts_with("transformer_blocks.") || module.starts_with("single_transformer_blocks.")
 }
 
+/// What embeds the latents, in this layout and in BFL's: by it the network is found below any prefix.
+pub const FIRST: [&str; 2] = ["x_embedder.weight", "img_in.weight"];
+
 /// Linear modules in this layout and in BFL's; the last layer's scale and shift are in the other order there.
 const TOP: [(&str, &str); 9] = [
     ("x_embedder", "img_in"),

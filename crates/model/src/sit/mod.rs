@@ -12,6 +12,7 @@ use amscript_base::error::{Error, Kind, Result, nearest};
 use amscript_base::{bail, memory};
 use amscript_nn::archive::Archive;
 use amscript_nn::data::class::{class_names, prompts_of};
+use amscript_nn::layout;
 use amscript_nn::opener::{Field, Found, Takes, field};
 use amscript_nn::source::{Component, Folder};
 use amscript_nn::weights::Weights;
@@ -35,6 +36,9 @@ const OPTIONS: &[Field] = &[
     ),
     field("guide_channels", Takes::Count, "Guidance acts on this many channels, 3 in SiT's own code; () means all."),
 ];
+
+/// What embeds the latents: by it the network is found below any prefix.
+const FIRST: &str = "x_embedder.proj.weight";
 
 /// The autoencoder that the published models were trained with.
 const PUBLISHED_VAE: &str = "stabilityai/sd-vae-ft-ema";
@@ -124,7 +128,8 @@ fn stored(opening: &Opening) -> Result<(SitConfig, Weights)> {
     };
     let archives = vec![archive];
     let dtype = choices.dtype.unwrap_or_else(|| Weights::usual_dtype(&archives));
-    let weights = Weights::open(archives, dtype, opening.device)?.computing(choices.compute);
+    let weights =
+        Weights::open_as(archives, &layout::same, &[FIRST], dtype, opening.device)?.computing(choices.compute);
     let heads = opening.option("num_heads")?;
     let mut config: SitConfig =
         if home.has("config.json") { home.json("config.json")? } else { SitConfig::of(&weights, heads)? };

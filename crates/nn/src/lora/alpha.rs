@@ -11,8 +11,14 @@ use std::path::Path;
 const NUMBERS: [&str; 7] =
     ["lora_alpha", "network_alpha", "ss_network_alpha", "alpha", "lora.alpha", "lora_network_alpha", "network.alpha"];
 
-/// Where a header may give alpha as `lora_alpha` of an object.
+/// Where a header may give alpha as `lora_alpha` of an object, before all others that have one.
 const CONFIGS: [&str; 5] = ["lora_config", "adapter_config", "peft_config", "config", "training_info"];
+
+/// PEFT's alpha where a config gives none.
+const PEFT_ALPHA: f64 = 8.0;
+
+/// Beginnings of PEFT's `init_lora_weights` that change the base as well.
+const OTHER_BASES: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
 
 #[derive(Default)]
 pub(super) struct Alphas {
@@ -31,7 +37,7 @@ impl Alphas {
             let object = object(text.as_bytes()).map_err(|e| e.within(key))?;
             let found = Self::parse(&object, &prefix).map_err(|e| e.within(key))?;
             if found.alpha.is_none() && object.keys().any(|key| key.ends_with("alpha")) {
-                not_understood(archive, key);
+                not_understood(archive, &header_says(key));
             }
             return Ok(found);
         }
@@ -43,9 +49,10 @@ impl Alphas {
             };
             return Ok(Self { alpha: Some(alpha), ..Self::default() });
         }
-        for key in CONFIGS {
+        for key in CONFIGS.into_iter().chain(header.keys().map(String::as_str)) {
             let config = header.get(key).and_then(|text| object(text.as_bytes()).ok());
-            if let Some(config) = config.filter(|config| config.contains_key("lora_alpha")) {
+            let gives = |alpha: &Value| CONFIGS.contains(&key) || alpha.is_number();
+            if let Some(config) = config.filter(|config| config.get("lora_alpha").is_some_and(gives)) {
                 return Self::parse(&config, &prefix).map_err(|e| e.within(format!("its header's `{key}`")));
             }
         }
@@ -55,19 +62,15 @@ impl Alphas {
         if of_peft && file::exists(&config) {
             let bytes = file::read(&config).map_err(|e| Error::new(Kind::File, e.to_string()));
             let parsed = bytes.and_then(|bytes| Self::parse(&object(&bytes)?, ""));
-            return parsed.map_err(|e| e.within("adapter_config.json"));
+            let parsed = parsed.map_err(|e| e.within("adapter_config.json"))?;
+            return Ok(Self { alpha: parsed.alpha.or(Some(PEFT_ALPHA)), ..parsed });
         }
-        let speaks = |(key, text): &(&String, &String)| {
-            let names = |text: &str| text.to_lowercase().contains("alpha");
-            let own = key.starts_with("ss_") || *text == "None";
-            !own && (names(key)
-                || matches!(key.as_str(), "scale" | "scaling")
-                || CONFIGS.contains(&key.as_str()) && names(text))
-        };
-        if !archive.entries().keys().any(|name| name.ends_with(".alpha"))
-            && let Some((key, _)) = header.iter().find(speaks)
-        {
-            not_understood(archive, key);
+        if !archive.entries().keys().any(|name| name.ends_with(".alpha")) {
+            match header.iter().find(|(key, text)| speaks(key, text)) {
+                Some((key, _)) => not_understood(archive, &header_says(key)),
+                None if of_peft => not_understood(archive, "it is PEFT's, and no `adapter_config.json` lies beside it"),
+                None => {}
+            }
         }
         Ok(Self::default())
     }
@@ -82,6 +85,12 @@ impl Alphas {
         };
         if flag("use_dora")? {
             bail!(File, "the adapters are DoRA; only plain LoRA is read");
+        }
+        if let Some(Value::String(init)) = field("init_lora_weights")
+            && OTHER_BASES.iter().any(|other| init.to_lowercase().starts_with(other))
+        {
+            bail!(File, "the adapters were begun by {init}, which changes the base as well; only those on the base itself are read";
+                hint: "convert them with PEFT: `save_pretrained(.., path_initial_model_for_weight_conversion=..)`");
         }
         let patterns = match field("alpha_pattern") {
             None | Some(Value::Null) => vec![],
@@ -126,10 +135,75 @@ fn object(json: &[u8]) -> Result<Map<String, Value>> {
     }
 }
 
-fn not_understood(archive: &Archive, key: &str) {
-    let message = format!(
-        "{}: its header's `{key}` says something of alpha that is not understood; alpha is taken to be the rank",
-        archive.origin()
-    );
+/// Whether a header's value says something of alpha or of what the change is multiplied with.
+fn speaks(key: &str, text: &str) -> bool {
+    if text == "None" || key.starts_with("ss_") && key != "ss_network_args" {
+        return false; // kohya's own, which has alphas as tensors
+    }
+    match serde_json::from_str::<Value>(text) {
+        _ if names_scale(key) || matches!(key, "scale" | "scaling") => true,
+        Ok(value @ Value::Object(_)) => scale_within(&value),
+        _ if CONFIGS.contains(&key) => text.to_lowercase().contains("alpha"),
+        _ => ["lora_alpha", "network_alpha", "linear_alpha"].iter().any(|name| text.contains(name)),
+    }
+}
+
+fn names_scale(key: &str) -> bool {
+    let key = key.to_lowercase();
+    let last = key.rsplit(['.', '/']).next().unwrap_or_default();
+    key.contains("alpha") || matches!(last, "lora_scale" | "lora_scaling" | "network_scale")
+}
+
+/// Whether an object has such a key anywhere that stands for a value.
+fn scale_within(value: &Value) -> bool {
+    match value {
+        Value::Object(entries) => entries.iter().any(|(key, value)| {
+            let empty = value.is_null() || value.as_object().is_some_and(Map::is_empty);
+            names_scale(key) && !empty || scale_within(value)
+        }),
+        Value::Array(values) => values.iter().any(scale_within),
+        _ => false,
+    }
+}
+
+fn header_says(key: &str) -> String {
+    format!("its header's `{key}` says something of alpha or scale that is not understood")
+}
+
+fn not_understood(archive: &Archive, what: &str) {
+    let message = format!("{}: {what}; alpha is taken to be the rank", archive.origin());
     warn_once(&message, &message);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_speaks_of_alpha_is_told() {
+        for (key, text) in [
+            ("lora_scale", "0.5"),
+            ("scale", "0.5"),
+            ("my.alpha", "3"),
+            ("kwargs", r#"{"alpha": 2}"#),
+            ("trainer", r#"{"lora": {"rank": 4, "alpha": 2}}"#),
+            ("peft_config", r#"{"default": {"lora_alpha": 2}}"#),
+            ("ss_network_args", r#"{"alpha": 2}"#),
+            ("training_config", "lora_alpha: 2"),
+            ("config", "alpha = 2"),
+        ] {
+            assert!(speaks(key, text), "{key}: {text}");
+        }
+        for (key, text) in [
+            ("lora_alpha", "None"),
+            ("ss_scale_weight_norms", "1.0"),
+            ("ss_tag_frequency", r#"{"alpha": 2}"#),
+            ("modelspec.description", "the alpha of fish scales"),
+            ("scaler", r#"{"scale": 65536.0}"#),
+            ("config", r#"{"alpha_pattern": {}, "guidance_scale": 4, "lora_alpha": null}"#),
+            ("rank", "4"),
+        ] {
+            assert!(!speaks(key, text), "{key}: {text}");
+        }
+    }
 }

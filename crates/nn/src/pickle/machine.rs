@@ -20,6 +20,7 @@ pub enum Value<'a> {
     Class(&'a str, &'a str),
     Text(&'a str),
     Int(i64),
+    Number(f64),
     Tuple(Vec<Id>),
     List(Vec<Id>),
     Dict(Vec<(Id, Id)>),
@@ -27,7 +28,7 @@ pub enum Value<'a> {
     Call(Id, Id),
     /// What lies outside the pickle, by its description.
     Outside(Id),
-    /// A mark on the stack, a number with a point, a truth value, nothing.
+    /// Bytes, a frozen set, an integer of more than 64 bits, a truth value, nothing.
     Other,
 }
 
@@ -125,6 +126,13 @@ impl<'a> Machine<'a> {
         Ok(taken)
     }
 
+    /// Bytes behind their number, which stands in `n` bytes.
+    fn counted(&mut self, n: usize) -> Result<&'a [u8]> {
+        let mut count = [0; 8];
+        count[..n].copy_from_slice(self.take(n)?);
+        self.take(usize::try_from(u64::from_le_bytes(count)).unwrap_or(usize::MAX))
+    }
+
     /// An integer of so many bytes, the smallest first.
     fn integer(&mut self, n: usize) -> Result<i64> {
         let bytes = self.take(n)?;
@@ -192,7 +200,7 @@ impl<'a> Machine<'a> {
 
     fn call(&mut self) -> Result<()> {
         let (arguments, callable) = (self.pop()?, self.pop()?);
-        let dict = matches!(self.values.get(callable as usize), Some(Value::Class("collections", _)));
+        let dict = matches!(self.values.get(callable as usize), Some(Value::Class("collections" | "argparse", _)));
         self.push(if dict { Value::Dict(vec![]) } else { Value::Call(callable, arguments) });
         Ok(())
     }
@@ -221,6 +229,19 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
+    /// Of a class named by the two texts on top.
+    fn class(&mut self) -> Result<()> {
+        let (name, module) = (self.pop()?, self.pop()?);
+        match [module, name].map(|id| self.values.get(id as usize)) {
+            [Some(Value::Text(module)), Some(Value::Text(name))] => {
+                let class = class(*module, *name)?;
+                self.push(class);
+                Ok(())
+            }
+            _ => Err(damaged("the name of a class is missing")),
+        }
+    }
+
     fn remember(&mut self, key: i64) -> Result<()> {
         let id = self.stack.last().copied().ok_or_else(|| damaged("a value is missing"))?;
         self.memo.insert(key as u32, id);
@@ -233,14 +254,15 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// One opcode of protocol 2, as `torch.save` writes them; false at the end.
+    /// One opcode of protocols 2 to 5, as `torch.save` writes them; false at the end.
     fn step(&mut self) -> Result<bool> {
         match self.take(1)?[0] {
             0x80 => drop(self.take(1)?),
+            0x95 => drop(self.take(8)?), // how long a frame is
             b'.' => return Ok(false),
             b'(' => self.marks.push(self.stack.len()),
             op @ 0x85..=0x87 => self.tuple(usize::from(op - 0x84))?,
-            op @ (b't' | b'd' | b'e' | b'u') => self.collect(op)?,
+            op @ (b't' | b'd' | b'e' | b'u' | 0x90 | 0x91) => self.collect(op)?,
             b'a' => {
                 let item = self.pop()?;
                 self.append(vec![item])?;
@@ -250,6 +272,12 @@ impl<'a> Machine<'a> {
                 self.set(&[key, value])?;
             }
             b'R' | 0x81 => self.call()?,
+            0x92 => {
+                self.pop()?; // arguments by name
+                self.call()?;
+            }
+            0x93 => self.class()?,
+            0x94 => self.remember(self.memo.len() as i64)?,
             b'b' => self.build()?,
             b'Q' => {
                 let what = self.pop()?;
@@ -276,41 +304,48 @@ impl<'a> Machine<'a> {
         Ok(match op {
             b'c' => {
                 let (module, name) = (self.line()?, self.line()?);
-                if !is_data(module, name) {
-                    bail!(File, "the pickle calls `{module}.{name}`, which is not data";
-                        hint: "do not trust the file; convert it to safetensors where it came from");
-                }
-                Value::Class(module, name)
+                class(module, name)?
             }
-            b'X' => {
-                let length = self.integer(4)? as u32;
-                Value::Text(text(self.take(length as usize)?)?)
+            b'X' => Value::Text(text(self.counted(4)?)?),
+            0x8c => Value::Text(text(self.counted(1)?)?),
+            0x8d => Value::Text(text(self.counted(8)?)?),
+            b'C' | b'B' | 0x8e | 0x96 => {
+                self.counted(match op {
+                    b'C' => 1,
+                    b'B' => 4,
+                    _ => 8,
+                })?;
+                Value::Other
             }
             b'K' => Value::Int(self.integer(1)?),
             b'M' => Value::Int(self.integer(2)?),
             b'J' => Value::Int(self.integer(4)?),
-            0x8a => {
-                let length = self.take(1)?[0];
-                Value::Int(self.integer(length.into())?)
-            }
+            0x8a => match self.take(1)?[0] {
+                length @ 0..=8 => Value::Int(self.integer(length.into())?),
+                length => {
+                    self.take(length.into())?;
+                    Value::Other
+                }
+            },
             b'G' => {
-                self.take(8)?;
-                Value::Other
+                let bytes = self.take(8)?.try_into().map_err(|_| damaged("it is cut off"))?;
+                Value::Number(f64::from_be_bytes(bytes))
             }
             b'N' | 0x88 | 0x89 => Value::Other,
             b')' => Value::Tuple(vec![]),
-            b']' => Value::List(vec![]),
+            b']' | 0x8f => Value::List(vec![]), // 0x8f: a set
             b'}' => Value::Dict(vec![]),
             other => return Err(damaged(&format!("opcode {other:#04x} is not known"))),
         })
     }
 
-    /// What lies above the last mark, as a tuple, a dict, or in the list or dict below it.
+    /// What lies above the last mark, as a tuple, a dict, a frozen set, or in the list, set or dict below it.
     fn collect(&mut self, op: u8) -> Result<()> {
         let items = self.pop_to_mark()?;
         match op {
             b't' => self.push(Value::Tuple(items)),
-            b'e' => self.append(items)?,
+            b'e' | 0x90 => self.append(items)?,
+            0x91 => self.push(Value::Other),
             b'u' => self.set(&items)?,
             _ => {
                 self.push(Value::Dict(vec![]));
@@ -321,15 +356,33 @@ impl<'a> Machine<'a> {
     }
 }
 
+/// A class of data.
+fn class<'a>(module: &'a str, name: &'a str) -> Result<Value<'a>> {
+    if !is_data(module, name) {
+        bail!(File, "the pickle calls `{module}.{name}`, which is not data";
+            hint: "do not trust the file; convert it to safetensors where it came from");
+    }
+    Ok(Value::Class(module, name))
+}
+
 fn text(bytes: &[u8]) -> Result<&str> {
     std::str::from_utf8(bytes).map_err(|_| damaged("a text is not UTF-8"))
 }
 
 /// What data is made of; anything else would be code if the pickle were run.
 fn is_data(module: &str, class: &str) -> bool {
+    const NUMBERS: [&str; 5] = ["float", "bfloat", "int", "uint", "complex"];
     match module {
-        "collections" => matches!(class, "OrderedDict" | "defaultdict"),
-        "torch" => class.ends_with("Storage") || matches!(class, "Size" | "device") || class.starts_with("float"),
+        "collections" => matches!(class, "OrderedDict" | "defaultdict" | "Counter"),
+        "builtins" | "__builtin__" => {
+            matches!(class, "set" | "frozenset" | "complex" | "bytearray" | "list" | "dict" | "int" | "float")
+        }
+        "torch" => {
+            class.ends_with("Storage")
+                || matches!(class, "Size" | "device" | "bool" | "half" | "double")
+                || NUMBERS.iter().any(|kind| class.starts_with(kind))
+        }
+        "torch.storage" => matches!(class, "UntypedStorage" | "TypedStorage"),
         "torch._utils" => class.starts_with("_rebuild_"),
         "torch._tensor" => class == "_rebuild_from_type_v2",
         "torch.nn.parameter" => class == "Parameter",
@@ -376,19 +429,20 @@ mod tests {
 
     #[test]
     fn damage_is_an_error() {
+        for bytes in
+            [&b""[..], b".", b"a.", b"]a.", b"N(Na.", b"t.", b"h\x00.", b"}(Nu.", b"X\x01\0\0\0\xff.", b"co\n", b"\xff"]
+        {
+            assert!(refusal(bytes).starts_with("the pickle is not readable"), "{bytes:?}");
+        }
         for bytes in [
-            &b""[..],
-            b".",
-            b"a.",
-            b"]a.",
-            b"N(Na.",
-            b"t.",
-            b"h\x00.",
-            b"\x8a\x09123456789.",
-            b"}(Nu.",
-            b"X\x01\0\0\0\xff.",
-            b"co\n",
-            b"\xff",
+            &b"\x93."[..],
+            b"NN\x93.",
+            b"\x94.",
+            b"N\x90.",
+            b"(N\x90.",
+            b"\x91.",
+            b"N\x92.",
+            b"\x8d\xff\xff\xff\xff\xff\xff\xff\xff.",
         ] {
             assert!(refusal(bytes).starts_with("the pickle is not readable"), "{bytes:?}");
         }
@@ -396,5 +450,24 @@ mod tests {
         let items = read.tuple(read.top).unwrap();
         let numbers: Vec<&Value> = items.iter().map(|id| read.get(*id)).collect();
         assert_eq!(numbers, [&Value::Int(1), &Value::Int(256), &Value::Int(-1), &Value::Int(5)]);
+    }
+
+    #[test]
+    fn later_protocols_are_read() {
+        // {"a": {1}, "b": frozenset([1]), "c": b"x", "d": 2**70, "e": 0.5} and a class by its name on the stack
+        let bytes = b"\x80\x04\x95\0\0\0\0\0\0\0\0}\x94(\x8c\x01a\x94\x8f\x94(K\x01\x90\x8c\x01b(K\x01\x91\x8c\x01cC\x01x\x8c\x01d\x8a\x09123456789\x8c\x01eG\x3f\xe0\0\0\0\0\0\0\x8c\x01f\x8c\x0bcollections\x8c\x07Counter\x93)Ru.";
+        let read = Pickle::read(bytes).unwrap();
+        let items = read.dict(read.top).unwrap();
+        let names: Vec<_> = items.iter().filter_map(|(key, _)| read.text(*key)).collect();
+        assert_eq!(names, ["a", "b", "c", "d", "e", "f"]);
+        assert_eq!(read.get(items[4].1), &Value::Number(0.5));
+        assert_eq!((read.get(items[3].1), read.get(items[5].1)), (&Value::Other, &Value::Dict(vec![])));
+        let code = refusal(b"\x8c\x02os\x8c\x06system\x93.");
+        assert_eq!(code, "the pickle calls `os.system`, which is not data");
+        let set = Pickle::read(b"c__builtin__\nset\n](K\x01e\x85R.").unwrap();
+        assert!(set.call(set.top).is_some_and(|(name, _)| name == "set"));
+        let mut names = b"N".to_vec();
+        names.extend(vec![0x94; 4 << 20]);
+        assert_eq!(Pickle::read(&names).unwrap_err().kind, Kind::Limit);
     }
 }

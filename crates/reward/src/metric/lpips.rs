@@ -213,7 +213,7 @@ impl Lpips {
                 let name = canonical(name).filter(|_| !(twice && name.contains("lins.")));
                 name.map(|name| Piece::whole(name, shape)).into_iter().collect()
             };
-            Weights::open_as(vec![archive], &layout, DType::F32, device)
+            Weights::open_as(vec![archive], &layout, &[], DType::F32, device)
         };
         if !heads(&trunk).is_empty() {
             return Self::new(net, read(trunk)?, &[]);
