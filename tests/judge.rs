@@ -68,6 +68,7 @@ fn what_is_no_answer_is_asked_again_and_then_an_error() {
     assert_eq!(asked.load(Ordering::SeqCst), 4);
     for (answer, words) in [
         ("[1]", "expected 2 finite scores, one for each image, got [1.0]"),
+        ("[1, 2, 3, 4, 5, 6, 7, 8, 9]", "got 9 scores, the first 8 being [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]"),
         ("[1, null]", "expected {\"scores\": [..]} or a list of numbers, got [1, null]"),
         ("{\"scores\": \"good\"}", "list of numbers"),
         ("<html>", "expected JSON, got \"<html>\""),
@@ -104,6 +105,17 @@ fn a_program_answers_lines_and_is_begun_again_when_it_ends() {
     assert_eq!(program(&ends, "").unwrap(), "[5.0, 6.0]");
     let late = program("read question; exec sleep 60", "timeout: 0.2, retries: 1").unwrap_err();
     assert!(late.contains("no answer in 0.2 s"), "{late}");
+    // what it starts ends with it, or this would be there for a minute
+    let kept = folder.path().join("kept").display().to_string();
+    let starts = format!("sleep 60 & echo $! > {kept}; read question; echo [3, 4]; wait");
+    assert_eq!(program(&starts, "").unwrap(), "[3.0, 4.0]");
+    let id = std::fs::read_to_string(&kept).unwrap();
+    let runs = || std::fs::read_to_string(format!("/proc/{}/stat", id.trim())).is_ok_and(|stat| !stat.contains(" Z "));
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while runs() {
+        assert!(std::time::Instant::now() < end, "it is still there");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
     assert!(program("exit 0", "retries: 0").unwrap_err().contains("the program"));
 }
 

@@ -10,17 +10,28 @@ use serde_json::{Value, json};
 use std::path::Path;
 use std::process::ExitCode;
 
+/// Findings of a script that are shown, errors before warnings where there are more; the others are counted.
+const SHOWN: usize = 100;
+
 /// Prints the findings of all scripts; the command fails where one of them is an error.
 pub fn command(arguments: &CheckArgs) -> anyhow::Result<ExitCode> {
     let (mut errors, mut warnings, mut items) = (0, 0, vec![]);
     for script in &arguments.scripts {
         let report = checked(recipe::read(script)?, arguments.fix)?;
-        for finding in &report.findings {
-            *if finding.severity == Severity::Error { &mut errors } else { &mut warnings } += 1;
+        let (wrong, likely): (Vec<&Finding>, Vec<&Finding>) =
+            report.findings.iter().partition(|finding| finding.severity == Severity::Error);
+        errors += wrong.len();
+        warnings += likely.len();
+        let all = report.findings.len();
+        let shown = if all > SHOWN { [wrong, likely].concat() } else { report.findings.iter().collect() };
+        for finding in shown.into_iter().take(SHOWN) {
             match arguments.json {
                 true => items.push(item(finding, &report)),
                 false => output::line(&self::text(finding, &report))?,
             }
+        }
+        if all > SHOWN && !arguments.json {
+            output::line(&format!("{} more of {} are not shown", all - SHOWN, script.display()))?;
         }
     }
     output::line(&match arguments.json {

@@ -2,13 +2,13 @@
 
 use amscript_base::error::{Error, Kind, Place};
 use amscript_base::terminal;
-use amscript_base::text::visible;
+use amscript_base::text::{in_line, visible};
 use amscript_run::progress::above_bar;
 use std::process::ExitCode;
 
 /// The report, safe to show; `source` gives a script's text by its name.
 pub fn render(error: &Error, source: impl Fn(&str) -> Option<String>) -> String {
-    let mut out = format!("error: {}\n", error.message);
+    let mut out = format!("error: {}\n", in_line(&error.message));
     let mut places = error.trace.iter().filter(|p| p.line > 0);
     // beside the flag that would give it more rights stands no text of a recipe, which could say what it likes
     let refusal = error.kind == Kind::Permission;
@@ -17,12 +17,13 @@ pub fn render(error: &Error, source: impl Fn(&str) -> Option<String>) -> String 
         let mut inside = &place.function;
         for caller in places {
             let what = inside.as_deref().unwrap_or("script");
-            out += &format!("  {what} was called at {}:{}:{}\n", caller.source, caller.line, caller.column);
+            let source = in_line(&caller.source);
+            out += &format!("  {what} was called at {source}:{}:{}\n", caller.line, caller.column);
             inside = &caller.function;
         }
     }
     if let Some(hint) = &error.hint {
-        out += &format!("hint: {hint}\n");
+        out += &format!("hint: {}\n", in_line(hint));
     }
     visible(&out).into_owned()
 }
@@ -43,19 +44,25 @@ pub fn code(error: &Error, requeue: bool) -> ExitCode {
     }
 }
 
+/// Characters of a line that are shown.
+const WIDE: usize = 400;
+
 /// Place, line and caret.
 fn excerpt(place: &Place, text: Option<&str>) -> String {
-    let head = format!("  --> {}:{}:{}\n", place.source, place.line, place.column);
+    let head = format!("  --> {}:{}:{}\n", in_line(&place.source), place.line, place.column);
     let Some(line) = text.and_then(|t| t.lines().nth(place.line - 1)) else {
         return head;
     };
     let number = place.line.to_string();
     let margin = " ".repeat(number.len());
     let column = place.column.saturating_sub(1);
+    let start = line.chars().nth(WIDE).map_or(0, |_| column.saturating_sub(WIDE / 2));
+    let line: String = line.chars().skip(start).take(WIDE).collect();
+    let column = column - start;
     let before: String = line.chars().take(column).collect();
     // tabs stay tabs so that the caret stands under its word
     let indent: String = visible(&before).chars().map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
-    let carets = "^".repeat(width(line, column));
+    let carets = "^".repeat(width(&line, column));
     format!("{head}{margin} |\n{number} | {line}\n{margin} | {indent}{carets}\n")
 }
 

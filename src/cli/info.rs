@@ -39,7 +39,8 @@ fn origin(texts: BTreeMap<String, String>) -> String {
     if texts.is_empty() {
         return "it does not tell what it was made from".into();
     }
-    let lines: Vec<String> = texts.iter().map(|(key, value)| format!("{key:<10} {}", value.escape_debug())).collect();
+    let line = |(key, value): (&String, &String)| format!("{:<10} {}", key.escape_debug().to_string(), value.escape_debug());
+    let lines: Vec<String> = texts.iter().map(line).collect();
     lines.join("\n")
 }
 
@@ -92,6 +93,12 @@ mod tests {
     fn names(header: &Header, key: &str) -> BTreeSet<String> {
         let words = header.get(key).unwrap_or_default().split([' ', ',', ';']);
         words.filter(|word| word.starts_with("tiny/")).map(String::from).collect()
+    }
+
+    #[test]
+    fn what_a_file_tells_stands_in_a_line_each() {
+        let texts = BTreeMap::from([("a\nlock".to_string(), "b\nc".to_string())]);
+        assert_eq!(origin(texts), "a\\nlock    b\\nc");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::{ReportArgs, output};
 use amscript_base::error::Result;
 use amscript_base::terminal;
-use amscript_base::text::visible;
+use amscript_base::text::in_line;
 use amscript_run::report::Report;
 use amscript_run::tensorboard;
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ fn write(arguments: &ReportArgs) -> Result<Vec<PathBuf>> {
         (None, _) => "report.html".into(),
     };
     let left_out = report.write(&page)?;
-    report.notes().iter().chain(&left_out).for_each(|note| terminal::note(&format!("note: {}\n", visible(note))));
+    report.notes().iter().chain(&left_out).for_each(|note| terminal::note(&format!("note: {}\n", in_line(note))));
     let mut written = vec![page];
     if let Some(folder) = &arguments.tensorboard {
         written.extend(tensorboard::write(&report.runs, folder)?);

@@ -30,7 +30,7 @@ const SMALL_STACK: usize = 64 << 20;
 const MAX_ALONE: usize = 20_000_000;
 
 /// Bytes that a script's files may take, beside ten times what it has read.
-const MAX_DISK: u64 = 1 << 30;
+pub const MAX_DISK: u64 = 1 << 30;
 
 /// What a call that was twice asked to end may still take.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -219,6 +219,7 @@ pub fn heed_signals(session: &Arc<Session>, waiting: Arc<AtomicBool>) {
             }
         }
         note("error: what runs does not end by itself, so the process does\n");
+        context.programs.end();
         std::process::exit(130);
     });
     let requeue = session.context().interrupt.requeue.clone();
@@ -226,7 +227,10 @@ pub fn heed_signals(session: &Arc<Session>, waiting: Arc<AtomicBool>) {
     let handler = move || {
         let echo = last.replace(Instant::now()).is_some_and(|last| last.elapsed() < ECHO);
         match waiting.load(Ordering::Relaxed) {
-            true => std::process::exit(130),
+            true => {
+                session.context().programs.end();
+                std::process::exit(130)
+            }
             false if !echo => session.interrupt(),
             false => {}
         }

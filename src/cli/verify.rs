@@ -50,9 +50,14 @@ fn verify(arguments: &VerifyArgs) -> Result<(Verdict, usize)> {
     let record =
         within(folder, || record::read_json(&arguments.run.join("run.json"))).map_err(|e| e.within("verify"))?;
     let draft = tempfile::tempdir().map_err(|e| Error::new(Kind::File, format!("verify: no temporary folder: {e}")))?;
-    let session =
-        SessionArgs { device: arguments.device.clone(), models: arguments.models.clone(), ..SessionArgs::default() };
+    let session = SessionArgs {
+        device: arguments.device.clone(),
+        out: Some(draft.path().into()),
+        models: arguments.models.clone(),
+        ..SessionArgs::default()
+    };
     let mut request = run::request(&session, false, None)?;
+    request.max_disk = Some(run::MAX_DISK);
     let text = record["recipe"]["text"].as_str().unwrap_or_default().to_string();
     if let Some(script) = &arguments.recipe {
         let source = recipe::read(script)?;
@@ -63,8 +68,7 @@ fn verify(arguments: &VerifyArgs) -> Result<(Verdict, usize)> {
     }
     // settings that a run tells are not the user's, so that they name nothing that may be read
     (request.replay, request.overrides) = (true, overrides(&record["settings"]));
-    (request.out, request.slice) = (Some(draft.path().into()), Some(steps));
-    request.allow = arguments.allow.rights();
+    (request.slice, request.allow) = (Some(steps), arguments.allow.rights());
     let host = Host::new(Session::new(request, Box::new(|_| ())));
     run::heed_signals(host.session(), Default::default());
     match host.run("the recipe of the run", &text) {

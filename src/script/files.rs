@@ -5,8 +5,9 @@ use amscript_base::bail;
 use amscript_base::context::Context;
 use amscript_base::error::{Error, Kind, Result};
 use amscript_base::file;
-use amscript_base::permissions::{Permissions, Rights, Root, is_name, refused};
+use amscript_base::permissions::{Allowed, Permissions, Rights, Root, is_name, refused};
 use amscript_nn::source::Sources;
+use amscript_run::folder::spare_weights;
 use amscript_run::lock::is_of_a_run;
 use std::ffi::OsStr;
 use std::path::{Component, Path, PathBuf};
@@ -52,6 +53,22 @@ impl Request {
     }
 }
 
+/// Names of what a run writes in its folder, beside its checkpoints.
+const OF_RUN: [&str; 6] = ["run.json", "result.json", "result.csv", "metrics.jsonl", "report.html", ".lock"];
+
+/// Whether a file has one of these names, or is in a folder of a checkpoint.
+fn is_of_run(file: &Path) -> bool {
+    let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
+    let saved = |name: String| {
+        name.strip_prefix("step-").is_some_and(|step| step.len() >= 6 && step.bytes().all(|b| b.is_ascii_digit()))
+    };
+    OF_RUN.contains(&name(file).as_str()) || saved(name(file)) || file.parent().is_some_and(|above| saved(name(above)))
+}
+
+fn holds_run(folder: &Path) -> bool {
+    file::exists(&folder.join("run.json"))
+}
+
 impl Session {
     /// A file or folder to read, its links followed: absolute, or looked up in the run's folder, beside the recipe, and from here.
     pub fn readable(&self, path: &str) -> Result<PathBuf> {
@@ -83,6 +100,13 @@ impl Session {
         let inside = Path::new(path).strip_prefix(&folder).unwrap_or(Path::new(path));
         let leads_out = inside.components().any(|part| !matches!(part, Component::Normal(_) | Component::CurDir));
         let file = if leads_out { PathBuf::from(path) } else { folder.join(inside) };
+        if is_of_run(&file) && (!leads_out || file.ancestors().skip(1).take(2).any(holds_run)) {
+            bail!(File, "a script may not write what a run keeps for itself, got \"{path}\""; hint: "give it another name");
+        }
+        let (anyway, free) = (self.request().resume_anyway, matches!(self.request().allow.write, Allowed::All));
+        if !anyway && !free {
+            spare_weights(&file, |hash| self.has_text(hash))?;
+        }
         // above the run's own folder, as `.` names it, nothing is made
         let above = file.parent().filter(|above| leads_out || above.starts_with(&folder)).unwrap_or(&folder);
         file::make_folder(above).map_err(|e| match refused(&e) {

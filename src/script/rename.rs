@@ -59,7 +59,8 @@ pub fn rewrite(text: &str, mut words: Vec<(usize, usize, &str, &str)>) -> String
     words.sort_unstable();
     let lines = text.split_inclusive('\n').enumerate().map(|(i, line)| {
         let mut line = line.to_string();
-        for (_, column, old, new) in words.iter().rev().filter(|word| word.0 == i + 1) {
+        let [from, to] = [i + 1, i + 2].map(|number| words.partition_point(|word| word.0 < number));
+        for (_, column, old, new) in words[from..to].iter().rev() {
             let start = line.char_indices().nth(column - 1).map_or(line.len(), |(byte, _)| byte);
             let start = start + usize::from(line[start..].starts_with('"'));
             if line[start..].starts_with(old) {

@@ -11,6 +11,7 @@ use amscript_base::error::{Error, Kind, Result, warn_once};
 use amscript_base::permissions::Rights;
 use amscript_base::text::visible;
 use amscript_base::{file, memory};
+use amscript_nn::digest;
 use amscript_reward::clip_encoder::ClipCache;
 use amscript_run::lock::Locks;
 use amscript_run::plan::Planner;
@@ -361,6 +362,11 @@ impl Session {
     /// The text of a script that was run or imported.
     pub fn source(&self, name: &str) -> Option<String> {
         self.sources.lock().get(name).map(|source| source.text.clone())
+    }
+
+    /// Whether a script that was run or imported has a text with this hash.
+    pub(super) fn has_text(&self, hash: &str) -> bool {
+        self.sources.lock().values().any(|source| digest::hash(source.text.as_bytes()) == hash)
     }
 
     /// Remembers the functions of a script so that errors can suggest them.

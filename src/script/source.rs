@@ -12,6 +12,7 @@ use super::word::Word;
 use super::{Session, fault};
 use rhai::plugin::*;
 use rhai::{FnPtr, FuncRegistration, Module, Token};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// A piece put in behind the word at `column`.
@@ -42,12 +43,13 @@ pub(super) struct Around<'a> {
 
 /// What to put into a text whose functions are `own`.
 pub(super) fn inserts(words: &[Word], own: &[Function], around: &Around) -> Vec<Insert> {
-    let mut scopes = Scopes::new(&around.variables);
+    let (mut scopes, counts) = (Scopes::new(&around.variables), arguments(words));
+    let known = Known::new(own, &around.functions);
     let mut found = vec![];
     for (i, word) in words.iter().enumerate() {
         scopes.pass(words, i);
         let Some(name) = word.name() else {
-            found.extend(named(words, i, own, around).or_else(|| caught(words, i, around)));
+            found.extend(named(words, i, &known, around).or_else(|| caught(words, i, around)));
             continue;
         };
         let (before, after) = (i.checked_sub(1).map(|i| &words[i].token), words.get(i + 1));
@@ -56,18 +58,16 @@ pub(super) fn inserts(words: &[Word], own: &[Function], around: &Around) -> Vec<
             continue;
         }
         let method = matches!(before, Some(Token::Period | Token::Elvis));
-        let count = arguments(words, i + 1);
-        let all = own.iter().chain(&around.functions);
-        let function = all.into_iter().find(|f| f.name == name && count.is_none_or(|n| n == f.parameters));
+        let function = known.function(name, counts.get(i + 1).copied().flatten());
         let suffix = around.suffix.as_ref().filter(|_| function.is_some()).cloned();
         let width = name.chars().count();
         let mut put = |text: String| found.push(Insert::behind(word, width, text));
         match after.filter(|word| word.is(&Token::LeftParen) || word.is(&Token::Unit)) {
             Some(_) if before == Some(&Token::Fn) => suffix.into_iter().for_each(put),
             Some(_) if method => suffix.filter(|_| function.is_some_and(|f| f.method)).into_iter().for_each(put),
-            Some(parenthesis) => match (scopes.sees(name), function.is_some() || is_function(name, around)) {
-                (Some(_), false) => put(".call".into()),
-                (Some(true), true) if !around.check => {
+            Some(parenthesis) => match scopes.sees(name) {
+                Some(_) if function.is_none() && !is_function(name, around) => put(".call".into()),
+                Some(true) if !around.check => {
                     put(format!(".{BY_NAME}"));
                     let comma = if parenthesis.is(&Token::Unit) { "" } else { ", " };
                     let text = format!("\"{name}{}\"{comma}", suffix.unwrap_or_default());
@@ -110,11 +110,11 @@ pub(super) fn calls(module: &mut Module) {
 }
 
 /// The name of a function in a text, `Fn("f")`.
-fn named(words: &[Word], i: usize, own: &[Function], around: &Around) -> Option<Insert> {
+fn named(words: &[Word], i: usize, known: &Known, around: &Around) -> Option<Insert> {
     let [.., keyword, begin, word] = words.get(..=i)? else { return None };
     let takes_names = matches!(&keyword.token, Token::Reserved(name) if ["Fn", "is_def_fn"].contains(&name.as_str()));
     let Token::StringConstant(name) = &word.token else { return None };
-    let known = own.iter().chain(&around.functions).any(|f| f.name == name.as_str());
+    let known = known.function(name, None).is_some();
     let suffix = around.suffix.clone().filter(|_| takes_names && begin.is(&Token::LeftParen) && known)?;
     Some(Insert::behind(word, 1 + name.chars().count(), suffix))
 }
@@ -142,46 +142,67 @@ pub(super) struct Function {
     pub method: bool,
 }
 
+/// Functions by name and, behind the first of that name, by the number of parameters too.
+struct Known<'a>(HashMap<(&'a str, Option<usize>), &'a Function>);
+
+impl<'a> Known<'a> {
+    /// The first of several that are alike counts.
+    fn new(own: &'a [Function], around: &'a [Function]) -> Self {
+        let mut known = HashMap::new();
+        for function in own.iter().chain(around) {
+            for count in [None, Some(function.parameters)] {
+                known.entry((function.name.as_str(), count)).or_insert(function);
+            }
+        }
+        Self(known)
+    }
+
+    /// One that takes so many arguments, if they were counted.
+    fn function(&self, name: &'a str, count: Option<usize>) -> Option<&'a Function> {
+        self.0.get(&(name, count)).copied()
+    }
+}
+
 /// The functions that a text defines.
 pub(super) fn functions(words: &[Word]) -> Vec<Function> {
+    let counts = arguments(words);
     let starts = (0..words.len()).filter(|&i| words[i].is(&Token::Fn));
     let one = |i: usize| {
         let name = words.get(i + 1)?.name()?.to_string();
         let mut body = words[i + 2..].iter().take_while(|w| !w.is(&Token::Fn));
-        Some(Function { name, parameters: arguments(words, i + 2)?, method: body.any(Word::is_this) })
+        Some(Function { name, parameters: counts.get(i + 2).copied().flatten()?, method: body.any(Word::is_this) })
     };
     starts.filter_map(one).collect()
 }
 
-/// The number of arguments between the parentheses that begin at a word, if some do.
-fn arguments(words: &[Word], begin: usize) -> Option<usize> {
-    match words.get(begin)?.token {
-        Token::Unit => return Some(0),
-        Token::LeftParen => {}
-        _ => return None,
-    }
-    let (mut depth, mut commas, mut i) = (0_usize, 0, begin);
+/// For each word at which parentheses begin that end again, the number of arguments between them.
+fn arguments(words: &[Word]) -> Vec<Option<usize>> {
+    let mut counts = vec![None; words.len()];
+    // brackets that are open, with the commas in them
+    let (mut open, mut i): (Vec<(usize, usize)>, usize) = (vec![], 0);
     while let Some(word) = words.get(i) {
         match word.token {
+            Token::Unit => counts[i] = Some(0),
             Token::LeftParen | Token::LeftBracket | Token::QuestionBracket | Token::LeftBrace | Token::MapStart => {
-                depth += 1
+                open.push((i, 0))
             }
-            Token::RightParen | Token::RightBracket | Token::RightBrace => depth -= 1,
-            Token::Comma if depth == 1 && !words[i + 1..].first().is_some_and(|w| w.is(&Token::RightParen)) => {
-                commas += 1
+            Token::RightParen | Token::RightBracket | Token::RightBrace => {
+                if let Some((begin, commas)) = open.pop().filter(|(begin, _)| words[*begin].is(&Token::LeftParen)) {
+                    counts[begin] = Some(commas + 1);
+                }
+            }
+            Token::Comma if !words.get(i + 1).is_some_and(|next| next.is(&Token::RightParen)) => {
+                open.last_mut().into_iter().for_each(|(_, commas)| *commas += 1)
             }
             // parameters of a closure
-            Token::Pipe if !words[i - 1].ends_operand() => {
+            Token::Pipe if i == 0 || !words[i - 1].ends_operand() => {
                 i += words[i + 1..].iter().position(|w| w.is(&Token::Pipe)).map_or(0, |n| n + 1);
             }
             _ => {}
         }
-        if depth == 0 {
-            return Some(commas + 1);
-        }
         i += 1;
     }
-    None
+    counts
 }
 
 /// The text with everything put in.
@@ -203,7 +224,8 @@ pub(super) fn apply(text: &str, inserts: &[Insert]) -> String {
 /// The column in the script of a column in what Rhai read.
 pub(super) fn column(inserts: &[Insert], line: usize, column: usize) -> usize {
     let mut shift = 0;
-    for insert in inserts.iter().filter(|insert| insert.line == line) {
+    let first = inserts.partition_point(|insert| insert.line < line);
+    for insert in inserts[first..].iter().take_while(|insert| insert.line == line) {
         let width = insert.text.chars().count();
         if column < insert.behind + shift {
             break;

@@ -8,7 +8,7 @@ use crate::bail;
 use crate::error::Result;
 use crate::group::{Alone, Group};
 use crate::permissions::Permissions;
-use crate::{file::Disk, input::Inputs, profile::Recorder, progress::Board};
+use crate::{file::Disk, input::Inputs, profile::Recorder, program::Programs, progress::Board};
 use parking_lot::Mutex;
 use std::any::{Any, TypeId};
 use std::cell::RefCell;
@@ -134,6 +134,7 @@ pub struct Shared {
     pub profile: Recorder,
     pub inputs: Inputs,
     pub disk: Disk,
+    pub programs: Programs,
     /// What the files that are written say they were made from: names and values.
     origin: Mutex<BTreeMap<String, String>>,
     /// The processes that work on one run together; none is set where one works alone.

@@ -6,7 +6,7 @@
 use crate::context::Context;
 use crate::progress::above_bar;
 use crate::terminal::note;
-use crate::text::visible;
+use crate::text::in_line;
 use std::fmt;
 
 macro_rules! kinds {
@@ -140,14 +140,18 @@ impl From<Error> for candle_core::Error {
 pub fn warn_once(key: &str, message: &str) {
     if Context::current().first(key) {
         let rank = Context::current().group().prefix();
-        above_bar(|| note(&format!("{rank}warning: {}\n", visible(message))));
+        above_bar(|| note(&format!("{rank}warning: {}\n", in_line(message))));
     }
 }
+
+/// Bytes of a name that is compared with others at most.
+const LONGEST: usize = 64;
 
 /// The candidate most like `name`, if one is close enough to be meant: "did you mean `..`".
 pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     candidates
         .into_iter()
+        .filter(|candidate| name.len().max(candidate.len()) <= LONGEST)
         .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
         .filter(|(likeness, candidate)| *likeness > 0.8 && is_slip(name, candidate))
         .max_by(|a, b| a.0.total_cmp(&b.0))

@@ -355,9 +355,15 @@ pub fn add(file: &mut File, path: &Path, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Opens a file to read and write, as it is or new.
+/// Opens a file to read and write, as it is or new; a link is refused.
 pub fn edit(path: &Path) -> Result<File> {
-    opened(path, WRITE, opening!(read, write, create))
+    let mut opening = opening!(read, write, create);
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::OpenOptionsExt::custom_flags(&mut opening.0, libc::O_NOFOLLOW);
+        below::OpenOptionsExt::custom_flags(&mut opening.1, libc::O_NOFOLLOW);
+    }
+    opened(path, WRITE, opening)
 }
 
 /// Gives a file or folder another name; a file that had it is replaced.

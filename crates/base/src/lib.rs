@@ -9,6 +9,7 @@ pub mod input;
 pub mod memory;
 pub mod permissions;
 pub mod profile;
+pub mod program;
 pub mod progress;
 pub mod terminal;
 pub mod text;

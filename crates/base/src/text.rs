@@ -29,6 +29,14 @@ pub fn visible(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
+/// As [`visible`], and ends of lines written out too: what an error quotes begins no line of its own.
+pub fn in_line(text: &str) -> Cow<'_, str> {
+    match text.contains(['\n', '\r']) {
+        true => Cow::Owned(visible(&text.replace('\r', "\\r").replace('\n', "\\n")).into_owned()),
+        false => visible(text),
+    }
+}
+
 /// What to do with a text in another encoding.
 pub const AS_UTF8: &str = "save it as UTF-8";
 
@@ -55,6 +63,7 @@ mod tests {
         let plain = "a\tb\nČeština עברית 北京 👩\u{200d}🚀 می\u{200c}خواهم";
         assert!(matches!(visible(plain), Cow::Borrowed(_)));
         assert_eq!(visible("\x1b]0;x\x07\r\u{9b}2J"), "\\u{1b}]0;x\\u{7}\\u{d}\\u{9b}2J");
+        assert_eq!(in_line("a\r\nb\x07"), "a\\r\\nb\\u{7}");
         assert_eq!(visible("a\r\nb\x07"), "a\r\nb\\u{7}");
         assert_eq!(visible("a\u{202e}b\u{200b}\u{e0041}"), "a\\u{202e}b\\u{200b}\\u{e0041}");
         assert_eq!(visible("a\u{3164}\u{2800}\u{e0101}"), "a\\u{3164}\\u{2800}\\u{e0101}");

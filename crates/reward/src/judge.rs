@@ -8,6 +8,7 @@ use crate::{Batch, Reward};
 use amscript_base::bail;
 use amscript_base::context::Context;
 use amscript_base::error::{Error, Kind, Result, warn_once};
+use amscript_base::program::Program;
 use amscript_nn::data::image;
 use amscript_tensor::Tensor;
 use parking_lot::Mutex;
@@ -16,12 +17,14 @@ use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 /// Most bytes of an answer.
 const ANSWER: u64 = 16 << 20;
+/// Scores that an error shows of too many.
+const SHOWN: usize = 8;
 /// Most judgements that are kept.
 const KEPT: usize = 1 << 16;
 /// How often a wish to stop is looked for while an answer is awaited.
@@ -184,7 +187,11 @@ impl Judge {
             }
         };
         if scores.len() != count || scores.iter().any(|score| !score.is_finite()) {
-            bail!(Value, "expected {count} finite scores, one for each image, got {scores:?}");
+            let got = match scores.get(..SHOWN) {
+                Some(first) if scores.len() > count => format!("{} scores, the first {SHOWN} being {first:?}", scores.len()),
+                _ => format!("{scores:?}"),
+            };
+            bail!(Value, "expected {count} finite scores, one for each image, got {got}");
         }
         Ok(scores)
     }
@@ -222,22 +229,23 @@ fn wait(time: Duration) -> Result<()> {
     Ok(())
 }
 
-/// A thread that asks, so that its question can be given up; and the program that it asks, which ends with it.
+/// A thread that asks, so that its question can be given up; and the program that it asks, which ends with it and all that it started.
 struct Clerk {
     questions: Sender<String>,
     answers: Receiver<Result<String>>,
-    program: Option<Child>,
+    #[expect(dead_code, reason = "held, not used")]
+    program: Option<Program>,
 }
 
 impl Clerk {
     fn new(place: &Place, manner: &Manner) -> Result<Self> {
         let (questions, asked) = channel::<String>();
         let (told, answers) = channel();
-        let (mut program, mut way) = match place {
+        let (program, mut way) = match place {
             Place::Url(url) => (None, by_http(url.clone(), manner)),
             Place::Program(words) => {
-                let (child, way) = by_program(words)?;
-                (Some(child), way)
+                let (program, way) = by_program(words)?;
+                (Some(program), way)
             }
         };
         let work = move || {
@@ -247,10 +255,7 @@ impl Clerk {
         };
         match std::thread::Builder::new().name("judge".into()).spawn(work) {
             Ok(_) => Ok(Self { questions, answers, program }),
-            Err(e) => {
-                program.iter_mut().for_each(|child| drop(child.kill()));
-                bail!(Internal, "no thread to ask it on ({e})")
-            }
+            Err(e) => bail!(Internal, "no thread to ask it on ({e})"),
         }
     }
 
@@ -268,14 +273,6 @@ impl Clerk {
                 }
                 Err(RecvTimeoutError::Timeout) => {}
             }
-        }
-    }
-}
-
-impl Drop for Clerk {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.program {
-            child.kill().and_then(|()| child.wait()).ok(); // it may have ended by itself
         }
     }
 }
@@ -308,11 +305,12 @@ fn by_http(url: String, manner: &Manner) -> Way {
 }
 
 /// By a line on its standard input, answered by one on its output.
-fn by_program(words: &[String]) -> Result<(Child, Way)> {
+fn by_program(words: &[String]) -> Result<(Program, Way)> {
     let mut command = Command::new(&words[0]);
     command.args(&words[1..]).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut child = command.spawn().map_err(|e| Error::new(FINAL, format!("cannot run it ({e})")))?;
-    let (Some(mut input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
+    let started = Context::current().programs.start(&mut command);
+    let mut program = started.map_err(|e| Error::new(FINAL, format!("cannot run it ({e})")))?;
+    let (Some(mut input), Some(output)) = (program.child.stdin.take(), program.child.stdout.take()) else {
         bail!(Internal, "the program has no pipes");
     };
     let mut output = BufReader::new(output);
@@ -325,5 +323,5 @@ fn by_program(words: &[String]) -> Result<(Child, Way)> {
             _ => Ok(line),
         }
     };
-    Ok((child, Box::new(way)))
+    Ok((program, Box::new(way)))
 }

@@ -135,6 +135,21 @@ fn remove_drafts_below(folder: &Path) {
 /// What a training leaves under these names, beside its checkpoints.
 const WEIGHTS: [&str; 2] = ["lora.safetensors", "model"];
 
+/// Errs where a file is of the weights that a run with another recipe's text has left; `own` knows the hashes of one's own texts.
+pub fn spare_weights(path: &Path, own: impl Fn(&str) -> bool) -> Result<()> {
+    let named = |place: &&Path| place.file_name().is_some_and(|name| WEIGHTS.iter().any(|known| name == *known));
+    for folder in path.ancestors().filter(named).filter(|place| file::exists(place)).filter_map(Path::parent) {
+        let record = folder.join("run.json");
+        if file::exists(&record) && read_json(&record)?["recipe"]["sha256"].as_str().is_some_and(|hash| !own(hash)) {
+            bail!(
+                File, "`{}` holds the weights of a run with another text of the recipe", folder.display();
+                hint: "give another name, or another `--out`; `--resume-anyway` writes over them"
+            );
+        }
+    }
+    Ok(())
+}
+
 /// What a run would write over in a directory that is no run's.
 fn foreign(folder: &Path) -> Result<Option<String>> {
     let obstacle =

@@ -3,6 +3,7 @@
 use super::complete::{self, CompletionSite, Names};
 use super::lexer::{self, KEYWORDS, Token, TokenKind, VALUES};
 use crate::script::catalog::Catalog;
+use amscript_base::text::is_hidden;
 use parking_lot::Mutex;
 use rustyline::completion::{Completer, FilenameCompleter, Pair};
 use rustyline::highlight::{CmdKind, Highlighter};
@@ -60,12 +61,19 @@ impl Completer for Language {
         if let Some(typed) = file_name(text, &names) {
             let (offset, files) = self.files.complete_path(typed, typed.len())?;
             if found.is_empty() {
-                return Ok((text.len() - typed.len() + offset, files));
+                return Ok((text.len() - typed.len() + offset, files.into_iter().filter(is_plain).collect()));
             }
             found.extend(files.into_iter().filter(|_| offset == 0));
         }
+        found.retain(is_plain);
         Ok((start, found))
     }
+}
+
+/// Whether nothing in a candidate acts on the terminal: names of files and keys may be others'.
+fn is_plain(pair: &Pair) -> bool {
+    let acts = |c: char| is_hidden(c) || c == '\n' || c == '\t';
+    !pair.display.contains(acts) && !pair.replacement.contains(acts)
 }
 
 /// The beginning of a file name at the end of a text: in a string, or behind a command that takes one.
@@ -169,5 +177,22 @@ mod tests {
         assert_eq!(bare(&painted(text, Some(text.len()))), text);
         assert!(painted("f(1)", Some(4)).starts_with("f\x1b[1;4m(\x1b[0m"), "{:?}", painted("f(1)", Some(4)));
         assert!(painted("rollout(", None).starts_with("\x1b[34mrollout"));
+    }
+
+    #[test]
+    fn names_that_act_on_the_terminal_are_not_offered() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["a\u{1b}]0;x\u{7}.png", "a\u{202e}.png", "a\nb.png", "ab.png"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        let names = Names { models: vec!["am\u{1b}[2J".into(), "ab".into()], ..Names::default() };
+        let language = Language { names: Arc::new(Mutex::new(names)), files: FilenameCompleter::new() };
+        let history = FileHistory::new();
+        let offered = |text: &str| {
+            let (_, found) = language.complete(text, text.len(), &Context::new(&history)).unwrap();
+            found.into_iter().map(|pair| pair.display).collect::<Vec<_>>()
+        };
+        assert_eq!(offered(&format!("load_image(\"{}/a", folder.path().display())), ["ab.png"]);
+        assert_eq!(offered("flow(\"a"), ["ab"]);
     }
 }

@@ -11,23 +11,42 @@ pub(super) struct Body {
 }
 
 impl Body {
+    /// Ordered by name.
     pub fn all(ast: &AST) -> Vec<Self> {
-        ast.iter_functions().map(|f| Self::of(ast, &f)).collect()
+        let mut bodies = vec![];
+        // rhai's filter while cloning lets everything into an empty module
+        Self::apart(ast.clone_functions_only(), &mut bodies);
+        bodies
     }
 
+    /// Takes functions apart by halves: for each of many, all of them cannot be copied.
+    fn apart(mut ast: AST, bodies: &mut Vec<Self>) {
+        let mut all: Vec<(String, usize)> =
+            ast.iter_functions().map(|f| (f.name.to_string(), f.params.len())).collect();
+        all.sort();
+        all.dedup();
+        if let [_, _, ..] = &all[..] {
+            let (name, n) = &all[all.len() / 2];
+            let mut first = ast.clone();
+            first.retain_functions(|_, _, other, params| (other, params) < (name, *n));
+            ast.retain_functions(|_, _, other, params| (other, params) >= (name, *n));
+            Self::apart(first, bodies);
+            Self::apart(ast, bodies);
+        } else {
+            bodies.extend(ast.iter_functions().next().map(|only| Self::of(&ast, &only)));
+        }
+    }
+
+    /// The only function of a tree.
     fn of(ast: &AST, function: &rhai::ScriptFnMetadata) -> Self {
-        let (name, n) = (function.name, function.params.len());
-        // rhai's filter while cloning lets everything into an empty module
-        let mut alone = ast.clone_functions_only();
-        alone.retain_functions(|_, _, other, params| other == name && params == n);
         let mut statements = vec![];
-        alone.walk(&mut |path: &[ASTNode]| {
+        ast.walk(&mut |path: &[ASTNode]| {
             if let [ASTNode::Stmt(statement)] = path {
                 statements.push((*statement).clone());
             }
             true
         });
-        Self { name: name.into(), parameters: function.params.iter().map(|p| p.to_string()).collect(), statements }
+        Self { name: function.name.into(), parameters: function.params.iter().map(|p| p.to_string()).collect(), statements }
     }
 
     pub fn is_closure(&self) -> bool {

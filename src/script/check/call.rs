@@ -67,8 +67,7 @@ impl<'a> Walker<'a> {
         if let Some(None | Some("closure")) = variable {
             return None; // what it holds is called
         }
-        let own: Vec<&Vec<String>> =
-            self.own().functions.iter().filter(|f| f.name == name).map(|f| &f.parameters).collect();
+        let own: Vec<&Vec<String>> = self.own().named(name).iter().map(|f| &f.parameters).collect();
         // a script's own function gets the receiver as `this`
         if own.iter().any(|parameters| parameters.len() == kinds.len() - usize::from(method)) {
             return None;
@@ -113,6 +112,9 @@ impl<'a> Walker<'a> {
         }
         if let Some(new) = rename::function(self.renamed, name) {
             return self.moved("function", at, "", (name, new));
+        }
+        if self.is_full() {
+            return self.error("function", at, Error::new(ErrorKind::Name, format!("no function `{name}`")));
         }
         let own = self.own().functions.iter().map(|f| f.name.as_str());
         let others: Vec<&str> = own.chain(self.known.standard.keys().map(String::as_str)).collect();

@@ -21,7 +21,7 @@ impl<'a> Walker<'a> {
                 if !known.has_property(name) && !self.mentioned(name) {
                     let keys = self.modules.values().flat_map(|m| &m.facts.keys).map(String::as_str);
                     let native = known.natives.keys().filter_map(|f| f.strip_prefix("get$"));
-                    let near = nearest(name, keys.chain(native).collect::<Vec<_>>());
+                    let near = if self.is_full() { None } else { nearest(name, keys.chain(native)) };
                     let message = format!("nothing known has a property `{name}`{}", did_you_mean(near));
                     self.warning("property", at, Error::new(ErrorKind::Name, message));
                 }

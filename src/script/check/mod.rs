@@ -133,6 +133,15 @@ impl Module {
     }
 }
 
+impl Module {
+    /// The functions of a name.
+    fn named(&self, name: &str) -> &[Function] {
+        let from = self.functions.partition_point(|f| f.name.as_str() < name);
+        let count = self.functions[from..].partition_point(|f| f.name == name);
+        &self.functions[from..from + count]
+    }
+}
+
 struct Checker {
     session: Session,
     engine: Engine,

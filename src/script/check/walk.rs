@@ -14,6 +14,9 @@ use std::collections::BTreeMap;
 /// The type of a value in the words of the manual, where it is known.
 pub(super) type Kind = Option<&'static str>;
 
+/// Findings of a file that say what was probably meant.
+const GUESSED: usize = 100;
+
 /// A variable in scope.
 pub(super) struct Binding<'a> {
     pub name: String,
@@ -117,6 +120,11 @@ impl<'a> Walker<'a> {
 
     fn place(&self, at: Position) -> Place {
         fault::place(at, None, self.source, self.session)
+    }
+
+    /// Whether so much is found that nothing more is guessed of what was meant, which takes all names for each.
+    pub fn is_full(&self) -> bool {
+        self.findings.len() >= GUESSED
     }
 
     fn block(&mut self, block: &'a StmtBlock) {
@@ -262,7 +270,8 @@ impl<'a> Walker<'a> {
 
     /// `captured` are the variables that stand in front of its own parameters.
     pub fn closure(&mut self, name: &str, captured: &'a [Expr], at: Position) {
-        let Some(function) = self.bodies.iter().find(|f| f.name == name) else { return };
+        let Ok(function) = self.bodies.binary_search_by(|f| f.name.as_str().cmp(name)) else { return };
+        let function = &self.bodies[function];
         for variable in captured {
             if let Expr::Variable(x, ..) = variable {
                 self.captured(&x.1, at);
@@ -325,8 +334,12 @@ impl<'a> Walker<'a> {
         if let Some(i) = self.place_of(name) {
             return self.scope[i].kind;
         }
-        if self.own().functions.iter().any(|own| own.name == name) {
+        if !self.own().named(name).is_empty() {
             return Some("closure");
+        }
+        if self.is_full() {
+            self.error("variable", at, Error::new(ErrorKind::Name, format!("no variable `{name}`")));
+            return None;
         }
         let mut error = suggest::variable(name, self.text, &self.place(at));
         if let Some(near) = nearest(name, self.scope.iter().map(|b| b.name.as_str())).filter(|_| error.hint.is_none()) {

@@ -14,6 +14,10 @@ use std::path::Path;
 const BYTES: usize = 8 << 20;
 const STRIP: usize = 12;
 const PAGE: usize = 240;
+/// Bytes of all prompts in a page, and of those of one image, at most; and characters of what stands in its place.
+const PROMPTS: usize = 4 << 20;
+const ITS_PROMPTS: usize = 64 << 10;
+const ALT: usize = 1000;
 /// Longest sides that are tried, from the largest.
 const SIDES: [u32; 5] = [1280, 960, 640, 448, 288];
 
@@ -47,6 +51,9 @@ pub fn section(runs: &[Reading]) -> (Html, Vec<String>) {
             .collect();
     }
     let count = strips.iter().map(|s| s.shots.len()).sum::<usize>().max(1);
+    for shot in strips.iter_mut().flat_map(|s| &mut s.shots) {
+        shot.read_prompts((PROMPTS / count).min(ITS_PROMPTS) as u64, &mut notes);
+    }
     let paths: Vec<&Path> = strips.iter().flat_map(|s| &s.shots).map(|s| s.path.as_path()).collect();
     let context = Context::current();
     let images: Vec<Result<Inside, String>> =
@@ -121,6 +128,7 @@ fn figure(strip: &Strip, shot: &Shot, image: Result<Inside, String>, notes: &mut
         true => format!("{}, {when}, of {}", strip.name, strip.run),
         false => format!("{}, {when}, of {}: {}", strip.name, strip.run, shot.prompts.join("; ")),
     };
+    let alt: String = alt.chars().take(ALT).collect();
     let (width, height) = (image.size.0.to_string(), image.size.1.to_string());
     let picture =
         single("img", &[("src", &source), ("alt", &alt), ("width", &width), ("height", &height), ("loading", "lazy")]);

@@ -1,8 +1,9 @@
 //! The images that a run left, by name and in the order of their steps: `images/<name>-000025.png`.
 
-use super::reading::Reading;
-use amscript_base::file;
+use super::reading::{Reading, unread};
+use amscript_base::{file, text};
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 /// Images of one name in the order of their steps.
@@ -16,8 +17,20 @@ pub struct Shot {
     pub path: PathBuf,
     /// `None` for an image that was written outside a loop.
     pub step: Option<usize>,
-    /// What each image of the picture was asked to show, if that is known.
+    /// What each image of the picture was asked to show, if that is known and was read.
     pub prompts: Vec<String>,
+}
+
+impl Shot {
+    /// Reads what the images were asked to show from a text of at most so many bytes; one that cannot be read is noted.
+    pub fn read_prompts(&mut self, most: u64, notes: &mut Vec<String>) {
+        let path = self.path.with_extension("txt");
+        match file::read_within(&path, most).and_then(text::decoded) {
+            Ok(text) => self.prompts = text.lines().map(String::from).collect(),
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) => notes.push(unread(&path, &e)),
+        }
+    }
 }
 
 impl Strip {
@@ -34,7 +47,7 @@ pub fn of(run: &Reading, notes: &mut Vec<String>) -> Vec<Strip> {
     let mut by_name: BTreeMap<String, Vec<Shot>> = BTreeMap::new();
     let entries = match file::entries(&folder) {
         Ok(entries) => entries,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Vec::new(),
+        Err(e) if e.kind() == ErrorKind::NotFound => return Vec::new(),
         Err(e) => {
             notes.push(format!("{}: cannot read images ({e})", run.name));
             return Vec::new();
@@ -49,9 +62,7 @@ pub fn of(run: &Reading, notes: &mut Vec<String>) -> Vec<Strip> {
         };
         let stepped = stem.rsplit_once('-').filter(|(_, n)| n.len() >= 6 && n.bytes().all(|b| b.is_ascii_digit()));
         let (name, step) = stepped.map_or((stem, None), |(name, n)| (name, n.parse().ok()));
-        let prompts = file::read_text(&path.with_extension("txt")).unwrap_or_default();
-        let shot = Shot { step, prompts: prompts.lines().map(String::from).collect(), path: path.clone() };
-        by_name.entry(name.into()).or_default().push(shot);
+        by_name.entry(name.into()).or_default().push(Shot { step, prompts: Vec::new(), path: path.clone() });
     }
     let strip = |(name, mut shots): (String, Vec<Shot>)| {
         shots.sort_by_key(|shot| (shot.step, shot.path.clone()));
