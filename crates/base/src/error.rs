@@ -144,11 +144,15 @@ pub fn warn_once(key: &str, message: &str) {
     }
 }
 
-/// The candidate most like `name`, if one is close enough to be meant: "did you mean `..`".
+/// The candidate most like `name`, if one is close enough to be meant: "did you mean `..`". Another case alone is no difference.
 pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let likeness = |candidate: &str| match candidate.eq_ignore_ascii_case(name) {
+        true => 1.0,
+        false => strsim::jaro_winkler(name, candidate),
+    };
     candidates
         .into_iter()
-        .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
+        .map(|candidate| (likeness(candidate), candidate))
         .filter(|(likeness, _)| *likeness > 0.8)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, candidate)| candidate)
