@@ -166,6 +166,36 @@ fn an_unknown_set_key_names_the_nearest_setting() {
     snapshot("ill_called_set", &complaint(recipe, &["--set", "truncate=last(a)"]));
 }
 
+/// Counts when the experiment opens, measures that the images do not fit behind its first update.
+#[test]
+fn what_an_experiment_could_not_use_is_refused_by_its_name() {
+    let recipe = "import \"stdlib/experiment\" as experiment;
+        let s = experiment::settings(#{
+            watch: [], rank: 2, batch: 1, steps: 2, panel: 0, test_prompts: 2, images_per_prompt: 2, neighbours: 1,
+        });
+        experiment::learn(experiment::open(s), start_run(s), draft(#{ grid: uniform(s.steps) }));";
+    for (sets, words) in [
+        ("images_per_prompt=1", "images_per_prompt must be a whole number of at least 2, got 1"),
+        ("test_prompts=0", "test_prompts must be a whole number of at least 1, got 0"),
+        ("panel_every=0", "panel_every must be a whole number of at least 1, got 0"),
+        ("batch=-1", "batch must be a whole number of at least 1, got -1"),
+        ("test_seed=1.5", "test_seed must be a whole number of at least 0, got 1.5"),
+        ("features=tiny/clip neighbours=3", "neighbours must be at most 2 of the 4 images of all test prompts, got 3"),
+        (
+            "features=tiny/imagereward",
+            "features = tiny/imagereward: clip_features: imagereward tiny/imagereward has no CLIP",
+        ),
+        ("lpips=tiny/lpips window=11", "window = 11: ms_ssim: with `win_size` 11 images must be at least 161 pixels"),
+        ("watch=[3]", "watch must be names of rewards, got [3]"),
+        ("watch=[\"\"]", "watch must be names of rewards, got [\"\"]"),
+        ("prompts=", "prompts: expected the name of a file or folder, got \"\""),
+    ] {
+        let sets: Vec<&str> = sets.split(' ').flat_map(|pair| ["--set", pair]).collect();
+        let complaint = complaint(recipe, &sets);
+        assert!(complaint.contains(words), "{sets:?}: {complaint}");
+    }
+}
+
 #[test]
 fn a_set_is_a_value_or_text() {
     let folder =

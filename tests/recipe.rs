@@ -118,6 +118,25 @@ fn an_interrupted_run_goes_on_to_the_same_bytes() {
     }
 }
 
+/// The base's panel is judged again where its line of the log is lost, to the same numbers; a tuned one is not taken for it.
+#[test]
+fn a_run_whose_first_line_is_lost_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = [&SMALL[..], &["iterations=3", "every=1", "panel_every=1", "watch=[]"]].concat();
+    run("scripts/flux_ode_am.rhai", folder.path(), &small);
+    let file = folder.path().join("metrics.jsonl");
+    let whole = std::fs::read_to_string(&file).unwrap();
+    let (_, rest) = whole.split_once('\n').unwrap();
+    for damaged in [format!("{{\"step\":0,\"panel div\n{rest}"), String::new()] {
+        cut(folder.path(), 2);
+        std::fs::write(&file, &damaged).unwrap();
+        let printed = run("scripts/flux_ode_am.rhai", folder.path(), &small);
+        assert!(printed.contains("metrics.jsonl") && printed.contains("resuming after step 2"), "{printed}");
+        let log = std::fs::read_to_string(&file).unwrap();
+        assert_eq!(log.lines().last(), whole.lines().last());
+    }
+}
+
 #[test]
 fn an_evaluation_that_fails_does_not_lose_the_training() {
     let folder = tempfile::tempdir().unwrap();

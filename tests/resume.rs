@@ -210,7 +210,7 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_taken() {
 fn a_damaged_log_is_named_and_loses_no_other_line() {
     let desk = Desk::new(COUNTING);
     type Damage = fn(&mut Vec<u8>);
-    let damages: [(&str, Damage, usize); 4] = [
+    let damages: [(&str, Damage, usize); 5] = [
         (
             "metrics.jsonl was changed: not the 4 lines that the checkpoint knew; 8 are kept",
             |bytes| bytes.extend_from_within(..),
@@ -219,6 +219,11 @@ fn a_damaged_log_is_named_and_loses_no_other_line() {
         ("1 damaged and left out (line 1)", |bytes| bytes[5] = b')', 5),
         ("1 damaged and left out (line 1)", |bytes| bytes[5] = 0xff, 5),
         ("metrics.jsonl was changed", |bytes| bytes.iter_mut().filter(|b| **b == b'5').for_each(|b| *b = b'6'), 6),
+        (
+            "is cut and left out\nmetrics.jsonl was changed: not the 4 lines that the checkpoint knew; 1 are kept",
+            |bytes| bytes.truncate(bytes.iter().position(|b| *b == b'\n').unwrap() + 5),
+            3,
+        ),
     ];
     for (i, (words, damage, lines)) in damages.into_iter().enumerate() {
         let out = i.to_string();
@@ -294,6 +299,25 @@ fn a_file_that_is_opened_late_is_compared_too() {
     assert!(desk.good("o", &[]).contains("resuming after step 5"));
 }
 
+#[test]
+fn a_run_whose_record_is_lost_goes_on_if_told() {
+    let desk = Desk::new(COUNTING);
+    type Loss = fn(&Path);
+    let losses: [(&str, Loss); 2] = [
+        ("must hold JSON", |file| std::fs::write(file, "").unwrap()),
+        ("without a run.json", |file| std::fs::remove_file(file).unwrap()),
+    ];
+    for (words, lose) in losses {
+        let out = words.replace(' ', "-");
+        desk.good(&out, &["--set", "stop=4"]);
+        lose(&desk.at(&out).join("run.json"));
+        let said = desk.refused(&out, &[]);
+        assert!(said.contains(words) && said.contains("--resume-anyway"), "{said}");
+        assert!(desk.good(&out, &["--resume-anyway"]).contains("resuming after step 4"));
+        assert!(desk.good(&out, &[]).contains("resuming after step 6"), "{words}");
+    }
+}
+
 fn edit(file: &Path, part: &str, key: &str, value: &str) {
     let mut record: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
     record[part][key] = value.into();
@@ -314,6 +338,22 @@ fn a_finished_run_becomes_longer_by_its_length_alone() {
     assert!(log("o") == log("eight"));
     assert!(desk.good("o", &["--set", "steps=8"]).contains("resuming after step 8"));
     assert!(desk.refused("o", &["--set", "steps=6"]).contains("steps = 8, got steps = 6"));
+}
+
+#[test]
+fn other_threads_are_told_also_of_a_run_that_becomes_longer_or_differs() {
+    let desk = Desk::new(COUNTING);
+    let said = |threads: &str, arguments: &[&str]| {
+        let output = desk.command("o", arguments).env("RAYON_NUM_THREADS", threads).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    said("1", &["--set", "stop=4"]);
+    for (threads, arguments) in
+        [("2", &["--set", "steps=8"][..]), ("1", &["--set", "steps=8", "--set", "rate=0.1", "--resume-anyway"])]
+    {
+        assert!(said(threads, arguments).contains("last digits may differ"), "{arguments:?}");
+    }
 }
 
 #[test]

@@ -72,6 +72,9 @@ fn holds_run(folder: &Path) -> bool {
 impl Session {
     /// A file or folder to read, its links followed: absolute, or looked up in the run's folder, beside the recipe, and from here.
     pub fn readable(&self, path: &str) -> Result<PathBuf> {
+        if path.is_empty() {
+            bail!(Value, "expected the name of a file or folder, got \"\"");
+        }
         let own = [Some(self.run_folder()), self.request().recipe_folder()].into_iter().flatten();
         let mut outside = None;
         for place in own.map(|folder| folder.join(path)) {

@@ -103,7 +103,7 @@ pub fn model_place(name: String, session: &Session) -> Result<String> {
     match session.readable(&name) {
         Ok(path) if file::real(Path::new(&name)).is_ok_and(|given| given == path) => Ok(name),
         Ok(path) => Ok(path.display().to_string()),
-        Err(refused) if refused.kind == Kind::Permission => Err(refused),
+        Err(refused) if refused.kind != Kind::Missing => Err(refused),
         Err(_) => Ok(name),
     }
 }

@@ -215,7 +215,7 @@ pub fn texts(value: Dynamic, n: usize, place: &str) -> Result<Vec<String>> {
 pub fn place(name: &str, session: &Session, sources: &Sources) -> Result<(Folder, Option<String>)> {
     let path = match session.readable(name) {
         Ok(path) => path,
-        Err(refused) if refused.kind == Kind::Permission => return Err(refused),
+        Err(refused) if refused.kind != Kind::Missing => return Err(refused),
         Err(_) => return Ok((sources.named(name)?, None)),
     };
     match (path.parent(), path.file_name().and_then(|file| file.to_str())) {

@@ -409,11 +409,18 @@ impl Session {
             let Some(default) = settings.get(key) else {
                 return Err(option::unknown("--set", "setting", key, settings.keys().map(|k| k.as_str())));
             };
-            let mut value = self.parse(key, text, default)?;
-            if let Some(whole) = value.as_float().ok().filter(|v| key == "seed" && default.is_int() && v.fract() == 0.0)
+            if key == "seed"
+                && let Some(seed) = self.request().seed
             {
+                bail!(
+                    Option, "--set: `seed` must be given once, got {text} and, by `--seed`, {seed}";
+                    hint: "leave one of them out"
+                );
+            }
+            let mut value = self.parse(key, text, default)?;
+            if let Some(whole) = value.as_float().ok().filter(|v| default.is_int() && v.fract() == 0.0) {
                 if whole.abs() >= i64::MAX as f64 {
-                    bail!(Option, "--set: `seed` must be at most {}, got {text}", i64::MAX);
+                    bail!(Option, "--set: `{key}` must be at most {}, got {text}", i64::MAX);
                 }
                 value = Dynamic::from(whole as i64);
             }
@@ -491,17 +498,18 @@ mod tests {
     }
 
     #[test]
-    fn whole_seeds_are_whole_numbers_up_to_the_largest() -> Result<()> {
-        let seed = |text| {
-            let overrides = vec![("seed".to_string(), text)];
-            let host = Host::new(Session::new(Request { overrides, ..Request::default() }, Box::new(|_| ())));
-            let defaults = host.run("test", "#{ seed: 0 }")?.cast::<Map>();
-            host.session().settle(defaults).map(|settings| shown(&settings, "seed"))
-        };
-        assert_eq!([seed("5.0".into())?, seed("1e3".into())?], ["5", "1000"]);
-        let error = seed("18446744073709551615".into()).unwrap_err();
-        assert_eq!(error.message, "--set: `seed` must be at most 9223372036854775807, got 18446744073709551615");
+    fn whole_numbers_stay_whole_up_to_the_largest() -> Result<()> {
+        let steps = |text| settle(&[("steps", text)]).map(|settings| settings["steps"].as_int().ok());
+        assert_eq!([steps("5.0")?, steps("1e3")?], [Some(5), Some(1000)]);
+        let error = steps("18446744073709551615").unwrap_err();
+        assert_eq!(error.message, "--set: `steps` must be at most 9223372036854775807, got 18446744073709551615");
         Ok(())
+    }
+
+    #[test]
+    fn a_seed_is_given_once() {
+        let error = settle(&[("seed", "2")]).unwrap_err();
+        assert_eq!(error.message, "--set: `seed` must be given once, got 2 and, by `--seed`, 7");
     }
 
     #[test]
@@ -510,6 +518,8 @@ mod tests {
             settle(&[("step", "3")]).unwrap_err().message,
             "--set: unknown setting `step`; did you mean `steps`?"
         );
+        let error = settle(&[("Rate", "3")]).unwrap_err();
+        assert_eq!(error.message, "--set: unknown setting `Rate`; did you mean `rate`?");
         let error = settle(&[("steps", "many")]).unwrap_err();
         assert_eq!(error.message, "--set: `steps` must be a value such as 20, got \"many\"");
         let error = settle(&[("grid", "ones(2)")]).unwrap_err();

@@ -67,8 +67,7 @@ impl Regularizer {
     /// `max_r (r y - f(r)) + f(0)` of each number: the convex conjugate of what a control costs beyond none, 0 at 0.
     pub fn conjugate(&self, slopes: &[f64]) -> Result<Vec<f64>> {
         let sizes = self.sizes(slopes)?;
-        let costs =
-            |r: &[f64]| self.value(&Tensor::new(r, &Device::Cpu)?)?.constant().to_vec1::<f64>();
+        let costs = |r: &[f64]| self.value(&Tensor::new(r, &Device::Cpu)?)?.constant().to_vec1::<f64>();
         let none = costs(&[0.0])?[0];
         Ok(slopes.iter().zip(&sizes).zip(costs(&sizes)?).map(|((y, r), f)| y * r - f + none).collect())
     }

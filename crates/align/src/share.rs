@@ -27,6 +27,9 @@ impl Share {
         if most == Some(0) {
             bail!(Value, "share: `micro_batch` must be at least 1 sample, got 0"; hint: "leave it out for no bound");
         }
+        if samples == 0 {
+            bail!(Value, "share: a batch must have at least 1 sample, got 0");
+        }
         let groups = samples / group;
         if groups < ranks {
             bail!(
@@ -168,6 +171,10 @@ mod tests {
         assert_eq!(cut(16, 1, Some(4), 2), [[4, 4], [4, 4]]);
         let message = threads(3, |ranks| Share::new(8, 4, None, &*ranks).unwrap_err().message);
         assert_eq!(message[0], "share: a batch must have a prompt for each of the 3 ranks, got 2 prompts of 4 samples");
+        assert_eq!(
+            Share::new(0, 1, None, &Alone).unwrap_err().message,
+            "share: a batch must have at least 1 sample, got 0"
+        );
         assert!(Share::new(8, 3, None, &Alone).is_err() && Share::new(8, 1, Some(0), &Alone).is_err());
     }
 }

@@ -147,13 +147,17 @@ pub fn warn_once(key: &str, message: &str) {
 /// Bytes of a name that is compared with others at most.
 const LONGEST: usize = 64;
 
-/// The candidate most like `name`, if one is close enough to be meant: "did you mean `..`".
+/// The candidate most like `name`, if one is close enough to be meant: "did you mean `..`". Another case alone is no difference.
 pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let likeness = |candidate: &str| match candidate.eq_ignore_ascii_case(name) {
+        true => 1.0,
+        false => strsim::jaro_winkler(name, candidate),
+    };
     candidates
         .into_iter()
         .filter(|candidate| name.len().max(candidate.len()) <= LONGEST)
-        .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
-        .filter(|(likeness, candidate)| *likeness > 0.8 && is_slip(name, candidate))
+        .map(|candidate| (likeness(candidate), candidate))
+        .filter(|(likeness, candidate)| *likeness >= 1.0 || *likeness > 0.8 && is_slip(name, candidate))
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, candidate)| candidate)
 }

@@ -87,12 +87,11 @@ pub fn room<D: Display>(bytes: Option<usize>, what: impl FnOnce() -> D) -> Resul
     if bytes.is_some_and(|bytes| held.checked_add(bytes).is_some_and(|all| all <= bound)) {
         return Ok(());
     }
-    let size = |n: usize| format!("{:.2} GB", n as f64 / 1e9);
     let wanted = bytes.map_or("more bytes than can be counted".into(), size);
     bail!(
         Limit,
         "{}: expected room for {wanted}, got {} of which {} are held", what(), size(bound), size(held);
-        hint: "make it smaller, or raise the bound with `--max-memory`"
+        hint: "make it smaller, or raise the bound, as with `--max-memory 8GB`"
     )
 }
 
@@ -110,6 +109,11 @@ fn json_bytes(text: &[u8]) -> usize {
         _ => 2,
     };
     text.iter().map(each).sum()
+}
+
+/// Bytes in gigabytes; few as they are, for those who left the unit out.
+fn size(n: usize) -> String {
+    if n < 10_000_000 { format!("{n} bytes") } else { format!("{:.2} GB", n as f64 / 1e9) }
 }
 
 /// Bytes of `dims` numbers of `size` bytes each, where they can be counted.
@@ -135,6 +139,7 @@ mod tests {
         assert_eq!((bytes(&[usize::MAX, 2], 4), bytes(&[1 << 62], 4)), (None, None));
         let error = room(bytes(&[1 << 40, 1 << 40], 4), || "zeros").unwrap_err();
         assert!(error.message.starts_with("zeros: expected room for more bytes than"), "{error}");
+        assert_eq!([size(8), size(8_000_000_000)], ["8 bytes", "8.00 GB"]);
         assert!(room(Some(1 << 20), || "zeros").is_ok() && check().is_ok());
         assert!(free().is_none_or(|n| n > 0));
     }

@@ -188,7 +188,9 @@ impl Judge {
         };
         if scores.len() != count || scores.iter().any(|score| !score.is_finite()) {
             let got = match scores.get(..SHOWN) {
-                Some(first) if scores.len() > count => format!("{} scores, the first {SHOWN} being {first:?}", scores.len()),
+                Some(first) if scores.len() > count => {
+                    format!("{} scores, the first {SHOWN} being {first:?}", scores.len())
+                }
                 _ => format!("{scores:?}"),
             };
             bail!(Value, "expected {count} finite scores, one for each image, got {got}");

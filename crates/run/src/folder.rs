@@ -79,23 +79,17 @@ pub fn claim(folder: &Path, record: Value, inner: bool, anyway: bool) -> Result<
     checkpoint::recover(folder)?;
     [folder.into(), folder.join("images")].iter().for_each(|f: &PathBuf| file::remove_drafts(f));
     let (path, result) = (folder.join("run.json"), folder.join("result.json"));
-    if !file::exists(&path) {
-        if let Some(found) = foreign(folder)?.filter(|_| !anyway) {
-            bail!(
-                File, "start_run: `{}` must be new or hold a run, got `{found}` without a run.json", folder.display();
-                hint: "give another `--out`"
-            );
-        }
+    let Some(old) = earlier(folder, &path, anyway)? else {
         write_json(&path, &record)?;
         return Ok(Claim::new(record));
-    }
+    };
     remove_drafts_below(folder);
     let precious = checkpoint::last_step(folder).is_some()
         || inner && file::exists(&result)
         || has_any(folder, &WEIGHTS).is_some();
-    let old = read_json(&path)?;
     let differences = identity::differences(&old, &record);
     let same = differences.is_empty();
+    let moved = identity::place(&old, &record);
     let mut claim = Claim::new(record);
     if same && file::exists(&result) {
         claim.finished = Some(read_json(&result)?["measures"].take());
@@ -106,19 +100,37 @@ pub fn claim(folder: &Path, record: Value, inner: bool, anyway: bool) -> Result<
         }
         write_json(&path, &claim.record)?;
     } else if same {
-        claim.notes = identity::place(&old, &claim.record);
-        (claim.record, claim.goes_on) = (old, true);
+        (claim.record, claim.notes, claim.goes_on) = (old, moved, true);
     } else if anyway {
-        claim.notes = differences.iter().map(|found| format!("going on all the same: {found}")).collect();
+        let said = differences.iter().map(|found| format!("going on all the same: {found}"));
+        claim.notes = said.chain(moved).collect();
         claim.record = identity::after(old, claim.record, checkpoint::last_step(folder));
         write_json(&path, &claim.record)?;
     } else {
         let refused = refusal(folder, &differences);
         let now = identity::length(&differences, checkpoint::total(folder)).ok_or_else(|| refused.clone())?;
         claim.record = identity::after(old, claim.record, checkpoint::last_step(folder));
-        (claim.length, claim.goes_on) = (Some(Length { now, refused }), true);
+        (claim.length, claim.notes, claim.goes_on) = (Some(Length { now, refused }), moved, true);
     }
     Ok(claim)
+}
+
+/// What `run.json` holds. None of a new folder; nor, `anyway`, where it is gone or cannot be read.
+fn earlier(folder: &Path, path: &Path, anyway: bool) -> Result<Option<Value>> {
+    const HINT: &str = "`--resume-anyway` goes on with what is there, another `--out` begins anew";
+    if file::exists(path) {
+        return match read_json(path) {
+            Err(_) if anyway => Ok(None),
+            read => read.map(Some).map_err(|e| e.within("start_run").hint(HINT)),
+        };
+    }
+    if let Some(found) = foreign(folder)?.filter(|_| !anyway) {
+        bail!(
+            File, "start_run: `{}` must be new or hold a run, got `{found}` without a run.json", folder.display();
+            hint: "{HINT}"
+        );
+    }
+    Ok(None)
 }
 
 /// Removes drafts in the folders of a run, but for those of other runs, which may be writing.

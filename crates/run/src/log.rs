@@ -117,7 +117,7 @@ impl Log {
             }
         }
         let mut notes = old.notes;
-        if (!same || added) && notes.is_empty() && !remembered.is_null() {
+        if (!same || added) && !remembered.is_null() {
             let (n, left) = (&remembered["lines"], written.lines);
             notes.push(format!(
                 "metrics.jsonl was changed: not the {n} lines that the checkpoint knew; {left} are kept"
@@ -174,8 +174,7 @@ impl Lines {
         // a line that is being written, or was when the run was killed
         if !bytes.ends_with(b"\n") && damaged.last() == Some(&last) {
             damaged.pop();
-            let others = if damaged.is_empty() { "; the lines before it are all here" } else { "" };
-            found.notes.push(format!("metrics.jsonl: its last line, {last}, is cut and left out{others}"));
+            found.notes.push(format!("metrics.jsonl: its last line, {last}, is cut and left out"));
         }
         if !damaged.is_empty() {
             let named: Vec<String> = damaged.iter().take(5).map(usize::to_string).collect();
@@ -188,8 +187,19 @@ impl Lines {
 
     /// The numbers under one name, a line each.
     pub fn numbers(&self, name: &str) -> Vec<&[f64]> {
-        let own = self.read.iter().filter_map(|(_, values)| values.iter().find(|(other, _)| other == name));
-        own.map(|(_, numbers)| numbers.as_slice()).collect()
+        self.under(name).map(|(_, numbers)| numbers).collect()
+    }
+
+    /// The first numbers under one name at a step.
+    pub fn at(&self, step: usize, name: &str) -> Option<&[f64]> {
+        self.under(name).find(|(at, _)| *at == step).map(|(_, numbers)| numbers)
+    }
+
+    fn under<'a>(&'a self, name: &str) -> impl Iterator<Item = (usize, &'a [f64])> {
+        self.read.iter().filter_map(move |(step, values)| {
+            let (_, numbers) = values.iter().find(|(other, _)| other == name)?;
+            Some((*step, numbers.as_slice()))
+        })
     }
 }
 

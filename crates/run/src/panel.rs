@@ -34,15 +34,15 @@ pub fn beside(mut series: Vec<Series>) -> Vec<(Series, Beside)> {
     series.into_iter().map(with).collect()
 }
 
-/// A line per measure: its course from the base on, and the last change from the base, prompt by prompt.
+/// A line per measure: its course from the base on, and the last change from the base, prompt by prompt. None where the base's line is lost.
 pub fn text(log: &Lines) -> Vec<String> {
     let names: Vec<String> =
         log::series(&log.read).into_iter().map(|s| s.name).filter(|n| n.starts_with(PREFIX) && n != DRIFT).collect();
     let widest = names.iter().map(|n| n.len()).max().unwrap_or(0);
     let line = |name: &String| {
         let all = log.numbers(name);
-        let (first, last) = (all.first()?, all.last()?);
-        let change = Estimate::paired(first, last).ok()?;
+        let (base, last) = (log.at(0, name)?, all.last()?);
+        let change = Estimate::paired(base, last).ok()?;
         let means: Vec<f64> = all.iter().map(|values| Estimate::of(values).mean).collect();
         Some(format!("{name:widest$}  {}  {change:+}", sparks(&means)))
     };
@@ -87,6 +87,9 @@ mod tests {
             log.add(step, 20, vec![("panel reward".into(), values.to_vec()), fallen]).unwrap();
         }
         assert_eq!(text(&Lines::read(&path)), ["panel reward  ▁▃█  +0.450 ± 0.050"]);
+        let rest = std::fs::read_to_string(&path).unwrap().split_once('\n').unwrap().1.to_string();
+        std::fs::write(&path, rest).unwrap();
+        assert_eq!(text(&Lines::read(&path)), [""; 0], "a tuned panel is not taken for the base's");
         assert_eq!(sparks(&[0.0, f64::NAN, 1.0]), "▁ █");
     }
 }

@@ -46,7 +46,11 @@ impl Body {
             }
             true
         });
-        Self { name: function.name.into(), parameters: function.params.iter().map(|p| p.to_string()).collect(), statements }
+        Self {
+            name: function.name.into(),
+            parameters: function.params.iter().map(|p| p.to_string()).collect(),
+            statements,
+        }
     }
 
     pub fn is_closure(&self) -> bool {

@@ -203,18 +203,6 @@ fn sigmas(change: &Estimate) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_best_is_the_highest_but_of_times() {
-        assert_eq!(best("reward", &[0.1, f64::NAN, 0.3]), Some(2));
-        assert_eq!(best("seconds", &[0.1, f64::NAN, 0.3]), Some(0));
-        assert_eq!((best("reward", &[0.3, 0.3]), best("reward", &[f64::NAN])), (None, None));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
     use serde_json::json;
 
     fn run(name: &str, settings: Value, rewards: Value, tuned: f64) -> Reading {
@@ -243,5 +231,12 @@ mod tests {
         assert_eq!(beside(&same), beside(&other) + 1);
         let closure = page([run("a", named("x"), json!(["x"]), 0.3), run("b", json!({}), json!([]), 0.7)]);
         assert!(closure.contains("different rewards"));
+    }
+
+    #[test]
+    fn the_best_is_the_highest_but_of_times() {
+        assert_eq!(best("reward", &[0.1, f64::NAN, 0.3]), Some(2));
+        assert_eq!(best("seconds", &[0.1, f64::NAN, 0.3]), Some(0));
+        assert_eq!((best("reward", &[0.3, 0.3]), best("reward", &[f64::NAN])), (None, None));
     }
 }
