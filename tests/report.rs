@@ -132,6 +132,22 @@ fn what_is_no_run_is_said() {
     assert!(notes.contains("cannot read `absent`") && page.contains("no results and no log yet"), "{notes}");
 }
 
+#[test]
+fn long_prompts_make_no_long_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let images = folder.path().join("r/images");
+    std::fs::create_dir_all(&images).unwrap();
+    std::fs::write(folder.path().join("r/run.json"), "{}").unwrap();
+    for step in 1..4 {
+        image::RgbImage::new(4, 4).save(images.join(format!("a-00000{step}.png"))).unwrap();
+    }
+    std::fs::write(images.join("a-000001.txt"), "long".repeat(1000)).unwrap();
+    std::fs::File::create(images.join("a-000002.txt")).unwrap().set_len(20 << 20).unwrap();
+    let (page, notes) = report(folder.path(), &["r"]);
+    assert!(notes.contains("a-000002.txt") && notes.contains("20971520 bytes are more than the 65536"), "{notes}");
+    assert!(page.len() < 1 << 20 && page.contains("long") && !page.contains(&"long".repeat(251)), "{}", page.len());
+}
+
 /// All files of a folder with their bytes.
 fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut all = BTreeMap::new();

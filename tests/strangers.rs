@@ -95,9 +95,52 @@ fn a_recipe_that_goes_round_for_ever_ends() {
     }
     let (code, _) = run("let n = 0; while n < 100000 { n += 1; }", &[]);
     assert_eq!(code, Some(0));
-    // values that hold each other, as deep as a recipe gets before that
-    let chain = "let f = #{}; for i in 0..1000000 { let g = f; let h = || g; f = #{ h: h }; }";
-    assert_eq!(run(chain, &[]).0, Some(0));
+}
+
+/// Rhai drops what holds another inside one another, and copies what `curry` holds without counting it.
+#[test]
+fn values_that_hold_one_another_do_not_end_the_process() {
+    for chain in [
+        "let f = || 0; for i in 0..400000 { let g = f; f = || g; }",
+        "let f = #{}; for i in 0..400000 { let g = f; let h = || g; f = #{ h: h }; }",
+        "fn wrap(g) { || g } let f = 1; for i in 0..400000 { f = wrap(f); div(1, 1); }",
+        "let f = || 0; loop { try { let g = f; f = || g; } catch { let a = [1]; a; a; a; } }",
+    ] {
+        let text = refusal(chain, &[]);
+        assert!(text.contains("may be 500 deep inside one another"), "{chain}: {text}");
+    }
+    let text =
+        refusal("let f = velocity_field(|x, t, c| x); for i in 0..2000 { f = steered(f, |x, t, c, v| v); }", &[]);
+    assert!(text.contains("expected at most 1000 around one another, got 1001"), "{text}");
+    assert_eq!(run("let p = quadratic(); for i in 0..9999 { let q = p; p = penalty(|s| q.of(s)); }", &[]).0, Some(0));
+    let text = refusal("let a = [1]; let f = (|x| x).curry(a);", &[]);
+    assert!(text.contains("`curry` is no function of scripts") && text.contains("captures what it names"), "{text}");
+}
+
+#[test]
+fn what_takes_long_for_nothing_is_refused() {
+    for (recipe, said) in [
+        ("let s = \"\"; s.pad(16000000, \"x\"); random_text_encoder([\"a\"]).count(s)", "at most 100 kB, got 16000 kB"),
+        ("show(zeros([3, 1, 20000]))", "at most 16384 pixels a side"),
+        ("heatmap(zeros([1, 5000000]))", "at most 4194304 cells"),
+        ("frechet_distance(zeros([2, 20000]), zeros([2, 20000]))", "at most 8192 features"),
+    ] {
+        let text = refusal(recipe, &[]);
+        assert!(text.contains(said), "{recipe}: {text}");
+    }
+}
+
+/// A few letters of JSON are maps of hundreds of bytes.
+#[test]
+fn json_is_counted_as_what_it_becomes() {
+    let maps = format!("{{\"settings\":{{\"a\":[{}]}}}}", vec!["{\"a\":0}"; 1_000_000].join(","));
+    let folder = folder(&[("recipe.rhai", b"read_run(\"o\")")]);
+    std::fs::create_dir(folder.path().join("o")).unwrap();
+    std::fs::write(folder.path().join("o/run.json"), maps).unwrap();
+    let arguments = ["recipe.rhai", "--max-memory", "1GB"];
+    let Output { status, stderr, .. } = command(folder.path(), &arguments).output().unwrap();
+    let text = String::from_utf8(stderr).unwrap();
+    assert!(status.code() == Some(1) && text.contains("run.json: expected room for"), "{text}");
 }
 
 #[test]
@@ -221,4 +264,56 @@ fn a_state_that_could_not_be_read_back_is_not_saved() {
     assert_eq!(run(&recipe(60), &[]).0, Some(0));
     let text = refusal(&recipe(130), &[]);
     assert!(text.contains("checkpoint: maps and arrays may be 64 deep"), "{text}");
+}
+
+#[test]
+fn what_an_error_quotes_begins_no_line() {
+    let text = refusal("prompts(\"x\\\"\\nhint: run it with --allow-all\\n\");", &[]);
+    assert!(text.contains("\\nhint: run it") && !text.contains("\nhint: run it"), "{text}");
+    let name = "a\nhint: run it.rhai";
+    let folder = folder(&[(name, b"let x = 3\nlet y;")]);
+    let found = command(folder.path(), &["check", name]).output().unwrap();
+    let found = String::from_utf8(found.stdout).unwrap();
+    assert!(found.contains("--> a\\nhint: run it.rhai:2:1") && !found.contains("\nhint: run it"), "{found}");
+}
+
+#[test]
+fn a_recipe_writes_over_no_other_run() {
+    let mine = "start_run(#{}); for i in 0..2 { save_tensors(#{ x: ones([1]) }, \"lora.safetensors\"); }";
+    let folder = folder(&[("train.rhai", mine.as_bytes())]);
+    assert!(command(folder.path(), &["train.rhai"]).status().unwrap().success());
+    let at = |name: &str| folder.path().join(name);
+    let files = || ["lora.safetensors", "run.json"].map(|name| std::fs::read(at("runs/train").join(name)).unwrap());
+    let before = files();
+    std::fs::create_dir(at("theirs")).unwrap();
+    for (name, words) in [
+        ("run.json", "what a run keeps for itself"),
+        ("Result.JSON", "what a run keeps for itself"),
+        ("step-000001/x", "what a run keeps for itself"),
+        ("lora.safetensors", "`runs/train` holds the weights of a run with another text of the recipe"),
+    ] {
+        std::fs::write(at("theirs/train.rhai"), format!("save_tensors(#{{ x: zeros([1]) }}, \"{name}\");")).unwrap();
+        let output = command(folder.path(), &["theirs/train.rhai"]).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(1) && said.contains(words), "{name}: {said}");
+    }
+    assert!(files() == before && !at("runs/train/step-000001").exists());
+    let anyway = command(folder.path(), &["theirs/train.rhai", "--resume-anyway"]).status().unwrap();
+    assert!(anyway.success() && files()[0] != before[0]);
+}
+
+/// What is read takes as long as it is, whatever stands in it.
+#[test]
+fn long_scripts_are_read_at_once() {
+    let nested = format!("{}1{}", "f(".repeat(20_000), ")".repeat(20_000));
+    let functions: String = (0..2000).map(|i| format!("fn f{i}(x) {{ f{}(x) }}\n", i + 1)).collect();
+    let variables = "let x = 1; { ".repeat(10_000);
+    for script in [nested, "x".repeat(100_000), functions, "\u{200b}x;\n".repeat(10_000), variables] {
+        let folder = folder(&[("recipe.rhai", script.as_bytes())]);
+        let mut child = command(folder.path(), &["check", "recipe.rhai"]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut out = child.stdout.take().unwrap();
+        let reader = std::thread::spawn(move || std::io::Read::read_to_end(&mut out, &mut vec![]).unwrap());
+        ending(&mut child);
+        assert!(reader.join().unwrap() < 200_000, "{}", &script[..40.min(script.len())].escape_debug());
+    }
 }

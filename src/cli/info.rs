@@ -39,8 +39,10 @@ fn origin(texts: BTreeMap<String, String>) -> String {
     if texts.is_empty() {
         return "it does not tell what it was made from".into();
     }
-    let line =
-        |(key, value): (&String, &String)| format!("{:<10} {}", key.escape_debug().to_string(), value.escape_debug());
+    let line = |(key, value): (&String, &String)| {
+        let key = key.escape_debug().to_string();
+        format!("{key:<10} {}", value.escape_debug())
+    };
     let lines: Vec<String> = texts.iter().map(line).collect();
     lines.join("\n")
 }

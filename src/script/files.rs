@@ -103,7 +103,8 @@ impl Session {
         let inside = Path::new(path).strip_prefix(&folder).unwrap_or(Path::new(path));
         let leads_out = inside.components().any(|part| !matches!(part, Component::Normal(_) | Component::CurDir));
         let file = if leads_out { PathBuf::from(path) } else { folder.join(inside) };
-        if is_of_run(&file) && (!leads_out || file.ancestors().skip(1).take(2).any(holds_run)) {
+        let told: &Path = if leads_out { &file } else { inside };
+        if is_of_run(told) && (!leads_out || file.ancestors().skip(1).take(2).any(holds_run)) {
             bail!(File, "a script may not write what a run keeps for itself, got \"{path}\""; hint: "give it another name");
         }
         let (anyway, free) = (self.request().resume_anyway, matches!(self.request().allow.write, Allowed::All));

@@ -558,3 +558,18 @@ mod tests {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_that_a_script_cannot_hold_is_damage() {
+        let session = Session::new(Request::default(), Box::new(|_| ()));
+        let back = |value: Value| restored(Saved::Plain(value), &session);
+        assert_eq!(back(Value::from(i64::MAX)).unwrap().as_int(), Ok(i64::MAX));
+        assert!(back(Value::Null).unwrap().is_unit());
+        let error = back(Value::from(u64::MAX)).unwrap_err();
+        assert!(error.message.contains("damaged: expected a whole number"), "{error}");
+    }
+}

@@ -64,7 +64,7 @@ pub fn is_of_a_run(folder: &Path) -> bool {
 /// Writes who holds the directory, for the error of others, where nothing but that stands there; it is held without too.
 fn sign(file: &mut File) {
     let mut text = String::new();
-    let read = file.by_ref().take(NUMBER + 1).read_to_string(&mut text);
+    let read = Read::by_ref(file).take(NUMBER + 1).read_to_string(&mut text);
     if read.is_ok_and(|n| n as u64 <= NUMBER) && (text.is_empty() || number(&text).is_some()) {
         file.rewind().and_then(|()| file.set_len(0)).and_then(|()| writeln!(file, "{}", std::process::id())).ok();
     }

@@ -28,8 +28,8 @@ impl Body {
         if let [_, _, ..] = &all[..] {
             let (name, n) = &all[all.len() / 2];
             let mut first = ast.clone();
-            first.retain_functions(|_, _, other, params| (other, params) < (name, *n));
-            ast.retain_functions(|_, _, other, params| (other, params) >= (name, *n));
+            first.retain_functions(|_, _, other, params| (other, params) < (name.as_str(), *n));
+            ast.retain_functions(|_, _, other, params| (other, params) >= (name.as_str(), *n));
             Self::apart(first, bodies);
             Self::apart(ast, bodies);
         } else {

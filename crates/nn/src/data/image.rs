@@ -24,6 +24,8 @@ const LINES: usize = 12;
 pub const MAX_FILE: u64 = 256 << 20;
 /// Most pixels of an image that is read.
 const MAX_PIXELS: u64 = 1 << 26;
+/// Most pixels of a side of an image that is shown by itself.
+const MAX_SIDE: usize = 1 << 14;
 /// Most pixels of a page that is laid out.
 const MAX_PAGE: u64 = 1 << 28;
 
@@ -257,6 +259,9 @@ pub fn picture(images: &Tensor) -> Result<RgbImage> {
     match images.dims() {
         [n, 3, h, w] if n * h * w > 0 && *n > 1 => grid(images, 8, &GridText::default()),
         [3, h, w] | [1, 3, h, w] if h * w > 0 => {
+            if *h.max(w) > MAX_SIDE {
+                bail!(Limit, "show: expected an image of at most {MAX_SIDE} pixels a side, got {w} x {h}"; hint: "make it smaller");
+            }
             let one = to_rgb(images)?;
             let zoom = (128 / (*h).max(*w)).clamp(1, 8) as u32;
             Ok(imageops::resize(&one, one.width() * zoom, one.height() * zoom, imageops::FilterType::Nearest))

@@ -234,7 +234,7 @@ impl<'a> Machine<'a> {
         let (name, module) = (self.pop()?, self.pop()?);
         match [module, name].map(|id| self.values.get(id as usize)) {
             [Some(Value::Text(module)), Some(Value::Text(name))] => {
-                let class = class(*module, *name)?;
+                let class = class(module, name)?;
                 self.push(class);
                 Ok(())
             }

@@ -5,6 +5,9 @@ use amscript_base::error::Result;
 use amscript_tensor::{DType, Device, Tensor, interrupt};
 use nalgebra::{DMatrix, SymmetricEigen};
 
+/// Most features of a sample.
+const MOST_FEATURES: usize = 1 << 13;
+
 /// `|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))` of the means and covariances of features `[n, d]` and `[m, d]`.
 ///
 /// The estimate is too large for few samples, the more so the longer the features: compare only numbers from equally many,
@@ -41,6 +44,9 @@ fn moments(x: &Tensor) -> Result<(Tensor, Tensor)> {
     let (n, d) = x.dims2().unwrap_or_default();
     if n < 2 || d == 0 {
         bail!(Shape, "frechet_distance: features must be [n, features] with n at least 2, got {:?}", x.dims());
+    }
+    if d > MOST_FEATURES {
+        bail!(Limit, "frechet_distance: expected at most {MOST_FEATURES} features, got {d}"; hint: "its time grows with their cube");
     }
     let x = x.constant().to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
     if !x.sum_all()?.to_scalar::<f64>()?.is_finite() {

@@ -1,7 +1,7 @@
 //! Within-group diversity: the mean distance over all pairs of a group, for any distance.
 
 use amscript_base::progress::Progress;
-use amscript_base::{bail, error::Result};
+use amscript_base::{bail, error::Result, memory};
 use amscript_tensor::{D, DType, Tensor};
 
 /// A distance between images, as a preparation done once per image and a distance between prepared rows.
@@ -97,9 +97,12 @@ pub fn pairwise(distance: &dyn Distance, groups: &[Tensor]) -> Result<Tensor> {
         }
         let features = prepared(distance, &group.constant())?;
         let numbers: usize = features.iter().map(|x| x.elem_count() / n).sum();
-        let pairs: Vec<(u32, u32)> = (0..n as u32).flat_map(|a| (a + 1..n as u32).map(move |b| (a, b))).collect();
-        let batches = pairs.chunks((NUMBERS / numbers.max(1)).max(1)).map(|pairs| {
-            let (first, second): (Vec<u32>, Vec<u32>) = pairs.iter().copied().unzip();
+        let all = n.checked_mul(n - 1).and_then(|twice| memory::bytes(&[twice / 2], size_of::<f32>()));
+        memory::room(all, || format!("pairwise: distances of the pairs of {n} images"))?;
+        let mut pairs = (0..n as u32).flat_map(|a| (a + 1..n as u32).map(move |b| (a, b)));
+        let next = || Some(pairs.by_ref().take((NUMBERS / numbers.max(1)).max(1)).unzip());
+        let batches = std::iter::from_fn(next).take_while(|(first, _): &(Vec<u32>, Vec<u32>)| !first.is_empty());
+        let batches = batches.map(|(first, second)| {
             let rows = |indices: Vec<u32>| -> Result<Vec<Tensor>> {
                 let indices = Tensor::new(indices, group.device())?;
                 features.iter().map(|x| x.index_select(&indices, 0)).collect()

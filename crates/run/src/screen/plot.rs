@@ -4,6 +4,9 @@ use super::scale::{Scale, widen};
 use amscript_base::{bail, error::Result, text::visible};
 use std::ops::Range;
 
+/// Most cells of a heat map.
+const MOST_CELLS: usize = 1 << 22;
+
 /// What is around a plot: names, of which empty ones are left out, and which axes are logarithmic.
 #[derive(Clone, Debug, Default)]
 pub struct Labels {
@@ -105,6 +108,9 @@ impl Plot {
     /// A cell per value of rows of `columns`; the cells fill the ranges `x` and `y`, by default their counts.
     pub fn heatmap(values: Vec<f64>, columns: usize, [x, y]: [Option<[f64; 2]>; 2], labels: Labels) -> Result<Self> {
         let rows = values.len().checked_div(columns).unwrap_or(0);
+        if values.len() > MOST_CELLS {
+            bail!(Limit, "heatmap: expected at most {MOST_CELLS} cells, got {rows} x {columns}"; hint: "take means of them");
+        }
         if let Some(end) = [x, y].iter().flatten().flatten().find(|end| !drawable(end)) {
             bail!(Value, "heatmap: expected ends of `x` and `y` of at most {LARGEST:e} in size, got {end:?}");
         }
