@@ -179,3 +179,14 @@ macro_rules! bail {
         return Err($crate::error::Error::new($crate::error::Kind::$kind, format!($($format),+)))
     };
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_in_another_case_is_the_nearest() {
+        assert_eq!(nearest("Batch", ["watch", "batch"]), Some("batch"));
+        assert_eq!((nearest("stepz", ["steps", "rate"]), nearest("x", ["steps"])), (Some("steps"), None));
+    }
+}
