@@ -185,7 +185,7 @@ mod tests {
         for name in ["a\u{1b}]0;x\u{7}.png", "a\u{202e}.png", "a\nb.png", "ab.png"] {
             std::fs::write(folder.path().join(name), "").unwrap();
         }
-        let names = Names { models: vec!["am\u{1b}[2J".into(), "ab".into()], ..Names::default() };
+        let names = Names { flows: vec!["am\u{1b}[2J".into(), "am_b".into()], ..Names::default() };
         let language = Language { names: Arc::new(Mutex::new(names)), files: FilenameCompleter::new() };
         let history = FileHistory::new();
         let offered = |text: &str| {
@@ -193,6 +193,6 @@ mod tests {
             found.into_iter().map(|pair| pair.display).collect::<Vec<_>>()
         };
         assert_eq!(offered(&format!("load_image(\"{}/a", folder.path().display())), ["ab.png"]);
-        assert_eq!(offered("flow(\"a"), ["ab"]);
+        assert_eq!(offered("flow(\"am"), ["am_b"]);
     }
 }
