@@ -557,11 +557,6 @@ mod tests {
         assert_eq!(run(text, &[])?, "[true, \"[tensor([1.0, 2.0]), true, \\\"a\\\", ()]\"]");
         Ok(())
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
 
     #[test]
     fn a_number_that_a_script_cannot_hold_is_damage() {
