@@ -210,8 +210,7 @@ pub mod model {
     /// How a model is sampled unless told otherwise: `steps`, and the scale of the `guidance`.
     ///
     /// ```rhai
-    /// flow("tiny/flux2").defaults                                    //=> #{"guidance": 1.0, "steps": 20}
-    /// flow("tiny/flux2", #{ steps: 50, guidance: 4.0 }).defaults     //=> #{"guidance": 4.0, "steps": 50}
+    /// flow("tiny/flux2").defaults   //=> #{"guidance": 1.0, "steps": 20}
     /// ```
     #[rhai_fn(get = "defaults", pure)]
     pub fn defaults(flow: &mut Flow) -> Map {
