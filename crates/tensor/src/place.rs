@@ -71,7 +71,7 @@ pub fn peak_of_cards() -> Option<u64> {
 /// Numbers of the processor on a device, in a float type: to a card in their own, by page-locked memory, and cast there.
 pub fn send(x: &Tensor, dtype: DType, device: &Device) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
-    if let (Device::Cuda(card), true) = (device, x.dtype() != DType::F64) {
+    if let (Device::Cuda(card), true) = (device, x.dtype() != DType::F64 && x.elem_count() > 0) {
         return Tensor::from(super::cuda::transfer::send(x.contiguous()?.array(), card)?).to_dtype(dtype);
     }
     x.to_dtype(dtype)?.to_device(device)

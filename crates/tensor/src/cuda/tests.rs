@@ -161,6 +161,7 @@ fn empty_tensors_are_computed_with() {
         assert_eq!(Tensor::cat(&[&none, &w], 0).unwrap().dims(), [8, 16]);
         assert_eq!(numbers(&none.to_dtype(DType::F32).unwrap().to_device(&Device::Cpu).unwrap()), [0.0; 0]);
         assert_eq!(layer_norm(&none, None, None, 1e-5).unwrap().dims(), [0, 16]);
+        assert_eq!(Rng::new(1).normal(&[0, 16], dtype, &device).unwrap().dims(), [0, 16]);
     }
 }
 
