@@ -114,7 +114,10 @@ const MISTAKES: &[(&str, &[&str])] = &[
     ("let x = zeros([2]);\nlen(x);", &["2:1 arguments `len`: no form of it takes (Tensor)"]),
     ("let x = zeros([2]);\nx.cuda();", &["2:3 arguments `cuda`: expected (integer), got (Tensor)"]),
     ("let a = 1;\nprint(\"a\", a);", &["2:1 arguments `print`: no form of it takes 2 arguments"]),
-    ("print(zeros([2]).sum() == 0);", &["1:24 arguments `==` compares whole tensors, got a tensor and a number"]),
+    (
+        "print(zeros([2]).sum() == 0);",
+        &["1:24 arguments `==` and `!=` compare whole tensors, got a tensor and a number"],
+    ),
     ("print(2 ^ 3);", &["?1:9 arguments `^` compares the bits of integers, it is no power"]),
     ("open(\"x\");", &["1:1 function no function `open`"]),
     ("let a = [zeros([1])];\nprint(zeros([1]));\na.push(zeros([2]));\nprint(a.contains(zeros([2])));", &[]),

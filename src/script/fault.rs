@@ -64,7 +64,7 @@ fn plain(error: EvalAltResult, text: &str, place: &Place, session: &Session) -> 
         E::ErrorVariableNotFound(name, _) => suggest::variable(&name, text, place),
         E::ErrorPropertyNotFound(name, _) => suggest::key(&name, text),
         E::ErrorParsing(rhai::ParseErrorType::VariableUndefined(name), _) => suggest::variable(&name, text, place),
-        E::ErrorParsing(..) if word_at(text, place) == "curry" => {
+        E::ErrorParsing(..) if matches!(foreign::around(text, place.line, place.column), Some((_, "curry", _))) => {
             Error::new(Kind::Name, "`curry` is no function of scripts")
                 .hint("a closure captures what it names: `|x| f(a, x)`")
         }
@@ -81,13 +81,6 @@ fn plain(error: EvalAltResult, text: &str, place: &Place, session: &Session) -> 
         E::ErrorDataRace(place, _) => in_use(place.split('\'').nth(1).unwrap_or("f")),
         other => Error::new(kind(&other), without_position(other)),
     }
-}
-
-/// The word that begins at a place.
-fn word_at<'a>(text: &'a str, place: &Place) -> &'a str {
-    let line = text.lines().nth(place.line.wrapping_sub(1)).unwrap_or_default();
-    let start = line.char_indices().nth(place.column.wrapping_sub(1)).map_or(line.len(), |(i, _)| i);
-    line[start..].split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default()
 }
 
 /// `x.f(|| x)`: Rhai holds `x` while its method runs, so the closure cannot look at it.

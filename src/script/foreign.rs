@@ -138,15 +138,20 @@ pub fn option<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
     known.iter().copied().find(|option| *option == meant)
 }
 
-/// What to write where a text cannot be read, or names a variable that is not there; lines and columns count from 1.
-pub fn syntax(text: &str, line: usize, column: usize) -> Option<&'static str> {
+/// What stands in a line before a place, the word that begins there, and what is behind that; lines and columns count from 1.
+pub fn around(text: &str, line: usize, column: usize) -> Option<(&str, &str, &str)> {
     let here = text.lines().nth(line.checked_sub(1)?)?;
     let start = here.char_indices().nth(column.checked_sub(1)?).map_or(here.len(), |(byte, _)| byte);
-    let (before, rest) = (here[..start].trim_end(), &here[start..]);
-    let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
-    let (name, behind) = rest.split_at(end);
+    let (before, rest) = here.split_at(start);
+    let (name, behind) = rest.split_at(rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len()));
+    Some((before.trim_end(), name, behind))
+}
+
+/// What to write where a text cannot be read, or names a variable that is not there.
+pub fn syntax(text: &str, line: usize, column: usize) -> Option<&'static str> {
+    let (before, name, behind) = around(text, line, column)?;
     match name {
-        "" => sign(before, rest).or_else(|| quotient(text, line, before)),
+        "" => sign(before, behind).or_else(|| quotient(text, line, before)),
         "f" if behind.starts_with(['"', '\'']) => Some("write `a is ${a}` in backticks, without the `f`"),
         "let" if before.ends_with('(') && before.contains("for") => Some("write `for i in 0..10 { .. }`"),
         _ => word(name).or_else(|| quotient(text, line, before)).or_else(|| assigned(before, behind)),

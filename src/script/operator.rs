@@ -48,21 +48,21 @@ macro_rules! operators {
             /// tensor([1, 2]) == tensor([1, 2])   //=> true
             /// zeros([2]) == zeros([2, 1])        //=> false
             /// tensor([3]).item() == 3            //=> true
-            /// tensor([3]) == 3                   //=> error: `==` compares whole tensors, got a tensor and a number
+            /// tensor([3]) == 3                   //=> error: `==` and `!=` compare whole tensors, got a tensor and a number
             /// ```
             #[rhai_fn(name = "==", return_raw)]
             pub fn same(a: Tensor, b: Tensor) -> RhaiResultOf<bool> {
                 Ok(equal(&a, &b)?)
             }
 
-            #[rhai_fn(name = "==", return_raw)]
-            pub fn same_number(_a: Tensor, _b: f64) -> RhaiResultOf<bool> {
-                Err(whole("==").into())
+            #[rhai_fn(name = "==", name = "!=", return_raw)]
+            pub fn before_number(_a: Tensor, _b: f64) -> RhaiResultOf<bool> {
+                Err(whole().into())
             }
 
-            #[rhai_fn(name = "==", return_raw)]
-            pub fn number_same(_a: f64, _b: Tensor) -> RhaiResultOf<bool> {
-                Err(whole("==").into())
+            #[rhai_fn(name = "==", name = "!=", return_raw)]
+            pub fn behind_number(_a: f64, _b: Tensor) -> RhaiResultOf<bool> {
+                Err(whole().into())
             }
 
             /// Whether two tensors differ in shape or in a number.
@@ -73,16 +73,6 @@ macro_rules! operators {
             #[rhai_fn(name = "!=", return_raw)]
             pub fn different(a: Tensor, b: Tensor) -> RhaiResultOf<bool> {
                 Ok(!equal(&a, &b)?)
-            }
-
-            #[rhai_fn(name = "!=", return_raw)]
-            pub fn different_number(_a: Tensor, _b: f64) -> RhaiResultOf<bool> {
-                Err(whole("!=").into())
-            }
-
-            #[rhai_fn(name = "!=", return_raw)]
-            pub fn number_different(_a: f64, _b: Tensor) -> RhaiResultOf<bool> {
-                Err(whole("!=").into())
             }
         }
     };
@@ -181,10 +171,9 @@ operators! {
 }
 
 /// A tensor beside a number is neither the same nor different: Rhai would say so without a word.
-pub(super) fn whole(symbol: &str) -> Error {
-    let hint =
-        format!("write `x.item() {symbol} 0` of one number, `x.min().item()` and `x.max().item()` to ask for all");
-    Error::new(Kind::Type, format!("`{symbol}` compares whole tensors, got a tensor and a number")).hint(hint)
+pub(super) fn whole() -> Error {
+    Error::new(Kind::Type, "`==` and `!=` compare whole tensors, got a tensor and a number")
+        .hint("write `x.item() == 0` of one number, `x.min().item()` and `x.max().item()` to ask for all")
 }
 
 // These give the closures in the table their types.

@@ -1,16 +1,18 @@
 //! Where models are: a name or path becomes a `Folder` on disk, in the Hugging Face cache, or embedded in the binary.
 
+mod cache;
 mod download;
 
 use crate::archive::Archive;
 use crate::digest;
 use crate::weights::Weights;
 use amscript_base::bail;
-use amscript_base::error::{Error, Kind, Result, nearest, warn_once};
+use amscript_base::error::{Error, Kind, Result, nearest};
 use amscript_base::file::{self, FileType};
 use amscript_base::progress::Progress;
 use amscript_base::{input, permissions, text};
 use amscript_tensor::{DType, Device};
+use cache::{expanded, hub_cache, snapshot};
 use include_dir::{Dir, include_dir};
 use serde::de::DeserializeOwned;
 use std::borrow::Cow;
@@ -368,78 +370,10 @@ impl Sources {
     }
 }
 
-/// Where huggingface_hub keeps what it fetches, by the variables that it reads, in its order.
-fn hub_cache(variable: &impl Fn(&str) -> Option<String>) -> Option<PathBuf> {
-    let path = |name: &str| expanded(&variable(name)?, variable);
-    let own = path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE"));
-    own.or_else(|| path("HF_HOME").map(|folder| folder.join("hub")))
-        .or_else(|| path("XDG_CACHE_HOME").map(|folder| folder.join("huggingface/hub")))
-        .or_else(|| variable("HOME").map(|home| PathBuf::from(home).join(".cache/huggingface/hub")))
-}
-
-/// A folder as huggingface_hub reads it: `~` at its beginning is the home, `$NAME` and `${NAME}` are variables, where they are set.
-fn expanded(folder: &str, variable: &impl Fn(&str) -> Option<String>) -> Option<PathBuf> {
-    let folder = match folder.strip_prefix('~').filter(|rest| rest.is_empty() || rest.starts_with('/')) {
-        Some(rest) => format!("{}/{}", variable("HOME")?, rest.trim_start_matches('/')),
-        None => folder.into(),
-    };
-    let mut parts = folder.split('$');
-    let mut out = String::from(parts.next().unwrap_or_default());
-    for part in parts {
-        let end = part.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(part.len());
-        let braced = part.strip_prefix('{').and_then(|inner| inner.split_once('}'));
-        let (name, rest) = braced.unwrap_or_else(|| part.split_at(end));
-        match variable(name).filter(|_| !name.is_empty()) {
-            Some(value) => out.extend([value.as_str(), rest]),
-            None => out.extend(["$", part]),
-        }
-    }
-    Some(out.into())
-}
-
 /// Below `folder` by its name, its repository, or the repository's last part; a tiny model by its whole name only.
 fn in_folder(folder: &Path, name: &str, repository: &str) -> Option<PathBuf> {
     let last = repository.rsplit('/').next().filter(|_| !name.starts_with("tiny/")).unwrap_or(repository);
     [name, repository, last].into_iter().map(|name| folder.join(name)).find(|path| file::is_folder(path))
-}
-
-/// The snapshot of a revision; without one, that which `refs/main` names, else the only or last one, which is told.
-fn snapshot(cache: &Path, repository: &str, revision: Option<&str>) -> Option<PathBuf> {
-    let root = cache.join(format!("models--{}", repository.replace('/', "--")));
-    let wanted = revision.unwrap_or("main");
-    let commit = match plain(wanted) {
-        true => file::read_text(&root.join("refs").join(wanted)).unwrap_or_default(),
-        false => String::new(),
-    };
-    let commit = commit.trim();
-    let named = root.join("snapshots").join(commit);
-    if plain(commit) && file::is_folder(&named) {
-        return Some(named);
-    }
-    let there = below(&root.join("snapshots"));
-    match revision {
-        // as Git does: a beginning that only one has
-        Some(start) => {
-            let of_start =
-                |(name, path): (String, PathBuf)| (start.len() >= 4 && name.starts_with(start)).then_some(path);
-            let mut such = there.into_iter().filter_map(of_start);
-            such.next().filter(|_| such.next().is_none())
-        }
-        None => {
-            let (name, path) = there.last_key_value()?;
-            let names = there.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-            let told = match there.len() {
-                _ if plain(commit) => format!("revision {commit} is not downloaded; {name} is taken"),
-                1 => return Some(path.clone()),
-                _ => format!(
-                    "no `refs/main` says which of {names} is its newest; {name} is taken; `{repository}@{name}` names it"
-                ),
-            };
-            let message = format!("{repository}: {told}");
-            warn_once(&message, &message);
-            Some(path.clone())
-        }
-    }
 }
 
 /// Names in a folder, those that are text and not hidden.
@@ -522,26 +456,6 @@ mod tests {
         assert_eq!([end("hpsv2@abcd"), end("hpsv2@ef"), end("hpsv2@../x"), end("hpsv2@")], [None, None, None, None]);
         let hint = sources.find("hpsv2@v3").unwrap_err().hint.unwrap();
         assert_eq!(hint, "fetch it with `hf download xswu/HPSv2 --revision v3`");
-    }
-
-    #[test]
-    fn the_cache_is_where_the_hub_puts_it() {
-        let at = |variables: &[(&str, &str)]| {
-            let found =
-                hub_cache(&|name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, v)| v.to_string()));
-            found.map(|path| path.display().to_string())
-        };
-        let home = ("HOME", "/h");
-        assert_eq!(at(&[]), None);
-        assert_eq!(at(&[home]).unwrap(), "/h/.cache/huggingface/hub");
-        assert_eq!(at(&[home, ("XDG_CACHE_HOME", "/x")]).unwrap(), "/x/huggingface/hub");
-        assert_eq!(at(&[home, ("HF_HOME", "~/f"), ("XDG_CACHE_HOME", "/x")]).unwrap(), "/h/f/hub");
-        assert_eq!(at(&[home, ("HF_HOME", "/f"), ("HUGGINGFACE_HUB_CACHE", "~")]).unwrap(), "/h/");
-        for value in ["$HOME/f", "${HOME}/f"] {
-            assert_eq!(at(&[home, ("HF_HOME", value)]).unwrap(), "/h/f/hub");
-        }
-        assert_eq!(at(&[home, ("HF_HUB_CACHE", "$NONE/$")]).unwrap(), "$NONE/$");
-        assert_eq!(at(&[("HUGGINGFACE_HUB_CACHE", "/old"), ("HF_HUB_CACHE", "/new")]).unwrap(), "/new");
     }
 
     #[cfg(unix)]

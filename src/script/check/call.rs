@@ -51,7 +51,7 @@ impl<'a> Walker<'a> {
         let &[a, b] = kinds else { return };
         match symbol {
             "==" | "!=" if (a == Some("Tensor") && number(&b)) || (number(&a) && b == Some("Tensor")) => {
-                self.error("arguments", at, operator::whole(symbol));
+                self.error("arguments", at, operator::whole());
             }
             "^" if a == Some("integer") && b == Some("integer") => {
                 let error = Error::new(ErrorKind::Value, "`^` compares the bits of integers, it is no power");

@@ -89,14 +89,12 @@ impl StepWeight {
             StepWeight::Equal => Ok(vec![1.0; at.len()]),
             StepWeight::PerWidth => Ok(at.iter().map(|k| 1.0 / grid.width(*k)).collect()),
             StepWeight::Noise => {
-                let size = |k: usize| Ok(solver.dynamics(grid, k)?.noise_std());
-                // A noise that diverges does so at a step that nobody trains: it is refused where it is drawn.
-                let all = (0..grid.steps())
-                    .map(size)
-                    .filter(|size| !matches!(size, Ok(size) if *size == 0.0 || !size.is_finite()));
-                let all = all.collect::<Result<Vec<_>>>()?;
-                let mean = all.iter().sum::<f64>() / all.len().max(1) as f64;
-                at.iter().map(|k| Ok(size(*k)? / mean)).collect()
+                let size = |k| Ok(solver.dynamics(grid, k)?.noise_std());
+                let sizes = (0..grid.steps()).map(size).collect::<Result<Vec<f64>>>()?;
+                // A noise that diverges at a step is refused where it is drawn.
+                let some: Vec<f64> = sizes.iter().copied().filter(|size| *size > 0.0 && size.is_finite()).collect();
+                let mean = some.iter().sum::<f64>() / some.len().max(1) as f64;
+                Ok(at.iter().map(|k| sizes[*k] / mean).collect())
             }
             StepWeight::Given(weights) => match at.iter().map(|k| weights.get(*k).copied()).collect() {
                 Some(weights) => Ok(weights),
