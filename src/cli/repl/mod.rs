@@ -31,6 +31,7 @@ use std::io::{BufRead, IsTerminal};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use textwrap::{Options, WordSplitter};
 use workspace::Workspace;
 
 /// `amscript`, `amscript --eval CODE`, `.. | amscript`.
@@ -229,26 +230,18 @@ fn fitted(text: &str) -> String {
 
 /// Prose broken at words; what goes on stands below its beginning, behind the name in a list. Code, indented by four, stays as it is.
 fn wrapped(text: &str, columns: usize) -> String {
-    let mut out = vec![];
-    for line in text.lines() {
+    let fill = |line: &str| {
         let start = line.len() - line.trim_start().len();
-        let column = line[start..].find("  ").map_or(start, |gap| {
-            let rest = &line[start + gap..];
-            line[..start + gap].chars().count() + rest.len() - rest.trim_start().len()
-        });
-        let (mut left, indent) = (line, " ".repeat(if column < columns / 2 { column } else { start }));
-        let mut part = String::new();
-        while start != 4 && part.chars().count() + left.chars().count() > columns {
-            let room = columns.saturating_sub(part.chars().count());
-            let end = left.char_indices().nth(room).map_or(left.len(), |(byte, _)| byte);
-            let begun = left.len() - left.trim_start().len();
-            let Some(cut) = left[..end].rfind(' ').filter(|cut| *cut > begun) else { break };
-            out.push(part + left[..cut].trim_end());
-            (part, left) = (indent.clone(), left[cut..].trim_start());
+        if start == 4 {
+            return line.to_string();
         }
-        out.push(part + left);
-    }
-    out.join("\n")
+        let behind = |gap| line.chars().count() - line[start + gap..].trim_start().chars().count();
+        let column = line[start..].find("  ").map_or(start, behind);
+        let indent = " ".repeat(if column < columns / 2 { column } else { start });
+        let options = Options::new(columns).subsequent_indent(&indent).break_words(false);
+        textwrap::fill(line, options.word_splitter(WordSplitter::NoHyphenation))
+    };
+    text.lines().map(fill).collect::<Vec<_>>().join("\n")
 }
 
 /// Lines put together until nothing is open.
