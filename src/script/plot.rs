@@ -77,18 +77,31 @@ fn numbers(value: Dynamic, function: &str) -> Result<Vec<f64>> {
     option::list(option::convert(value, function)?, function)
 }
 
-/// Points of a line: `#{ x: .., y: .. }`, or values alone, whose x counts from 0.
-fn points(value: Dynamic, function: &str) -> Result<Vec<(f64, f64)>> {
+/// A line: `#{ x: .., y: .. }`, with `error` upright bars too, or values alone, whose x counts from 0.
+fn line(name: String, value: Dynamic, function: &str) -> Result<Series> {
     if !value.is_map() {
-        return Ok(numbers(value, function)?.into_iter().enumerate().map(|(i, y)| (i as f64, y)).collect());
+        let points = numbers(value, function)?.into_iter().enumerate().map(|(i, y)| (i as f64, y)).collect();
+        return Ok(Series { name, points, ..Series::default() });
     }
     let mut parts: Map = option::convert(value, function)?;
-    let mut part = |name: &str| match parts.remove(name) {
-        Some(part) => numbers(part, &format!("{function}: `{name}`")),
+    let mut part = |name: &str| -> Result<Option<Vec<f64>>> {
+        parts.remove(name).map(|part| numbers(part, &format!("{function}: `{name}`"))).transpose()
+    };
+    let (x, y, error) = (part("x")?, part("y")?, part("error")?);
+    if let Some(other) = parts.keys().next() {
+        bail!(Value, "{function}: a line has `x`, `y` and `error`, got `{other}`");
+    }
+    let given = |part: Option<Vec<f64>>, name: &str| match part {
+        Some(part) => Ok(part),
         None => bail!(Missing, "{function}: a line needs `x` and `y`, got no `{name}`"),
     };
-    let (x, y) = (part("x")?, part("y")?);
-    paired(x, y, function)
+    let points = paired(given(x, "x")?, given(y, "y")?, function)?;
+    let error = error.unwrap_or_else(|| vec![f64::NAN; points.len()]);
+    if error.len() != points.len() {
+        bail!(Shape, "{function}: needs one error for each point, got {} and {}", error.len(), points.len());
+    }
+    let bars = points.iter().zip(error).map(|((x, y), e)| (*x, [y - e.abs(), y + e.abs()])).collect();
+    Ok(Series { name, points, bars })
 }
 
 fn paired(x: Vec<f64>, y: Vec<f64>, function: &str) -> Result<Vec<(f64, f64)>> {
@@ -100,12 +113,12 @@ fn paired(x: Vec<f64>, y: Vec<f64>, function: &str) -> Result<Vec<(f64, f64)>> {
 
 /// A line per entry of a map, or one line.
 fn series(values: Dynamic, function: &str) -> Result<Vec<Series>> {
-    let line = |name: String, value: Dynamic| Ok(Series { name, points: points(value, function)? });
     match values.is_map() {
         true => {
-            option::convert::<Map>(values, function)?.into_iter().map(|(name, v)| line(name.to_string(), v)).collect()
+            let lines = option::convert::<Map>(values, function)?.into_iter();
+            lines.map(|(name, value)| line(name.to_string(), value, function)).collect()
         }
-        false => Ok(vec![line(String::new(), values)?]),
+        false => Ok(vec![line(String::new(), values, function)?]),
     }
 }
 
@@ -134,12 +147,14 @@ pub mod plot {
         plot.to_string()
     }
 
-    /// Lines: of an array or a tensor, or one for each entry of a map; an entry may be a map of its own `x` and `y`.
+    /// Lines: of an array or a tensor, or one for each entry of a map; an entry may be a map of its own `x` and `y`, and of the `error` of
+    /// each y, drawn as a bar.
     ///
     /// ```rhai
     /// plot([1, 3, 2])                                                //=> plot of 1 line, 640 x 400
     /// plot(#{ base: [1, 3], tuned: [2, 4] }, #{ title: "reward" }).shape   //=> [1, 3, 400, 640]
     /// plot(#{ "AM-1": #{ x: [1, 10, 100], y: [1, 3, 2] } }, #{ log_x: true, points: true }).shape   //=> [1, 3, 400, 640]
+    /// plot(#{ "AM-1": #{ x: [1, 2], y: [0.5, 0.6], error: [0.02, 0.01] } }).shape                 //=> [1, 3, 400, 640]
     /// plot([])                                                       //=> error: plot: needs at least one finite value
     /// plot([0, 1], #{ log_y: true })                                 //=> error: plot: a logarithmic axis needs values above 0
     /// plot(#{ a: #{ x: [1, 2], y: [1] } })                           //=> error: plot: needs one y for each x

@@ -6,6 +6,7 @@ use crate::source::Folder;
 use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result, warn_once};
 use amscript_base::{file, memory};
+use amscript_tensor::interrupt;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -123,6 +124,7 @@ impl Tokenizer {
 
     /// Ids of a text; `wrap` adds what the tokenizer puts around a text (CLIP: start and end).
     pub fn ids(&self, text: &str, wrap: bool) -> Result<Vec<u32>> {
+        interrupt::check()?; // there may be millions of texts
         check_prompt(text)?;
         Ok(whole(|| self.inner.encode_fast(text, wrap))?.get_ids().to_vec())
     }

@@ -447,10 +447,9 @@ impl Run {
             record::write_text(&self.folder().join("result.csv"), &table.csv()?)?;
             self.print(&table.text()?);
         }
-        let curves = log::series(&lines.read).into_iter().filter(|s| s.name != log::PROFILE && s.drawable());
-        let series = panel::beside(curves.collect());
-        if !series.is_empty() {
-            image::write(&drawing::panels(&series)?, &self.folder().join("curves.png"))?;
+        let curves: Vec<_> = panel::curves(&lines.read).into_iter().filter(|(s, _)| s.drawable()).collect();
+        if !curves.is_empty() {
+            image::write(&drawing::panels(&curves)?, &self.folder().join("curves.png"))?;
         }
         let page = self.folder().join("report.html");
         // the results are written: a page that cannot be is no reason to fail

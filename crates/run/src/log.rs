@@ -187,20 +187,21 @@ impl Lines {
 
     /// The numbers under one name, a line each.
     pub fn numbers(&self, name: &str) -> Vec<&[f64]> {
-        self.under(name).map(|(_, numbers)| numbers).collect()
+        under(&self.read, name).map(|(_, numbers)| numbers).collect()
     }
 
     /// The first numbers under one name at a step.
     pub fn at(&self, step: usize, name: &str) -> Option<&[f64]> {
-        self.under(name).find(|(at, _)| *at == step).map(|(_, numbers)| numbers)
+        under(&self.read, name).find(|(at, _)| *at == step).map(|(_, numbers)| numbers)
     }
+}
 
-    fn under<'a>(&'a self, name: &str) -> impl Iterator<Item = (usize, &'a [f64])> {
-        self.read.iter().filter_map(move |(step, values)| {
-            let (_, numbers) = values.iter().find(|(other, _)| other == name)?;
-            Some((*step, numbers.as_slice()))
-        })
-    }
+/// Step and numbers of each line that has something under one name.
+pub fn under<'a>(lines: &'a [(usize, Values)], name: &str) -> impl Iterator<Item = (usize, &'a [f64])> {
+    lines.iter().filter_map(move |(step, values)| {
+        let (_, numbers) = values.iter().find(|(other, _)| other == name)?;
+        Some((*step, numbers.as_slice()))
+    })
 }
 
 /// Each value over the steps, of several numbers the mean; by name in the order they first came.
@@ -211,7 +212,7 @@ pub fn series(lines: &[(usize, Values)]) -> Vec<Series> {
             let point = (*step as f64, mean(numbers));
             match out.iter_mut().find(|s| s.name == *name) {
                 Some(series) => series.points.push(point),
-                None => out.push(Series { name: name.clone(), points: vec![point] }),
+                None => out.push(Series { name: name.clone(), points: vec![point], ..Series::default() }),
             }
         }
     }

@@ -1,8 +1,8 @@
 //! The panel: measures of the same few prompts and noise while a policy learns, logged as step 0 of the base and then of the
-//! policy. Their curves have the base's level beside them, and marks where the reward rises and something else falls.
+//! policy. Their curves have the base's level and errors beside them, and marks where the reward rises and something else falls.
 
 use crate::estimate::Estimate;
-use crate::log::{self, Lines};
+use crate::log::{self, Lines, Values};
 use crate::screen::Series;
 
 /// What the names of its measures begin with.
@@ -19,19 +19,33 @@ pub struct Beside {
     pub drifts: Vec<f64>,
 }
 
-/// The curves but for the drift, each with what is drawn beside it.
-pub fn beside(mut series: Vec<Series>) -> Vec<(Series, Beside)> {
-    let drift = series.iter().position(|s| s.name == DRIFT).map(|i| series.remove(i));
-    let drifts: Vec<f64> =
-        drift.iter().flat_map(|s| &s.points).filter(|(_, fallen)| *fallen > 0.0).map(|(step, _)| *step).collect();
+/// The curves of a log but for the drift and the profile, each with what is drawn beside it.
+pub fn curves(lines: &[(usize, Values)]) -> Vec<(Series, Beside)> {
+    let (drift, series): (Vec<_>, Vec<_>) =
+        log::series(lines).into_iter().filter(|s| s.name != log::PROFILE).partition(|s| s.name == DRIFT);
+    let fallen = drift.iter().flat_map(|s| &s.points).filter(|(_, fallen)| *fallen > 0.0);
+    let drifts: Vec<f64> = fallen.map(|(step, _)| *step).collect();
     let with = |one: Series| match one.name.starts_with(PREFIX) {
         true => {
             let level = one.points.first().filter(|(step, _)| *step == 0.0).map(|(_, value)| *value);
-            (one, Beside { level, drifts: drifts.clone() })
+            let bars = errors(lines, &one.name);
+            (Series { bars, ..one }, Beside { level, drifts: drifts.clone() })
         }
         false => (one, Beside::default()),
     };
     series.into_iter().map(with).collect()
+}
+
+/// By step, the value less and plus the standard error of its change from the base, prompt by prompt.
+fn errors(lines: &[(usize, Values)], name: &str) -> Vec<(f64, [f64; 2])> {
+    let mut under = log::under(lines, name);
+    let Some((0, base)) = under.next() else { return Vec::new() };
+    let ends = |(step, values)| {
+        let change = Estimate::paired(base, values).ok().filter(|change| change.error.is_finite())?;
+        let value = Estimate::of(values).mean;
+        Some((step as f64, [value - change.error, value + change.error]))
+    };
+    under.filter_map(ends).collect()
 }
 
 /// A line per measure: its course from the base on, and the last change from the base, prompt by prompt. None where the base's line is lost.
@@ -65,16 +79,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panel_has_its_base_and_its_drifts_beside() {
-        let series = |name: &str, points: &[(f64, f64)]| Series { name: name.into(), points: points.to_vec() };
-        let all = vec![
-            series("loss", &[(1.0, 3.0)]),
-            series("panel reward", &[(0.0, 0.4), (10.0, 0.5)]),
-            series(DRIFT, &[(10.0, 0.0), (20.0, 2.0)]),
+    fn a_panel_has_its_base_its_errors_and_its_drifts_beside() {
+        let line = |step: usize, values: &[(&str, &[f64])]| {
+            (step, values.iter().map(|(name, numbers)| (name.to_string(), numbers.to_vec())).collect())
+        };
+        let lines: [(usize, Values); 3] = [
+            line(0, &[("panel reward", &[0.25, 0.75])]),
+            line(10, &[("loss", &[3.0]), ("panel reward", &[0.5, 1.5]), (DRIFT, &[0.0])]),
+            line(20, &[("loss", &[2.0]), (DRIFT, &[2.0])]),
         ];
-        let found: Vec<_> = beside(all).into_iter().map(|(s, b)| (s.name, b)).collect();
-        let panel = Beside { level: Some(0.4), drifts: vec![20.0] };
-        assert_eq!(found, [("loss".into(), Beside::default()), ("panel reward".into(), panel)]);
+        let found = curves(&lines);
+        let names: Vec<&str> = found.iter().map(|(series, _)| series.name.as_str()).collect();
+        assert_eq!(names, ["panel reward", "loss"]);
+        let [(panel, beside), (loss, nothing)] = &found[..] else { panic!("{found:?}") };
+        assert_eq!(beside, &Beside { level: Some(0.5), drifts: vec![20.0] });
+        // changes of 0.25 and 0.75: their error is half their difference
+        assert_eq!(panel.bars, [(10.0, [0.75, 1.25])]);
+        assert_eq!((&loss.bars[..], nothing), (&[][..], &Beside::default()));
+        let (without, _) = &curves(&lines[1..])[1];
+        assert_eq!((without.name.as_str(), &without.bars[..]), ("panel reward", &[][..]), "nothing to compare with");
     }
 
     #[test]

@@ -19,8 +19,7 @@ pub fn data(runs: &[Reading]) -> (Value, Vec<String>) {
 
 fn curves(run: &Reading, notes: &mut Vec<String>) -> Value {
     let mut out = Map::new();
-    let series = log::series(&run.lines).into_iter().filter(|s| s.name != PROFILE);
-    for (series, beside) in panel::beside(series.collect()) {
+    for (series, beside) in panel::curves(&run.lines) {
         let points = thinned(&series.points);
         if points.len() < series.points.len() {
             let (name, own, n, all) = (&series.name, &run.name, points.len(), series.points.len());
@@ -30,7 +29,10 @@ fn curves(run: &Reading, notes: &mut Vec<String>) -> Value {
         }
         let (x, y): (Vec<u64>, Vec<Value>) = points.iter().map(|(x, y)| (*x as u64, short(*y))).unzip();
         let level = beside.level.map(short);
-        out.insert(series.name, json!({ "x": x, "y": y, "level": level, "drifts": beside.drifts }));
+        let drawn = series.errors().filter(|[(step, _), _]| x.contains(&(*step as u64)));
+        let errors: Vec<[Value; 3]> =
+            drawn.map(|[(step, low), (_, high)]| [json!(step), short(low), short(high)]).collect();
+        out.insert(series.name, json!({ "x": x, "y": y, "level": level, "errors": errors, "drifts": beside.drifts }));
     }
     Value::Object(out)
 }

@@ -109,7 +109,7 @@ function chart(name) {
     const shown = runs.map((run, i) => ({ run, i, curve: run.curves[name] })).filter((l) => l.curve && !view.hidden.has(l.i));
     lines = shown.map((line) => ({ ...line, mean: view.smooth > 0 ? smoothed(line.curve.y, view.smooth) : line.curve.y }));
     steps = [...new Set(lines.flatMap((l) => l.curve.x))].sort((a, b) => a - b);
-    const values = lines.flatMap((l) => [...l.curve.y, l.curve.level]).filter((v) => v !== null);
+    const values = lines.flatMap((l) => [...l.curve.y, l.curve.level, ...l.curve.errors.flatMap((e) => e.slice(1))]).filter((v) => v !== null);
     const lost = lines.reduce((n, l) => n + l.curve.y.filter((v) => v === null).length, 0);
     const log = view.log && values.every((v) => v > 0);
     note.textContent = [lost ? `${lost} not finite` : "", view.log && !log ? "linear: not all above 0" : ""].filter(Boolean).join("; ");
@@ -136,11 +136,12 @@ function chart(name) {
     return [...across, ...along, shape("text", { x: (LEFT + width) / 2, y: HEIGHT - 4, "text-anchor": "middle" }, "step")];
   }
 
-  /** The level of the base, and the steps at which the panel drifts. */
+  /** The level of the base, the errors of changes from it, and the steps at which the panel drifts. */
   function beside(line) {
     const mark = (kind, place) => shape("line", { class: kind, "data-color": line.i % 10, ...place });
     const level = line.curve.level === null ? [] : [mark("level", { x1: LEFT, x2: width - RIGHT, y1: y(line.curve.level), y2: y(line.curve.level) })];
-    return [...level, ...line.curve.drifts.map((step) => mark("drift", { x1: x(step), x2: x(step), y1: TOP, y2: HEIGHT - BOTTOM }))];
+    const errors = line.curve.errors.map(([step, low, high]) => mark("error", { x1: x(step), x2: x(step), y1: y(low), y2: y(high) }));
+    return [...level, ...errors, ...line.curve.drifts.map((step) => mark("drift", { x1: x(step), x2: x(step), y1: TOP, y2: HEIGHT - BOTTOM }))];
   }
 
   function paths(line) {

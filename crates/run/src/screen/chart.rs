@@ -389,7 +389,7 @@ mod tests {
     }
 
     fn line(name: &str, from: f64, to: f64) -> Series {
-        Series { name: name.into(), points: vec![(0.0, from), (1.0, to)] }
+        Series { name: name.into(), points: vec![(0.0, from), (1.0, to)], ..Series::default() }
     }
 
     fn lines(series: Vec<Series>, labels: Labels) -> Plot {

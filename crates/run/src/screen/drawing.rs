@@ -78,6 +78,7 @@ fn draw_lines<B: DrawingBackend>(chart: &mut Chart<B>, series: &[Series], style:
     for (i, one) in series.iter().enumerate() {
         let color = color(i);
         let known = one.points.iter().copied().filter(finite);
+        draw_errors(chart, one, color)?;
         if style == Style::Points {
             chart.draw_series(known.map(|p| Circle::new(p, 2, color.mix(0.7).filled())))?;
             continue;
@@ -97,6 +98,13 @@ fn draw_lines<B: DrawingBackend>(chart: &mut Chart<B>, series: &[Series], style:
     Ok(())
 }
 
+fn draw_errors<B: DrawingBackend>(chart: &mut Chart<B>, series: &Series, color: RGBColor) -> Drawing<B> {
+    for bar in series.errors() {
+        chart.draw_series(LineSeries::new(bar, color.mix(0.6).stroke_width(1)))?;
+    }
+    Ok(())
+}
+
 fn draw_cells<B: DrawingBackend>(chart: &mut Chart<B>, cells: &Cells) -> Drawing<B> {
     let range = cells.range();
     let place = |[from, to]: [f64; 2], n: usize, i: usize| from + (to - from) * i as f64 / n as f64;
@@ -109,8 +117,8 @@ fn draw_cells<B: DrawingBackend>(chart: &mut Chart<B>, cells: &Cells) -> Drawing
     chart.draw_series((0..cells.rows * cells.columns).map(cell)).map(drop)
 }
 
-/// One panel per series, two beside each other: values pale, their running mean dark; the base's level as a grey line, and a red one at
-/// each drift.
+/// One panel per series, two beside each other: values pale, their running mean dark; the base's level as a grey line, a bar over each
+/// error, and a red line at each drift.
 pub fn panels(series: &[(Series, Beside)]) -> Result<RgbImage> {
     let columns = series.len().clamp(1, 2) as u32;
     let rows = series.len().div_ceil(columns as usize) as u32;
@@ -121,8 +129,7 @@ pub fn panels(series: &[(Series, Beside)]) -> Result<RgbImage> {
             continue;
         }
         let labels = Labels { title: one.name.clone(), x: "step".into(), ..Labels::default() };
-        let values = Series { name: one.name.clone(), points: known.clone() };
-        let plot = Plot::lines(vec![values], Style::Lines, labels)?;
+        let plot = Plot::lines(vec![Series { points: known.clone(), ..one.clone() }], Style::Lines, labels)?;
         let mean = running_mean(&one.points, one.points.len() / 20);
         let mut panel = RgbImage::from_pixel(SIZE.0, SIZE.1, Rgb([255; 3]));
         let area = Canvas(&mut panel).into_drawing_area();
@@ -134,6 +141,7 @@ pub fn panels(series: &[(Series, Beside)]) -> Result<RgbImage> {
             for (line, color) in across.into_iter().chain(drifts) {
                 chart.draw_series(LineSeries::new(line, color.stroke_width(1)))?;
             }
+            draw_errors(chart, one, color(0))?;
             chart.draw_series(LineSeries::new(known, color(0).mix(0.3).stroke_width(1)))?;
             chart.draw_series(LineSeries::new(mean, color(0).stroke_width(2))).map(drop)
         });
@@ -236,11 +244,11 @@ mod tests {
 
     fn wave(name: &str, phase: f64) -> Series {
         let points = (0..200).map(|i| (f64::from(i), (f64::from(i) / 20.0 + phase).sin())).collect();
-        Series { name: name.into(), points }
+        Series { name: name.into(), points, ..Series::default() }
     }
 
     fn line(points: Vec<(f64, f64)>, style: Style, labels: Labels) -> RgbImage {
-        Plot::lines(vec![Series { name: String::new(), points }], style, labels).unwrap().image().unwrap()
+        Plot::lines(vec![Series { points, ..Series::default() }], style, labels).unwrap().image().unwrap()
     }
 
     #[test]
@@ -266,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panel_shows_the_base_and_its_drifts() {
+    fn a_panel_shows_the_base_its_errors_and_its_drifts() {
         let count = |beside: Beside| {
             let image = panels(&[(wave("panel reward", 0.0), beside)]).unwrap();
             let red = image.pixels().filter(|p| p.0[0] > 200 && p.0[1] < 150 && p.0[2] < 150).count();
@@ -276,6 +284,20 @@ mod tests {
         };
         let (plain, marked) = (count(Beside::default()), count(Beside { level: Some(0.5), drifts: vec![100.0] }));
         assert!(marked.0 > plain.0 + 200 && marked.1 > plain.1 + 200, "{plain:?} {marked:?}");
+        let tallest = |image: RgbImage| {
+            let blue = |x, y| image.get_pixel(x, y).0[2] > image.get_pixel(x, y).0[0].saturating_add(50);
+            (0..SIZE.0).map(|x| (0..SIZE.1).filter(|y| blue(x, *y)).count()).max().unwrap()
+        };
+        let page = |bars| panels(&[(Series { bars, ..wave("panel reward", 0.0) }, Beside::default())]).unwrap();
+        let plot = |bars| {
+            let series = vec![Series { bars, ..wave("", 0.0) }];
+            Plot::lines(series, Style::Joined, Labels::default()).unwrap().image().unwrap()
+        };
+        let bar = || vec![(100.0, [-3.0, 3.0]), (120.0, [f64::NAN, 1.0])];
+        for (without, with) in [(page(vec![]), page(bar())), (plot(vec![]), plot(bar()))] {
+            let (without, with) = (tallest(without), tallest(with));
+            assert!(without < 100 && with > 250, "{without} {with}");
+        }
     }
 
     #[test]

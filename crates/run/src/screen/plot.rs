@@ -18,16 +18,24 @@ pub struct Labels {
 }
 
 /// A named line; a missing or infinite value breaks it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Series {
     pub name: String,
     pub points: Vec<(f64, f64)>,
+    /// Upright bars, of errors: where, and between which values.
+    pub bars: Vec<(f64, [f64; 2])>,
 }
 
 impl Series {
     /// Whether any of its points can be drawn.
     pub fn drawable(&self) -> bool {
         self.points.iter().any(finite)
+    }
+
+    /// The two ends of each bar that can be drawn.
+    pub fn errors(&self) -> impl Iterator<Item = [(f64, f64); 2]> {
+        let ends = self.bars.iter().map(|(x, [low, high])| [(*x, *low), (*x, *high)]);
+        ends.filter(|ends| ends.iter().all(finite))
     }
 }
 
@@ -92,7 +100,7 @@ impl Plot {
 
     /// Points.
     pub fn scatter(points: Vec<(f64, f64)>, labels: Labels) -> Result<Self> {
-        let series = vec![Series { name: String::new(), points }];
+        let series = vec![Series { points, ..Series::default() }];
         Self::new("scatter", Figure::Lines(series, Style::Points), labels)
     }
 
@@ -122,6 +130,13 @@ impl Plot {
         let names = if let Figure::Lines(series, _) = &mut figure { series.as_mut_slice() } else { &mut [] };
         let texts = names.iter_mut().map(|one| &mut one.name).chain([&mut labels.title, &mut labels.x, &mut labels.y]);
         texts.for_each(|text| *text = visible(text).into_owned());
+        if let (Figure::Lines(series, _), true) = (&mut figure, labels.log_y) {
+            // what reaches down to 0 has no end on such an axis: it is cut at the lowest point
+            let above = |y: &f64| *y > 0.0;
+            let lowest = series.iter().flat_map(|s| &s.points).map(|p| p.1).filter(above).fold(f64::INFINITY, f64::min);
+            let bars = series.iter_mut().flat_map(|s| &mut s.bars);
+            bars.filter(|(_, [low, _])| !above(low)).for_each(|(_, [low, _])| *low = lowest);
+        }
         let none = (f64::INFINITY..f64::NEG_INFINITY, f64::INFINITY..f64::NEG_INFINITY);
         let points = figure.corners();
         let (x, y) =
@@ -166,7 +181,11 @@ impl Figure {
     /// The finite points that the axes must reach; none where there is nothing to draw.
     pub(super) fn corners(&self) -> Vec<(f64, f64)> {
         match self {
-            Self::Lines(series, _) => series.iter().flat_map(|s| &s.points).copied().filter(finite).collect(),
+            Self::Lines(series, _) if !series.iter().any(Series::drawable) => Vec::new(),
+            Self::Lines(series, _) => {
+                let ends = series.iter().flat_map(Series::errors).flatten();
+                series.iter().flat_map(|s| &s.points).copied().filter(finite).chain(ends).collect()
+            }
             Self::Bars(_, counts) if counts.iter().all(|n| *n == 0) => Vec::new(),
             Self::Bars(range, counts) => {
                 let most = counts.iter().copied().max().unwrap_or(0);
@@ -208,7 +227,7 @@ mod tests {
         let drawn = |ys: &[f64], log_y: bool| {
             let points = ys.iter().enumerate().map(|(i, y)| (i as f64, *y)).collect();
             let labels = Labels { log_y, ..Labels::default() };
-            Plot::lines(vec![Series { name: String::new(), points }], Style::Lines, labels)
+            Plot::lines(vec![Series { points, ..Series::default() }], Style::Lines, labels)
                 .map(|plot| plot.axes[1].ticks(7).len())
         };
         assert!(drawn(&[1e308, -1e308], false).is_err());
@@ -233,7 +252,7 @@ mod tests {
 
     #[test]
     fn nothing_to_draw_is_an_error() {
-        let series = |points| vec![Series { name: String::new(), points }];
+        let series = |points| vec![Series { points, ..Series::default() }];
         let labels = Labels::default;
         let error = Plot::lines(series(vec![(0.0, f64::NAN)]), Style::Lines, labels()).unwrap_err();
         assert_eq!(error.message, "plot: needs at least one finite value, got none");
@@ -248,7 +267,7 @@ mod tests {
     #[test]
     fn a_plot_says_what_it_is() {
         let text = |plot: Result<Plot>| plot.unwrap().to_string();
-        let line = Series { name: "a".into(), points: vec![(0.0, 1.0)] };
+        let line = Series { name: "a".into(), points: vec![(0.0, 1.0)], ..Series::default() };
         let lines = vec![line.clone(), line.clone(), line];
         assert_eq!(text(Plot::lines(lines, Style::Lines, Labels::default())), "plot of 3 lines, 640 x 400");
         assert_eq!(text(Plot::scatter(vec![(0.0, 1.0)], Labels::default())), "plot of 1 point, 640 x 400");
