@@ -6,12 +6,14 @@
 #
 # SECONDS_AT_MOST=540   when to stop
 # SIZE=klein-4b         of the model that is timed
-# BATCH=16 STEPS=20     of its updates
+# BATCH=16 STEPS=20     of its updates; 2 and 4 where it is tiny
 set -uo pipefail
 folder=$(cd "${1:?usage: run.sh FOLDER [REPORT]}" && pwd)
 report=$(realpath -m "${2:-gpu-report.txt}")
 cd "$(dirname "$0")/../.."
-at_most=${SECONDS_AT_MOST:-540} size=${SIZE:-klein-4b} batch=${BATCH:-16} steps=${STEPS:-20}
+at_most=${SECONDS_AT_MOST:-540} size=${SIZE:-klein-4b}
+[ "$size" = tiny ] && usual=(2 4) || usual=(16 20)
+batch=${BATCH:-${usual[0]}} steps=${STEPS:-${usual[1]}}
 export AMSCRIPT_DEVICE=${AMSCRIPT_DEVICE:-cuda}
 # The libraries of CUDA 13, from the toolkit or from PyTorch's wheels.
 wheels=$(python3 -c 'import glob, nvidia; print(":".join(glob.glob(list(nvidia.__path__)[0] + "/*/lib")))' 2> /dev/null || true)
@@ -52,7 +54,8 @@ part "driver and card" 20 sh -c 'nvidia-smi --query-gpu=name,driver_version,memo
 part "libraries" 20 sh -c "ldd $folder/amscript | grep -iE 'cu|nvrtc'"
 part "kernels" 120 "$folder/tensor" cuda op::cases adamw
 part "kernels at real sizes" 60 "$folder/tensor" --ignored --nocapture sizes_of_published_models
-part "one update and a picture" 60 "$folder/amscript" scripts/flux_ode_am.rhai --out "$(mktemp -d)" --set iterations=2 --set test_prompts=2 --set images_per_prompt=2
+part "one update and a picture" 60 "$folder/amscript" scripts/flux_ode_am.rhai --out "$(mktemp -d)" --set iterations=2 --set "steps=$steps" \
+    --set panel=0 --set test_prompts=2 --set images_per_prompt=2
 timed=(--size "$size" --batch "$batch" --steps "$steps")
 part "updates" 150 "$folder/gpu" "${timed[@]}" --methods AM-1,AM-3,DRaFT-1,ReFL-5 --repeats 2 --profile 1
 torch=$(timeout 60 python3 -c "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')" 2> /dev/null)
