@@ -84,4 +84,4 @@ if command -v compute-sanitizer > /dev/null; then
 else
     left_out+=("races and addresses: there is no compute-sanitizer")
 fi
-say "== left out: ${left_out[*]:-nothing}; $SECONDS s in all, written to $report"
+say "== left out: $(IFS=\;; echo "${left_out[*]:-nothing}"); $SECONDS s in all, written to $report"
