@@ -268,12 +268,15 @@ fn recipes_are_listed_printed_and_run_without_the_repository() {
         assert!(settings.contains(words), "{words}: {settings}");
     }
     for (pair, wanted) in [
-        ("rate=1e-3", "`rate` must be a value such as cosine(0.002), got 0.001"),
+        ("rate=true", "`rate` must be a value such as cosine(0.002), got true"),
         ("order_of=2", "unknown setting `order_of`"),
     ] {
         let refused = text(&amscript(folder.path(), &["flux_ode_am", "--set", pair]).stderr);
         assert!(refused.contains(wanted), "{refused}");
     }
+    let few = ["evaluate", "--set", "test_prompts=1", "--set", "runs=[\"none\"]"];
+    let refused = text(&amscript(folder.path(), &few).stderr);
+    assert!(refused.contains("neighbours must be at least 1 and at most 4, of the 6 images"), "{refused}");
     let set = [
         "iterations=1",
         "batch=1",

@@ -144,3 +144,13 @@ fn scores_have_no_gradient() {
         said("grad(|x| judge(\"http://127.0.0.1:1/\").score(x, [\"a\"]).sum(), zeros([1, 3, 2, 2]))").unwrap_err();
     assert!(error.contains("a gradient is wanted"), "{error}");
 }
+
+#[test]
+fn a_judge_may_be_asked_by_its_own_question() {
+    let own = "let j = (); let ask = |p, i| { if p[0] == \"a\" { (j * 1.0).score(zeros([1, 3, 2, 2]), [\"b\"]); } #{} };
+        j = judge([\"sh\", \"-c\", \"while read q; do echo [1]; done\"], #{ ask: ask });
+        (j * 1.0).score(zeros([1, 3, 2, 2]), [\"a\"]).item()";
+    assert_eq!(said(own).unwrap(), "1.0");
+    let endless = own.replace("if p[0] == \"a\"", "if true").replace("[\"b\"]", "[p[0] + \"b\"]");
+    assert!(said(&endless).unwrap_err().contains("inside one another"), "{:?}", said(&endless));
+}

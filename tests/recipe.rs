@@ -178,8 +178,8 @@ fn every_policy_method_leaves_a_run() {
         let rest = match name {
             "nrg" => &["steps=4"][..],
             "leap_align" | "vgg_flow" | "ddpo" | "rwr" | "ram" => &[],
-            "mix_grpo" => &["per_prompt=2", "noisy_steps=2"],
-            _ => &["per_prompt=2"],
+            "mix_grpo" => &["per_prompt=2", "batch=4", "micro_batch=2", "noisy_steps=2"],
+            _ => &["per_prompt=2", "batch=4", "micro_batch=2"], // in two parts
         };
         let set = if name == "nrg" { &["test_prompts=2", "images_per_prompt=2", "watch=[]"][..] } else { &small[..] };
         let printed = run(recipe.to_str().unwrap(), &out, &[set, rest].concat());

@@ -150,6 +150,13 @@ fn a_recipe_that_writes_for_ever_ends() {
     assert!(text.contains("save_tensors: ") && text.contains("`--max-disk` says how many"), "{text}");
     let logs = "let r = start_run(#{}); let x = zeros([1000]); for i in r.steps(100000) { r.log(#{ x: x }); }";
     assert!(refusal(logs, &["--max-disk", "100KB"]).contains("`--max-disk` says how many"));
+    // neither what was read gives room again and again, nor are folders and small files for nothing
+    let read = "for i in 0..1000 { save_tensors(#{ x: zeros([1000]) }, `f${i}`); load_tensors(`./f${div(i, 2)}`); }";
+    let deep = "let s = \"\"; for i in 0..50 { s += \"d/\"; } for i in 0..50 { save_tensors(#{}, `${i}/${s}f`); }";
+    let small = "for i in 0..100 { save_tensors(#{}, `f${i}`); }";
+    for script in [read, deep, small] {
+        assert!(refusal(script, &["--max-disk", "100KB"]).contains("`--max-disk` says how many"), "{script}");
+    }
     let (code, text) = run("for i in 0..1000 { save_tensors(#{ x: zeros([1000]) }, `f`); }", &["--max-disk", "100KB"]);
     assert_eq!(code, Some(0), "the same file again: {text}");
 }

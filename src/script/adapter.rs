@@ -167,6 +167,9 @@ pub mod adapter {
     /// policy.save_lora("kohya.safetensors", #{ kohya: true, dtype: bf16() });
     /// load_tensors("kohya.safetensors").keys()[0]  //=> "lora_unet_double_blocks_0_img_attn_qkv.alpha"
     /// policy.save_lora("lora.pt")                  //=> error: save_lora: file must end in .safetensors
+    /// let all = flow("tiny/flux2").load_lora("lora.safetensors").trainable();
+    /// all.save_lora("all.safetensors")             //=> error: own weights are trained too, and a LoRA file holds none of them
+    /// all.merge().save("all");
     /// ```
     #[rhai_fn(return_raw, volatile)]
     pub fn save_lora(context: NativeCallContext, flow: Flow, path: &str, options: Map) -> RhaiResultOf<()> {

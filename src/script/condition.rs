@@ -62,6 +62,17 @@ pub mod condition {
         condition.text.iter().map(|t| Dynamic::from(t.clone())).collect()
     }
 
+    /// The number of samples of a condition, or () where it says nothing of any.
+    ///
+    /// ```rhai
+    /// flow("tiny/sit").encode([3, 7]).repeat(2).len   //=> 4
+    /// condition(#{}).len                              //=> ()
+    /// ```
+    #[rhai_fn(get = "len", pure)]
+    pub fn condition_len(condition: &mut Condition) -> Dynamic {
+        condition.samples().map_or(Dynamic::UNIT, |samples| Dynamic::from(samples as i64))
+    }
+
     /// The class labels of a condition, or ().
     ///
     /// ```rhai

@@ -110,6 +110,17 @@ pub mod data {
         prompts.len() as i64
     }
 
+    /// All prompts of a set, in their order, for what takes an array of texts.
+    ///
+    /// ```rhai
+    /// prompts("shapes/test").texts[0]         //=> "a small red triangle on sky"
+    /// prompts("shapes/single").texts.len()    //=> 480
+    /// ```
+    #[rhai_fn(get = "texts", pure, return_raw)]
+    pub fn prompt_texts(prompts: &mut Prompts) -> RhaiResultOf<Array> {
+        (0..prompts.len() as i64).map(|i| Ok(prompts.get(i)?.into())).collect()
+    }
+
     /// The prompt at an index; negative ones count from the end.
     ///
     /// ```rhai

@@ -29,6 +29,31 @@ macro_rules! elementwise {
                 x.ln()
             }
 
+            #[rhai_fn(name = "exp")]
+            pub fn exp_number(x: f64) -> f64 {
+                x.exp()
+            }
+
+            #[rhai_fn(name = "sqrt")]
+            pub fn sqrt_number(x: f64) -> f64 {
+                x.sqrt()
+            }
+
+            #[rhai_fn(name = "sin")]
+            pub fn sin_number(x: f64) -> f64 {
+                x.sin()
+            }
+
+            #[rhai_fn(name = "cos")]
+            pub fn cos_number(x: f64) -> f64 {
+                x.cos()
+            }
+
+            #[rhai_fn(name = "tanh")]
+            pub fn tanh_number(x: f64) -> f64 {
+                x.tanh()
+            }
+
             /// The numbers moved into a range; the gradient is zero outside.
             ///
             /// ```rhai
@@ -36,7 +61,8 @@ macro_rules! elementwise {
             /// ```
             #[rhai_fn(return_raw)]
             pub fn clamp(x: Tensor, low: f64, high: f64) -> RhaiResultOf<Tensor> {
-                Ok(x.clamp(low, high)?)
+                let whole = low.fract() == 0.0 && high.fract() == 0.0;
+                Ok(if whole { x } else { x.floating()? }.clamp(low, high)?)
             }
 
             /// The numbers moved into a range, with the gradient passed as if they had not been.
@@ -89,28 +115,28 @@ elementwise! {
     /// ```rhai
     /// tensor([0, 1]).exp()   //=> tensor([1.0, 2.71828])
     /// ```
-    exp = Tensor::exp;
+    exp = real(Tensor::exp);
 
     /// The natural logarithm.
     ///
     /// ```rhai
     /// tensor([1, 10]).log()   //=> tensor([0.0, 2.30259])
     /// ```
-    log = Tensor::log;
+    log = real(Tensor::log);
 
     /// The square root.
     ///
     /// ```rhai
     /// tensor([4, 2]).sqrt()   //=> tensor([2.0, 1.41421])
     /// ```
-    sqrt = Tensor::sqrt;
+    sqrt = real(Tensor::sqrt);
 
     /// The square.
     ///
     /// ```rhai
     /// tensor([-3]).square()   //=> tensor([9.0])
     /// ```
-    square = Tensor::sqr;
+    square = real(Tensor::sqr);
 
     /// The absolute value.
     ///
@@ -131,35 +157,35 @@ elementwise! {
     /// ```rhai
     /// tensor([0, 1]).sin()   //=> tensor([0.0, 0.841471])
     /// ```
-    sin = Tensor::sin;
+    sin = real(Tensor::sin);
 
     /// The cosine.
     ///
     /// ```rhai
     /// tensor([0, 1]).cos()   //=> tensor([1.0, 0.540302])
     /// ```
-    cos = Tensor::cos;
+    cos = real(Tensor::cos);
 
     /// The hyperbolic tangent.
     ///
     /// ```rhai
     /// tensor([0, 1]).tanh()   //=> tensor([0.0, 0.761594])
     /// ```
-    tanh = Tensor::tanh;
+    tanh = real(Tensor::tanh);
 
     /// 1 / (1 + exp(-x)).
     ///
     /// ```rhai
     /// tensor([0, 1, -1000]).sigmoid()   //=> tensor([0.5, 0.731059, 0.0])
     /// ```
-    sigmoid = logistic;
+    sigmoid = real(op::sigmoid);
 
     /// log(1 + exp(x)), also where exp(x) overflows; `-(-x).softplus()` is the log of a sigmoid.
     ///
     /// ```rhai
     /// tensor([0, 1000]).softplus()   //=> tensor([0.693147, 1000.0])
     /// ```
-    softplus = op::softplus;
+    softplus = real(op::softplus);
 
     /// The positive part.
     ///
@@ -173,14 +199,14 @@ elementwise! {
     /// ```rhai
     /// tensor([0, 1]).silu()   //=> tensor([0.0, 0.731059])
     /// ```
-    silu = op::silu;
+    silu = real(op::silu);
 
     /// x times the normal distribution function of x, exactly.
     ///
     /// ```rhai
     /// tensor([0, 1]).gelu()   //=> tensor([0.0, 0.841345])
     /// ```
-    gelu = op::gelu_erf;
+    gelu = real(op::gelu_erf);
 
     /// The largest integer that is not larger; no gradient.
     ///
@@ -197,7 +223,7 @@ elementwise! {
     round = Tensor::round;
 }
 
-/// By the hyperbolic tangent, which does not overflow.
-fn logistic(x: &Tensor) -> Result<Tensor> {
-    ((x * 0.5)?.tanh()? + 1.0)? * 0.5
+/// A function that takes integers as f32.
+fn real(f: fn(&Tensor) -> Result<Tensor>) -> impl Fn(&Tensor) -> Result<Tensor> {
+    move |x| f(&x.floating()?)
 }

@@ -8,7 +8,7 @@ use amscript_align::flow::{Condition, OnStep, Velocity, draws, interpolant, time
 use amscript_align::optim::Params;
 use amscript_base::bail;
 use amscript_model::Flow;
-use amscript_tensor::check::deferred_checks;
+use amscript_tensor::check::{deferred_checks, require};
 use amscript_tensor::{Stream, Tensor};
 
 script_value!(amscript_align::flow::Grid, "a time grid such as `uniform(20)`", |grid| {
@@ -100,6 +100,28 @@ pub fn times(t: Dynamic, x: &Tensor, function: &str) -> Result<Tensor> {
         false => bail!(Shape, "{function}: the time must be a number or [{}], got shape {:?}", x.dim(0)?, t.dims()),
     }
 }
+
+/// [`times`] for a flow: a model's lie between noise and data, a field in data space may have others.
+pub fn times_for(flow: &Flow, t: Dynamic, x: &Tensor, function: &'static str) -> Result<Tensor> {
+    let number = <f64 as option::FromScript>::from_script(t.clone());
+    let times = times(t, x, function)?;
+    match number {
+        _ if !flow.is_model() => {}
+        Some(t) => between_noise_and_data(function, &[t])?,
+        None => require(&times, move |times| between_noise_and_data(function, times))?,
+    }
+    Ok(times)
+}
+
+fn between_noise_and_data(function: &str, times: &[f64]) -> Result<()> {
+    match times.iter().find(|t| !(-ROUNDING..=1.0 + ROUNDING).contains(*t)) {
+        Some(t) => bail!(Value, "{function}: time runs from 0 (noise) to 1 (data), got {}", *t as f32),
+        None => Ok(()),
+    }
+}
+
+/// By how much sums of steps may miss an end.
+const ROUNDING: f64 = 1e-6;
 
 fn numbers(values: &[f64]) -> Array {
     values.iter().map(|v| Dynamic::from(*v)).collect()
@@ -321,7 +343,7 @@ pub mod flow {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn look_ahead(flow: Flow, x: Tensor, t: Dynamic, condition: Dynamic) -> RhaiResultOf<Tensor> {
-        let t = times(t, &x, "look_ahead")?;
+        let t = times_for(&flow, t, &x, "look_ahead")?;
         let v = flow.velocity(&x, &t, &super::condition(condition, "look_ahead")?)?;
         Ok(interpolant::data_from_velocity(&v, &x, &t)?)
     }

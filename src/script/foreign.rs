@@ -67,9 +67,14 @@ const FUNCTIONS: &[(&str, &str, &str)] = &[
     ("pow", "", "write `x ** 2`"),
     ("type", "", "write `type_of(x)`"),
     ("isinstance", "", "write `type_of(x) == \"Tensor\"`"),
+    ("isnan", "", "write `x.is_nan()` of a number, `x.sum().item().is_nan()` to ask whether any of a tensor is"),
+    ("where", "", "write `select(mask, a, b)`"),
+    ("topk", "", "write `x.to_array().order_desc().extract(0, 3)` for the three highest numbers"),
+    ("flip", "", "write `x[[[2, 1, 0]]]` for rows in another order"),
     ("tolist", "", "write `x.to_array()`"),
     ("numpy", "", "write `x.to_array()`"),
     ("size", "", SHAPE),
+    ("numel", "", "write `x.shape.reduce(|n, side| n * side, 1)`, the product of the sides"),
     ("len", "Tensor", SHAPE),
     ("dim", "", "write `x.shape.len`"),
     ("view", "", "write `x.reshape([2, 3])`"),
@@ -153,6 +158,7 @@ pub fn syntax(text: &str, line: usize, column: usize) -> Option<&'static str> {
     match name {
         "" => sign(before, behind).or_else(|| quotient(text, line, before)),
         "f" if behind.starts_with(['"', '\'']) => Some("write `a is ${a}` in backticks, without the `f`"),
+        "var" if before.ends_with('.') => Some("there is no variance: write `x.std() ** 2`"),
         "let" if before.ends_with('(') && before.contains("for") => Some("write `for i in 0..10 { .. }`"),
         _ => word(name).or_else(|| quotient(text, line, before)).or_else(|| assigned(before, behind)),
     }
@@ -180,7 +186,7 @@ fn sign(before: &str, rest: &str) -> Option<&'static str> {
         _ if next("--") => Some("write `i -= 1`"),
         _ if next("?") => Some("write `if c { a } else { b }`"),
         Some('[') if next(":") => Some("write `x[0..3]` for a part"),
-        Some('[') if next(",") => Some("write `x[0][1]` for one number, `x[[0, 1]]` for two rows"),
+        Some('[') if next(",") => Some("write `x[[0, 1]]` for one number, `x[[[0, 1]]]` for two rows"),
         Some('{') if next(":") => Some("write `#{ a: 1 }` for an object map"),
         Some('(') if next("=") && !next("==") => Some(NAMED),
         None if next(":") && starts_block(before) => Some("write `{ .. }` around what belongs to it"),
@@ -226,5 +232,12 @@ mod tests {
             let ours = Catalog::get().named(name).any(|entry| !entry.chapter.starts_with("stdlib/"));
             assert!(!ours, "{name} ({first})");
         }
+    }
+
+    #[test]
+    fn a_variance_is_a_squared_deviation() {
+        assert_eq!(syntax("let v = x.var();", 1, 11), Some("there is no variance: write `x.std() ** 2`"));
+        assert_eq!(syntax("var x = 3;", 1, 1), Some("write `let x = ..`"));
+        assert!(function("topk", &[]).is_some() && function("isnan", &["Tensor".into()]).is_some());
     }
 }

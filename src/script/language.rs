@@ -256,6 +256,13 @@ pub(super) fn texts(module: &mut Module) {
             Ok(by(text, at, most)?)
         });
     }
+    let pad = || FuncRegistration::new("pad").with_purity(false);
+    pad().set_into_module(module, |text: &mut ImmutableString, size: i64, with: &str| -> RhaiResultOf<()> {
+        Ok(padded(text, size, with)?)
+    });
+    pad().set_into_module(module, |text: &mut ImmutableString, size: i64, with: char| -> RhaiResultOf<()> {
+        Ok(padded(text, size, with.encode_utf8(&mut [0; 4]))?)
+    });
     let new = |name| FuncRegistration::new(name).with_purity(true);
     new("split").set_into_module(module, |text: &mut ImmutableString| -> RhaiResultOf<Array> {
         few("split", text.split_whitespace().count())?;
@@ -265,6 +272,24 @@ pub(super) fn texts(module: &mut Module) {
         few("to_chars", text.chars().count())?;
         Ok(text.chars().map(Into::into).collect())
     });
+}
+
+/// Adds `with` to a text until it has so many characters; the last one is cut.
+fn padded(text: &mut ImmutableString, size: i64, with: &str) -> Result<()> {
+    let (has, size) = (text.chars().count(), usize::try_from(size).unwrap_or(0));
+    let missing = size.saturating_sub(has);
+    match missing {
+        0 => return Ok(()),
+        _ if with.is_empty() => bail!(Value, "pad: expected something to add, got an empty text"),
+        _ if size > MOST_TEXT => bail!(Limit, "pad: expected at most {MOST_TEXT} characters, got {size}"),
+        _ => {}
+    }
+    let added: String = with.chars().cycle().take(missing).collect();
+    if text.len() + added.len() > MOST_TEXT {
+        bail!(Limit, "pad: expected a text of at most {MOST_TEXT} bytes, got {}", text.len() + added.len());
+    }
+    *text += added.as_str();
+    Ok(())
 }
 
 /// Refuses more parts than an array may have.

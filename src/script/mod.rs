@@ -36,6 +36,7 @@ pub mod catalog;
 pub mod check;
 #[macro_use]
 pub mod choice;
+mod compare;
 pub mod condition;
 pub mod data;
 pub mod elementwise;
@@ -284,6 +285,7 @@ impl Default for Natives {
         let mut natives = guard::widen(&manifests);
         language::arithmetic(&mut natives);
         language::texts(&mut natives);
+        compare::register(&mut natives);
         run::iterators(&mut natives);
         source::calls(&mut natives);
         sort::register(&mut natives);

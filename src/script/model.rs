@@ -105,6 +105,10 @@ fn encode(flow: &Flow, given: Dynamic) -> Result<Condition> {
     }
     match String::from_script(given.clone()) {
         Some(prompt) => flow.encode(&[prompt]),
+        None if given.is::<amscript_nn::data::Prompts>() => {
+            bail!(Type, "encode: expected prompts as an array of texts, got a prompt set";
+                hint: "write `set.texts` for all of them, `set.sample(8, rng(0))` for some")
+        }
         None => flow.encode(&option::convert::<Vec<String>>(given, "encode: prompts")?),
     }
 }
@@ -170,10 +174,12 @@ pub mod model {
     /// let base = flow("tiny/flux2");
     /// let x = base.noise(2, rng(0));
     /// base.velocity(x, 0.5, base.encode(["a small red ring on cream", "a large blue square on cream"])).shape   //=> [2, 32, 8, 8]
+    /// base.velocity(x, 500, ())   //=> error: velocity: time runs from 0 (noise) to 1 (data), got 500
+    /// base.velocity(x, tensor([0.5, -0.1]), ())   //=> error: velocity: time runs from 0 (noise) to 1 (data), got -0.1
     /// ```
     #[rhai_fn(return_raw)]
     pub fn velocity(flow: Flow, x: Tensor, t: Dynamic, condition: Dynamic) -> RhaiResultOf<Tensor> {
-        let times = super::flow::times(t, &x, "velocity")?;
+        let times = super::flow::times_for(&flow, t, &x, "velocity")?;
         Ok(flow.velocity(&x, &times, &super::flow::condition(condition, "velocity")?)?)
     }
 
@@ -187,6 +193,7 @@ pub mod model {
     /// flow("tiny/sit").encode([3, 7]).text[0]    //=> "a small red circle on charcoal"
     /// flow("tiny/sit").encode([500])             //=> error: labels must be below 480, or 480 for the null class, got 500
     /// flow("tiny/flux2").encode([3])             //=> error: takes prompts, got 1 labels
+    /// flow("tiny/flux2").encode(prompts("shapes/test"))   //=> error: an array of texts, got a prompt set
     /// ```
     #[rhai_fn(return_raw)]
     pub fn encode(context: NativeCallContext, flow: Flow, prompts: Dynamic) -> RhaiResultOf<Condition> {
@@ -228,6 +235,7 @@ pub mod model {
     /// ```rhai
     /// let base = flow("tiny/flux2");
     /// base.decode(base.noise(1, rng(0))).shape   //=> [1, 3, 64, 64]
+    /// base.decode(zeros([1, 16, 8, 8]))          //=> error: decode: expected latents [batch, 32, height, width], got [1, 16, 8, 8]
     /// ```
     #[rhai_fn(return_raw)]
     pub fn decode(flow: Flow, latents: Tensor) -> RhaiResultOf<Tensor> {

@@ -23,12 +23,12 @@ macro_rules! operators {
 
                 #[rhai_fn(name = $symbol, return_raw)]
                 pub fn $right(a: Tensor, b: f64) -> RhaiResultOf<Tensor> {
-                    Ok(by($by, floating(a)?, b)?)
+                    Ok(by($by, a.floating()?, b)?) // integers beside a number with a fraction would be cut
                 }
 
                 #[rhai_fn(name = $symbol, return_raw)]
                 pub fn $left(a: f64, b: Tensor) -> RhaiResultOf<Tensor> {
-                    Ok(from($from, a, floating(b)?)?)
+                    Ok(from($from, a, b.floating()?)?)
                 }
             )*
 
@@ -39,7 +39,7 @@ macro_rules! operators {
             /// ```
             #[rhai_fn(name = "-", return_raw)]
             pub fn negative(x: Tensor) -> RhaiResultOf<Tensor> {
-                Ok(x.neg()?)
+                Ok(x.floating()?.neg()?)
             }
 
             /// Whether two tensors have the same shape and the same numbers; beside a number it is an error.
@@ -204,11 +204,6 @@ fn raise(x: &Tensor, exponent: f64) -> Result<Tensor> {
 
 fn mask(a: &Tensor, b: &Tensor, how: fn(&Tensor, &Tensor) -> Result<Tensor>) -> Result<Tensor> {
     compare(a, b, how)
-}
-
-/// Integers beside a number with a fraction would be cut.
-fn floating(x: Tensor) -> Result<Tensor> {
-    Ok(if x.dtype().is_int() { x.to_dtype(amscript_tensor::DType::F32)? } else { x })
 }
 
 /// Two tensors that can be combined: one dtype, shapes that broadcast.

@@ -33,6 +33,14 @@ impl option::FromScript for Rate {
     }
 }
 
+/// A number where a schedule stands is a constant rate; anything else stays.
+pub fn as_rate(value: Dynamic, default: &Dynamic) -> Result<Dynamic> {
+    match <f64 as option::FromScript>::from_script(value.clone()).filter(|_| default.is::<Schedule>()) {
+        Some(rate) => Ok(Dynamic::from(optimizers::constant_rate(rate)?)),
+        None => Ok(value),
+    }
+}
+
 /// An optimizer as scripts hold it; clones share it.
 #[derive(Clone)]
 pub struct Optimizer(pub Arc<Mutex<optimizers::AdamW>>);

@@ -59,17 +59,24 @@ pub mod reduction {
     /// The standard deviation with the unbiased estimate of the variance.
     ///
     /// ```rhai
-    /// tensor([1, 2, 3, 4]).std()   //=> tensor(1.29099)
-    /// tensor([1]).std()            //=> error: std: expected at least two values
+    /// tensor([1, 2, 3, 4]).std()           //=> tensor(1.29099)
+    /// tensor([[1, 2], [4, 8]]).std(1)      //=> tensor([0.707107, 2.82843])
+    /// tensor([[1, 2], [4, 8]]).std([0, 1]) //=> tensor(3.0957)
+    /// tensor([1]).std()                    //=> error: std: expected at least two values
     /// ```
     #[rhai_fn(return_raw)]
     pub fn std(x: Tensor) -> RhaiResultOf<Tensor> {
-        if x.elem_count() < 2 {
-            let came = format!("std: expected at least two values, got shape {:?}", x.dims());
-            return Err(Error::new(Kind::Shape, came).into());
-        }
-        let variance = x.flatten_all().and_then(|x| x.var(0));
-        Ok(variance.and_then(|v| v.sqrt())?)
+        Ok(array::std(&x, &[])?)
+    }
+
+    #[rhai_fn(name = "std", return_raw)]
+    pub fn std_of(x: Tensor, dim: i64) -> RhaiResultOf<Tensor> {
+        Ok(array::std(&x, &[dimension(&x, dim, "std")?])?)
+    }
+
+    #[rhai_fn(name = "std", return_raw)]
+    pub fn std_over(x: Tensor, dims: Array) -> RhaiResultOf<Tensor> {
+        Ok(array::std(&x, &dimensions(&x, dims, "std")?)?)
     }
 
     /// The largest number.

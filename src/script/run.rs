@@ -245,10 +245,12 @@ pub mod run {
     /// ```
     #[rhai_fn(name = "settings", return_raw, volatile)]
     pub fn shared_settings(context: NativeCallContext, shared: Map, own: Map) -> RhaiResultOf<Map> {
-        for (key, value) in &own {
+        let mut own = own;
+        for (key, value) in &mut own {
             // a reward may stand for the name of one
             let reward = |default: &&Dynamic| default.is_string() && value.is::<RewardModel>();
             if let Some(default) = shared.get(key).filter(|default| !reward(default)) {
+                *value = optim::as_rate(value.clone(), default)?;
                 option::alike(&format!("settings: `{key}`"), default, value)?;
             }
         }
@@ -532,6 +534,18 @@ mod tests {
             assert!(error.message.contains(message), "{error}");
         }
         Ok(())
+    }
+
+    #[test]
+    fn a_number_is_a_constant_rate() {
+        let recipe = "settings(#{ rate: cosine(2e-3) }).rate";
+        assert_eq!(run(recipe, &[("rate", "1e-3")]).unwrap(), "constant_rate(0.001)");
+        assert_eq!(run(recipe, &[("rate", "cosine(0.5)")]).unwrap(), "cosine(0.5)");
+        assert!(run(recipe, &[("rate", "-1")]).is_err());
+        let error = run(recipe, &[("rate", "true")]).unwrap_err();
+        assert!(error.message.contains("`rate` must be a value such as cosine(0.002), got true"), "{error}");
+        let shared = "settings(#{ rate: cosine(2e-3) }, #{ rate: 1e-3 }).rate";
+        assert_eq!(run(shared, &[]).unwrap(), "constant_rate(0.001)");
     }
 
     #[test]

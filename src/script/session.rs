@@ -4,7 +4,7 @@ use super::registry::Registry;
 use super::rename::{self, RENAMED};
 use super::source::{self, Around, Insert};
 use super::word::words;
-use super::{fault, option};
+use super::{fault, optim, option};
 use amscript_base::bail;
 use amscript_base::context::Context;
 use amscript_base::error::{Error, Kind, Result, warn_once};
@@ -417,7 +417,7 @@ impl Session {
                     hint: "leave one of them out"
                 );
             }
-            let mut value = self.parse(key, text, default)?;
+            let mut value = optim::as_rate(self.parse(key, text, default)?, default)?;
             if let Some(whole) = value.as_float().ok().filter(|v| default.is_int() && v.fract() == 0.0) {
                 if whole.abs() >= i64::MAX as f64 {
                     bail!(Option, "--set: `{key}` must be at most {}, got {text}", i64::MAX);

@@ -131,18 +131,13 @@ pub mod tensor {
     ///
     /// ```rhai
     /// stack([tensor([1, 2]), tensor([3, 4])], 0)   //=> tensor([[1.0, 2.0], [3.0, 4.0]])
+    /// stack([tensor([1, 2]), tensor([3, 4])], -1)  //=> tensor([[1.0, 3.0], [2.0, 4.0]])
     /// stack([], 0)                                 //=> error: stack: expected at least one tensor
     /// ```
     #[rhai_fn(return_raw)]
     pub fn stack(tensors: Array, dim: i64) -> RhaiResultOf<Tensor> {
         let tensors = several(tensors, "stack")?;
-        array::few(tensors[0].rank() + 1, "stack")?;
-        let dim = if dim == tensors[0].rank() as i64 {
-            tensors[0].rank()
-        } else {
-            array::dimension(&tensors[0], dim, "stack")?
-        };
-        Ok(Tensor::stack(&tensors, dim)?)
+        Ok(Tensor::stack(&tensors, array::new_dimension(&tensors[0], dim, "stack")?)?)
     }
 
     /// The sizes of the dimensions.
@@ -201,7 +196,7 @@ pub mod tensor {
 
     #[rhai_fn(index_get, pure, return_raw)]
     pub fn at_closed_range(x: &mut Tensor, range: RangeInclusive<i64>) -> RhaiResultOf<Tensor> {
-        Ok(array::index(x, &[Pick::Range(*range.start(), range.end().saturating_add(1))])?)
+        Ok(array::index(x, &[Pick::Range(*range.start(), behind(*range.end()))])?)
     }
 
     #[rhai_fn(index_get, pure, return_raw)]
@@ -273,16 +268,15 @@ pub mod tensor {
         Ok(x.narrow(array::dimension(&x, dim, "narrow")?, start, length)?)
     }
 
-    /// A new dimension of size one, before dimension `dim`.
+    /// A new dimension of size one, which is dimension `dim` of the result.
     ///
     /// ```rhai
-    /// arange(3).unsqueeze(0).shape   //=> [1, 3]
+    /// arange(3).unsqueeze(0).shape    //=> [1, 3]
+    /// arange(3).unsqueeze(-1).shape   //=> [3, 1]
     /// ```
     #[rhai_fn(return_raw)]
     pub fn unsqueeze(x: Tensor, dim: i64) -> RhaiResultOf<Tensor> {
-        array::few(x.rank() + 1, "unsqueeze")?;
-        let dim = if dim == x.rank() as i64 { x.rank() } else { array::dimension(&x, dim, "unsqueeze")? };
-        Ok(x.unsqueeze(dim)?)
+        Ok(x.unsqueeze(array::new_dimension(&x, dim, "unsqueeze")?)?)
     }
 
     /// Without a dimension of size one.
@@ -314,14 +308,15 @@ pub mod tensor {
     /// zeros([2]).item()       //=> error: item: expected one value, got shape [2]
     /// ```
     #[rhai_fn(return_raw)]
-    pub fn item(x: Tensor) -> RhaiResultOf<f64> {
-        Ok(array::item(&x)?)
+    pub fn item(x: Tensor) -> RhaiResultOf<Dynamic> {
+        Ok(entry(array::item(&x)?, x.dtype()))
     }
 
-    /// The numbers as a nested array.
+    /// The numbers as a nested array; those of integers are integers.
     ///
     /// ```rhai
-    /// tensor([[1, 2], [3, 4]]).to_array()   //=> [[1.0, 2.0], [3.0, 4.0]]
+    /// tensor([[1, 2], [3, 4]]).to_array()         //=> [[1.0, 2.0], [3.0, 4.0]]
+    /// tensor([[1, 5], [9, 4]]).argmax(1).to_array()   //=> [1, 0]
     /// ```
     #[rhai_fn(return_raw)]
     pub fn to_array(x: Tensor) -> RhaiResultOf<Dynamic> {
@@ -333,7 +328,7 @@ pub mod tensor {
             let message = format!("to_array: expected at most {MOST_ITEMS} entries, got shape {:?}", x.dims());
             return Err(Error::new(Kind::Limit, message).hint("take a part of it, or reduce it first").into());
         }
-        Ok(nest(&show::values(&x)?, x.dims()))
+        Ok(nest(&show::values(&x)?, x.dims(), x.dtype()))
     }
 
     /// The tensor with another kind of number, on another device, or like another tensor in both.
@@ -407,12 +402,22 @@ fn gather(values: Dynamic, shape: &[usize], flat: &mut Vec<f32>) -> Result<()> {
 /// Entries that an array of a script may have.
 pub const MOST_ITEMS: usize = 1 << 22;
 
-fn nest(values: &[f64], dims: &[usize]) -> Dynamic {
+fn nest(values: &[f64], dims: &[usize], dtype: amscript_tensor::DType) -> Dynamic {
     let Some((&n, rest)) = dims.split_first() else {
-        return values[0].into();
+        return entry(values[0], dtype);
     };
     let size = values.len() / n.max(1);
-    (0..n).map(|i| nest(&values[i * size..(i + 1) * size], rest)).collect::<Array>().into()
+    (0..n).map(|i| nest(&values[i * size..(i + 1) * size], rest, dtype)).collect::<Array>().into()
+}
+
+/// A number of a tensor as scripts hold it.
+fn entry(value: f64, dtype: amscript_tensor::DType) -> Dynamic {
+    if dtype.is_int() { Dynamic::from(value as i64) } else { value.into() }
+}
+
+/// The end of an inclusive range as that of an open one; -1 is the last.
+fn behind(last: i64) -> i64 {
+    if last == -1 { i64::MAX } else { last.saturating_add(1) }
 }
 
 /// An entry of `x[[..]]`.
@@ -422,7 +427,7 @@ fn pick(value: Dynamic) -> Result<Pick> {
         return Ok(Pick::Range(range.start, range.end));
     }
     if let Some(range) = value.read_lock::<RangeInclusive<i64>>() {
-        return Ok(Pick::Range(*range.start(), range.end().saturating_add(1)));
+        return Ok(Pick::Range(*range.start(), behind(*range.end())));
     }
     if value.is_array() {
         return Ok(Pick::These(option::list(value.into_array().unwrap_or_default(), "index")?));

@@ -36,10 +36,11 @@ pub struct Disk {
     spared: OnceLock<u64>,
     /// Bytes that files may take which were written.
     most: OnceLock<u64>,
-    /// Bytes of files that were written and are still there, with their paths, and of others that were read.
+    /// Bytes of files that were written and are still there, and of others that were read.
     written: AtomicU64,
-    made: Mutex<BTreeSet<PathBuf>>,
     read: AtomicU64,
+    /// What was written, and what was read, which counts once.
+    known: Mutex<BTreeSet<(u64, u64)>>,
 }
 
 /// What was read, models for the most part, gives room for so many times as much.
@@ -184,7 +185,7 @@ pub fn open(path: &Path) -> Result<File> {
     match found.file_type() {
         kind if kind.is_file() => {
             let disk = &Context::current().disk;
-            if !disk.made.lock().contains(path) {
+            if disk.known.lock().insert(identity(path, &found)) {
                 disk.read.fetch_add(found.len(), Ordering::Relaxed);
             }
             Ok(file)
@@ -296,8 +297,15 @@ pub fn real(path: &Path) -> Result<PathBuf> {
 /// Makes a folder, and those above it that are not there.
 pub fn make_folder(path: &Path) -> Result<()> {
     ask()?;
+    let new = path.ancestors().filter(|above| above != &Path::new("")).take_while(|above| itself(above).is_none());
+    let bytes = new.count() as u64 * BLOCK;
+    if bytes > 0 {
+        Context::current().disk.has_room(path)?;
+    }
     let held = |d: &Dir, p: &Path| if p == Path::new(".") { Ok(()) } else { d.create_dir_all(p) };
-    at(path, (Way::Write, true), |p| fs::create_dir_all(p), held)
+    at(path, (Way::Write, true), |p| fs::create_dir_all(p), held)?;
+    replaced(0, bytes);
+    Ok(())
 }
 
 /// Removes files by name, drafts, and the folder itself if nothing else is in it; of a link or a file nothing. Whether it is gone.
@@ -310,9 +318,9 @@ pub fn remove_folder(folder: &Path, names: &[&str]) -> Result<bool> {
     ask()?;
     remove_drafts(folder);
     for path in names.iter().map(|name| folder.join(name)) {
-        let bytes = size(&path).unwrap_or(0);
+        let before = size(&path).ok();
         if remove_file(&path).is_ok() {
-            replaced(bytes, 0);
+            replaced(taken(before), 0);
         }
     }
     match at(folder, WRITE, |p| fs::remove_dir(p), |d, p| d.remove_dir(p)) {
@@ -377,6 +385,30 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
     }
 }
 
+/// Bytes that a disk gives away at once.
+const BLOCK: u64 = 4096;
+
+/// What a file of so many bytes takes.
+fn taken(bytes: Option<u64>) -> u64 {
+    bytes.map_or(0, |bytes| bytes.max(1).next_multiple_of(BLOCK))
+}
+
+/// What a file is, by whatever name.
+fn identity(path: &Path, found: &fs::Metadata) -> (u64, u64) {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let _ = path;
+        (found.dev(), found.ino())
+    }
+    #[cfg(not(unix))]
+    {
+        use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+        let _ = found;
+        (0, BuildHasherDefault::<DefaultHasher>::default().hash_one(path))
+    }
+}
+
 /// Counts the bytes that are there, in place of those that were.
 fn replaced(old: u64, new: u64) {
     let count = |written: u64| Some(written.saturating_add(new).saturating_sub(old));
@@ -420,10 +452,10 @@ impl Draft {
     pub fn finish(mut self) -> Result<()> {
         ask()?;
         self.file.sync_all()?;
-        let bytes = (size(&self.path).unwrap_or(0), self.file.metadata()?.len());
+        let (before, now) = (size(&self.path).ok(), self.file.metadata()?);
         rename(&self.draft, &self.path)?;
-        replaced(bytes.0, bytes.1);
-        Context::current().disk.made.lock().insert(self.path.clone());
+        replaced(taken(before), taken(Some(now.len())));
+        Context::current().disk.known.lock().insert(identity(&self.path, &now));
         self.finished = true;
         Ok(())
     }

@@ -75,6 +75,15 @@ impl Flow {
         if adapters.is_empty() {
             bail!(Value, "save_lora: expected a model with adapters, got none"; hint: "make them with flow.lora(#{{ rank: 16 }})");
         }
+        let of_adapters = |name: &str| [".lora_A.weight", ".lora_B.weight"].iter().any(|end| name.ends_with(end));
+        if model.weights.params().iter().any(|(name, _)| !of_adapters(name)) {
+            bail!(
+                Value,
+                "save_lora: expected a model that trains its adapters alone, got one whose own weights are trained too, and a \
+                LoRA file holds none of them";
+                hint: "write `policy.merge().save(..)`"
+            );
+        }
         model.with_names(|names| lora::write(path, adapters, names, form, dtype))
     }
 

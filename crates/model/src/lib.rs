@@ -137,6 +137,11 @@ impl Flow {
         Ok(())
     }
 
+    /// Whether its velocity is a network of some family, which knows times from 0 to 1 alone.
+    pub fn is_model(&self) -> bool {
+        self.model.is_some()
+    }
+
     /// The images of end states; the states themselves for a flow in data space.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
         match &self.model {

@@ -6,6 +6,7 @@ use amscript_nn::linear::Linear;
 use amscript_nn::weights::{Init, Weights};
 use amscript_tensor::{DType, Device, Rng, Tensor, op};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// `config.json` of a transformers folder; the rope base stands at the top level or, from transformers 5 on, one level down.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -23,16 +24,35 @@ pub struct Qwen3Config {
     pub rope_theta: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rope_parameters: Option<RopeParameters>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_scaling: Option<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hidden_act: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer_types: Option<Vec<String>>,
+    #[serde(default, skip_serializing)]
+    pub use_sliding_window: Option<bool>,
+    #[serde(default = "default_window", skip_serializing)]
+    pub sliding_window: Option<usize>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RopeParameters {
     pub rope_theta: f64,
+    #[serde(default = "default_rope")]
     pub rope_type: String,
 }
 
 fn default_eps() -> f64 {
     1e-6
+}
+
+fn default_rope() -> String {
+    "default".into()
+}
+
+fn default_window() -> Option<usize> {
+    Some(4096)
 }
 
 impl Qwen3Config {
@@ -56,7 +76,29 @@ impl Qwen3Config {
                 self.head_dim
             );
         }
-        Ok(())
+        self.theta()?;
+        self.check_kind()
+    }
+
+    /// Refuses what would change numbers and is not done here.
+    fn check_kind(&self) -> Result<()> {
+        let scaling = self.rope_scaling.as_ref();
+        let scaling = scaling.and_then(|scaling| scaling.get("rope_type").or_else(|| scaling.get("type")));
+        if let Some(kind) = scaling.filter(|kind| !kind.is_null() && **kind != "default") {
+            bail!(Value, "qwen3: expected no `rope_scaling` or one of type `default`, got type {kind}");
+        }
+        if let Some(act) = self.hidden_act.as_deref().filter(|act| !["silu", "swish"].contains(act)) {
+            bail!(Value, "qwen3: expected hidden_act `silu`, got `{act}`");
+        }
+        let slides = self.use_sliding_window == Some(true) && self.sliding_window.is_some();
+        match &self.layer_types {
+            Some(types) => match types.iter().find(|kind| *kind != "full_attention") {
+                Some(kind) => bail!(Value, "qwen3: expected layer_types `full_attention`, got `{kind}`"),
+                None => Ok(()),
+            },
+            None if slides => bail!(Value, "qwen3: expected `use_sliding_window` false, got true"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -202,4 +244,43 @@ fn rotation(config: &Qwen3Config, tokens: usize, dtype: DType, device: &Device) 
         Tensor::from_vec(values, (tokens, half), &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
     };
     Ok((table(f64::cos)?, table(f64::sin)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn checked(field: &str, value: Value) -> Result<()> {
+        let mut config = json!({ "vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4, "rope_theta": 1e6 });
+        config[field] = value;
+        serde_json::from_value::<Qwen3Config>(config).unwrap().check()
+    }
+
+    #[test]
+    fn what_changes_numbers_is_refused() {
+        for (field, value, got) in [
+            ("rope_scaling", json!({ "type": "yarn", "factor": 4.0 }), "got type \"yarn\""),
+            ("rope_scaling", json!({ "rope_type": "linear", "factor": 2.0 }), "got type \"linear\""),
+            ("rope_parameters", json!({ "rope_theta": 1e6, "rope_type": "yarn" }), "got `yarn`"),
+            ("hidden_act", json!("gelu"), "got `gelu`"),
+            ("layer_types", json!(["full_attention", "sliding_attention"]), "got `sliding_attention`"),
+            ("use_sliding_window", json!(true), "got true"),
+            ("rope_theta", Value::Null, "must give `rope_theta`"),
+        ] {
+            let error = checked(field, value).unwrap_err();
+            assert!(error.message.ends_with(got), "{error}");
+        }
+        for (field, value) in [
+            ("rope_scaling", Value::Null),
+            ("rope_scaling", json!({ "rope_type": "default" })),
+            ("rope_parameters", json!({ "rope_theta": 1e6 })),
+            ("hidden_act", json!("swish")),
+            ("layer_types", json!(["full_attention", "full_attention"])),
+            ("use_sliding_window", json!(false)),
+        ] {
+            checked(field, value).unwrap();
+        }
+    }
 }

@@ -63,6 +63,11 @@ impl RandomSizes {
             rms_norm_eps: 1e-6,
             rope_theta: None,
             rope_parameters: Some(RopeParameters { rope_theta: 1e6, rope_type: "default".into() }),
+            rope_scaling: None,
+            hidden_act: None,
+            layer_types: None,
+            use_sliding_window: None,
+            sliding_window: None,
         }
     }
 }

@@ -7,7 +7,7 @@ use amscript_base::bail;
 use amscript_base::error::{Error, Kind, Result};
 use amscript_tensor::op::Filter;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 /// How tensors are named and shaped in a file.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -66,7 +66,20 @@ struct OpenClipTower {
     context_length: usize,
     #[serde(default)]
     vocab_size: usize,
+    #[serde(flatten)]
+    others: Map<String, Value>,
 }
+
+/// Of a tower's keys, those that change numbers without changing tensors, and so must be at open_clip's defaults.
+const FIXED: [&str; 7] = [
+    "pool_type",
+    "no_causal_mask",
+    "norm_kwargs",
+    "act_kwargs",
+    "final_ln_after_pool",
+    "no_ln_pre",
+    "attentional_pool",
+];
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
@@ -76,6 +89,9 @@ struct OpenClipPixels {
     interpolation: Option<String>,
     resize_mode: Option<String>,
 }
+
+/// Of open_clip's text towers of any width.
+const TEXT_HEADS: usize = 8;
 
 fn ratio() -> f64 {
     4.0
@@ -120,6 +136,24 @@ fn refused(e: serde_json::Error) -> Error {
 }
 
 impl OpenClipTower {
+    /// Refuses what is not done here; `pool` is how open_clip pools this tower unless told otherwise.
+    fn check(&self, tower: &str, pool: &str) -> Result<()> {
+        let is_usual = |name: &str, given: &Value| match given {
+            Value::String(given) => name == "pool_type" && given == pool,
+            Value::Object(given) => name.ends_with("_kwargs") && given.is_empty(),
+            Value::Bool(false) => true,
+            Value::Null => name != "pool_type",
+            _ => false,
+        };
+        for name in FIXED {
+            if let Some(given) = self.others.get(name).filter(|given| !is_usual(name, given)) {
+                let usual = if name == "pool_type" { format!("`{pool}`") } else { "open_clip's default".into() };
+                bail!(Value, "clip config: {tower}: expected {usual} for `{name}`, got {given}");
+            }
+        }
+        Ok(())
+    }
+
     fn sizes(&self, heads: usize, activation: Activation) -> TowerConfig {
         let hidden = (self.mlp_ratio * self.width as f64) as usize;
         TowerConfig { width: self.width, layers: self.layers, heads, hidden, eps: eps(), activation }
@@ -152,7 +186,8 @@ impl ClipConfig {
         let (m, pixels) = (&file.model_cfg, file.preprocess_cfg);
         let (vision, text) = (&m.vision_cfg, &m.text_cfg);
         let activation = if m.quick_gelu { Activation::QuickGelu } else { Activation::Gelu };
-        let heads = |tower: &OpenClipTower| tower.heads.unwrap_or(tower.width / tower.head_width.max(1));
+        vision.check("vision_cfg", "tok")?;
+        text.check("text_cfg", "argmax")?;
         let config = Self {
             layout: Layout::OpenClip,
             embed: m.embed_dim,
@@ -161,7 +196,7 @@ impl ClipConfig {
             vision: vision.sizes(vision.width / vision.head_width.max(1), activation),
             context: text.context_length,
             vocabulary: text.vocab_size,
-            text: text.sizes(heads(text), activation),
+            text: text.sizes(text.heads.unwrap_or(TEXT_HEADS), activation),
         };
         let mut prepared = Preprocess::clip(config.image_size);
         prepared.mean = pixels.mean.unwrap_or(prepared.mean);
@@ -294,6 +329,40 @@ mod tests {
                 _ => ClipConfig::open_clip(written).unwrap().0,
             };
             assert_eq!(read, config);
+        }
+    }
+
+    #[test]
+    fn towers_of_open_clip_are_the_usual_ones() {
+        let open = |tower: &str, key: &str, value: Value| {
+            let sizes = json!({ "width": 128, "layers": 1 });
+            let mut file = json!({ "model_cfg": { "embed_dim": 4, "vision_cfg": sizes, "text_cfg": sizes } });
+            file["model_cfg"][tower][key] = value;
+            ClipConfig::open_clip(file).map(|(config, _)| config.text.heads).map_err(|e| e.message)
+        };
+        for (tower, key, value, usual) in [
+            ("vision_cfg", "pool_type", json!("avg"), "`tok`"),
+            ("vision_cfg", "pool_type", Value::Null, "`tok`"),
+            ("text_cfg", "pool_type", json!("last"), "`argmax`"),
+            ("text_cfg", "no_causal_mask", json!(true), "open_clip's default"),
+            ("vision_cfg", "norm_kwargs", json!({"eps":1e-6}), "open_clip's default"),
+            ("text_cfg", "act_kwargs", json!({"approximate":"tanh"}), "open_clip's default"),
+            ("vision_cfg", "final_ln_after_pool", json!(true), "open_clip's default"),
+            ("vision_cfg", "no_ln_pre", json!(true), "open_clip's default"),
+            ("vision_cfg", "attentional_pool", json!("parallel"), "open_clip's default"),
+        ] {
+            let message = format!("clip config: {tower}: expected {usual} for `{key}`, got {value}");
+            assert_eq!(open(tower, key, value), Err(message));
+        }
+        for (tower, key, value) in [
+            ("vision_cfg", "pool_type", json!("tok")),
+            ("text_cfg", "pool_type", json!("argmax")),
+            ("text_cfg", "norm_kwargs", json!({})),
+            ("text_cfg", "act_kwargs", Value::Null),
+            ("vision_cfg", "attentional_pool", json!(false)),
+            ("text_cfg", "hf_tokenizer_name", json!("any")),
+        ] {
+            assert_eq!(open(tower, key, value), Ok(8));
         }
     }
 

@@ -1,5 +1,7 @@
 //! How the tensors of a file become the ones a model asks for: other names, rows of a fused matrix, other shapes.
 
+use crate::archive::{Archive, TensorEntry};
+use amscript_tensor::DType;
 use std::ops::Range;
 
 /// A stored tensor, or rows of one, under the name a model asks for.
@@ -42,8 +44,37 @@ impl Piece {
     }
 }
 
-/// What wraps a whole network in the names of its file: DistributedDataParallel, what ComfyUI saves.
-const WRAPPERS: [&str; 3] = ["module.", "model.diffusion_model.", "diffusion_model."];
+/// What wraps a whole network in the names of its file: DistributedDataParallel, what ComfyUI saves, averages (EMA).
+const WRAPPERS: [&str; 4] = ["module.", "model.diffusion_model.", "diffusion_model.", AVERAGES];
+
+/// What ema_pytorch puts before the averages, and before the plain weights beside them.
+const AVERAGES: &str = "ema_model.";
+const AVERAGED: &str = "online_model.";
+
+/// What averages of weights (torch.optim.swa_utils, ema_pytorch) count; no part of a network.
+const COUNTERS: [&str; 3] = ["n_averaged", "initted", "step"];
+
+/// The tensors of a network by file: without counters of averages and the plain weights beside them.
+pub fn of_network(archives: &[Archive]) -> Vec<(usize, &String, &TensorEntry)> {
+    let entries = archives.iter().enumerate().flat_map(|(i, archive)| archive.entries().iter().map(move |e| (i, e)));
+    let entries = entries.map(|(i, (name, entry))| (i, name, entry));
+    let mut kept: Vec<_> = entries.filter(|(_, name, entry)| !is_counter(name, entry.dtype, &entry.shape)).collect();
+    if are_averaged(kept.iter().map(|(_, name, _)| name.as_str())) {
+        kept.retain(|(_, name, _)| name.starts_with(AVERAGES));
+    }
+    kept
+}
+
+fn is_counter(name: &str, dtype: DType, shape: &[usize]) -> bool {
+    let counts = matches!(dtype, DType::U8 | DType::U32 | DType::I16 | DType::I32 | DType::I64);
+    COUNTERS.contains(&name) && counts && shape.iter().product::<usize>() == 1
+}
+
+/// Whether the names are those of plain weights and their averages.
+fn are_averaged<'a>(names: impl Iterator<Item = &'a str> + Clone) -> bool {
+    let all = names.clone().all(|name| name.starts_with(AVERAGES) || name.starts_with(AVERAGED));
+    all && names.clone().any(|name| name.starts_with(AVERAGES))
+}
 
 /// What wraps modules anywhere in a network: torch.compile, FullyShardedDataParallel, checkpointing, DeepSpeed and Accelerate.
 pub const INNER: [&str; 4] = ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_forward_module."];
@@ -81,6 +112,17 @@ pub fn same(name: &str, shape: &[usize]) -> Vec<Piece> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counters_and_what_is_averaged_are_no_part_of_a_network() {
+        let is = |name: &str| is_counter(name, DType::I64, &[]);
+        assert!(is("n_averaged") && is_counter("initted", DType::U8, &[1]) && is("step"));
+        assert!(!is("module.step") && !is_counter("step", DType::F32, &[]) && !is_counter("step", DType::I64, &[2]));
+        let averaged = |names: &[&'static str]| are_averaged(names.iter().copied());
+        assert!(averaged(&["online_model.a", "ema_model.a"]) && averaged(&["ema_model.a"]));
+        assert!(!averaged(&["online_model.a"]) && !averaged(&["online_model.a", "ema_model.a", "b"]) && !averaged(&[]));
+        assert_eq!(wrapped(["ema_model.a", "ema_model.b"].into_iter(), &[]), 10);
+    }
 
     #[test]
     fn wrappers_are_those_of_all_names() {

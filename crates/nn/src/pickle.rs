@@ -89,10 +89,9 @@ struct Found {
 
 /// The tensors of the state dict and where `place` finds them, and what stands beside them.
 fn header(pickle: &Pickle, origin: &str, mut place: impl FnMut(&Found) -> Result<TensorEntry>) -> Result<Header> {
-    let (dict, unread) = contents::state_dict(pickle)?;
-    if let Some(name) = unread {
-        let message =
-            format!("{origin}: its averages `{name}` (EMA) have no names and are not read; its plain weights are");
+    let (dict, told) = contents::state_dict(pickle)?;
+    if let Some(told) = told {
+        let message = format!("{origin}: {told}");
         warn_once(&message, &message);
     }
     let mut entries = BTreeMap::new();
@@ -297,7 +296,19 @@ mod tests {
     fn the_averages_are_taken_before_the_plain_weights() {
         let names = |pickle: &[u8]| read(pickle).unwrap().0.into_keys().collect::<Vec<_>>().join(" ");
         let (plain, average) = (state("plain"), state("average"));
-        for name in ["ema", "model_ema", "ema_model", "state_dict_ema", "ema_state_dict"] {
+        for name in [
+            "ema",
+            "model_ema",
+            "ema_model",
+            "state_dict_ema",
+            "ema_state_dict",
+            "ema1",
+            "model_ema2",
+            "ema_0.9999",
+            "avg_model",
+            "averaged-weights",
+            "swa",
+        ] {
             assert_eq!(names(&dict(&[("model", plain.clone()), (name, average.clone())])), "average", "{name}");
         }
         for inside in ["shadow", "module", "anything"] {
@@ -306,7 +317,15 @@ mod tests {
         }
         let list = dict(&[("shadow_params", [b"](", &tensor("FloatStorage", "")[..], b"e"].concat())]);
         let nameless = [dict(&[("model", plain.clone()), ("ema", list)]), b".".to_vec()].concat();
-        assert_eq!(contents::state_dict(&Pickle::read(&nameless).unwrap()).unwrap().1, Some("ema"));
+        let told = |pickle: &[u8]| contents::state_dict(&Pickle::read(pickle).unwrap()).unwrap().1.unwrap_or_default();
+        assert!(told(&nameless).starts_with("its averages `ema` (EMA) have no names"));
+        let several = [("model", plain.clone()), ("ema_0.9", average.clone()), ("ema_0.99", state("slower"))];
+        let several = [dict(&several), b".".to_vec()].concat();
+        assert_eq!(told(&several), "of its averages (EMA), `ema_0.9` is read, not `ema_0.99`");
+        let tensor = tensor("FloatStorage", "");
+        let flat = [dict(&[("n_averaged", tensor.clone()), ("ema_model.w", tensor)]), b".".to_vec()].concat();
+        assert_eq!(told(&flat), "");
+        assert_eq!(names(&dict(&[("model", plain.clone()), ("exp_avg", average)])), "plain");
         assert_eq!(names(&dict(&[("model", plain), ("ema", b"G\x3f\xe0\0\0\0\0\0\0".to_vec())])), "plain");
     }
 

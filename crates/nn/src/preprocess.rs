@@ -56,8 +56,9 @@ impl Preprocess {
     pub fn transformers(size: usize, file: &Value) -> Result<(Self, Vec<String>)> {
         let three = |name: &str, usual: [f64; 3]| match &file[name] {
             Value::Null => Ok(usual),
-            given => serde_json::from_value(given.clone())
-                .map_err(|e| Error::new(Kind::Value, format!("preprocessor_config.json: `{name}`: {e}"))),
+            given => {
+                serde_json::from_value(given.clone()).map_err(|e| Error::new(Kind::Value, format!("`{name}`: {e}")))
+            }
         };
         let resize = if file["resample"] == 2 { "bilinear" } else { "bicubic" };
         let crop = if file["size"]["height"].is_null() { "center" } else { "squash" };
@@ -201,7 +202,7 @@ mod tests {
             assert_eq!(read(pixels.transformers_file()), (pixels, vec![]));
         }
         let wrong = Preprocess::transformers(4, &json!({ "image_mean": [1] })).unwrap_err().message;
-        assert!(wrong.starts_with("preprocessor_config.json: `image_mean`"), "{wrong}");
+        assert!(wrong.starts_with("`image_mean`"), "{wrong}");
     }
 
     #[test]

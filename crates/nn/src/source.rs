@@ -202,6 +202,9 @@ impl Folder {
             let message = format!("{}: what `{name}` links to is not there; its download has not ended", self.origin());
             return Error::new(Kind::Missing, message).hint("fetch it again with `hf download`");
         }
+        if let Some(how) = converted(name, &names) {
+            return self.with_download(error.hint(how));
+        }
         let error = match (self.index_of(name), nearest(name, names.iter().map(String::as_str))) {
             (Some(index), _) => error.hint(format!("`{index}` lists it; fetch it again with `hf download`")),
             (None, Some(near)) if near != name => error.hint(format!("the nearest name there is `{near}`")),
@@ -251,6 +254,20 @@ impl Component {
             Self::Folder(folder) => folder.json("config.json").map(Some),
             Self::File(_) => Ok(None),
         }
+    }
+}
+
+/// How to make a file of transformers from its older form, where only that is there.
+fn converted(name: &str, names: &BTreeSet<String>) -> Option<&'static str> {
+    let has = |other: &str| names.contains(other);
+    match name {
+        "model.safetensors" if has("pytorch_model.bin") || has("pytorch_model.bin.index.json") => Some(
+            "`pytorch_model.bin` is not read here; transformers' `from_pretrained(..).save_pretrained(..)` writes model.safetensors",
+        ),
+        "tokenizer.json" if has("vocab.json") && has("merges.txt") => {
+            Some("`AutoTokenizer.from_pretrained(..).save_pretrained(..)` writes tokenizer.json")
+        }
+        _ => None,
     }
 }
 
@@ -473,6 +490,20 @@ mod tests {
                     .ends_with("what `model.safetensors` links to is not there; its download has not ended")
             );
         }
+    }
+
+    #[test]
+    fn older_forms_are_told_how_to_become_newer_ones() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = Folder::disk(root.path());
+        for name in ["pytorch_model.bin", "vocab.json", "merges.txt"] {
+            touch(root.path().join(name));
+        }
+        let weights = folder.archives("model").err().unwrap();
+        assert!(weights.hint.unwrap().starts_with("`pytorch_model.bin` is not read here"));
+        assert!(folder.text("tokenizer.json").unwrap_err().hint.unwrap().ends_with("writes tokenizer.json"));
+        std::fs::remove_file(root.path().join("merges.txt")).unwrap();
+        assert!(!folder.text("tokenizer.json").unwrap_err().hint.is_some_and(|hint| hint.contains("AutoTokenizer")));
     }
 
     #[test]

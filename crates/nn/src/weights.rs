@@ -129,20 +129,19 @@ impl Weights {
     /// tensors by which the network is found below any prefix.
     pub fn open_as(archives: Vec<Archive>, layout: &Layout, known: &[&str], dtype: DType, to: &Device) -> Result<Self> {
         let origin = archives.first().map_or("no file", Archive::origin).to_string();
-        let names = archives.iter().flat_map(|archive| archive.entries().keys());
+        let network = layout::of_network(&archives);
+        let names = network.iter().map(|(_, name, _)| *name);
         let wrapped = layout::wrapped(names.clone().map(String::as_str), known);
         if let Some(scale) = names.clone().find(|name| SCALES.iter().any(|end| name.ends_with(end))) {
             bail!(File, "{origin}: tensor `{scale}` scales weights that are stored in fewer bits, which is not done here";
                 hint: "take the model in bf16 or f32");
         }
         let mut pieces = BTreeMap::new();
-        for (i, archive) in archives.iter().enumerate() {
-            for (stored, entry) in archive.entries() {
-                for piece in layout(&layout::plain(stored)[wrapped..], &entry.shape) {
-                    let name = piece.name.clone();
-                    if pieces.insert(name.clone(), (i, stored.clone(), piece)).is_some() {
-                        bail!(File, "{}: tensor `{name}` is there twice", archive.origin());
-                    }
+        for (i, stored, entry) in network {
+            for piece in layout(&layout::plain(stored)[wrapped..], &entry.shape) {
+                let name = piece.name.clone();
+                if pieces.insert(name.clone(), (i, stored.clone(), piece)).is_some() {
+                    bail!(File, "{}: tensor `{name}` is there twice", archives[i].origin());
                 }
             }
         }

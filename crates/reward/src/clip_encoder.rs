@@ -16,6 +16,7 @@ use amscript_nn::weights::Weights;
 use amscript_tensor::meta::Trace;
 use amscript_tensor::{DType, Device, Rng, Tensor, op};
 use parking_lot::Mutex;
+use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -231,14 +232,19 @@ impl ClipEncoder {
 /// What transformers' folders say of their images beside the config.
 const PIXELS: &str = "preprocessor_config.json";
 
-/// By that file where there is one; what it says and is not done is told.
+/// The same below `image_processor`, from transformers 5 on.
+const PROCESSOR: &str = "processor_config.json";
+
+/// By one of these files where there is one; what it says and is not done is told.
 fn transformers_pixels(folder: &Folder, size: usize) -> Result<Preprocess> {
-    if !folder.has(PIXELS) {
-        return Ok(Preprocess::clip(size));
-    }
-    let (pixels, departures) = Preprocess::transformers(size, &folder.json(PIXELS)?)?;
+    let (name, said) = match (folder.has(PIXELS), folder.has(PROCESSOR)) {
+        (true, _) => (PIXELS, folder.json(PIXELS)?),
+        (_, true) => (PROCESSOR, folder.json::<Value>(PROCESSOR)?["image_processor"].clone()),
+        _ => return Ok(Preprocess::clip(size)),
+    };
+    let place = format!("{}/{name}", folder.origin());
+    let (pixels, departures) = Preprocess::transformers(size, &said).map_err(|e| e.within(&place))?;
     if !departures.is_empty() {
-        let place = format!("{}/{PIXELS}", folder.origin());
         let message = format!("{place}: {} not followed; it is {}", departures.join(", "), pixels.describe());
         warn_once(&place, &message);
     }
@@ -304,5 +310,29 @@ impl ClipCache {
     pub fn details(&self) -> Vec<String> {
         let rewards = self.rewards.lock();
         rewards.iter().filter_map(Weak::upgrade).map(|reward| reward.details()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn images_are_prepared_as_the_processor_says() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = Folder::disk(place.path());
+        let write = |name: &str, value: Value| std::fs::write(place.path().join(name), value.to_string()).unwrap();
+        let mean = || transformers_pixels(&folder, 8).map(|pixels| pixels.mean).map_err(|e| e.message);
+        let usual = Preprocess::clip(8).mean;
+        assert_eq!(mean(), Ok(usual));
+        write(PROCESSOR, json!({ "processor_class": "CLIPProcessor" }));
+        assert_eq!(mean(), Ok(usual));
+        write(PROCESSOR, json!({ "image_processor": { "image_mean": [0.1, 0.2, 0.3] } }));
+        assert_eq!(mean(), Ok([0.1, 0.2, 0.3]));
+        write(PROCESSOR, json!({ "image_processor": { "image_mean": 1 } }));
+        assert!(mean().unwrap_err().contains("processor_config.json: `image_mean`"));
+        write(PIXELS, json!({ "image_mean": [0.5, 0.5, 0.5] }));
+        assert_eq!(mean(), Ok([0.5; 3]));
     }
 }

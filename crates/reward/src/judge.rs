@@ -116,18 +116,31 @@ impl Judge {
             |i: usize| -> Key { Sha256::new().chain_update(&images[i]).chain_update(&prompts[i]).finalize().into() };
         let keys: Vec<Key> = (0..images.len()).map(key).collect();
         let mut open: Vec<usize> = (0..keys.len()).filter(|i| !keys[..*i].contains(&keys[*i])).collect();
-        let mut known = self.known.lock();
-        if known.len() + open.len() > KEPT {
-            known.clear();
-        }
+        let mut known = self.known_of(&keys);
         open.retain(|i| !known.contains_key(&keys[*i]));
         for chunk in open.chunks(self.manner.batch) {
             let of = |all: &dyn Fn(usize) -> String| chunk.iter().map(|i| all(*i)).collect::<Vec<_>>();
             let (words, pictures) = (of(&|i| prompts[i].clone()), of(&|i| base64::encode(&images[i])));
             let scores = self.answer(&words, &pictures)?;
-            known.extend(chunk.iter().map(|i| keys[*i]).zip(scores));
+            let found: Vec<(Key, f64)> = chunk.iter().map(|i| keys[*i]).zip(scores).collect();
+            self.keep(&found);
+            known.extend(found);
         }
         Ok(keys.iter().map(|key| known[key]).collect())
+    }
+
+    /// What is known is locked for a moment only: who asks may be asked by what it asks.
+    fn known_of(&self, keys: &[Key]) -> HashMap<Key, f64> {
+        let known = self.known.lock();
+        keys.iter().filter_map(|key| Some((*key, *known.get(key)?))).collect()
+    }
+
+    fn keep(&self, found: &[(Key, f64)]) {
+        let mut known = self.known.lock();
+        if known.len() + found.len() > KEPT {
+            known.clear();
+        }
+        known.extend(found.iter().copied());
     }
 
     /// Asks until there is an answer, or too often.

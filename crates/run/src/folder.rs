@@ -105,6 +105,7 @@ pub fn claim(folder: &Path, record: Value, inner: bool, anyway: bool) -> Result<
         let said = differences.iter().map(|found| format!("going on all the same: {found}"));
         claim.notes = said.chain(moved).collect();
         claim.record = identity::after(old, claim.record, checkpoint::last_step(folder));
+        forget_result(folder)?;
         write_json(&path, &claim.record)?;
     } else {
         let refused = refusal(folder, &differences);
@@ -113,6 +114,12 @@ pub fn claim(folder: &Path, record: Value, inner: bool, anyway: bool) -> Result<
         (claim.length, claim.notes, claim.goes_on) = (Some(Length { now, refused }), moved, true);
     }
     Ok(claim)
+}
+
+/// Removes the result of a run that goes on as another one: it would be taken for the other's, were that ended before its own is written.
+pub fn forget_result(folder: &Path) -> Result<()> {
+    let removed = file::remove_folder(folder, &["result.json"]); // of a folder that holds more, and stays
+    removed.map(drop).map_err(|e| file_error(folder, "write in", &e))
 }
 
 /// What `run.json` holds. None of a new folder; nor, `anyway`, where it is gone or cannot be read.

@@ -367,6 +367,7 @@ impl Run {
             if length.now != total || done == 0 {
                 return Err(length.refused);
             }
+            folder::forget_result(self.folder())?;
             record::write_json(&self.folder().join("run.json"), &self.state().record)?;
             self.print(&format!("to go on to step {total}; a schedule over the length is that of the new one"));
         }

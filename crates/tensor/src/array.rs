@@ -3,7 +3,7 @@
 use super::op::call::{Keeps, Kept};
 use super::op::elementary::{read, unary};
 use super::value::room;
-use super::{Array, D, DType, Device, Tensor};
+use super::{Array, D, DType, Device, Tensor, raw};
 use amscript_base::bail;
 use amscript_base::error::Result;
 
@@ -12,7 +12,7 @@ use amscript_base::error::Result;
 pub enum Pick {
     /// One entry; the dimension goes. Negative counts from the end.
     At(i64),
-    /// Entries `start..end`; an `end` past the size means to the end.
+    /// Entries `start..end`; negative ones count from the end, an `end` past the size means to the end.
     Range(i64, i64),
     /// These entries, in this order.
     These(Vec<i64>),
@@ -33,7 +33,9 @@ pub fn index(x: &Tensor, picks: &[Pick]) -> Result<Tensor> {
                 continue;
             }
             Pick::Range(start, end) => {
-                let (start, end) = ((*start).clamp(0, size as i64) as usize, (*end).clamp(0, size as i64) as usize);
+                let at =
+                    |i: i64| (if i < 0 { i.saturating_add(size as i64) } else { i }).clamp(0, size as i64) as usize;
+                let (start, end) = (at(*start), at(*end));
                 x = x.narrow(dim, start, end.saturating_sub(start))?;
             }
             Pick::These(list) => {
@@ -57,7 +59,16 @@ fn position(i: i64, size: usize, dim: usize) -> Result<usize> {
 
 /// A dimension counted from the end when negative.
 pub fn dimension(x: &Tensor, dim: i64, function: &str) -> Result<usize> {
-    let rank = x.rank() as i64;
+    counted(x, x.rank() as i64, dim, function)
+}
+
+/// The place of a dimension to be made, counted from the end of the result when negative.
+pub fn new_dimension(x: &Tensor, dim: i64, function: &str) -> Result<usize> {
+    few(x.rank() + 1, function)?;
+    counted(x, x.rank() as i64 + 1, dim, function)
+}
+
+fn counted(x: &Tensor, rank: i64, dim: i64, function: &str) -> Result<usize> {
     if (-rank..rank).contains(&dim) {
         return Ok(dim.rem_euclid(rank) as usize);
     }
@@ -131,13 +142,17 @@ pub fn select(mask: &Tensor, a: &Tensor, b: &Tensor) -> Result<Tensor> {
 
 /// Euclidean norm over `dims` (all when empty); its gradient at zero is zero.
 pub fn norm(x: &Tensor, dims: &[usize]) -> Result<Tensor> {
+    let x = &x.floating()?;
     x.room_for_copy("norm")?;
     let all: Vec<usize> = (0..x.rank()).collect();
     let dims = if dims.is_empty() { all } else { dims.to_vec() };
     let mut kept = x.dims().to_vec();
     dims.iter().for_each(|dim| kept[*dim] = 1);
     let (kind, over) = ((kept.into(), x.dtype()), dims.clone());
-    let forward = move |x: &Array| x.sqr()?.sum_keepdim(over.as_slice())?.sqrt();
+    let forward = move |x: &Array| {
+        let wide = if raw::is_half(x.dtype()) { x.to_dtype(DType::F32)? } else { x.clone() };
+        raw::sum(&wide.sqr()?, Some(&over), 1.0)?.sqrt()?.to_dtype(x.dtype())
+    };
     let keeps = Keeps { output: true, ..Keeps::inputs([true]) };
     let norms = unary("norm", x, kind, keeps, forward, |kept: Kept<1, ()>, g| {
         let (x, norms) = (read(kept.inputs[0])?, read(kept.output)?);
@@ -146,6 +161,17 @@ pub fn norm(x: &Tensor, dims: &[usize]) -> Result<Tensor> {
     })?;
     let rest: Vec<usize> = (0..x.rank()).filter(|d| !dims.contains(d)).map(|d| x.dims()[d]).collect();
     norms.reshape(rest)
+}
+
+/// The standard deviation over `dims` (all when empty) by the unbiased estimate of the variance; its gradient at zero is zero.
+pub fn std(x: &Tensor, dims: &[usize]) -> Result<Tensor> {
+    let x = x.floating()?;
+    let dims: Vec<usize> = if dims.is_empty() { (0..x.rank()).collect() } else { dims.to_vec() };
+    let n: usize = dims.iter().map(|dim| x.dims()[*dim]).product();
+    if n < 2 {
+        bail!(Shape, "std: expected at least two values, got shape {:?}", x.dims());
+    }
+    norm(&x.broadcast_sub(&x.mean_keepdim(dims.as_slice())?)?, &dims)? * (1.0 / ((n - 1) as f64).sqrt())
 }
 
 /// Largest or smallest value over all entries, as a scalar.
@@ -181,7 +207,8 @@ pub fn linspace(start: f64, end: f64, n: usize, dtype: DType, device: &Device) -
 
 /// Log of the sum of exponentials along a dimension, kept.
 pub fn log_sum_exp(x: &Tensor, dim: usize) -> Result<Tensor> {
-    let top = x.constant().max_keepdim(dim)?.clamp(f64::from(f32::MIN), f64::INFINITY)?; // finite where all are minus infinity
+    let x = &x.floating()?;
+    let top = x.constant().max_keepdim(dim)?.clamp(f64::from(f32::MIN), f64::from(f32::MAX))?; // finite where numbers are not
     x.broadcast_sub(&top)?.exp()?.sum_keepdim(dim)?.log()? + top
 }
 

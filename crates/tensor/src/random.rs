@@ -170,6 +170,21 @@ impl Stream {
         f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Draws tensors of `count` rows, each of which stands for as many samples that follow one another.
+    pub fn draw_rows<T>(&self, count: usize, f: impl FnOnce(&mut Rng) -> T) -> T {
+        let over = |rows: Rows| {
+            let share = (rows.len / count.max(1)).max(1);
+            Rows { first: rows.first / share, len: rows.len / share, of: rows.of / share }
+        };
+        self.draw(|rng| {
+            let rows = rng.rows;
+            rng.rows = rows.map(over);
+            let drawn = f(rng);
+            rng.rows = rows;
+            drawn
+        })
+    }
+
     /// A stream of its own for a part of a batch; see [`Rng::of_rows`].
     pub fn of_rows(&self, rows: Rows) -> Self {
         Self::new(self.draw(|rng| rng.of_rows(Some(rows))))
@@ -222,6 +237,15 @@ mod tests {
             let end = first + len;
             assert_eq!(own, (odd[first..end].to_vec(), shared, several[2 * first..2 * end].to_vec(), counter));
         }
+        let pairs = |rows: Rows, count: usize| {
+            let stream = Stream::new(fresh.of_rows(Some(rows)));
+            let drawn = stream.draw_rows(count, |rng| rng.normal(&[count, 3], DType::F64, &Device::Cpu)).unwrap();
+            (drawn, stream.draw(|rng| rng.counter()))
+        };
+        let all = pairs(Rows { first: 0, len: 8, of: 8 }, 4);
+        let last = pairs(Rows { first: 4, len: 4, of: 8 }, 2);
+        assert_eq!(crate::array::distance(&all.0.narrow(0, 2, 2).unwrap(), &last.0).unwrap(), 0.0);
+        assert_eq!(all.1, last.1);
         let two = fresh.of_rows(Some(Rows { first: 0, len: 2, of: 5 })).normal(&[3], DType::F64, &Device::Cpu);
         assert!(two.unwrap_err().message.contains("must count the 2 samples of the part of the batch, got [3]"));
     }

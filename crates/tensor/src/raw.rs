@@ -75,15 +75,53 @@ pub fn affine(x: &Array, a: f64, b: f64) -> Result<Array> {
 /// `factor` times the sum over `dims`, which stay as 1, or over all numbers; half precision is added up in f32.
 pub fn sum(x: &Array, dims: Option<&[usize]>, factor: f64) -> Result<Array> {
     let wide = if is_half(x.dtype()) { x.to_dtype(DType::F32)? } else { x.clone() };
-    let sum = dims.map_or_else(|| sum_all(&wide), |dims| Ok(wide.sum_keepdim(dims)?))?;
+    let sum = dims.map_or_else(|| sum_all(&wide), |dims| sum_over(&wide, dims))?;
     let sum = if factor == 1.0 { sum } else { affine(&sum, factor, 0.0)? };
     Ok(sum.to_dtype(x.dtype())?)
+}
+
+/// Terms from which on f32 is added up in f64 on the processor: candle adds one after the other to a number that loses them.
+const LONG: usize = 1 << 12;
+
+/// The sum of very many numbers, the same on any number of threads.
+fn long_sum(numbers: &[f32]) -> f32 {
+    let part = |part: &[f32]| {
+        let (eights, rest) = part.as_chunks::<8>();
+        let mut sums = [0.0; 8];
+        eights.iter().for_each(|eight| sums.iter_mut().zip(eight).for_each(|(sum, x)| *sum += f64::from(*x)));
+        sums.iter().sum::<f64>() + rest.iter().map(|x| f64::from(*x)).sum::<f64>()
+    };
+    let parts: Vec<f64> = numbers.par_chunks(1 << 16).map(part).collect();
+    parts.iter().sum::<f64>() as f32
+}
+
+fn is_long(x: &Array, terms: usize) -> bool {
+    terms > LONG && x.device().is_cpu() && x.dtype() == DType::F32
+}
+
+/// The sum over `dims`, which stay as 1.
+fn sum_over(x: &Array, dims: &[usize]) -> Result<Array> {
+    let terms = dims.iter().map(|dim| x.dims()[*dim]).product();
+    if !is_long(x, terms) {
+        return Ok(x.sum_keepdim(dims)?);
+    }
+    let (mut order, mut shape): (Vec<usize>, _) =
+        ((0..x.rank()).filter(|dim| !dims.contains(dim)).collect(), x.dims().to_vec());
+    order.extend(dims);
+    dims.iter().for_each(|dim| shape[*dim] = 1);
+    let rows = packed(&x.permute(order)?)?;
+    let numbers = data::<f32>(&rows)?;
+    let sums: Vec<f32> = numbers.par_chunks(terms).map(long_sum).collect();
+    Ok(Array::from_vec(sums, shape, x.device())?)
 }
 
 /// candle gives the whole of it to one block of a card; here there are as many as rows.
 fn sum_all(x: &Array) -> Result<Array> {
     const ROW: usize = 1 << 12;
     let n = x.elem_count();
+    if is_long(x, n) {
+        return Ok(Array::new(long_sum(&data::<f32>(&packed(x)?)?), x.device())?);
+    }
     if !x.device().is_cuda() || n < 2 * ROW {
         return Ok(x.sum_all()?);
     }

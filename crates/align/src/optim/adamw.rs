@@ -110,7 +110,8 @@ impl AdamW {
     /// One whose moments the ranks of a group share; all must step with the same gradients.
     pub fn sharded(params: Params, options: OptimizerOptions, group: Arc<dyn Group>) -> Result<Self> {
         if params.is_empty() {
-            bail!(Value, "adamw: there must be a trainable tensor, got none"; hint: "add adapters with lora(..) or call trainable()");
+            bail!(Value, "adamw: there must be a trainable tensor, got none";
+                hint: "lora(..) makes a new LoRA, load_lora(path, #{{ trainable: true }}) trains a loaded one, trainable() all weights");
         }
         if options.betas.iter().any(|b| !(0.0..1.0).contains(b)) {
             bail!(Value, "adamw: betas must lie in [0, 1), got {:?}", options.betas);

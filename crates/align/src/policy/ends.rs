@@ -29,11 +29,11 @@ pub enum Times {
 
 impl Times {
     fn draw(self, n: usize, until: f64, stream: &Stream) -> Result<Vec<f64>> {
-        let uniform = || read(&stream.draw(|rng| rng.uniform(&[n], DType::F64, &Device::Cpu))?);
+        let uniform = || read(&stream.draw_rows(n, |rng| rng.uniform(&[n], DType::F64, &Device::Cpu))?);
         let times: Vec<f64> = match self {
             Times::Uniform => uniform()?,
             Times::LogitNormal => {
-                let normal = read(&stream.draw(|rng| rng.normal(&[n], DType::F64, &Device::Cpu))?)?;
+                let normal = read(&stream.draw_rows(n, |rng| rng.normal(&[n], DType::F64, &Device::Cpu))?)?;
                 normal.into_iter().map(|z| 1.0 / (1.0 + (-z).exp())).collect()
             }
             Times::Shifted(f) if f > 0.0 => uniform()?.into_iter().map(|s| s / (s + f * (1.0 - s))).collect(),
@@ -66,7 +66,8 @@ pub fn noised(x1: &Tensor, times: Times, until: f64, share: usize, stream: &Stre
     let (mut dims, x1) = (x1.dims().to_vec(), x1.constant());
     dims[0] = n / share;
     let repeated = Tensor::new((0..n).map(|i| (i / share) as u32).collect::<Vec<_>>(), x1.device())?;
-    let x0 = stream.draw(|rng| rng.normal(&dims, x1.dtype(), x1.device()))?.index_select(&repeated, 0)?;
+    let x0 =
+        stream.draw_rows(n / share, |rng| rng.normal(&dims, x1.dtype(), x1.device()))?.index_select(&repeated, 0)?;
     let t = Tensor::new(times.draw(n / share, until, stream)?, x1.device())?
         .to_dtype(x1.dtype())?
         .index_select(&repeated, 0)?;

@@ -5,7 +5,7 @@ use super::pass::{Passes, Reference, following, mean_per_sample, value};
 use super::steps::{StepWeight, Trained};
 use super::transition::{Normalise, Transition};
 use super::trust::Trust;
-use crate::flow::{AtSteps, Dynamics, Grid, Noise, RolloutOptions, Sde, Trajectory, Velocity, rollout};
+use crate::flow::{AtSteps, Draw, Dynamics, Grid, Noise, RolloutOptions, Sde, Trajectory, Velocity, rollout};
 use crate::guidance::guided;
 use crate::matching::{Rerun, velocity};
 use crate::{Batch, Method, MethodState, Needs, Reduction, Update, rewards};
@@ -123,7 +123,11 @@ impl Grpo {
         let samples = batch.x0.dim(0)?;
         let size = samples / self.minibatches;
         let solver = Arc::new(AtSteps { solver: self.rollout.solver.clone(), steps: noisy });
-        let options = RolloutOptions { solver, noises: true, ..batch.rollout(&self.rollout) };
+        let noise = batch.rng.clone().map(|stream| -> Draw {
+            Arc::new(move |_, x| stream.draw_rows(x.dims()[0], |rng| rng.normal(x.dims(), x.dtype(), x.device())))
+        });
+        let draw = self.rollout.draw.clone().or(noise);
+        let options = RolloutOptions { solver, draw, noises: true, ..self.rollout.clone() };
         let first =
             |i: usize| if self.same_noise { (i / batch.per_prompt * batch.per_prompt) as u32 } else { i as u32 };
         let part = |p: usize| {

@@ -119,6 +119,10 @@ impl Latents {
 
     /// Images, nominally in [0, 1] and not clamped, of normalised latents `[batch, channels, h, w]`.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        if latents.rank() != 4 || latents.dim(1)? != self.channels() {
+            let (channels, dims) = (self.channels(), latents.dims());
+            bail!(Shape, "decode: expected latents [batch, {channels}, height, width], got {dims:?}");
+        }
         let latents = &op::cast(latents, DType::F32)?; // of states in f64 too
         match &self.scaling {
             Scaling::Factor { shift, factor } => self.reconstruct(&((latents / *factor)? + *shift)?),

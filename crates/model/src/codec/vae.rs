@@ -10,6 +10,7 @@ use amscript_tensor::Tensor;
 use amscript_tensor::grad::segment;
 use amscript_tensor::op::{self, attention, conv2d, group_norm, group_norm_silu, upsampled_conv2d};
 use serde::Deserialize;
+use serde_json::Value;
 use std::sync::Arc;
 
 /// `vae/config.json`.
@@ -34,6 +35,13 @@ pub struct AutoencoderConfig {
     /// Side of the images it was made for, in pixels.
     #[serde(default = "sample_size")]
     pub sample_size: usize,
+    #[serde(default)]
+    pub act_fn: Option<String>,
+    /// Statistics of single channels, which are not done.
+    #[serde(default)]
+    pub latents_mean: Option<Value>,
+    #[serde(default)]
+    pub latents_std: Option<Value>,
 }
 
 fn class_name() -> String {
@@ -80,7 +88,24 @@ impl AutoencoderConfig {
             scaling_factor: scaling_factor(),
             shift_factor: None,
             sample_size: sample_size(),
+            act_fn: None,
+            latents_mean: None,
+            latents_std: None,
         })
+    }
+
+    /// Refuses what would change numbers and is not done here.
+    fn check_kind(&self) -> Result<()> {
+        if let Some(act) = self.act_fn.as_deref().filter(|act| !["silu", "swish"].contains(act)) {
+            bail!(Value, "vae: expected act_fn `silu`, got `{act}`");
+        }
+        for (name, given) in [("latents_mean", &self.latents_mean), ("latents_std", &self.latents_std)] {
+            if let Some(given) = given {
+                bail!(Value, "vae: expected no `{name}`, got {given}";
+                    hint: "latents are scaled by `scaling_factor` and `shift_factor`, or by the tensors `bn` of FLUX.2");
+            }
+        }
+        Ok(())
     }
 }
 
@@ -155,6 +180,7 @@ pub struct Autoencoder {
 
 impl Autoencoder {
     pub fn new(config: &AutoencoderConfig, w: &Weights) -> Result<Self> {
+        config.check_kind()?;
         let z = config.latent_channels;
         let sizes = [config.norm_num_groups, config.block_out_channels.len(), config.layers_per_block, z];
         let most = config.block_out_channels.iter().chain(&sizes).max();
@@ -417,5 +443,30 @@ impl Decoder {
             }
         }
         self.last.forward(&self.norm.gated(&x)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_changes_numbers_is_refused() {
+        let checked = |field: &str, value: Value| {
+            let mut config = json!({ "block_out_channels": [8], "layers_per_block": 1, "latent_channels": 4 });
+            config[field] = value;
+            serde_json::from_value::<AutoencoderConfig>(config).unwrap().check_kind()
+        };
+        for (field, value, message) in [
+            ("act_fn", json!("relu"), "vae: expected act_fn `silu`, got `relu`"),
+            ("latents_mean", json!([0.5]), "vae: expected no `latents_mean`, got [0.5]"),
+            ("latents_std", json!([2.0]), "vae: expected no `latents_std`, got [2.0]"),
+        ] {
+            assert_eq!(checked(field, value).unwrap_err().message, message);
+        }
+        for (field, value) in [("act_fn", json!("silu")), ("latents_mean", Value::Null), ("latents_std", Value::Null)] {
+            checked(field, value).unwrap();
+        }
     }
 }

@@ -14,6 +14,11 @@ const NUMBERS: [&str; 7] =
 /// Where a header may give alpha as `lora_alpha` of an object, before all others that have one.
 const CONFIGS: [&str; 5] = ["lora_config", "adapter_config", "peft_config", "config", "training_info"];
 
+const PEFT_CONFIG: &str = "adapter_config.json";
+
+/// What diffusers writes, which reads no config beside it.
+const DIFFUSERS_FILE: &str = "pytorch_lora_weights.safetensors";
+
 /// PEFT's alpha where a config gives none.
 const PEFT_ALPHA: f64 = 8.0;
 
@@ -56,14 +61,10 @@ impl Alphas {
                 return Self::parse(&config, &prefix).map_err(|e| e.within(format!("its header's `{key}`")));
             }
         }
-        let config = path.with_file_name("adapter_config.json");
         let of_peft = path.file_stem().is_some_and(|stem| stem == "adapter_model")
             || archive.entries().keys().any(|name| name.starts_with("base_model."));
-        if of_peft && file::exists(&config) {
-            let bytes = file::read(&config).map_err(|e| Error::new(Kind::File, e.to_string()));
-            let parsed = bytes.and_then(|bytes| Self::parse(&object(&bytes)?, ""));
-            let parsed = parsed.map_err(|e| e.within("adapter_config.json"))?;
-            return Ok(Self { alpha: parsed.alpha.or(Some(PEFT_ALPHA)), ..parsed });
+        if let Some(found) = Self::beside(archive, path, of_peft)? {
+            return Ok(found);
         }
         if !archive.entries().keys().any(|name| name.ends_with(".alpha")) {
             match header.iter().find(|(key, text)| speaks(key, text)) {
@@ -73,6 +74,24 @@ impl Alphas {
             }
         }
         Ok(Self::default())
+    }
+
+    /// From PEFT's config beside the file, where the file is PEFT's or may be by its names.
+    fn beside(archive: &Archive, path: &Path, of_peft: bool) -> Result<Option<Self>> {
+        let config = path.with_file_name(PEFT_CONFIG);
+        let any = |such: &dyn Fn(&str) -> bool| archive.entries().keys().any(|name| such(name));
+        let may_be = any(&|name| name.contains(".lora_A.")) && !any(&|name| name.ends_with(".alpha"));
+        if !(of_peft || may_be) || !file::exists(&config) {
+            return Ok(None);
+        }
+        if !of_peft && path.file_name().is_some_and(|name| name == DIFFUSERS_FILE) {
+            not_understood(archive, &format!("`{PEFT_CONFIG}` beside it is not read, as diffusers does not"));
+            return Ok(None);
+        }
+        let bytes = file::read(&config).map_err(|e| Error::new(Kind::File, e.to_string()));
+        let parsed = bytes.and_then(|bytes| Self::parse(&object(&bytes)?, ""));
+        let parsed = parsed.map_err(|e| e.within(PEFT_CONFIG))?;
+        Ok(Some(Self { alpha: parsed.alpha.or(Some(PEFT_ALPHA)), ..parsed }))
     }
 
     /// From a config's fields, with this prefix or without.
@@ -178,6 +197,28 @@ fn not_understood(archive: &Archive, what: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::weights::Weights;
+    use amscript_tensor::{Device, Tensor};
+
+    #[test]
+    fn the_config_beside_a_file_of_pefts_names_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let scale = |file: &str, names: &[&str]| {
+            let path = folder.path().join(file);
+            let one = Tensor::new(&[1f32], &Device::Cpu).unwrap();
+            let tensors = names.iter().map(|name| (name.to_string(), one.clone())).collect();
+            Weights::from_tensors("F", tensors).save(&path, None).unwrap();
+            Alphas::of(&Archive::open(&path).unwrap(), &path, "transformer").unwrap().scale("m", 2)
+        };
+        let plain = ["transformer.m.lora_A.weight"];
+        assert_eq!(scale("mine.safetensors", &plain), 1.0);
+        std::fs::write(folder.path().join(PEFT_CONFIG), r#"{"r": 2, "lora_alpha": 8}"#).unwrap();
+        assert_eq!(scale("mine.safetensors", &plain), 4.0);
+        assert_eq!(scale(DIFFUSERS_FILE, &plain), 1.0);
+        assert_eq!(scale(DIFFUSERS_FILE, &["base_model.model.m.lora_A.weight"]), 4.0);
+        assert_eq!(scale("mine.safetensors", &["m.lora_A.weight", "m.alpha"]), 1.0);
+        assert_eq!(scale("mine.safetensors", &["m.lora_down.weight"]), 1.0);
+    }
 
     #[test]
     fn what_speaks_of_alpha_is_told() {

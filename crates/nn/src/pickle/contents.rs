@@ -8,6 +8,12 @@ use std::collections::{BTreeMap, HashSet};
 /// Usual names of state dicts, the one that is taken first in front; those of averages over a training (EMA) come before them.
 const NAMES: [&str; 5] = ["shadow", "state_dict", "model", "model_state_dict", "module"];
 
+/// Words in the names of averages; numbers behind them count.
+const AVERAGES: [&str; 4] = ["ema", "avg", "averaged", "swa"];
+
+/// Words in the names of other averages: an optimizer's, a log's.
+const NOT_WEIGHTS: [&str; 3] = ["exp", "running", "loss"];
+
 /// Dicts in dicts that are looked into.
 const DEPTH: usize = 2;
 
@@ -22,21 +28,29 @@ const FEW: usize = 8;
 
 type Items = [(Id, Id)];
 
-/// The state dict: the averages' (EMA), else that of a usual name, else the dict itself, else the only one in it. Beside it the name of
-/// averages that are there and cannot be read, as their tensors have no names.
-pub fn state_dict<'p>(pickle: &'p Pickle) -> Result<(&'p Items, Option<&'p str>)> {
+/// The state dict: the averages' (EMA), else that of a usual name, else the dict itself, else the only one in it. Beside it
+/// what is to be told of averages: which of several are taken, or that those there have tensors without names.
+pub fn state_dict<'p>(pickle: &'p Pickle) -> Result<(&'p Items, Option<String>)> {
     let Some(items) = pickle.dict(pickle.top) else {
         bail!(File, "expected a state dict, got another object");
     };
     let mut search = Search { pickle, seen: HashSet::new() };
     let averages: Vec<_> = named(pickle, items).filter(|(name, _)| is_average(name)).take(FEW).collect();
-    if let Some(found) = averages.iter().find_map(|(_, value)| search.below(*value, DEPTH)) {
-        return Ok((found, None));
+    let dicts = averages.iter().filter_map(|(name, value)| Some((short(name), search.below(*value, DEPTH)?)));
+    let dicts: Vec<_> = dicts.collect();
+    if let [(first, found), others @ ..] = &dicts[..] {
+        let others = others.iter().map(|(name, _)| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+        let told = format!("of its averages (EMA), `{first}` is read, not {others}");
+        return Ok((found, (!others.is_empty()).then_some(told)));
     }
-    let unread = averages.iter().find(|(_, value)| nameless(pickle, *value)).map(|(name, _)| *name);
     let found = search.within(items, DEPTH);
     if let [found] = found[..] {
-        return Ok((found, unread));
+        // tensors of the state dict itself are read, and below a prefix they have names
+        let is_read =
+            |name: &str, value| is_tensor(pickle, value) && (std::ptr::eq(found, items) || name.contains('.'));
+        let unread = averages.iter().find(|(name, value)| !is_read(name, *value) && nameless(pickle, *value));
+        let told = |name| format!("its averages `{name}` (EMA) have no names and are not read; its plain weights are");
+        return Ok((found, unread.map(|(name, _)| told(short(name)))));
     }
     let keys: Vec<_> = named(pickle, items).map(|(name, _)| format!("`{}`", short(name))).take(FEW).collect();
     let keys = if keys.is_empty() { "none".into() } else { keys.join(", ") };
@@ -120,7 +134,9 @@ fn named<'p>(pickle: &'p Pickle, items: &'p Items) -> impl Iterator<Item = (&'p 
 }
 
 fn is_average(name: &str) -> bool {
-    name.split(['_', '.', '-']).any(|word| word.eq_ignore_ascii_case("ema"))
+    let words = || name.split(['_', '.', '-']).map(|word| word.trim_end_matches(|c: char| c.is_ascii_digit()));
+    let is_one_of = |list: &[&str]| words().any(|word| list.iter().any(|one| word.eq_ignore_ascii_case(one)));
+    is_one_of(&AVERAGES) && !is_one_of(&NOT_WEIGHTS)
 }
 
 fn is_tensor(pickle: &Pickle, value: Id) -> bool {

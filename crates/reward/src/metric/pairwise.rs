@@ -2,6 +2,7 @@
 
 use amscript_base::progress::Progress;
 use amscript_base::{bail, error::Result, memory};
+use amscript_tensor::array::norm;
 use amscript_tensor::{D, DType, Tensor};
 
 /// A distance between images, as a preparation done once per image and a distance between prepared rows.
@@ -33,7 +34,8 @@ impl Distance for Pixels {
     }
 
     fn between(&self, a: &[Tensor], b: &[Tensor]) -> Result<Tensor> {
-        (&a[0] - &b[0])?.sqr()?.mean(D::Minus1)?.sqrt()
+        let difference = (&a[0] - &b[0])?;
+        norm(&difference, &[1])? * (1.0 / (difference.dim(1)? as f64).sqrt())
     }
 }
 

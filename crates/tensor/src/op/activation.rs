@@ -121,14 +121,14 @@ pointwise!(
     sigmoid,
     Sigmoid,
     |x| logistic(x),
-    logistic(x) * (T::one() - logistic(x)),
+    logistic(x) * logistic(-x), // `1 - logistic(x)` has no digits left where x is large
     composed | x | (x.neg()?.exp()? + 1.0)?.recip()
 );
 pointwise!(
     "`max(x, 0)`; the slope at 0 is 0.",
     relu,
     Relu,
-    |x| Float::max(x, T::zero()),
+    |x| if x < T::zero() { T::zero() } else { x }, // NaN stays
     if x > T::zero() { T::one() } else { T::zero() },
     composed | x | x * x.detach()?.gt(0.0)?.to_dtype(x.dtype())?
 );

@@ -1,7 +1,7 @@
 //! Ops whose kernels are candle's own operations: what they give, what the backward reads, and the backward.
 
 use super::call::{Backend, Inputs, Keeps, Kept, Kernels, Op, apply};
-use crate::{Array, DType, Tensor};
+use crate::{Array, DType, Tensor, raw};
 use amscript_base::error::Result;
 use candle_core::{Result as Candle, Shape};
 
@@ -114,11 +114,10 @@ pub(crate) fn sum_to(x: &Array, dims: &[usize]) -> Candle<Array> {
         return Ok(x.clone());
     }
     let missing = x.rank() - dims.len();
-    let mut sum = x.clone();
-    for dim in 0..x.rank() {
-        if dim < missing || dims[dim - missing] != x.dim(dim)? {
-            sum = sum.sum_keepdim(dim)?;
-        }
+    let repeated = (0..x.rank()).filter(|&dim| dim < missing || dims[dim - missing] != x.dims()[dim]);
+    let mut sum = if raw::is_half(x.dtype()) { x.to_dtype(DType::F32)? } else { x.clone() };
+    for dim in repeated {
+        sum = raw::sum(&sum, Some(&[dim]), 1.0)?;
     }
-    sum.reshape(dims)
+    sum.to_dtype(x.dtype())?.reshape(dims)
 }

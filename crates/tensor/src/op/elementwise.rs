@@ -92,6 +92,9 @@ impl Tensor {
         let (kind, keeps) = ((self.shape().clone(), self.dtype()), Keeps::inputs([true]));
         let forward = move |x: &Array| x.powf(exponent);
         unary("powf", self, kind, keeps, forward, move |kept, g| {
+            if exponent == 0.0 {
+                return g.zeros_like(); // 0 times infinity at 0
+            }
             g * raw::affine(&read(kept.inputs[0])?.powf(exponent - 1.0)?, exponent, 0.0)?
         })
     }
@@ -109,6 +112,11 @@ impl Tensor {
     /// `x^y`, broadcast, for `x` above zero.
     pub fn broadcast_pow(&self, y: &Tensor) -> Result<Tensor> {
         y.broadcast_mul(&self.log()?)?.exp()
+    }
+
+    /// Integers as f32; what is floating is as it is.
+    pub fn floating(&self) -> Result<Tensor> {
+        if self.dtype().is_int() { self.to_dtype(DType::F32) } else { Ok(self.clone()) }
     }
 
     /// The same numbers in another type; the gradient comes back in this one. Integers have no gradient.
@@ -200,7 +208,7 @@ arithmetic! {
         |kept, g| g.broadcast_mul(read(kept.inputs[1])?), g.broadcast_mul(read(kept.inputs[0])?);
     "`x / y`" div broadcast_div |a, b| a / b, |_, b| [b, true],
         |kept, g| g.broadcast_div(read(kept.inputs[1])?),
-        (g.broadcast_mul(read(kept.inputs[0])?)?.broadcast_div(&read(kept.inputs[1])?.sqr()?))?.neg();
+        g.broadcast_mul(&read(kept.inputs[0])?.broadcast_div(read(kept.inputs[1])?)?)?.broadcast_div(read(kept.inputs[1])?)?.neg();
 }
 
 /// `a x + b y` of one shape, in one pass.

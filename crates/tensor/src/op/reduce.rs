@@ -39,10 +39,11 @@ impl Tensor {
         self.sum_keepdim(dims.as_slice())?.without(&dims)
     }
 
+    /// The mean over `dims`, which stay as 1; that of integers is f32.
     pub fn mean_keepdim<D: Dims>(&self, dims: D) -> Result<Tensor> {
         let dims = dims.to_indexes(self.shape(), "mean")?;
         let count: usize = dims.iter().map(|dim| self.dims()[*dim]).product();
-        self.total(Some(dims), 1.0 / count as f64)
+        self.floating()?.total(Some(dims), 1.0 / count as f64)
     }
 
     pub fn mean<D: Dims>(&self, dims: D) -> Result<Tensor> {
@@ -62,7 +63,7 @@ impl Tensor {
     }
 
     pub fn mean_all(&self) -> Result<Tensor> {
-        self.total(None, 1.0 / self.elem_count() as f64)
+        self.floating()?.total(None, 1.0 / self.elem_count() as f64)
     }
 
     /// The largest number over `dim`, which stays as 1; equal ones share the gradient.
@@ -109,7 +110,7 @@ impl Tensor {
         let (kind, keeps) = ((kept_shape(self, &[dim]), self.dtype()), Keeps { output: true, ..Keeps::inputs([true]) });
         let share = move |kept: Kept<1, ()>, g: &Array| {
             let tops = read(kept.inputs[0])?.broadcast_eq(read(kept.output)?)?.to_dtype(g.dtype())?;
-            tops.broadcast_mul(&(g / tops.sum_keepdim(dim)?)?)
+            tops.broadcast_mul(&(g / raw::sum(&tops, Some(&[dim]), 1.0)?)?)
         };
         unary(name, self, kind, keeps, move |x| crate::raw::extremes(x, dim, f), share)
     }
@@ -130,38 +131,32 @@ impl Tensor {
     pub fn cumsum<D: Dim>(&self, dim: D) -> Result<Tensor> {
         let dim = dim.to_index(self.shape(), "cumsum")?;
         let kind = (self.shape().clone(), self.dtype());
-        unary(
-            "cumsum",
-            self,
-            kind,
-            Keeps::NOTHING,
-            move |x| running(x, dim),
-            move |_, g| {
-                // from each entry on: all less those before, the entry itself included
-                (g.sum_keepdim(dim)?.broadcast_sub(&running(g, dim)?))? + g
-            },
-        )
+        unary("cumsum", self, kind, Keeps::NOTHING, move |x| running(x, dim, false), move |_, g| running(g, dim, true))
     }
 
     /// The unbiased variance over `dim`.
     pub fn var<D: Dim>(&self, dim: D) -> Result<Tensor> {
         let dim = dim.to_index(self.shape(), "var")?;
-        let n = self.dims()[dim];
+        let (x, n) = (self.floating()?, self.dims()[dim]);
         if n < 2 {
             bail!(Shape, "var: expected at least two values over dimension {dim}, got shape {:?}", self.dims());
         }
-        let squares = self.broadcast_sub(&self.mean_keepdim(dim)?)?.sqr()?;
+        let squares = x.broadcast_sub(&x.mean_keepdim(dim)?)?.sqr()?;
         squares.sum(dim)? * (1.0 / (n - 1) as f64)
     }
 }
 
-/// Sums up to and with each entry of `dim`: of 2, of 4, and so on. candle's own multiplies by a square of the dimension's size.
-fn running(x: &Array, dim: usize) -> Candle<Array> {
+/// Sums up to and with each entry of `dim`, or from each on: of 2, of 4, and so on. candle's own multiplies by a square of the dimension's
+/// size.
+fn running(x: &Array, dim: usize, back: bool) -> Candle<Array> {
     let (n, mut step) = (if x.elem_count() == 0 { 0 } else { x.dim(dim)? }, 1);
     let mut sums = if raw::is_half(x.dtype()) { x.to_dtype(DType::F32)? } else { x.force_contiguous()? };
     while step < n {
-        let before = sums.narrow(dim, 0, n - step)?.pad_with_zeros(dim, step, 0)?;
-        sums = (sums + before)?;
+        let next = match back {
+            false => sums.narrow(dim, 0, n - step)?.pad_with_zeros(dim, step, 0)?,
+            true => sums.narrow(dim, step, n - step)?.pad_with_zeros(dim, 0, step)?,
+        };
+        sums = (sums + next)?;
         step *= 2;
     }
     sums.to_dtype(x.dtype())

@@ -11,7 +11,7 @@ enum { SIGMOID, RELU, SILU, SOFTPLUS, QUICK_GELU, GELU_ERF, GELU_TANH };
 __device__ inline float value_of(int kind, float x) {
     switch (kind) {
     case SIGMOID: return logistic(x);
-    case RELU: return fmaxf(x, 0.0f);
+    case RELU: return x < 0.0f ? 0.0f : x;
     case SILU: return x * logistic(x);
     case SOFTPLUS: return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x)));
     case QUICK_GELU: return x * logistic(1.702f * x);
@@ -23,7 +23,7 @@ __device__ inline float value_of(int kind, float x) {
 __device__ inline float slope_of(int kind, float x) {
     float s;
     switch (kind) {
-    case SIGMOID: s = logistic(x); return s * (1.0f - s);
+    case SIGMOID: return logistic(x) * logistic(-x);
     case RELU: return x > 0.0f ? 1.0f : 0.0f;
     case SILU: s = logistic(x); return s * (1.0f + x * (1.0f - s));
     case SOFTPLUS: return logistic(x);
