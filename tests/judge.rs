@@ -147,7 +147,8 @@ fn scores_have_no_gradient() {
 
 #[test]
 fn a_judge_may_be_asked_by_its_own_question() {
-    let own = "let j = (); let ask = |p, i| { if p[0] == \"a\" { (j * 1.0).score(zeros([1, 3, 2, 2]), [\"b\"]); } #{} };
+    let own =
+        "let j = (); let ask = |p, i| { if p[0] == \"a\" { (j * 1.0).score(zeros([1, 3, 2, 2]), [\"b\"]); } #{} };
         j = judge([\"sh\", \"-c\", \"while read q; do echo [1]; done\"], #{ ask: ask });
         (j * 1.0).score(zeros([1, 3, 2, 2]), [\"a\"]).item()";
     assert_eq!(said(own).unwrap(), "1.0");
