@@ -27,7 +27,7 @@ const STACK: usize = 1 << 30;
 const SMALL_STACK: usize = 64 << 20;
 
 /// Operations of a script without a call of a native, some seconds, before it is taken for one that goes round for ever.
-const MAX_ALONE: usize = 20_000_000;
+const MAX_ALONE: usize = 10_000_000;
 
 /// Bytes that a script's files may take, beside ten times what it has read.
 pub const MAX_DISK: u64 = 1 << 30;
