@@ -267,11 +267,14 @@ fn recipes_are_listed_printed_and_run_without_the_repository() {
     for words in ["Aligns a FLUX.2 model by", "truncate", "`last(K)`", "held_out", "prompts that training never sees"] {
         assert!(settings.contains(words), "{words}: {settings}");
     }
-    for (pair, wanted) in [
-        ("rate=true", "`rate` must be a value such as cosine(0.002), got true"),
-        ("order_of=2", "unknown setting `order_of`"),
+    for (recipe, pair, wanted) in [
+        ("flux_ode_am", "rate=true", "`rate` must be a value such as cosine(0.002), got true"),
+        ("flux_ode_am", "order_of=2", "unknown setting `order_of`"),
+        ("tables/noise", "seeds=[0, 0]", "seeds must be different whole numbers from 0 on, such as [0, 1], got [0, 0]"),
+        ("tables/noise", "seeds=[]", "seeds must be different whole numbers"),
+        ("tables/noise", "seed=5", "a table takes seeds=[5], got seed = 5"),
     ] {
-        let refused = text(&amscript(folder.path(), &["flux_ode_am", "--set", pair]).stderr);
+        let refused = text(&amscript(folder.path(), &[recipe, "--set", pair]).stderr);
         assert!(refused.contains(wanted), "{refused}");
     }
     let few = ["evaluate", "--set", "test_prompts=1", "--set", "runs=[\"none\"]"];

@@ -53,12 +53,14 @@ fn a_drift_is_told_and_may_end_the_run() {
     let folder = tempfile::tempdir().unwrap();
     let script = folder.path().join("bright.rhai");
     std::fs::write(&script, BRIGHT).unwrap();
-    let steps = |out: &str, set: &[&str]| {
-        let out = folder.path().join(out);
-        let printed = run(script.to_str().unwrap(), &out, set);
-        assert!(printed.contains("drift at step") && printed.contains("dark"), "{printed}");
-        let log = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    let last_step = |out: &str| {
+        let log = std::fs::read_to_string(folder.path().join(out).join("metrics.jsonl")).unwrap();
         serde_json::from_str::<serde_json::Value>(log.lines().last().unwrap()).unwrap()["step"].as_u64().unwrap()
+    };
+    let steps = |out: &str, set: &[&str]| {
+        let printed = run(script.to_str().unwrap(), &folder.path().join(out), set);
+        assert!(printed.contains("drift at step") && printed.contains("dark"), "{printed}");
+        last_step(out)
     };
     assert_eq!(steps("on", &[]), 12);
     let last = steps("stopped", &["stop_on_drift=true"]);
@@ -70,6 +72,11 @@ fn a_drift_is_told_and_may_end_the_run() {
         again.contains(&format!("resuming after step {last}")) && !again.contains(&format!("step {}", last + 1)),
         "{again}"
     );
+    // and no longer where that is given up
+    let mut on = std::process::Command::new(env!("CARGO_BIN_EXE_amscript"));
+    on.arg("run").arg(&script).args(["--set", "stop_on_drift=false", "--resume-anyway", "--out"]);
+    assert!(on.arg(folder.path().join("stopped")).output().unwrap().status.success());
+    assert_eq!(last_step("stopped"), 12);
 }
 
 #[test]

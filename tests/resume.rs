@@ -341,6 +341,25 @@ fn a_finished_run_becomes_longer_by_its_length_alone() {
 }
 
 #[test]
+fn a_longer_run_does_not_keep_the_result_of_the_shorter() {
+    let desk = Desk::new(
+        "let s = settings(#{ steps: 2, pause: 0 });
+        let run = start_run(#{ steps: s.steps });
+        run.restore();
+        for i in run.steps(s.steps) { run.checkpoint(|| #{}, #{ every: 1 }); }
+        if run.result() != () { print(\"done before\"); exit(); }
+        print(\"evaluates\");
+        sleep(s.pause);
+        run.finish([#{ name: \"end\", steps: s.steps }], #{ columns: [\"steps\"] });",
+    );
+    assert!(desk.good("o", &[]).contains("evaluates") && desk.good("o", &[]).contains("done before"));
+    desk.killed_at("o", &["--set", "steps=4", "--set", "pause=20"], "evaluates");
+    let longer = ["--set", "steps=4"];
+    assert!(desk.good("o", &longer).contains("evaluates"), "its own result, not that of 2 steps");
+    assert!(desk.good("o", &longer).contains("done before"));
+}
+
+#[test]
 fn other_threads_are_told_also_of_a_run_that_becomes_longer_or_differs() {
     let desk = Desk::new(COUNTING);
     let said = |threads: &str, arguments: &[&str]| {

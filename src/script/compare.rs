@@ -7,11 +7,10 @@ use rhai::FuncRegistration;
 /// Refuses them.
 pub(super) fn register(module: &mut Module) {
     let numbers = [TypeId::of::<i64>(), TypeId::of::<f64>(), TypeId::of::<Tensor>()];
-    let unit = TypeId::of::<()>();
-    let others =
-        [unit, TypeId::of::<bool>(), TypeId::of::<ImmutableString>(), TypeId::of::<Array>(), TypeId::of::<Map>()];
-    let all = || numbers.iter().chain(&others).copied();
-    let ordered = |a, b| (numbers.contains(&a) && numbers.contains(&b)) || (a == b && a != unit);
+    let own = [TypeId::of::<bool>(), TypeId::of::<ImmutableString>()]; // ordered among themselves
+    let none = [TypeId::of::<()>(), TypeId::of::<Array>(), TypeId::of::<Map>()];
+    let all = || numbers.iter().chain(&own).chain(&none).copied();
+    let ordered = |a, b| (numbers.contains(&a) && numbers.contains(&b)) || (a == b && own.contains(&a));
     let pairs = all().flat_map(|a| all().map(move |b| [a, b])).filter(|[a, b]| !ordered(*a, *b));
     for pair in pairs {
         for symbol in ["<", "<=", ">", ">="] {
@@ -61,6 +60,7 @@ mod tests {
             ("\"3\" >= 2", "got \"3\" and 2"),
             ("tensor([1.0]) <= \"a\"", "and \"a\""),
             ("[1] > 0", "got [1] and 0"),
+            ("[1] < [2]", "got [1] and [2]"),
             ("#{} > 0.0", "and 0"),
         ] {
             let error = run(text).unwrap_err();

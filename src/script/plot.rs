@@ -148,7 +148,7 @@ pub mod plot {
     }
 
     /// Lines: of an array or a tensor, or one for each entry of a map; an entry may be a map of its own `x` and `y`, and of the `error` of
-    /// each y, drawn as a bar.
+    /// each y, which pictures show as a bar.
     ///
     /// ```rhai
     /// plot([1, 3, 2])                                                //=> plot of 1 line, 640 x 400

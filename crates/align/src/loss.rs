@@ -135,8 +135,7 @@ pub fn fenchel_young_matching(
             let conjugate = Tensor::new(conjugate, x.device())?.to_dtype(x.dtype())?;
             // The root has no gradient at 0, where the control is at first.
             let size = (sum_per_sample(&u.sqr()?)? + 1e-24)?.sqrt()?;
-            let none = regularizer.value(&size.zeros_like()?)?;
-            let gap = (((regularizer.value(&size)? - none)? + conjugate)? + sum_per_sample(&(u * a)?)?)?;
+            let gap = ((regularizer.value(&size)? + conjugate)? + sum_per_sample(&(u * a)?)?)?;
             gap * (2.0 * unit * unit)
         })
     })

@@ -306,7 +306,7 @@ pub fn control_mass(adjoint: &Adjoint, regularizer: &Regularizer, norm: Norm) ->
 }
 
 /// What control at each step adds to the objective that can be attained, to first order in the reward scale: `h_k` times the mean of
-/// `f*(sigma |a_k|)` over the batch, with the penalty's conjugate `f*`; up to a factor that all steps share.
+/// `f*(sigma |a_k|) + f(0)` over the batch, with the penalty's conjugate `f*`; up to a factor that all steps share.
 pub fn objective_mass(adjoint: &Adjoint, regularizer: &Regularizer, norm: Norm) -> Result<Vec<f64>> {
     let size = |(a, step): (&Tensor, &crate::flow::Dynamics)| {
         let a = (a.constant().to_dtype(DType::F64)? * step.sigma())?;
@@ -317,7 +317,7 @@ pub fn objective_mass(adjoint: &Adjoint, regularizer: &Regularizer, norm: Norm) 
         }
     };
     let sizes = adjoint.values.iter().zip(&adjoint.dynamics).map(size).collect::<Result<Vec<_>>>()?;
-    let values = regularizer.conjugate(&read(&Tensor::cat(&sizes, 0)?)?)?;
+    let values = regularizer.gain(&read(&Tensor::cat(&sizes, 0)?)?)?;
     let steps = values.chunks(values.len() / sizes.len()).zip(&adjoint.dynamics);
     Ok(steps.map(|(of_step, step)| step.h * of_step.iter().sum::<f64>() / of_step.len() as f64).collect())
 }

@@ -64,12 +64,20 @@ impl Regularizer {
         }
     }
 
-    /// `max_r (r y - f(r)) + f(0)` of each number: the convex conjugate of what a control costs beyond none, 0 at 0.
+    /// `max_r (r y - f(r))` of each number: the convex conjugate.
     pub fn conjugate(&self, slopes: &[f64]) -> Result<Vec<f64>> {
         let sizes = self.sizes(slopes)?;
-        let costs = |r: &[f64]| self.value(&Tensor::new(r, &Device::Cpu)?)?.constant().to_vec1::<f64>();
-        let none = costs(&[0.0])?[0];
-        Ok(slopes.iter().zip(&sizes).zip(costs(&sizes)?).map(|((y, r), f)| y * r - f + none).collect())
+        Ok(slopes.iter().zip(&sizes).zip(self.costs(&sizes)?).map(|((y, r), f)| y * r - f).collect())
+    }
+
+    /// What control gains beyond none: the conjugate `+ f(0)`, 0 at 0.
+    pub fn gain(&self, slopes: &[f64]) -> Result<Vec<f64>> {
+        let none = self.costs(&[0.0])?[0];
+        Ok(self.conjugate(slopes)?.into_iter().map(|gain| gain + none).collect())
+    }
+
+    fn costs(&self, sizes: &[f64]) -> Result<Vec<f64>> {
+        self.value(&Tensor::new(sizes, &Device::Cpu)?)?.constant().to_vec1::<f64>()
     }
 
     /// [`controls`](Self::controls) with another size of the control.
@@ -292,10 +300,12 @@ mod tests {
     fn a_constant_does_not_change_what_control_gains() {
         // f = cosh r: f* = y asinh y - sqrt(1 + y^2), from -1 on.
         let ys = [0.0f64, 0.1, 0.5, 1.0];
-        let found = penalty(|r| (r.exp()? + r.neg()?.exp()?)? * 0.5).conjugate(&ys).unwrap();
-        let exact = ys.map(|y| y * y.asinh() - (1.0 + y * y).sqrt() + 1.0);
-        assert!(found.iter().zip(exact).all(|(a, b)| (a - b).abs() < 1e-11), "{found:?} {exact:?}");
-        let power = Regularizer::power(4.0).unwrap().conjugate(&ys).unwrap();
+        let cosh = penalty(|r| (r.exp()? + r.neg()?.exp()?)? * 0.5);
+        let exact = ys.map(|y| y * y.asinh() - (1.0 + y * y).sqrt());
+        for (found, none) in [(cosh.conjugate(&ys).unwrap(), 0.0), (cosh.gain(&ys).unwrap(), 1.0)] {
+            assert!(found.iter().zip(exact).all(|(a, b)| (a - b - none).abs() < 1e-11), "{found:?} {exact:?}");
+        }
+        let power = Regularizer::power(4.0).unwrap().gain(&ys).unwrap();
         assert!(power.iter().zip(ys).all(|(a, y)| (a - y.powf(4.0 / 3.0) * 0.75).abs() < 1e-12), "{power:?}");
     }
 

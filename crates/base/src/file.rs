@@ -317,17 +317,31 @@ pub fn remove_folder(folder: &Path, names: &[&str]) -> Result<bool> {
     }
     ask()?;
     remove_drafts(folder);
-    for path in names.iter().map(|name| folder.join(name)) {
-        let before = size(&path).ok();
-        if remove_file(&path).is_ok() {
-            replaced(taken(before), 0);
-        }
+    for name in names {
+        counted_out(&folder.join(name)).ok();
     }
     match at(folder, WRITE, |p| fs::remove_dir(p), |d, p| d.remove_dir(p)) {
         Ok(()) => Ok(true),
         Err(_) if !entries(folder)?.is_empty() => Ok(false),
         Err(e) => Err(e),
     }
+}
+
+/// Removes a file, where it is there.
+pub fn remove(path: &Path) -> Result<()> {
+    ask()?;
+    match counted_out(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a file, and what is counted of it.
+fn counted_out(path: &Path) -> Result<()> {
+    let before = size(path).ok();
+    remove_file(path)?;
+    replaced(taken(before), 0);
+    Ok(())
 }
 
 fn remove_file(path: &Path) -> Result<()> {

@@ -118,8 +118,8 @@ pub fn claim(folder: &Path, record: Value, inner: bool, anyway: bool) -> Result<
 
 /// Removes the result of a run that goes on as another one: it would be taken for the other's, were that ended before its own is written.
 pub fn forget_result(folder: &Path) -> Result<()> {
-    let removed = file::remove_folder(folder, &["result.json"]); // of a folder that holds more, and stays
-    removed.map(drop).map_err(|e| file_error(folder, "write in", &e))
+    let path = folder.join("result.json");
+    file::remove(&path).map_err(|e| file_error(&path, "remove", &e))
 }
 
 /// What `run.json` holds. None of a new folder; nor, `anyway`, where it is gone or cannot be read.
